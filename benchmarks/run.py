@@ -1,0 +1,79 @@
+"""`python -m benchmarks.run --suite cpu [--quick] [--out FILE]`: every case in turn, each in its own process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import report, workload
+
+SUITES = ("cpu",)
+Result = dict[str, Any]
+console = Console(stderr=True)
+
+
+def main() -> int:
+    """0 when every case gave a result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", choices=SUITES, default="cpu")
+    parser.add_argument("--quick", action="store_true", help="the shortest length and fewer calls")
+    parser.add_argument("--out", type=Path, help="JSON; the table goes beside it as Markdown")
+    parser.add_argument("--only", nargs="+", help="contenders to run")
+    options = parser.parse_args()
+    work = workload.read(options.suite, options.quick)
+    results: list[Result] = []
+    failed: list[Result] = []
+    for case in cases(work, options.only):
+        console.print("[dim]" + " ".join(map(str, case)))
+        found = run(case, options.suite, options.quick, work.timeout)
+        (failed if "failure" in found else results).append(found)
+    if results:
+        report.print_table(results, work)
+    for case_failed in failed:
+        console.print(f"[red]failed:[/] {case_failed}", markup=True, highlight=False)
+    if options.out and results:
+        report.write(options.out, results, failed, work)
+    return 1 if failed or not results else 0
+
+
+def cases(work: workload.Workload, only: list[str] | None) -> Iterator[tuple[str, str, int]]:
+    """(contender, task, tokens), the contenders of a task and length next to each other."""
+    chosen = {name: tasks for name, tasks in work.tasks.items() if not only or name in only}
+    for task in ("forward", "train"):
+        for tokens in work.tokens:
+            yield from ((name, task, tokens) for name, tasks in chosen.items() if task in tasks)
+    yield from ((name, "ready", work.tokens[0]) for name, tasks in chosen.items() if "ready" in tasks)
+    yield from ((name, "plan", work.plan_tokens) for name, tasks in chosen.items() if "plan" in tasks)
+
+
+def run(case: tuple[str, str, int], suite: str, quick: bool, timeout: float) -> Result:
+    """The case's line of JSON, or what went wrong under `failure`."""
+    contender, task, tokens = case
+    command = [sys.executable, "-m", "benchmarks.cases", contender, task, str(tokens), "--suite", suite]
+    command += ["--quick"] * quick
+    failure: Result = {"contender": contender, "task": task, "tokens": tokens}
+    try:
+        with TemporaryDirectory() as cold:  # every case compiles anew, so that first calls are comparable
+            caches = {"TORCHINDUCTOR_CACHE_DIR": f"{cold}/inductor", "XDG_CACHE_HOME": f"{cold}/cache"}
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout, check=False, env=os.environ | caches
+            )
+    except subprocess.TimeoutExpired:
+        return failure | {"failure": f"longer than {timeout:.0f} s"}
+    if done.returncode:
+        return failure | {"failure": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+    result: Result = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

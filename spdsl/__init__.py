@@ -1,0 +1,22 @@
+"""spdsl: a compiler for sparse attention.
+
+>>> import spdsl
+>>> m = spdsl.load("patterns/streaming_llm.spat", window=512)  # doctest: +SKIP
+>>> out = m.attention(q, k, v)                                  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from spdsl.diagnostics import Diagnostic, SpatError
+
+__version__ = "0.1.0"
+__all__ = ["Diagnostic", "SpatError", "__version__", "check", "compile", "load"]
+
+
+def __getattr__(name: str) -> object:
+    """`compile`, `check` and `load` come from `spdsl.compiler`, which imports sympy only when first used."""
+    if name in {"compile", "check", "load"}:
+        from spdsl import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'spdsl' has no attribute {name!r}")

@@ -1,0 +1,100 @@
+"""The Python interface: compile a pattern, check a file, load the module of a pattern."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from platformdirs import user_cache_path
+
+from spdsl import compiler
+from spdsl.diagnostics import Diagnostic, Source
+from spdsl.syntax.read import read
+
+Number = int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A compiled pattern. `text` is the module's source; `load()` imports it from the private cache."""
+
+    name: str
+    text: str
+    digest: str
+    diagnostics: tuple[Diagnostic, ...]
+
+    def load(self) -> ModuleType:
+        """The imported module; a module of one digest is imported once per process."""
+        name = f"spdsl_{self.name}_{self.digest}"
+        if name not in sys.modules:
+            path = _cached(name, self.text)
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
+        return sys.modules[name]
+
+
+def source_of(path_or_text: str | os.PathLike[str]) -> Source:
+    """A file's source; a string with a `{` is a pattern's text."""
+    if isinstance(path_or_text, str) and "{" in path_or_text:
+        return Source(path_or_text)
+    return read(Path(path_or_text))
+
+
+def compile(path_or_text: str | os.PathLike[str], /, pattern: str | None = None, **params: Number) -> Module:
+    """Compiles a pattern; keyword arguments override its `param`s. Raises SpatError with all findings."""
+    made = compiler.compile(source_of(path_or_text), pattern, compiler.as_params(params))
+    return Module(made.name, made.text, made.digest, made.diagnostics)
+
+
+def load(path_or_text: str | os.PathLike[str], /, pattern: str | None = None, **params: Number) -> ModuleType:
+    """Compiles a pattern and imports its module."""
+    return compile(path_or_text, pattern, **params).load()
+
+
+def check(path_or_text: str | os.PathLike[str], /, **params: Number) -> list[Diagnostic]:
+    """Everything there is to say about a file or text; no exception for what is wrong with it."""
+    return compiler.check(source_of(path_or_text), compiler.as_params(params))
+
+
+def cache_folder() -> Path:
+    """The folder of loaded modules, private to the user: whoever can write there can run code as that user.
+
+    `SPDSL_CACHE_DIR` chooses another one. Raises PermissionError if the folder is somebody else's.
+    """
+    folder = Path(os.environ.get("SPDSL_CACHE_DIR") or user_cache_path("spdsl"))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.name == "posix":
+        state = folder.lstat()
+        if state.st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user; set SPDSL_CACHE_DIR to a private folder")
+        if state.st_mode & 0o077:
+            folder.chmod(0o700)
+    return folder
+
+
+def _cached(name: str, text: str) -> Path:
+    """The file of a module, written whole or not at all; a file with other contents is replaced."""
+    path = cache_folder() / f"{name}.py"
+    if path.is_file() and not path.is_symlink() and path.read_text(encoding="utf-8") == text:
+        return path
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    return path

@@ -1,0 +1,106 @@
+"""What the commands share: files, parameters, printed diagnostics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spdsl.diagnostics import Diagnostic, Source, SpatError
+
+Definitions = tuple[tuple[str, Fraction], ...]
+
+
+class Failed(click.ClickException):
+    """The command cannot be carried out; not the source's fault."""
+
+    exit_code = 2
+
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[tuple[str, Fraction]]
+else:
+    _ParamType = click.ParamType  # no generic class before click 8.4
+
+
+class _Parameter(_ParamType):
+    """`name=value`, the value a decimal number."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Fraction]:
+        from spdsl.syntax.numbers import read_number
+
+        name, equals, number = str(value).partition("=")
+        if not equals or not name.strip().isidentifier():
+            self.fail(f"`{value}` is not of the form name=value", param, ctx)
+        try:
+            return name.strip(), read_number(number.strip())
+        except ValueError as reason:
+            self.fail(f"`{value}`: {reason}", param, ctx)
+
+
+source_file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
+pattern_option = click.option("-p", "--pattern", metavar="NAME", help="Only this pattern of the file.")
+parameter_option = click.option(
+    "-D", "--define", "definitions", type=_Parameter(), multiple=True, help="Overrides a `param` of the pattern."
+)
+
+
+def parameters(definitions: Definitions) -> dict[str, Fraction]:
+    """The overrides as a table; one given twice is a usage error."""
+    table = dict(definitions)
+    if len(table) < len(definitions):
+        raise click.UsageError("a parameter is defined twice")
+    return table
+
+
+def read_source(path: str) -> Source:
+    from spdsl.syntax.read import read
+
+    try:
+        return read(path)
+    except OSError as error:
+        raise Failed(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def pattern_names(source: Source, wanted: str | None) -> list[str]:
+    """The patterns to work on. Raises SpatError if the file does not parse."""
+    from spdsl.diagnostics import Report
+    from spdsl.syntax.parse import parse
+
+    report = Report(source)
+    names = [pattern.name.text for pattern in parse(source, report).patterns]
+    report.check()
+    if wanted is None:
+        return names
+    if wanted not in names:
+        raise click.UsageError(f"{source.path} holds no pattern `{wanted}`; it holds {', '.join(names)}")
+    return [wanted]
+
+
+def print_diagnostics(source: Source, diagnostics: Iterable[Diagnostic]) -> None:
+    """On standard error, in colour if it is a terminal and NO_COLOR is not set."""
+    from rich.console import Console
+
+    from spdsl.rendering import render
+
+    console = Console(stderr=True, highlight=False, emoji=False, markup=False)
+    for found in diagnostics:
+        console.print(render(source, found), soft_wrap=True)
+
+
+@contextmanager
+def diagnostics_end_it() -> Iterator[None]:
+    """Prints the diagnostics of a SpatError and ends the command with 1."""
+    try:
+        yield
+    except SpatError as error:
+        from spdsl.rendering import summary
+
+        print_diagnostics(error.source, error.diagnostics)
+        click.echo(summary(error.diagnostics), err=True)
+        raise click.exceptions.Exit(1) from None

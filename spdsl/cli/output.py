@@ -1,0 +1,52 @@
+"""Writes generated modules: all or nothing, and never over a file that someone else made."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+HEADER = "# Made by spdsl"  # how the first line of every generated module begins
+
+
+class Foreign(Exception):
+    """The file is there already and is not ours."""
+
+
+def write_module(folder: Path, name: str, text: str, *, force: bool = False) -> Path:
+    """Writes `folder/name.py`, making the folder if needed, and returns its path.
+
+    Readers see the old file or the new one, never a part. Raises Foreign if a file of that name lacks our header
+    (unless `force`), ValueError for a name that is no plain file name, OSError if it cannot be written.
+    """
+    if not name.isidentifier():
+        raise ValueError(f"`{name}` cannot name a module")
+    path = folder / f"{name}.py"
+    if not force and os.path.lexists(path) and not _is_ours(path):
+        raise Foreign(f"{path.as_posix()} was not made by spdsl")
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(path, text)
+    return path
+
+
+def _is_ours(path: Path) -> bool:
+    """A link or a folder is never ours."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(HEADER)) == HEADER.encode()
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp gives 0600
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""From the plan to text: expressions in a dialect, the context of the templates, the module."""

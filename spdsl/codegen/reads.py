@@ -1,0 +1,101 @@
+"""reads: how a tensor read of an element test is written, and which arguments carry the tensor.
+
+In kernels a read goes through `t`, a tuple of pointers and strides; in torch text through `t`, a tuple of tensors.
+Names: `t.doc` the data, `t.doc_token` a stride, `t.doc_tokens` a size, `t.tiles_first` the first row tile of a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import sympy
+from sympy.core.function import AppliedUndef
+
+from spdsl.ir.interval import HIGH, LOW
+from spdsl.ir.pattern import Choice, Tensor
+from spdsl.ir.symbols import K, Q, lookup_name
+
+Text = Callable[[sympy.Basic], str]
+Source = Tensor | Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Prints the reads of one softmax."""
+
+    sources: Mapping[str, Source]
+
+    def triton(self, read: AppliedUndef, text: Text) -> str:
+        source = self.sources[lookup_name(read)]
+        name = source.name
+        if isinstance(source, Choice):
+            return self._choice(source, read, text)
+        offsets, bounds = [f"t.{name}"], []
+        for i, (axis, index) in enumerate(zip(source.axes, read.args, strict=True)):
+            printed = text(index)
+            if axis == "token":
+                offsets.append(f"({printed}).to(tl.int64) * t.{name}_{i}")
+                bounds.append(f"({printed} >= 0) & ({printed} < t.{name}_tokens)")
+            elif axis == "kv_head":
+                offsets.append(f"{printed} // t.{name}_group * t.{name}_{i}")
+            else:
+                offsets.append(f"{printed} * t.{name}_{i}")
+        mask = f", mask={' & '.join(bounds)}, other=0" if bounds else ""
+        return f"tl.load({' + '.join(offsets)}{mask})"
+
+    def _choice(self, choice: Choice, read: AppliedUndef, text: Text) -> str:
+        name = choice.name
+        head, tile, unit = (text(index) for index in read.args)
+        return f"member(t.{name}, {head} // t.{name}_group, {tile} - t.{name}_first, {unit}, t.{name}_tiles, t.{name}_units)"
+
+    def torch(self, read: AppliedUndef, text: Text) -> str:
+        name = lookup_name(read)
+        if name.endswith((LOW, HIGH)):
+            return self._extreme(read, text)
+        source = self.sources[name]
+        if isinstance(source, Choice):
+            head, tile, unit = (text(index) for index in read.args)
+            return f"read(t.{name}, {head} // t.{name}_group, {tile} - t.{name}_first, {unit})"
+        indices = [
+            f"{text(index)} // t.{name}_group" if axis == "kv_head" else text(index)
+            for axis, index in zip(source.axes, read.args, strict=True)
+        ]
+        return f"read(t.{', '.join([name, *indices])})"
+
+    @staticmethod
+    def _extreme(read: AppliedUndef, text: Text) -> str:
+        """`doc.low(k)` is the variable doc_k_low that `extremes` has set."""
+        return extreme_variable(read)
+
+
+def extreme_variable(read: AppliedUndef) -> str:
+    name, _, end = lookup_name(read).partition(".")
+    axes = "".join(symbol.name for symbol in (Q, K) if symbol in read.free_symbols)
+    return f"{name}_{axes or 'all'}_{end}"
+
+
+def extremes(may: sympy.Basic, must: sympy.Basic, sources: Mapping[str, Source], text: Text) -> list[tuple[str, str]]:
+    """(variables, call) pairs that set every extreme that `may` and `must` name, each once."""
+    reads = sorted(may.atoms(AppliedUndef) | must.atoms(AppliedUndef), key=str)
+    calls: dict[str, str] = {}
+    for read in reads:
+        name, _, end = lookup_name(read).partition(".")
+        if end:
+            low = extreme_variable(read).rsplit("_", 1)[0]
+            calls[f"{low}_low, {low}_high"] = _extreme_call(sources[name], read, text)
+    return list(calls.items())
+
+
+def _extreme_call(source: Source, read: AppliedUndef, text: Text) -> str:
+    name = source.name
+    if isinstance(source, Choice):
+        rows = f"(tiles.q_first // {source.rows} - t.{name}_first, tiles.q_last // {source.rows} - t.{name}_first)"
+        units = f"(tiles.k_first // {source.unit}, tiles.k_last // {source.unit})"
+        return f"pooled(t.{name}, h // t.{name}_group, {rows}, {units})"
+    moving = [index for index in read.args if index.free_symbols & {Q, K}]
+    if not moving:
+        return f"bounds_of(t.{name})"
+    before = "".join(f", {text(index)}" for index in read.args if index not in moving)
+    side = "row" if moving == [Q] else "key"
+    return f"{side}_extremes(t.{name}, tiles{before})"

@@ -1,0 +1,112 @@
+"""render: the context as the text of one module, formatted."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import textwrap
+from dataclasses import dataclass
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
+
+from spdsl import __version__
+from spdsl.codegen.context import ModuleText
+from spdsl.codegen.copy import device_text, merged_imports
+from spdsl.diagnostics import Source
+from spdsl.resources import folder
+
+DEVICE_FILES = (
+    "sequences", "lists", "tiles", "combine", "cpu", "visits", "reference", "splits", "launch", "branches", "cases",
+    "arguments", "examples", "cache",
+)  # fmt: skip
+LINE = 120
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedModule:
+    """A module as text. `digest`: 8 hex digits of its source, parameters and this compiler."""
+
+    name: str
+    text: str
+    digest: str
+
+
+def render(module: ModuleText, source: Source, pattern_text: str) -> GeneratedModule:
+    """The text of a module; the same input gives the same text."""
+    source_digest = hashlib.sha256(source.text.encode()).hexdigest()
+    params = {name: _number(value) for name, value in module.pattern.params}
+    key = repr((__version__, module.pattern.name, pattern_text, params))
+    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    environment = _environment()
+    file = re.sub(r"[^\w.\- ]", "_", source.path.replace("\\", "/").rsplit("/", 1)[-1])
+    shared = {"m": module, "file": file}
+
+    def part(name: str, **context: object) -> str:
+        softmax = context.get("s")
+        if softmax is not None:
+            context.update(_softmax_names(module, softmax))
+        return environment.get_template(name).render(**shared, **context).strip("\n")
+
+    text = environment.get_template("module.py.jinja").render(
+        **shared, render=part, device=lambda name: device_text(name).body, version=__version__,
+        source_digest=source_digest, digest=digest, params=params, phases=tuple(module.phases),
+        title=_title(module), pattern_text=textwrap.indent(_harmless(pattern_text), "    "),
+        imports=merged_imports([line for name in DEVICE_FILES for line in device_text(name).imports]),
+    )  # fmt: skip
+    return GeneratedModule(module.pattern.name, formatted(text), digest)
+
+
+def _environment() -> Environment:
+    """Templates come from our own folder only; what they print are numbers and checked names, never user text."""
+    environment = Environment(  # noqa: S701 (prints Python, not HTML)
+        loader=FileSystemLoader(folder("templates")), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["camel"] = lambda name: "".join(part.capitalize() for part in name.split("_"))
+    environment.tests["has_token"] = lambda axes: "token" in axes
+    return environment
+
+
+def _softmax_names(module: ModuleText, softmax: object) -> dict[str, object]:
+    """Pieces of text that several templates of a softmax share."""
+    s = softmax
+    reads = bool(s.reads)  # type: ignore[attr-defined]
+    reads_class = "".join(part.capitalize() for part in s.name.split("_")) + "Reads"  # type: ignore[attr-defined]
+    sink = s.sink  # type: ignore[attr-defined]
+    return {
+        "t": ", t" if reads else "",
+        "reads_class": reads_class,
+        "own_reads": (
+            f", {s.name}_reads_of(t, corner.sequences, None if layout.q_spans is None else corner.keys)" if reads else ""  # type: ignore[attr-defined]
+        ),
+        "sink_parameter": f"{sink}: Tensor, " if sink else "",
+        "scale": s.scale or "q.shape[-1] ** -0.5",  # type: ignore[attr-defined]
+        "softcap": s.softcap or None,  # type: ignore[attr-defined]
+    }
+
+
+def _title(module: ModuleText) -> str:
+    comment = " ".join(_harmless(module.pattern.comment).split())
+    return textwrap.fill(comment, LINE - 4) or f"Attention as the pattern {module.pattern.name} says."
+
+
+def _harmless(text: str) -> str:
+    """User text inside a docstring: nothing in it can end the string or escape a character."""
+    return text.replace("\\", "/").replace('"""', "'''").strip().rstrip('"')
+
+
+def _number(value: object) -> int | float:
+    number = float(value)  # type: ignore[arg-type]
+    return int(number) if number.is_integer() else number
+
+
+def formatted(text: str) -> str:
+    """The text as `ruff format` leaves it. RuntimeError if it is no Python: a mistake of a template."""
+    done = subprocess.run(  # noqa: S603 (our own dependency, fixed arguments)
+        [find_ruff_bin(), "format", "--isolated", "--line-length", str(LINE), "--target-version", "py311", "-"],
+        input=text, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"the templates printed no valid Python:\n{done.stderr}")
+    return done.stdout

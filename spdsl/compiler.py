@@ -1,0 +1,141 @@
+"""The compiler: from a source to modules, stage by stage.
+
+    Source -> tree -> pattern -> plan -> module
+              written  meant     what the GPU does   text
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from spdsl.codegen import render as rendering
+from spdsl.codegen.context import context
+from spdsl.diagnostics import Diagnostic, Report, Source, SpatError, did_you_mean
+from spdsl.ir import show
+from spdsl.ir.plan import Plan
+from spdsl.passes.aligned import aligned
+from spdsl.passes.check import check as check_meaning
+from spdsl.passes.lower import lower
+from spdsl.passes.partition import partition
+from spdsl.syntax.parse import parse
+from spdsl.syntax.tree import FileTree, PatternTree
+
+Params = Mapping[str, Fraction]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedModule:
+    """A compiled pattern: its module as text, and what the compiler remarked."""
+
+    name: str
+    text: str
+    digest: str
+    diagnostics: tuple[Diagnostic, ...]
+
+
+def stages(source: Source, tree: PatternTree, params: Params, report: Report) -> Iterator[tuple[str, object]]:
+    """The pipeline of one pattern: (stage, its result) in order. Raises SpatError at the first stage with errors."""
+    yield "tree", tree
+    meaning = lower(tree, report, params)
+    report.check()
+    assert meaning is not None
+    check_meaning(meaning, report)
+    report.check()
+    yield "pattern", meaning
+    plan = aligned(partition(meaning, source))
+    yield "aligned", plan
+    yield "plan", plan
+    yield "module", rendering.render(context(plan), source, source.text[tree.span.start : tree.span.end])
+
+
+def compile(source: Source, pattern: str | None, params: Params) -> GeneratedModule:
+    """The module of the pattern (of that name, or the file's only one). Raises SpatError."""
+    report = Report(source)
+    text = dict(stages(source, _chosen(source, pattern, report), params, report))["module"]
+    assert isinstance(text, rendering.GeneratedModule)
+    return GeneratedModule(text.name, text.text, text.digest, tuple(report.diagnostics))
+
+
+def emit(source: Source, pattern: str | None, params: Params, stage: str) -> str:
+    """The printed form of one stage: tree, pattern, aligned, plan or module."""
+    report = Report(source)
+    for name, result in stages(source, _chosen(source, pattern, report), params, report):
+        if name == stage:
+            if isinstance(result, rendering.GeneratedModule):
+                return result.text
+            return show.plan(result, ranges=stage == "plan") if isinstance(result, Plan) else show.form(result)
+    raise ValueError(f"unknown stage {stage!r}: tree, pattern, aligned, plan or module")
+
+
+def check(source: Source, params: Params) -> list[Diagnostic]:
+    """Everything there is to say about a file, all patterns, in source order."""
+    report = Report(source)
+    tree = parse(source, report)
+    _distinct_names(tree, report)
+    if not report.failed:
+        for pattern in tree.patterns:
+            own = Report(source)
+            try:
+                for stage, _ in stages(source, pattern, params, own):
+                    if stage == "plan":
+                        break
+            except SpatError:
+                pass
+            for found in own.diagnostics:
+                report.add(found)
+    return sorted(report.diagnostics, key=lambda found: found.span.start if found.span else 0)
+
+
+def _chosen(source: Source, name: str | None, report: Report) -> PatternTree:
+    tree = parse(source, report)
+    _distinct_names(tree, report)
+    report.check()
+    if name is None and len(tree.patterns) == 1:
+        return tree.patterns[0]
+    for pattern in tree.patterns:
+        if pattern.name.text == name:
+            return pattern
+    known = [pattern.name.text for pattern in tree.patterns]
+    if name is None:
+        raise ValueError(f"{source.path} holds several patterns, choose one: {', '.join(known)}")
+    hint = did_you_mean(name, known)
+    raise ValueError(f"{source.path} holds no pattern {name!r}; " + (hint.text if hint else f"it holds {', '.join(known)}"))
+
+
+def _distinct_names(tree: FileTree, report: Report) -> None:
+    seen: dict[str, PatternTree] = {}
+    for pattern in tree.patterns:
+        name = pattern.name.text
+        if name in seen:
+            line, _ = report.source.position(seen[name].name.span.start)
+            report.error(
+                "E106", f"pattern `{name}` is written twice", pattern.name.span, "again here",
+                note=f"first written in line {line}", hint="choose another name",
+            )  # fmt: skip
+        seen.setdefault(name, pattern)
+
+
+def pattern_names(source: Source) -> list[str]:
+    """The patterns of a file, in order. Raises SpatError."""
+    report = Report(source)
+    tree = parse(source, report)
+    report.check()
+    return [pattern.name.text for pattern in tree.patterns]
+
+
+_OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def as_params(values: Mapping[str, int | float | Fraction]) -> dict[str, Fraction]:
+    """Python numbers as exact parameters. Raises TypeError or ValueError on anything else."""
+    params = {}
+    for name, value in values.items():
+        if not _OVERRIDE.fullmatch(name):
+            raise ValueError(f"{name!r} is no parameter name")
+        if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
+            raise TypeError(f"parameter {name}: expected a number, got {type(value).__name__}")
+        params[name] = Fraction(str(value)) if isinstance(value, float) else Fraction(value)
+    return params

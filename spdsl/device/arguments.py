@@ -1,0 +1,114 @@
+"""Checking and preparing the arguments of the public functions: each message names the argument, what was expected
+and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from spdsl.device.lists import membership, random_units, sequence_counts
+from spdsl.device.sequences import Layout, expect
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_KINDS = {"float": "floating point", "int": "an integer dtype", "bool": "bool"}
+
+
+def check_attention(
+    queries: Mapping[str, Tensor],
+    keys: Mapping[str, tuple[Tensor, int | None, int | None]],
+    values: Mapping[str, tuple[Tensor, int | None]],
+    heads: int | None,
+    dim: int | None,
+) -> None:
+    """queries name -> [B, Hq, N, D]; keys name -> ([B, Hk, M, D], heads, dim); values name -> ([B, Hk, M, Dv], dim).
+
+    Declared heads and dims must match; None leaves them to the call.
+    """
+    first_name, first = next(iter(queries.items()))
+    for name, x in [*queries.items(), *((n, k[0]) for n, k in keys.items()), *((n, v[0]) for n, v in values.items())]:
+        expect(isinstance(x, Tensor), name, "a tensor", type(x).__name__)
+        expect(x.dim() == 4, name, "4 dimensions [batch, heads, tokens, dim]", list(x.shape))
+        expect(x.dtype in DTYPES, name, "float16, bfloat16, float32 or float64", x.dtype)
+        expect(x.dtype == first.dtype, name, f"dtype {first.dtype} like {first_name}", x.dtype)
+        expect(x.device == first.device, name, f"device {first.device} like {first_name}", x.device)
+        expect(x.shape[0] == first.shape[0], name, f"batch {first.shape[0]} like {first_name}", x.shape[0])
+    for name, x in queries.items():
+        expect(list(x.shape) == list(first.shape), name, f"shape {list(first.shape)} like {first_name}", list(x.shape))
+    expect(heads is None or first.shape[1] == heads, first_name, f"{heads} heads", first.shape[1])
+    expect(dim is None or first.shape[3] == dim, first_name, f"head dim {dim}", first.shape[3])
+    tokens = next(iter(keys.values()))[0].shape[2]
+    for name, (x, own_heads, _) in keys.items():
+        expect(x.shape[3] == first.shape[3], name, f"head dim {first.shape[3]} like {first_name}", x.shape[3])
+        expect(x.shape[2] == tokens, name, f"{tokens} tokens like the other keys", x.shape[2])
+        expect(own_heads is None or x.shape[1] == own_heads, name, f"{own_heads} heads", x.shape[1])
+        divides = x.shape[1] > 0 and first.shape[1] % x.shape[1] == 0
+        expect(divides, name, f"heads that divide the {first.shape[1]} of {first_name}", x.shape[1])
+    for (name, (x, own_dim)), (k, *_) in zip(values.items(), keys.values(), strict=False):
+        expect(list(x.shape[:3]) == list(k.shape[:3]), name, f"shape {list(k.shape[:3])} + [dim]", list(x.shape))
+        expect(own_dim is None or x.shape[3] == own_dim, name, f"head dim {own_dim}", x.shape[3])
+
+
+def tensor_argument(
+    name: str, x: Tensor, axes: Sequence[str | int], kind: str, sizes: Mapping[str, int], device: torch.device
+) -> Tensor:
+    """The tensor, batch first; the batch may be left out where no axis is `token`. bool comes back as uint8."""
+    expect(isinstance(x, Tensor), name, "a tensor", type(x).__name__)
+    fits = {"float": x.is_floating_point(), "bool": x.dtype == torch.bool}.get(
+        kind, not x.is_floating_point() and x.dtype != torch.bool
+    )
+    expect(fits, name, _KINDS[kind], x.dtype)
+    expect(x.device == device, name, f"device {device}", x.device)
+    if x.dim() == len(axes) and "token" not in axes:
+        x = x.unsqueeze(0)
+    wanted = [sizes.get(str(axis), axis) for axis in axes]
+    shape = f"[batch, {', '.join(map(str, wanted))}]"
+    expect(x.dim() == len(axes) + 1 and list(x.shape[1:]) == wanted, name, shape, list(x.shape))
+    expect(x.shape[0] in (1, sizes["batch"]), name, shape, list(x.shape))
+    return x.view(torch.uint8) if x.dtype == torch.bool else x
+
+
+def refuse_gradient(name: str, x: Tensor) -> None:
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise ValueError(f"{name}: a bias gets no gradient; pass {name}.detach(), or keep it out of the bias")
+
+
+def given_argument(
+    name: str, units: Tensor, heads: int, rows: int, unit: int, q: Tensor, k: Tensor, layout: Layout, most_keys: int
+) -> tuple[Tensor, Tensor]:
+    """Lists [S, heads, row tiles, most] -> (membership map uint8 [S, heads, row tiles, units], first row tile [S])."""
+    expect(isinstance(units, Tensor), name, "a tensor", type(units).__name__)
+    expect(units.dtype in (torch.int32, torch.int64), name, "int32 or int64", units.dtype)
+    expect(units.device == q.device, name, f"device {q.device}", units.device)
+    shape = f"[batch, {heads}, row tiles of {rows}, most]"
+    expect(units.dim() == 4 and units.shape[1] in (1, heads), name, shape, list(units.shape))
+    q_origin, counts, _, _ = sequence_counts(q, k, layout)
+    expect(units.shape[0] in (1, len(counts)), name, f"{len(counts)} sequences", units.shape[0])
+    if layout.k_spans is None:
+        origin = layout.q_offset if layout.q_offset is not None else k.shape[2] - q.shape[2]
+        tiles = (origin + q.shape[2] - 1) // rows - origin // rows + 1
+        expect(units.shape[2] == tiles or q.shape[2] == 0, name, f"{tiles} row tiles", units.shape[2])
+    found = membership(units, -(-most_keys // unit))
+    return found.view(torch.uint8), torch.div(q_origin, rows, rounding_mode="floor").int()
+
+
+def random_argument(
+    count: int, seed: int, heads: int, rows: int, unit: int, causal: bool, q: Tensor, k: Tensor, layout: Layout, most: int
+) -> tuple[Tensor, Tensor]:
+    """The map of a `random` set and its first row tile, 0. Drawn once per shape where it knows no lengths."""
+    tiles, units = -(-most // rows), -(-most // unit)
+    if causal:
+        found = _drawn(count, seed, heads, rows, unit, tiles, units, q.device)
+    else:
+        keys = sequence_counts(q, k, layout)[3]
+        found = random_units(count, seed, heads, rows, unit, False, tiles, units, keys).view(torch.uint8)
+    return found, torch.zeros(1, dtype=torch.int32, device=q.device)
+
+
+@lru_cache(maxsize=16)
+def _drawn(
+    count: int, seed: int, heads: int, rows: int, unit: int, tiles: int, units: int, device: torch.device
+) -> Tensor:
+    return random_units(count, seed, heads, rows, unit, True, tiles, units, None).view(torch.uint8).to(device)

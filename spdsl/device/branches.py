@@ -1,0 +1,33 @@
+"""Combining branches: the exact log-sum-exp merge and the gated sum. Plain torch, so that autograd sees through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(out [B, H, N, D], lse [B, H, N]) of disjoint keys -> those of one softmax over all of them.
+
+    A row that is empty in every part stays 0 with lse -inf, and gets no gradient.
+    """
+    lses = torch.stack([lse for _, lse in parts])
+    top = lses.detach().amax(0)
+    origin = torch.where(top == -torch.inf, torch.zeros_like(top), top)
+    weights = torch.exp(lses - origin)
+    total = weights.sum(0)
+    empty = total == 0
+    shares = weights / torch.where(empty, torch.ones_like(total), total)
+    out = sum(share.unsqueeze(-1) * part.to(share.dtype) for share, (part, _) in zip(shares, parts, strict=True))
+    lse = torch.where(empty, -torch.inf, origin + torch.log(torch.where(empty, torch.ones_like(total), total)))
+    assert isinstance(out, Tensor)
+    return out.to(parts[0][0].dtype), lse
+
+
+def gate(parts: Sequence[tuple[Tensor, Tensor]], gates: Tensor) -> tuple[Tensor, Tensor]:
+    """Branches and gates [B, H, N, branches] -> (sum of gate * out, lse per branch [B, H, N, branches])."""
+    weighted = [gates[..., i, None] * part for i, (part, _) in enumerate(parts)]
+    lses = [lse if lse.dim() == 4 else lse.unsqueeze(-1) for _, lse in parts]
+    return torch.stack(weighted).sum(0).to(parts[0][0].dtype), torch.cat(lses, -1)

@@ -1,0 +1,130 @@
+"""The cache of a model layer: the keys and values of every stream, in pages or in one piece per sequence.
+
+Appending reads no length on the host and allocates nothing that a CUDA graph could not replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spdsl.device.sequences import expect
+
+
+class StreamShape(NamedTuple):
+    heads: int
+    qk_dim: int
+    v_dim: int  # 0: no values of its own
+
+
+class Cache:
+    """`batch` sequences of at most `capacity` tokens.
+
+    Paged (`page` tokens, a power of two >= 16): k[stream] [pages, heads, page, qk], page_table int32
+    [batch, pages per sequence] (-1: none). `page=None`: k[stream] [batch, heads, capacity, qk].
+    `lengths` and `dropped` (tokens that found no room) are int32 [batch] on the device and updated in place.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        capacity: int,
+        streams: Mapping[str, StreamShape],
+        tokens: Mapping[str, torch.dtype],
+        *,
+        page: int | None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        page_table: Tensor | None,
+    ) -> None:
+        expect(batch >= 0, "batch", "a number >= 0", batch)
+        expect(0 < capacity < 2**31, "capacity", "1 to 2**31 - 1 tokens", capacity)
+        expect(page is None or (page >= 16 and page & (page - 1) == 0), "page", "None or a power of two >= 16", page)
+        expect(page is not None or page_table is None, "page_table", "None, as page is None", "a tensor")
+        for name, shape in streams.items():
+            expect(min(shape.heads, shape.qk_dim) > 0, name, "positive heads and dims", tuple(shape))
+        self.batch, self.capacity, self.page = batch, capacity, page
+        self.at_least = 0  # tokens that every sequence holds for certain, known without asking the device
+        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.dropped = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.page_table = self._table(page_table, device)
+        # One home more than there are tokens: what finds no room is written there and never read.
+        homes = batch if self.page_table is None else self._pages() + 1
+        rows = capacity + 1 if page is None else page
+        self.k = {name: _storage(homes, s.heads, rows, s.qk_dim, device, dtype) for name, s in streams.items()}
+        self.v = {name: _storage(homes, s.heads, rows, s.v_dim, device, dtype) for name, s in streams.items() if s.v_dim}
+        self.tokens = {name: torch.zeros(batch, capacity + 1, dtype=kind, device=device) for name, kind in tokens.items()}
+        self.maps: dict[str, Tensor] = {}  # of drawn choices, made at first use
+
+    def _table(self, table: Tensor | None, device: torch.device | str) -> Tensor | None:
+        if self.page is None:
+            return None
+        width = -(-self.capacity // self.page)
+        if table is None:
+            return torch.arange(self.batch * width, dtype=torch.int32, device=device).view(self.batch, width)
+        expect(table.dtype == torch.int32, "page_table", "int32", table.dtype)
+        expect(list(table.shape) == [self.batch, width], "page_table", f"[{self.batch}, {width}]", list(table.shape))
+        used = table[table >= 0]
+        expect(used.unique().numel() == used.numel(), "page_table", "pages that are used once", "a page used twice")
+        return table.to(device, copy=True)
+
+    def _pages(self) -> int:
+        table = self.page_table
+        assert table is not None
+        return max(table.numel(), int(table.max()) + 1 if table.numel() else 0)
+
+    def append(self, k: Mapping[str, Tensor], v: Mapping[str, Tensor], tokens: Mapping[str, Tensor]) -> None:
+        """Adds T tokens behind each sequence's own last one: k[stream] [B, heads, T, qk], tokens[name] [B, T].
+
+        Raises ValueError when every sequence is certain to overflow; otherwise tokens without room count as dropped.
+        """
+        added = next(iter(k.values())).shape[2]
+        free = self.capacity - self.at_least
+        expect(added <= free, "k", f"at most {free} more tokens (capacity {self.capacity})", added)
+        position = self.lengths.long()[:, None] + torch.arange(added, device=self.lengths.device)
+        home, slot, room = self._places(position)
+        for store, new in [(self.k[name], x) for name, x in k.items()] + [(self.v[name], x) for name, x in v.items()]:
+            store[home, :, slot] = new.transpose(1, 2).to(store.dtype)
+        for name, values in tokens.items():
+            spot = torch.where(room, position, self.capacity)
+            self.tokens[name].scatter_(1, spot, values.to(self.tokens[name].dtype))
+        kept = room.int().cumprod(1).sum(1, dtype=torch.int32)  # a length never covers a hole
+        self.lengths += kept
+        self.dropped += added - kept
+        capturing = self.lengths.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not capturing:  # a capture records the step without running it
+            self.at_least = min(self.at_least + added, self.capacity)
+
+    def _places(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> (home, slot, room) of each position; without room the home or slot that is never read."""
+        room = position < self.capacity
+        if self.page_table is None or self.page is None:
+            sequence = torch.arange(self.batch, device=position.device)[:, None].expand_as(position)
+            return sequence, torch.where(room, position, self.capacity), room
+        entry = (position // self.page).clamp(max=self.page_table.shape[1] - 1)
+        page = self.page_table.long().gather(1, entry)
+        room = room & (page >= 0)
+        last = next(iter(self.k.values())).shape[0] - 1
+        return torch.where(room, page, last), position % self.page, room
+
+    def rows(self, store: Tensor, sequence: int, keys: Tensor) -> Tensor:
+        """Rows [1, heads, keys, dim] of `k[stream]` or `v[stream]` at positions `keys` (host side)."""
+        if self.page_table is None or self.page is None:
+            return store[sequence : sequence + 1, :, keys]
+        pages = self.page_table[sequence].long()[keys // self.page]
+        return store[pages, :, keys % self.page].transpose(0, 1).unsqueeze(0)
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Empties all sequences, or those of `rows`."""
+        self.at_least = 0
+        chosen = slice(None) if rows is None else torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
+        self.lengths[chosen] = 0
+        self.dropped[chosen] = 0
+
+
+def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """[homes, heads, rows, dim], rows a multiple of 16 elements apart: Triton vectorises only over such strides."""
+    return torch.zeros(homes, heads, rows, -(-dim // 16) * 16, device=device, dtype=dtype)[..., :dim]

@@ -1,0 +1,39 @@
+"""Example values for the arguments of a pattern: for reports, pictures and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from spdsl.device.sequences import expect
+
+
+def example_tensor(
+    axes: Sequence[str | int], kind: str, batch: int, sizes: Mapping[str, int], device: torch.device | str
+) -> Tensor:
+    """Over tokens: numbers rise in four steps (documents), flags are rare; over heads: numbers alternate."""
+    shape = [sizes.get(str(axis), axis) for axis in axes]
+    last = int(shape[-1]) if shape else 1
+    along = torch.arange(last, device=device)
+    token = bool(axes) and axes[-1] == "token"
+    steps = along * 4 // max(last, 1) if token else along % 2
+    values = {"int": steps, "bool": along % 61 == 0 if token else along % 2 == 1, "float": (along + 1.0) / max(last, 1)}[kind]
+    if not axes:
+        return values[0]
+    wanted = [batch, *shape] if "token" in axes else shape
+    return values.expand(*(int(size) for size in wanted)).contiguous()
+
+
+def example_units(batch: int, heads: int, tokens: int, rows: int, unit: int, device: torch.device | str) -> Tensor:
+    """Lists of four units: the first, the two before the own one, and the own one."""
+    tile = torch.arange(-(-tokens // rows), device=device)
+    own = ((tile + 1) * rows - 1).clamp(max=tokens - 1) // unit
+    near = torch.stack([torch.zeros_like(own), own - 2, own - 1, own], 1).clamp(min=-1).int()
+    return near.expand(batch, heads, -1, -1).contiguous()
+
+
+def expect_gates(gates: Tensor, q: Tensor, branches: int) -> None:
+    wanted = [*q.shape[:3], branches]
+    expect(isinstance(gates, Tensor) and list(gates.shape) == wanted, "gates", f"shape {wanted}", getattr(gates, "shape", gates))

@@ -1,0 +1,156 @@
+"""Launching kernels: configurations, constants, and the one function through which every kernel starts."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spdsl.device.combine import combine_splits
+from spdsl.device.sequences import Layout
+from spdsl.device.tiles import Call, Const, Source, Strided, row_delta
+
+# Kernels run on CUDA and ROCm tensors, and on CPU tensors under Triton's interpreter.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+KERNELS_ON_CPU = INTERPRETED
+
+
+class Config(NamedTuple):
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# (largest head dimension up to, bytes per element) -> configuration. Found by cross-compiling for sm_90: wgmma in every
+# loop and no spills, with masks in, for the range form; benchmarks/NOTES.md has the registers.
+FORWARD = {
+    (64, 4): Config(64, 32, 4, 2),
+    (64, 2): Config(128, 64, 8, 3),
+    (128, 2): Config(128, 64, 8, 3),
+    (256, 2): Config(128, 64, 8, 2),
+}
+DQ = {(64, 2): Config(128, 64, 8, 2), (128, 2): Config(128, 64, 8, 2), (256, 2): Config(64, 64, 8, 1)}
+DKDV = {
+    (64, 4): Config(32, 32, 4, 1),
+    (64, 2): Config(64, 64, 4, 2),
+    (128, 2): Config(64, 64, 8, 2),
+    (256, 2): Config(32, 64, 8, 1),
+}
+DECODE = {(64, 2): Config(16, 64, 4, 3), (128, 2): Config(16, 64, 4, 3), (256, 2): Config(16, 32, 4, 3)}
+SMALL = Config(16, 16, 4, 1)  # what the tables do not know, and the interpreter
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_stages: int, **constexprs: Any) -> None:
+    """Starts a kernel; an empty grid is no launch."""
+    if min(grid) > 0:
+        kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constexprs)
+
+
+def uses_kernels(x: Tensor) -> bool:
+    return x.device.type != "cpu" or KERNELS_ON_CPU
+
+
+class Paged(NamedTuple):
+    """Keys that lie in a cache: its page table (None: one piece per sequence), tokens per page (0) and capacity."""
+
+    table: Tensor | None
+    page: int
+    capacity: int
+
+
+def page_of(paged: Paged | None) -> int:
+    return paged.page if paged is not None else 0
+
+
+def config_for(table: dict[tuple[int, int], Config], q: Tensor, v_dim: int, paged: Paged | None = None) -> Config:
+    """The configuration for these dims; a block of keys lies in one page."""
+    width = max(64, triton.next_power_of_2(max(q.shape[-1], v_dim)))
+    found = SMALL if INTERPRETED else table.get((width, q.element_size()), SMALL)
+    return found._replace(block_n=min(found.block_n, page_of(paged) or found.block_n))
+
+
+def decode_config(q: Tensor, v_dim: int, group: int, paged: Paged) -> Config:
+    """As above, with the group's heads as rows. Triton spreads stages over the chain page number, rows: twice as many."""
+    found = config_for(DECODE, q, v_dim, paged)
+    stages = 2 * (found.num_stages - 1) + 1 if paged.page else found.num_stages
+    return found._replace(block_m=max(16, triton.next_power_of_2(group)), num_stages=stages)
+
+
+def split_dim(dim: int) -> tuple[int, int]:
+    """dim -> two powers of two >= 16 (the second may be 0) that cover it: 80 -> 64 + 16, 192 -> 128 + 64, 24 -> 32."""
+    whole = max(16, triton.next_power_of_2(dim))
+    half = whole // 2
+    rest = max(16, triton.next_power_of_2(dim - half))
+    return (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
+
+
+def constants(q: Tensor, v_dim: int, scale: float, config: Config, group: int = 1, splits: int = 1, page: int = 0) -> Const:
+    """The constants of a kernel. The scale is one because a runtime float would be rounded to fp32."""
+    acc = tl.float64 if q.dtype == torch.float64 else tl.float32
+    values = (
+        q.shape[-1], *split_dim(q.shape[-1]), v_dim, *split_dim(v_dim), config.block_m, config.block_n,
+        group, splits, page, scale, acc, precision(q.dtype),
+    )  # fmt: skip
+    return Const(*(tl.constexpr(value) for value in values))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of fp32 dots: three tf32 products on NVIDIA, which keep 21 bits; one where torch allows its 10 bits."""
+    if dtype != torch.float32 or torch.version.hip is not None:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def strided(x: Tensor, sequences: int | None = None) -> Strided:
+    """A tensor for a kernel. With `sequences`, a batch of 1 is shared by all of them."""
+    batch = 0 if sequences is not None and x.shape[0] == 1 else x.stride(0)
+    return Strided(x, batch, x.stride(1), x.stride(2))
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """Kernels take any strides but the last."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of accumulators, lse and delta."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def source(q: Tensor, k: Tensor, v: Tensor, sequences: int, layout: Layout, paged: Paged | None) -> Source:
+    """The keys of one stream for a kernel."""
+    group = tl.constexpr(q.shape[1] // k.shape[1])
+    k, v = rows_contiguous(k), rows_contiguous(v)
+    if paged is None or paged.table is None:
+        return Source(strided(k, sequences), strided(v, sequences), k.shape[2], layout.k_spans, None, 0, group)
+    return Source(strided(k), strided(v), 0, layout.k_spans, paged.table, paged.table.stride(0), group)
+
+
+def call_of(q: Tensor, layout: Layout) -> Call:
+    return Call(q.shape[2], layout.q_spans, layout.q_offset, layout.k_offset)
+
+
+def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
+    """sum(out * dout) - dlse, [B, Hq, N]"""
+    delta = out.new_empty(out.shape[:3], dtype=wide(out.dtype))
+    config = Config(16 if INTERPRETED else 64, 16, 4, 1)
+    launch(
+        row_delta, (triton.cdiv(out.shape[2], config.block_m), out.shape[1], out.shape[0]),
+        strided(rows_contiguous(out)), strided(dout), None if dlse is None else strided(dlse), strided(delta), out.shape[2],
+        constants(out, out.shape[3], 1.0, config), num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return delta
+
+
+def combine(partial: Tensor, partial_lse: Tensor, sink: Tensor | None, out: Tensor, lse: Tensor) -> None:
+    """The merge of the splits of a decode step, also of one: sink, dtype and the empty row then have one home."""
+    batch, heads, splits, dim = partial.shape
+    launch(
+        combine_splits, (batch, heads), partial, partial_lse, sink, out, lse, num_warps=1, num_stages=1,
+        SPLITS=splits, SPLITS_PADDED=triton.next_power_of_2(splits), DIM=dim, DIM_PADDED=triton.next_power_of_2(dim),
+        ACC=tl.float64 if partial.dtype == torch.float64 else tl.float32,
+    )  # fmt: skip

@@ -1,0 +1,136 @@
+"""What the compiler tells the user: a code, a place, the reason, and the way out.
+
+Every stage collects its diagnostics in a `Report` and goes on where it can, so that one run shows all errors
+of a file. The texts behind the codes are in `catalogue.toml`; drawing them is `rendering.py`'s work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import Enum
+
+MOST_ERRORS = 100  # more than a reader can use; the rest is counted only
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A half-open range of characters of the source: `text[start:end]`."""
+
+    start: int
+    end: int
+
+    def to(self, other: Span) -> Span:
+        return Span(self.start, other.end)
+
+
+class Severity(Enum):
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+class Applicability(Enum):
+    """How far a hint's replacement can be trusted (rustc's scale)."""
+
+    MACHINE = "machine-applicable"
+    MAYBE = "maybe-incorrect"
+    UNSPECIFIED = "unspecified"
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A way out in words; with `replacement`, the text that would stand at `span` instead."""
+
+    text: str
+    applicability: Applicability = Applicability.UNSPECIFIED
+    span: Span | None = None
+    replacement: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One finding. `message` is a sentence without a full stop, `label` stands beside the carets."""
+
+    code: str
+    message: str
+    span: Span | None = None
+    label: str = ""
+    notes: tuple[str, ...] = ()
+    hints: tuple[Hint, ...] = ()
+    severity: Severity = Severity.ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The text of one `.spat` file and the name it is shown under."""
+
+    text: str
+    path: str = "<text>"
+
+    def position(self, offset: int) -> tuple[int, int]:
+        """Line and column of a character, both counted from 1."""
+        before = self.text[:offset]
+        return before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1
+
+    def line(self, number: int) -> str:
+        return self.text.split("\n")[number - 1]
+
+
+class SpatError(Exception):
+    """The source cannot be compiled; `diagnostics` says why, all findings of the run in source order."""
+
+    def __init__(self, source: Source, diagnostics: Iterable[Diagnostic]) -> None:
+        self.source = source
+        self.diagnostics = tuple(diagnostics)
+        super().__init__("\n".join(self._lines()))
+
+    def _lines(self) -> Iterable[str]:
+        for found in self.diagnostics:
+            line, column = self.source.position(found.span.start) if found.span else (1, 1)
+            yield f"{self.source.path}:{line}:{column}: {found.severity.value}[{found.code}]: {found.message}"
+
+
+@dataclass(slots=True)
+class Report:
+    """Collects the findings of a run."""
+
+    source: Source
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+
+    def add(self, found: Diagnostic) -> None:
+        if len(self.diagnostics) < MOST_ERRORS and found not in self.diagnostics:
+            self.diagnostics.append(found)
+
+    def error(
+        self, code: str, message: str, span: Span | None, label: str = "", *, note: str = "", hint: str | Hint = ""
+    ) -> None:
+        self._tell(Severity.ERROR, code, message, span, label, note, hint)
+
+    def warning(
+        self, code: str, message: str, span: Span | None, label: str = "", *, note: str = "", hint: str | Hint = ""
+    ) -> None:
+        self._tell(Severity.WARNING, code, message, span, label, note, hint)
+
+    def _tell(
+        self, severity: Severity, code: str, message: str, span: Span | None, label: str, note: str, hint: str | Hint
+    ) -> None:
+        hints = (Hint(hint),) if isinstance(hint, str) and hint else (hint,) if isinstance(hint, Hint) else ()
+        self.add(Diagnostic(code, message, span, label, (note,) if note else (), hints, severity))
+
+    @property
+    def failed(self) -> bool:
+        return any(found.severity is Severity.ERROR for found in self.diagnostics)
+
+    def check(self) -> None:
+        """Raises if any error was found."""
+        if self.failed:
+            ordered = sorted(self.diagnostics, key=lambda found: found.span.start if found.span else 0)
+            raise SpatError(self.source, ordered)
+
+
+def did_you_mean(word: str, candidates: Iterable[str], span: Span | None = None) -> Hint | None:
+    """The nearest known word, or nothing if none is near."""
+    near = get_close_matches(word, sorted(candidates), n=1, cutoff=0.6)
+    return Hint(f"did you mean `{near[0]}`?", Applicability.MAYBE, span, near[0]) if near else None

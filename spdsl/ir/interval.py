@@ -1,0 +1,118 @@
+"""Interval arithmetic on element tests: can any pair of a tile be visible, must every pair be?
+
+The answers are Booleans over the tile's corners. A tensor read on one position, `doc(k)`, becomes its least and
+greatest value over the tile, written `doc.low(k)` and `doc.high(k)`; a read at any other place that moves with q or k
+becomes the bounds of the whole tensor, `doc.low()`.
+"""
+
+from __future__ import annotations
+
+import sympy
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Equality, GreaterThan, Relational, StrictGreaterThan, StrictLessThan, Unequality
+
+from spdsl.ir.symbols import K_FIRST, K_LAST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, lookup_name
+
+LOW, HIGH = ".low", ".high"
+
+
+class Unbounded(Exception):
+    """The expression has a shape whose bounds are not known."""
+
+
+def may(test: Boolean) -> Boolean:
+    """True wherever some pair of the tile may pass the test (never wrong when false)."""
+    return _settle(test, certain=False)
+
+
+def must(test: Boolean) -> Boolean:
+    """True only where every pair of the tile passes the test (never wrong when true)."""
+    return _settle(test, certain=True)
+
+
+def _settle(test: Boolean, certain: bool) -> Boolean:
+    if isinstance(test, sympy.And | sympy.Or):
+        return test.func(*(_settle(argument, certain) for argument in test.args))
+    if isinstance(test, sympy.Not):
+        return sympy.Not(_settle(test.args[0], not certain))
+    if not isinstance(test, Relational) or not _moves(test):
+        return test
+    try:
+        low, high = bounds(sympy.expand(test.lhs - test.rhs))
+    except Unbounded:
+        return sympy.false if certain else sympy.true
+    return _relation(test, low, high, certain)
+
+
+def _relation(test: Relational, low: Expr, high: Expr, certain: bool) -> Boolean:
+    """`difference <relation> 0` for some (every) difference in [low, high]."""
+    if isinstance(test, Equality):
+        return sympy.And(low >= 0, high <= 0) if certain else sympy.And(low <= 0, high >= 0)
+    if isinstance(test, Unequality):
+        return sympy.Or(low > 0, high < 0) if certain else sympy.Or(low < 0, high > 0)
+    rising = isinstance(test, GreaterThan | StrictGreaterThan)
+    worst = low if rising == certain else high
+    strict = isinstance(test, StrictGreaterThan | StrictLessThan)
+    if rising:
+        return worst > 0 if strict else worst >= 0
+    return worst < 0 if strict else worst <= 0
+
+
+def _moves(expression: sympy.Basic) -> bool:
+    return bool(expression.free_symbols & {Q, K})
+
+
+def bounds(expression: Expr) -> tuple[Expr, Expr]:
+    """Least and greatest value over the tile. Raises Unbounded."""
+    if not _moves(expression):
+        return expression, expression
+    if expression == Q:
+        return Q_FIRST, Q_LAST
+    if expression == K:
+        return K_FIRST, K_LAST
+    if isinstance(expression, AppliedUndef):
+        return _read_bounds(expression)
+    if isinstance(expression, sympy.Mod):
+        period = expression.args[1]
+        if not period.is_positive:
+            raise Unbounded
+        return sympy.S.Zero, period - 1 if expression.is_integer else period
+    parts = [bounds(argument) for argument in expression.args]
+    if isinstance(expression, sympy.Add):
+        return sympy.Add(*(low for low, _ in parts)), sympy.Add(*(high for _, high in parts))
+    if isinstance(expression, sympy.Mul):
+        return _product(parts)
+    if isinstance(expression, sympy.floor | sympy.Max | sympy.Min):
+        return expression.func(*(low for low, _ in parts)), expression.func(*(high for _, high in parts))
+    if isinstance(expression, sympy.Abs):
+        ((low, high),) = parts
+        return sympy.Max(0, low, -high), sympy.Max(-low, high)
+    raise Unbounded
+
+
+def _product(parts: list[tuple[Expr, Expr]]) -> tuple[Expr, Expr]:
+    low, high = parts[0]
+    for other_low, other_high in parts[1:]:
+        if low == high and low.is_number:
+            products = [low * other_low, low * other_high]
+            low, high = products if low >= 0 else products[::-1]
+            continue
+        corners = [a * b for a in (low, high) for b in (other_low, other_high)]
+        low, high = sympy.Min(*corners), sympy.Max(*corners)
+    return low, high
+
+
+def _read_bounds(read: AppliedUndef) -> tuple[Expr, Expr]:
+    name = lookup_name(read)
+    moving = [index for index in read.args if _moves(index)]
+    positions = {symbol for index in moving for symbol in index.free_symbols & {Q, K}}
+    # Steps of the own position: a choice's (h, q // rows, k // unit), or a plain position.
+    simple = all(
+        index in (Q, K) or (isinstance(index, sympy.floor) and len(index.free_symbols) == 1) for index in moving
+    )
+    if not simple or len(positions) != len(moving):
+        indices: tuple[Expr, ...] = ()
+    else:
+        indices = tuple(index if not _moves(index) else min(index.free_symbols, key=str) for index in read.args)
+    kind = {"integer": True} if read.is_integer else {"real": True}
+    return sympy.Function(name + LOW, **kind)(*indices), sympy.Function(name + HIGH, **kind)(*indices)

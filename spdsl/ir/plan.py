@@ -1,0 +1,72 @@
+"""What the GPU does: for each softmax the sweeps over its streams, each in one loop form.
+
+A kernel is rows x visit. Rows: a tile of queries of one head (train, prefill), or one query with the heads of a group
+(decode). Visit: a range whose ends the kernel computes, or a list of blocks built on the device. Templates know sweeps,
+masks and softmax; they know no word of the language.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor
+from spdsl.ir.symbols import Boolean, Expr
+
+
+class Form(Enum):
+    """How a sweep finds its blocks."""
+
+    RANGES = "ranges"  # bounds computed in the kernel from the corners of the tile
+    LISTS = "lists"  # full and partial blocks, listed on the device before the launch
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Visit [first, end) if `condition`; if `full`, every pair of the tile is visible in [full_first, full_end)."""
+
+    first: Expr
+    end: Expr
+    condition: Boolean
+    full_first: Expr
+    full_end: Expr
+    full: Boolean
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """One stream of a softmax.
+
+    `keys` and `rows` (the transpose, for dK and dV) come in an order in which a running cursor visits no block twice;
+    they are empty in the list form, where `may` and `must` sort the tiles into empty, partial and full.
+    `decode` are the ranges of a single query for any head, with elements masked one by one.
+    """
+
+    stream: Stream
+    test: Boolean
+    form: Form
+    keys: tuple[Range, ...]
+    rows: tuple[Range, ...]
+    decode: tuple[Range, ...]
+    may: Boolean
+    must: Boolean
+    line: int  # of the source
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxPlan:
+    """One normaliser and its sweeps; `reads` are the tensors and choices that its tests and bias look up."""
+
+    softmax: Softmax
+    sweeps: tuple[Sweep, ...]
+    reads: tuple[Tensor | Choice, ...]
+
+    @property
+    def name(self) -> str:
+        return self.softmax.name
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    pattern: Pattern
+    softmaxes: tuple[SoftmaxPlan, ...]

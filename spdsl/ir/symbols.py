@@ -1,0 +1,49 @@
+"""The symbols of element tests and range bounds.
+
+All expressions are sympy expressions that our own lowering builds node by node; text never reaches sympy.
+A tensor read `doc[k]` is an undefined function applied to its indices: `doc(k)`.
+"""
+
+from __future__ import annotations
+
+import sympy
+from sympy import Expr
+from sympy.core.function import AppliedUndef
+from sympy.logic.boolalg import Boolean
+
+__all__ = [
+    "H", "K", "K_FIRST", "K_LAST", "LENGTH", "Q", "Q_BEGIN", "Q_END", "Q_FIRST", "Q_LAST",
+    "Boolean", "Expr", "lookup", "lookup_name", "lookups",
+]  # fmt: skip
+
+# Positions. A query row before the first key has a negative position (more queries than keys), so q has no sign.
+Q = sympy.Symbol("q", integer=True)
+K = sympy.Symbol("k", integer=True, nonnegative=True)
+H = sympy.Symbol("h", integer=True, nonnegative=True)  # query head
+LENGTH = sympy.Symbol("length", integer=True, nonnegative=True)  # keys of the request at this call
+
+# The corners of a tile, both ends inclusive.
+Q_FIRST = sympy.Symbol("q_first", integer=True)
+Q_LAST = sympy.Symbol("q_last", integer=True)
+K_FIRST = sympy.Symbol("k_first", integer=True, nonnegative=True)
+K_LAST = sympy.Symbol("k_last", integer=True, nonnegative=True)
+# The rows of this call: positions [q_begin, q_end).
+Q_BEGIN = sympy.Symbol("q_begin", integer=True)
+Q_END = sympy.Symbol("q_end", integer=True)
+
+
+
+def lookup(name: str, *indices: Expr, integer: bool = True) -> Expr:
+    """The element of the tensor `name` at `indices`."""
+    function = sympy.Function(name, integer=True) if integer else sympy.Function(name, real=True)
+    applied: Expr = function(*indices)
+    return applied
+
+
+def lookups(expression: sympy.Basic) -> list[AppliedUndef]:
+    """All tensor reads of an expression, in a stable order."""
+    return sorted(expression.atoms(AppliedUndef), key=str)
+
+
+def lookup_name(read: AppliedUndef) -> str:
+    return str(read.func.__name__)

@@ -1,0 +1,100 @@
+"""check: what a well-formed pattern may still get wrong, proved from its element tests."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import sympy
+
+from spdsl.diagnostics import Report
+from spdsl.ir.pattern import Branch, Merge, Pattern, Softmax, Stream, Term
+from spdsl.passes.disjuncts import MOST_CONJUNCTS, TooComplex, disjuncts
+
+
+def check(pattern: Pattern, report: Report) -> None:
+    """Adds what is wrong or doubtful about the meaning of `pattern` to `report`."""
+    for softmax in pattern.softmaxes():
+        for term in softmax.terms:
+            _simple_enough(term, report)
+    if report.failed:
+        return
+    for softmax in pattern.softmaxes():
+        _disjoint_streams(pattern, softmax, report)
+    for case in pattern.cases:
+        for branch in (case.branch, *case.extras):
+            _disjoint_merges(branch, report)
+
+
+def _simple_enough(term: Term, report: Report) -> None:
+    try:
+        conjuncts = disjuncts(term.test)
+    except TooComplex:
+        report.error(
+            "E307",
+            f"the set has more than {MOST_CONJUNCTS} cases",
+            term.span,
+            "too complex",
+            hint="split it over several branches with `merge`",
+        )
+        return
+    if not conjuncts:
+        report.error("E305", "no query can ever see a key of this set", term.span, "always empty")
+
+
+def _overlap(left: Term, right: Term) -> tuple[bool, bool]:
+    """Whether two tests may share a (query, key) pair, and whether that is certain."""
+    shared = disjuncts(sympy.And(left.test, right.test))
+    return bool(shared), any(not conjunct.residual and not conjunct.uniform for conjunct in shared)
+
+
+def _disjoint_streams(pattern: Pattern, softmax: Softmax, report: Report) -> None:
+    """Entries of two token-grid streams at one position would count the token twice (docs/language.md)."""
+    on_tokens = [term for term in softmax.terms if _on_tokens(pattern, term)]
+    for left, right in combinations(on_tokens, 2):
+        if _overlap(left, right)[0]:
+            report.error(
+                "E303",
+                f"`{left.stream}` and `{right.stream}` may both bring an entry of the same token into one softmax",
+                softmax.span,
+                "not provably disjoint",
+                hint="subtract one set from the other, or use `merge` or `gate`",
+            )
+
+
+def _on_tokens(pattern: Pattern, term: Term) -> bool:
+    stream = pattern.input(term.stream)
+    return isinstance(stream, Stream) and stream.grid.is_tokens
+
+
+def _disjoint_merges(branch: Branch, report: Report) -> None:
+    if isinstance(branch, Softmax):
+        return
+    for inner in branch.branches:
+        _disjoint_merges(inner, report)
+    if not isinstance(branch, Merge):
+        return
+    terms = [_terms(inner) for inner in branch.branches]
+    for left, right in combinations(terms, 2):
+        for a in left:
+            for b in right:
+                _disjoint_terms(branch, a, b, report)
+
+
+def _terms(branch: Branch) -> list[Term]:
+    if isinstance(branch, Softmax):
+        return list(branch.terms)
+    return [term for inner in branch.branches for term in _terms(inner)]
+
+
+def _disjoint_terms(merge: Merge, a: Term, b: Term, report: Report) -> None:
+    if a.stream != b.stream:
+        return
+    may, certain = _overlap(a, b)
+    message = (
+        f"branches of this merge {'share' if certain else 'may share'} keys of `{a.stream}`, which then count twice"
+    )
+    hint = "subtract one set from the other: `attend(a), attend(b - a)`"
+    if certain:
+        report.error("E304", message, merge.span, "overlapping sets", hint=hint)
+    elif may:
+        report.warning("E304", message, merge.span, "not provably disjoint", hint=hint)

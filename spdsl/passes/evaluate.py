@@ -1,0 +1,246 @@
+"""evaluate: an expression of the tree as the kind of value that its place asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import sympy
+
+from spdsl.diagnostics import did_you_mean
+from spdsl.ir.pattern import Gate, Merge, Query, Softmax, Stream, Tensor
+from spdsl.passes import arithmetic
+from spdsl.passes.names import Names
+from spdsl.primitives.attend import on_stream
+from spdsl.primitives.planned import PLANNED
+from spdsl.primitives.registry import WORDS
+from spdsl.primitives.word import REQUIRED, Kind, Parameter, Scope, SetValue, Word
+from spdsl.syntax import tree
+
+AXES = ("head", "kv_head", "query", "token", "float", "int", "bool")
+_TYPES: dict[Kind, type | tuple[type, ...]] = {
+    Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor, Kind.BRANCH: (Softmax, Gate, Merge),
+}  # fmt: skip
+
+
+def kind_of(names: Names, expr: tree.Expr) -> Kind:
+    """What kind of value an expression makes, read off its outermost word."""
+    match expr:
+        case tree.Call() if expr.function.text in WORDS:
+            return WORDS[expr.function.text].makes
+        case tree.Call() if expr.function.text in arithmetic.MATH:
+            return Kind.NUMBER
+        case tree.Name(text="all"):
+            return Kind.SET
+        case tree.Name():
+            bound = names.bound.get(expr.text)
+            return next((kind for kind, types in _TYPES.items() if isinstance(bound, types)), Kind.NUMBER)
+        case tree.Restrict():
+            base = names.bound.get(expr.base.text) if isinstance(expr.base, tree.Name) else None
+            return Kind.SET if isinstance(base, Stream) or _is_kv(expr.base) else Kind.ELEMENT
+        case tree.Unary():
+            return kind_of(names, expr.operand)
+        case tree.Binary() if expr.operator in ("|", "&", "-"):
+            return kind_of(names, expr.left)
+    return Kind.NUMBER
+
+
+def _is_kv(expr: tree.Expr) -> bool:
+    return isinstance(expr, tree.Name) and expr.text == "kv"
+
+
+def evaluate(names: Names, expr: tree.Expr, parameter: Parameter, binding: str | None = None) -> Any:
+    """The value of `expr` as `parameter.kind`; None after an error. `binding` is the name that it will get."""
+    match parameter.kind:
+        case Kind.SIZE:
+            return arithmetic.size(names, expr, parameter.least, f"`{parameter.name}`")
+        case Kind.NUMBER:
+            return arithmetic.number(names, expr)
+        case Kind.ELEMENT:
+            return arithmetic.element(names, expr)
+        case Kind.CONDITION:
+            return arithmetic.condition(names, expr)
+        case Kind.CHOICE:
+            return _choice(names, expr, parameter)
+        case Kind.AXIS:
+            if isinstance(expr, tree.Name) and expr.text in AXES:
+                return expr.text
+            return arithmetic.size(names, expr, 1, "an axis")
+        case Kind.SET:
+            return _set(names, expr, binding)
+    return _bound_value(names, expr, parameter.kind, binding)
+
+
+def _choice(names: Names, expr: tree.Expr, parameter: Parameter) -> str | None:
+    if isinstance(expr, tree.Name) and expr.text in parameter.words:
+        return expr.text
+    allowed = ", ".join(f"`{word}`" for word in parameter.words)
+    hint = did_you_mean(expr.text, parameter.words, expr.span) if isinstance(expr, tree.Name) else None
+    names.report.error("E202", f"`{parameter.name}` is one of {allowed}", expr.span, "not one of them", hint=hint or "")
+    return None
+
+
+def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None) -> Any:
+    """A stream, query, tensor or branch: a name bound to one, or a call that makes one."""
+    if isinstance(expr, tree.Name):
+        found: Any = names.find(expr)
+    elif isinstance(expr, tree.Call):
+        found = call(names, expr, binding)
+    else:
+        names.report.error("E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}")
+        return None
+    return _of_kind(names, found, kind, expr)
+
+
+def _of_kind(names: Names, found: Any, kind: Kind, expr: tree.Expr) -> Any:
+    if found is None or isinstance(found, _TYPES[kind]):
+        return found
+    is_branch = kind is Kind.BRANCH and isinstance(found, SetValue)
+    hint = "attend to the set: `attend(...)`" if is_branch else ""
+    names.report.error("E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}", hint=hint)
+    return None
+
+
+def _set(names: Names, expr: tree.Expr, binding: str | None) -> SetValue | None:
+    match expr:
+        case tree.Name(text="all"):
+            return SetValue(((None, sympy.true),))
+        case tree.Restrict():
+            stream = _bound_value(names, expr.base, Kind.STREAM, None)
+            members = _set(names, expr.index, binding)
+            return on_stream(stream, members) if stream and members else None
+        case tree.Unary(operator="~"):
+            inner = _set(names, expr.operand, None)
+            return inner and SetValue(tuple((stream, sympy.Not(test)) for stream, test in inner.parts))
+        case tree.Binary(operator="|" | "&" | "-"):
+            left, right = _set(names, expr.left, None), _set(names, expr.right, None)
+            return _combine(names, expr, left, right) if left and right else None
+    if isinstance(expr, tree.Name | tree.Call):
+        if kind_of(names, expr) is Kind.STREAM or _is_kv(expr):
+            stream = _bound_value(names, expr, Kind.STREAM, None)
+            return stream and SetValue(((stream.name, sympy.true),))
+        found: SetValue | None = _bound_value(names, expr, Kind.SET, binding)
+        return found
+    names.report.error(
+        "E201",
+        "a set is expected here",
+        expr.span,
+        "not a set",
+        hint="make a condition a set with `where(...)`" if isinstance(expr, tree.Binary) else "",
+    )
+    return None
+
+
+def _combine(names: Names, expr: tree.Binary, left: SetValue, right: SetValue) -> SetValue | None:
+    """Union keeps streams apart; intersection and difference apply an unplaced right side to every stream."""
+    if expr.operator == "|":
+        together = dict(left.parts)
+        for stream, test in right.parts:
+            together[stream] = sympy.Or(together.get(stream, sympy.false), test)
+        return SetValue(tuple(together.items()))
+    apply: Callable[[sympy.Basic, sympy.Basic], sympy.Basic] = (
+        sympy.And if expr.operator == "&" else lambda a, b: sympy.And(a, sympy.Not(b))
+    )
+    if [stream for stream, _ in right.parts] == [None]:
+        ((_, test),) = right.parts
+        return SetValue(tuple((stream, apply(own, test)) for stream, own in left.parts))
+    tests = dict(right.parts)
+    if {stream for stream, _ in left.parts} != set(tests):
+        names.report.error(
+            "E201",
+            "the two sets lie on different streams",
+            expr.span,
+            "cannot be intersected or subtracted",
+            note="entries of different streams are different even where they cover the same tokens",
+        )
+        return None
+    return SetValue(tuple((stream, apply(own, tests[stream])) for stream, own in left.parts))
+
+
+def call(names: Names, expr: tree.Call, binding: str | None) -> Any:
+    """A call of a word: its arguments by kind, then its `build`. None after an error."""
+    word = WORDS.get(expr.function.text)
+    if word is None:
+        _unknown_word(names, expr)
+        return None
+    arguments = _arguments(names, word, expr)
+    if arguments is None:
+        return None
+    scope = Scope(
+        binding or names.fresh(word.name), expr.span, names.inputs, names.query_heads, names.kv_heads, names.causal,
+        lambda code, message, hint: names.report.error(code, message, expr.span, hint=hint),
+    )  # fmt: skip
+    return word.build(scope, **arguments)
+
+
+def _unknown_word(names: Names, expr: tree.Call) -> None:
+    text, span = expr.function.text, expr.function.span
+    if text in PLANNED:
+        names.report.error(
+            "E105",
+            f"`{text}` is not built yet",
+            span,
+            PLANNED[text],
+            note="the language specifies it; this version compiles patterns whose key sets are known from positions,"
+            " tensors and given lists",
+        )
+        return
+    hint = did_you_mean(text, {*WORDS, *PLANNED}, span)
+    names.report.error("E102", f"unknown word `{text}`", span, "no such word", hint=hint or "see docs/language.md")
+
+
+def _arguments(names: Names, word: Word, expr: tree.Call) -> dict[str, Any] | None:
+    """Each parameter's value; None after an error."""
+    values: dict[str, Any] = {}
+    parameters = {parameter.name: parameter for parameter in word.parameters}
+    places = list(word.parameters)
+    failed = False
+    for argument in expr.arguments:
+        parameter = parameters.get(argument.name.text) if argument.name else (places[0] if places else None)
+        if parameter is None or (parameter.name in values and not parameter.many):
+            _wrong_argument(names, word, argument, list(parameters))
+            failed = True
+            continue
+        value = evaluate(names, argument.value, parameter)
+        failed |= value is None
+        if parameter.many:
+            values[parameter.name] = (*values.get(parameter.name, ()), value)
+        else:
+            values[parameter.name] = value
+            places.remove(parameter)
+    for parameter in parameters.values():
+        if parameter.name in values:
+            continue
+        if parameter.default is REQUIRED and not failed:
+            names.report.error(
+                "E202",
+                f"`{word.name}` needs `{parameter.name}`",
+                expr.span,
+                f"{parameter.kind.value} is missing",
+                note=f"{word.name}: {word.summary}",
+            )
+            failed = True
+        values[parameter.name] = parameter.default
+    return None if failed else values
+
+
+def _wrong_argument(names: Names, word: Word, argument: tree.Argument, known: list[str]) -> None:
+    if argument.name is None:
+        names.report.error(
+            "E202",
+            f"`{word.name}` takes fewer arguments",
+            argument.value.span,
+            "one too many",
+            note=f"its parameters: {', '.join(known) or 'none'}",
+        )
+        return
+    text = argument.name.text
+    message = f"`{text}` is given twice" if text in known else f"`{word.name}` has no parameter `{text}`"
+    names.report.error(
+        "E202",
+        message,
+        argument.name.span,
+        "unknown here",
+        note=f"its parameters: {', '.join(known) or 'none'}",
+        hint=did_you_mean(text, known, argument.name.span) or "",
+    )

@@ -1,0 +1,86 @@
+"""What a name means while a pattern is lowered: parameters, bindings, predeclared words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from spdsl.diagnostics import Hint, Report, Span, did_you_mean
+from spdsl.ir.pattern import Input
+from spdsl.ir.symbols import LENGTH, Expr
+from spdsl.primitives.word import Value, main_query, main_stream
+from spdsl.syntax import tree
+
+PREDECLARED = ("q", "kv", "all", "length", "prompt", "train", "prefill", "decode")
+# Arguments and attributes of every generated module: a binding of that name would hide one.
+MODULE_WORDS = frozenset(
+    "gates return_lse cu_seqlens max_seqlen lengths q_offset k_offset page capacity batch attention reference launch"
+    " Cache tensors spans".split()
+)
+
+
+@dataclass(slots=True)
+class Names:
+    """The names of one pattern. A name is bound once, before use; nothing shadows."""
+
+    report: Report
+    params: dict[str, Fraction] = field(default_factory=dict)
+    bound: dict[str, Value | Expr] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    inputs: list[Input] = field(default_factory=list)
+    numbered: dict[str, int] = field(default_factory=dict)
+    query_heads: int | None = None
+    kv_heads: int | None = None
+    qk_dim: int | None = None
+    v_dim: int | None = None
+    causal: bool = False
+
+    def claim(self, name: tree.Name) -> bool:
+        """Notes that `name` is bound here; false (and an error) if it is taken."""
+        text = name.text
+        if text in MODULE_WORDS or (text in PREDECLARED and text != "kv"):
+            self.report.error(
+                "E104", f"`{text}` cannot be bound", name.span, "has a meaning of its own", hint="choose another name"
+            )
+            return False
+        if text in self.spans:
+            line, _ = self.report.source.position(self.spans[text].start)
+            self.report.error(
+                "E103",
+                f"`{text}` is bound twice",
+                name.span,
+                "bound again here",
+                note=f"first bound in line {line}",
+                hint="each name is bound once; choose another name",
+            )
+            return False
+        self.spans[text] = name.span
+        return True
+
+    def find(self, name: tree.Name) -> Value | Expr | Fraction | None:
+        """What `name` is bound to, or nothing (and an error)."""
+        self.used.add(name.text)
+        if name.text in self.params:
+            return self.params[name.text]
+        if name.text in self.bound:
+            return self.bound[name.text]
+        if name.text == "kv":
+            return main_stream(self.inputs)
+        if name.text == "q":
+            return main_query(self.inputs)
+        if name.text == "length":
+            return LENGTH
+        if name.text in self.spans:  # bound, but to something that had an error of its own
+            return None
+        known = {*self.params, *self.bound, *PREDECLARED}
+        hint: Hint | str = did_you_mean(name.text, known, name.span) or "bind it before its use: `name = ...`"
+        self.report.error("E101", f"unknown name `{name.text}`", name.span, "not bound here", hint=hint)
+        return None
+
+    def fresh(self, word: str) -> str:
+        """A name for a call that is bound to none: attend, attend_2, ..."""
+        self.numbered[word] = self.numbered.get(word, 0) + 1
+        number = self.numbered[word]
+        candidate = word if number == 1 else f"{word}_{number}"
+        return candidate if candidate not in self.spans else self.fresh(word)

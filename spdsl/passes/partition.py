@@ -1,0 +1,73 @@
+"""partition: each term of each softmax as a sweep, in the loop form that its conjuncts allow."""
+
+from __future__ import annotations
+
+import sympy
+
+from spdsl.diagnostics import Source
+from spdsl.ir import interval
+from spdsl.ir.conjunct import Conjunct
+from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor, Term
+from spdsl.ir.plan import Form, Plan, Range, SoftmaxPlan, Sweep
+from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Q, lookup_name, lookups
+from spdsl.passes.disjuncts import disjuncts
+from spdsl.passes.ranges import key_range, ordered, row_range
+
+
+def partition(pattern: Pattern, source: Source) -> Plan:
+    """The plan of a checked pattern."""
+    return Plan(pattern, tuple(_softmax(pattern, softmax, source) for softmax in pattern.softmaxes()))
+
+
+def _softmax(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
+    sweeps = tuple(_sweep(pattern, term, source) for term in softmax.terms)
+    read = [name for sweep in sweeps for name in map(lookup_name, lookups(sweep.test))]
+    if softmax.bias is not None:
+        read += map(lookup_name, lookups(softmax.bias))
+    inputs = tuple(pattern.input(name) for name in dict.fromkeys(read))
+    return SoftmaxPlan(softmax, sweeps, tuple(found for found in inputs if isinstance(found, Tensor | Choice)))
+
+
+def _sweep(pattern: Pattern, term: Term, source: Source) -> Sweep:
+    conjuncts = disjuncts(term.test)
+    stream = pattern.input(term.stream)
+    assert isinstance(stream, Stream)
+    line = source.position(term.span.start)[0] if term.span else 0
+    keys = _in_order([key_range(conjunct) for conjunct in conjuncts])
+    rows = _in_order([row_range(conjunct) for conjunct in conjuncts])
+    decode = _decode_ranges(conjuncts)
+    if keys is None or rows is None or any(_reads_positions(conjunct) for conjunct in conjuncts):
+        may, must = interval.may(term.test), interval.must(term.test)
+        return Sweep(stream, term.test, Form.LISTS, (), (), decode, may, must, line)
+    return Sweep(stream, term.test, Form.RANGES, keys, rows, decode, sympy.true, sympy.false, line)
+
+
+def _reads_positions(conjunct: Conjunct) -> bool:
+    """A tensor read at a position thins out the ranges in a way that only the tensor's values tell."""
+    return any(lookups(atom) for atom in conjunct.residual)
+
+
+def _in_order(ranges: list[Range]) -> tuple[Range, ...] | None:
+    order = ordered(ranges)
+    return None if order is None else tuple(ranges[i] for i in order)
+
+
+def _decode_ranges(conjuncts: tuple[Conjunct, ...]) -> tuple[Range, ...]:
+    """Ranges of one query for any head: conditions on heads and tensors are left to the element mask."""
+    single = {Q_FIRST: Q, Q_LAST: Q}
+    ranges = [_at(key_range(Conjunct(linears=conjunct.linears)), single) for conjunct in conjuncts]
+    distinct = list(dict.fromkeys(ranges))
+    in_order = _in_order(distinct)
+    return in_order if in_order is not None else (_hull(distinct),)
+
+
+def _at(found: Range, corners: dict[sympy.Symbol, sympy.Symbol]) -> Range:
+    parts = (found.first, found.end, found.condition, found.full_first, found.full_end, found.full)
+    return Range(*(part.xreplace(corners) for part in parts))
+
+
+def _hull(ranges: list[Range]) -> Range:
+    """One range over all: right with the element mask, if longer than the union."""
+    first = sympy.Min(*(found.first for found in ranges))
+    end = sympy.Min(LENGTH, sympy.Max(*(found.end for found in ranges)))
+    return Range(first, end, sympy.true, first, first, sympy.false)

@@ -1,0 +1,121 @@
+"""ranges: the keys that a tile of rows may see, and the rows that a tile of keys may be seen by, solved symbolically.
+
+For one conjunct both are an interval whose ends follow from the corners of the tile, so a kernel computes them and
+no list is ever built. Ends are positions; the kernels turn them into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import permutations
+
+import sympy
+
+from spdsl.ir.conjunct import Conjunct, Linear, Step
+from spdsl.ir.plan import Range
+from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Q_BEGIN, Q_END, Q_FIRST, Q_LAST, Expr
+
+MOST_ORDERED = 5  # 5! orders to try; more ranges than that go to a list
+
+
+def key_range(conjunct: Conjunct) -> Range:
+    """The keys for rows q_first..q_last, inside [0, length)."""
+    return _range(conjunct, lambda a: (a.k, a.q), (Q_FIRST, Q_LAST), (sympy.S.Zero, LENGTH))
+
+
+def row_range(conjunct: Conjunct) -> Range:
+    """The rows for keys k_first..k_last, inside [q_begin, q_end)."""
+    return _range(conjunct, lambda a: (a.q, a.k), (K_FIRST, K_LAST), (Q_BEGIN, Q_END))
+
+
+Sides = Callable[[Linear], tuple[Step | None, Step | None]]
+
+
+def _range(conjunct: Conjunct, sides: Sides, tile: tuple[Expr, Expr], bounds: tuple[Expr, Expr]) -> Range:
+    """Solves each linear for the first of its `sides`, with the second at the tile's best and worst corner."""
+    may, must = _Interval(*bounds), _Interval(*bounds)
+    for linear in conjunct.linears:
+        wanted, other = sides(linear)
+        for interval, best in ((may, True), (must, False)):
+            interval.meet(wanted, linear.constant + _extreme(other, tile, best))
+    uniform = sympy.And(*conjunct.uniform)
+    full = sympy.false if conjunct.residual else sympy.And(uniform, must.condition)
+    may_visit = sympy.And(uniform, may.condition)
+    return Range(_slim(may.first), _slim(may.end), may_visit, _slim(must.first), _slim(must.end), full)
+
+
+def _extreme(step: Step | None, tile: tuple[Expr, Expr], largest: bool) -> Expr:
+    """The largest (or smallest) value of a monotone step over the tile."""
+    if step is None:
+        return sympy.S.Zero
+    first, last = tile
+    return step.coefficient * step.of(last if (step.coefficient > 0) == largest else first)
+
+
+class _Interval:
+    """[first, end) under construction, with the condition under which it is not empty for other reasons."""
+
+    def __init__(self, first: Expr, end: Expr) -> None:
+        self.first, self.end, self.condition = first, end, sympy.true
+
+    def meet(self, step: Step | None, rest: Expr) -> None:
+        """Intersects with the x for which `step(x) + rest >= 0`."""
+        if step is None:
+            self.condition = sympy.And(self.condition, rest >= 0)
+        elif step.coefficient > 0:
+            lowest = -sympy.floor(rest / step.coefficient)
+            self.first = sympy.Max(self.first, sympy.expand(step.unit * lowest - step.shift))
+        else:
+            highest = sympy.floor(rest / -step.coefficient)
+            self.end = sympy.Min(self.end, sympy.expand(step.unit * (highest + 1) - step.shift))
+
+
+def _slim(extremum: Expr) -> Expr:
+    """A Max or Min without the arguments that another one provably outdoes."""
+    if not isinstance(extremum, sympy.Max | sympy.Min):
+        return extremum
+    sign = 1 if isinstance(extremum, sympy.Max) else -1
+    kept: list[Expr] = []
+    for candidate in sorted(extremum.args, key=sympy.default_sort_key):
+        if any(_nonnegative(sign * (known - candidate)) for known in kept):
+            continue
+        kept = [known for known in kept if not _nonnegative(sign * (candidate - known))] + [candidate]
+    return extremum.func(*kept)
+
+
+def ordered(ranges: Sequence[Range]) -> tuple[int, ...] | None:
+    """An order in which `first` provably never falls, whatever the tile; None if there is none.
+
+    Then a running cursor over blocks visits the union of the ranges with no block twice.
+    """
+    if len(ranges) > MOST_ORDERED:
+        return None
+    below = {(i, j): _never_above(ranges[i].first, ranges[j].first) for i, j in permutations(range(len(ranges)), 2)}
+    for order in permutations(range(len(ranges))):
+        if all(below[i, j] for i, j in zip(order, order[1:], strict=False)):
+            return order
+    return None
+
+
+def _never_above(low: Expr, high: Expr) -> bool:
+    """low <= high for every tile: each argument of low's Max is provably below one of high's."""
+    highs = sympy.Max.make_args(high)
+    return all(any(_nonnegative(top - bottom) for top in highs) for bottom in sympy.Max.make_args(low))
+
+
+def _nonnegative(expression: Expr) -> bool:
+    """Proves expression >= 0 from q_first <= q_last < length, k_first <= k_last < length and the bounds of floors."""
+    expression = sympy.expand(expression)
+    for rounded in expression.atoms(sympy.floor):
+        inner = rounded.args[0]
+        unit = sympy.ilcm(1, *(sympy.Rational(c).q for c in sympy.expand(inner).as_coefficients_dict().values()))
+        lowest = inner - 1 + sympy.Rational(1, unit)
+        coefficient = expression.coeff(rounded)
+        expression = sympy.expand(expression.xreplace({rounded: lowest if coefficient > 0 else inner}))
+    d1, d2, d3, d4 = sympy.symbols("d1:5", nonnegative=True)
+    ordered_corners = {Q_LAST: Q_FIRST + d1, K_LAST: K_FIRST + d3}
+    expression = expression.xreplace(ordered_corners)
+    for length in (Q_FIRST + d1 + 1 + d2, K_FIRST + d3 + 1 + d4):
+        if sympy.expand(expression.xreplace({LENGTH: length})).is_nonnegative:
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""The words of the language, one small file each; `registry` lists them."""

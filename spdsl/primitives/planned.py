@@ -1,0 +1,33 @@
+"""Words that the language specifies and this version does not build: refused by name, never misunderstood."""
+
+from __future__ import annotations
+
+PLANNED: dict[str, str] = {
+    "compress": "entries over cells of a stream",
+    "quantize": "a stream in fewer bits",
+    "hash": "a stream of hashed keys",
+    "rotate": "a rotation of a query, a stream or a branch",
+    "normalize": "a normalised stream",
+    "tail": "the last n queries",
+    "mass": "the probabilities of a branch as a score",
+    "dot": "the logits of a stream as a score",
+    "bound": "an upper bound of a cell's logits",
+    "cosine": "a cosine score",
+    "cohesion": "the self-similarity of a cell",
+    "indexer": "a learned index score",
+    "antidiagonal": "sums along antidiagonals",
+    "diagonal": "a score per distance",
+    "accumulated": "a score summed over steps",
+    "softmax": "a score turned into probabilities",
+    "pool": "a score reduced to larger grains",
+    "top_k": "the k best units",
+    "top_p": "the best units up to a share p",
+    "threshold": "the units above a score",
+    "sample": "units drawn with weights",
+    "linear": "a learned linear map",
+    "below": "a running skip of tiles",
+    "kl": "a distillation loss",
+    "keep": "which entries stay in the cache",
+    "tier": "where entries are stored",
+    "reuse": "a result held from an earlier step",
+}

@@ -1,0 +1,127 @@
+"""Compiling many launches for many targets, and showing the numbers as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from spdsl.runtime.crosscompile import Compiled, compile_launch, failed
+from spdsl.runtime.record import Launch, refuse_interpreter
+from spdsl.targets import Target
+
+Job = tuple[Launch, Target]
+_jobs: Sequence[Job] = ()  # of a worker process, which inherits it: a kernel cannot be sent to one
+
+
+def compile_all(
+    launches: Iterable[Launch], targets: Iterable[Target], workers: int = 2, console: Console | None = None
+) -> list[Compiled]:
+    """Every launch for every target, in that order; with a console a progress bar is drawn on it.
+
+    The work is done in forked processes, so a compiler that ends its process costs one result. Where there is no fork,
+    or with one worker, it is done here.
+    """
+    refuse_interpreter()
+    every = list(targets)
+    jobs = [(launch, target) for launch in launches for target in every]
+    forks = workers > 1 and "fork" in multiprocessing.get_all_start_methods()
+    done = _in_processes(jobs, workers) if forks else ((i, compile_launch(*job)) for i, job in enumerate(jobs))
+    results: dict[int, Compiled] = {}
+    with _bar(console) as progress:
+        task = progress.add_task("compiling", total=len(jobs))
+        for index, result in done:
+            results[index] = result
+            progress.update(task, advance=1, description=f"{result.kernel} for {result.target}", refresh=True)
+    return [results[index] for index in range(len(jobs))]
+
+
+def report(compiled: Iterable[Compiled]) -> Table:
+    """One row for each kernel and target; what costs speed or does not fit is in colour."""
+    table = Table(title="compiled kernels")
+    for heading in ("kernel", "target", "warps", "stages", "registers", "spills", "shared", "blocks/SM"):
+        table.add_column(heading, justify="left" if heading in ("kernel", "target") else "right")
+    for heading in ("matrix", "async copies", "load bits"):
+        table.add_column(heading)
+    for one in compiled:
+        table.add_row(*(_failure(one) if one.error is not None else _numbers(one)))
+    return table
+
+
+def to_json(compiled: Iterable[Compiled]) -> str:
+    """The same numbers and more, as a JSON list with one object for each kernel and target."""
+    return json.dumps([asdict(one) for one in compiled], indent=2)
+
+
+def _numbers(one: Compiled) -> list[Text | str]:
+    over = not one.fits
+    shared = f"{one.shared:,}" + (f" > {one.shared_limit:,}" if one.shared > one.shared_limit else "")
+    return [
+        one.kernel,
+        one.target,
+        str(one.num_warps),
+        str(one.num_stages),
+        str(one.registers),
+        Text(str(one.spills), style="red" if one.spills else ""),
+        Text(shared, style="red" if one.shared > one.shared_limit else ""),
+        Text(f"{one.occupancy.blocks} ({one.occupancy.limit})", style="red" if over else ""),
+        _kinds(one.code.mma),
+        _kinds(one.code.async_copies),
+        str(one.code.widest_load),
+    ]
+
+
+def _failure(one: Compiled) -> list[Text | str]:
+    reason = (one.error or "").strip().splitlines()[-1]
+    head: list[Text | str] = [one.kernel, one.target, str(one.num_warps), str(one.num_stages)]
+    return [*head, "", "", "", Text("error", style="red"), Text(reason, style="red"), "", ""]
+
+
+def _kinds(counts: tuple[tuple[str, int], ...]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts) or "none"
+
+
+def _bar(console: Console | None) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # No refreshing thread: processes are forked while the bar is up.
+    return Progress(*columns, console=console, disable=console is None, transient=True, auto_refresh=False)
+
+
+def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Compiled]]:
+    lost: list[int] = []
+    with _pool(jobs, workers) as pool:
+        futures = {pool.submit(_work, index): index for index in range(len(jobs))}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool:
+                lost.append(futures[future])
+    # One job ended its process and took the others along: each of them alone tells which it was.
+    for index in sorted(lost):
+        with _pool(jobs, 1) as pool:
+            try:
+                yield index, pool.submit(_work, index).result()
+            except BrokenProcessPool:
+                yield index, failed(*jobs[index], "the compiler ended its process")
+
+
+def _pool(jobs: Sequence[Job], workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("fork")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(jobs,))
+
+
+def _start(jobs: Sequence[Job]) -> None:
+    global _jobs
+    _jobs = jobs
+
+
+def _work(index: int) -> Compiled:
+    return compile_launch(*_jobs[index])

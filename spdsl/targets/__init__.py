@@ -1,0 +1,7 @@
+"""The GPUs spdsl knows: one data file each, read without torch or triton."""
+
+from __future__ import annotations
+
+from spdsl.targets.load import Target, find, names
+
+__all__ = ["Target", "find", "names"]
