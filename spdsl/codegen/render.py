@@ -14,6 +14,7 @@ from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 from spdsl import __version__
 from spdsl.codegen.context import ModuleText
 from spdsl.codegen.copy import device_text, merged_imports
+from spdsl.codegen.prune import prune
 from spdsl.diagnostics import Source
 from spdsl.resources import folder
 
@@ -22,6 +23,7 @@ DEVICE_FILES = (
     "arguments", "examples", "cache",
 )  # fmt: skip
 LINE = 120
+PUBLIC = frozenset({"attention", "reference", "prefill", "decode", "Cache", "example_inputs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def render(module: ModuleText, source: Source, pattern_text: str) -> GeneratedMo
         title=_title(module), pattern_text=textwrap.indent(_harmless(pattern_text), "    "),
         imports=merged_imports([line for name in DEVICE_FILES for line in device_text(name).imports]),
     )  # fmt: skip
-    return GeneratedModule(module.pattern.name, formatted(text), digest)
+    return GeneratedModule(module.pattern.name, formatted(prune(text, PUBLIC)), digest)
 
 
 def _environment() -> Environment:

@@ -20,7 +20,7 @@ class StreamShape(NamedTuple):
     v_dim: int  # 0: no values of its own
 
 
-class Cache:
+class CacheStore:
     """`batch` sequences of at most `capacity` tokens.
 
     Paged (`page` tokens, a power of two >= 16): k[stream] [pages, heads, page, qk], page_table int32

@@ -87,7 +87,7 @@ def corners(q: Tensor, k: Tensor, layout: Layout) -> Iterator[Corner]:
         q_origin = keys - rows if layout.q_offset is None else layout.q_offset
         k_origin = layout.k_offset or 0
         length = _length(q_origin, k_origin, rows, keys)
-        yield Corner(slice(None), slice(None), slice(rows), slice(keys), q_origin, k_origin, length)
+        yield Corner(slice(None), slice(None), slice(0, rows), slice(0, keys), q_origin, k_origin, length)
         return
     k_spans = layout.k_spans.tolist()
     q_spans = [[0, q.shape[2]]] * len(k_spans) if layout.q_spans is None else layout.q_spans.tolist()
