@@ -25,6 +25,7 @@ from spdsl.cli.inputs import (
 if TYPE_CHECKING:
     from spdsl.diagnostics import Source
 
+_FILE_WIDTH = 200  # columns of a report that does not go to a terminal: no cell wraps
 _STAGES = ["tree", "pattern", "aligned", "plan", "module"]
 
 
@@ -50,6 +51,7 @@ def compile_file(
     """Compiles every pattern of FILE into DIR/<pattern>.py."""
     if targets and not report:
         raise click.UsageError("--target names what --report is about: give both")
+    _expect_known(targets)
     with diagnostics_end_it():
         source = read_source(file)
         names = pattern_names(source, pattern)
@@ -90,11 +92,26 @@ def _write(source: Source, names: Sequence[str], params: dict[str, Fraction], fo
     return written
 
 
+def _expect_known(targets: Sequence[str]) -> None:
+    from spdsl.targets import find
+
+    for name in targets:
+        try:
+            find(name)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+
+
 def _report(paths: Sequence[Path], targets: Sequence[str]) -> None:
     from rich.console import Console
 
     from spdsl.compiler import report
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
     for path in paths:
-        console.print(report(path, targets))
+        try:
+            console.print(report(path, targets))
+        except (RuntimeError, ImportError) as error:  # interpreter switched on, or no triton on this system
+            raise Failed(f"no report: {error}") from None

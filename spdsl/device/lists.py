@@ -32,7 +32,7 @@ class BlockLists(NamedTuple):
 class Tiles(NamedTuple):
     """The corners of all tiles of all sequences: rows [S, 1, tiles, 1], keys [S, 1, 1, blocks], ends inclusive.
 
-    `inside` [S, 1, tiles, blocks] tells which tiles exist, `whole` which key blocks lie inside the sequence.
+    `inside` [S, 1, tiles, blocks] tells which tiles exist, `whole_rows` and `whole_keys` which lie in it entirely.
     """
 
     q_first: Tensor
@@ -41,7 +41,8 @@ class Tiles(NamedTuple):
     k_last: Tensor
     length: Tensor  # [S, 1, 1, 1]
     inside: Tensor
-    whole: Tensor
+    whole_rows: Tensor
+    whole_keys: Tensor
     block_m: int
     block_n: int
 
@@ -58,7 +59,7 @@ def tiles_of(q_origin: Tensor, rows: Tensor, k_origin: Tensor, keys: Tensor, siz
     inside = (row < rows) & (key < keys)
     return Tiles(
         q_origin + row, q_origin + row_end - 1, k_origin + key, k_origin + key_end - 1, length, inside,
-        key + block_n <= keys, block_m, block_n,
+        row + block_m <= rows, key + block_n <= keys, block_m, block_n,
     )  # fmt: skip
 
 
@@ -88,9 +89,10 @@ def per_sequence(x: Tensor, axis: int, spans: Tensor, longest: int) -> Tensor:
 def block_lists(may: Tensor, must: Tensor, tiles: Tiles, heads: int) -> tuple[BlockLists, BlockLists]:
     """Key blocks of every row tile, and its transpose: row tiles of every key block."""
     visited = may & tiles.inside
-    full = visited & must & tiles.whole
-    partial = visited & ~full
-    return _lists(full, partial, heads), _lists(full.transpose(2, 3), partial.transpose(2, 3), heads)
+    full = visited & must & tiles.whole_keys  # without a mask, whatever is loaded counts
+    of_rows = _lists(full, visited & ~full, heads)
+    full = (full & tiles.whole_rows).transpose(2, 3)
+    return of_rows, _lists(full, visited.transpose(2, 3) & ~full, heads)
 
 
 def _lists(full: Tensor, partial: Tensor, heads: int) -> BlockLists:
@@ -172,7 +174,7 @@ def membership(units: Tensor, most: int) -> Tensor:
     valid = (units >= 0) & (units < most)
     slots = torch.where(valid, units, most).long()
     found = torch.zeros(*units.shape[:3], most + 1, dtype=torch.bool, device=units.device)
-    return found.scatter_(3, slots, True)[..., :most]
+    return found.scatter_(3, slots, True)[..., :most].contiguous()
 
 
 def random_units(
@@ -195,7 +197,7 @@ def random_units(
         rank = rank.masked_fill(number * unit >= keys.view(-1, 1, 1, 1), none)
     chosen = rank.argsort(dim=-1, stable=True)[..., :count]
     found = torch.zeros_like(rank, dtype=torch.bool).scatter_(3, chosen, True)
-    return found & (rank < none)
+    return (found & (rank < none)).contiguous()
 
 
 def _hash(x: Tensor) -> Tensor:

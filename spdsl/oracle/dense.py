@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 
 from spdsl.ir.pattern import (
-    Branch, Case, Choice, Gate, Merge, Pattern, Phase, Query, Softmax, Stream, Term, Values
+    Branch,
+    Case,
+    Choice,
+    Gate,
+    Merge,
+    Pattern,
+    Phase,
+    Query,
+    Softmax,
+    Stream,
+    Term,
+    Values,
 )  # fmt: skip
 from spdsl.ir.pattern import Tensor as TensorInput
 from spdsl.oracle.evaluate import Environment, Table, evaluate

@@ -9,9 +9,10 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
+from spdsl.runtime.launches import Launch, Workload
 from spdsl.runtime.machine_code import Code, read_amdgcn, read_cubin
 from spdsl.runtime.occupancy import Occupancy, occupancy
-from spdsl.runtime.record import Launch, refuse_interpreter
+from spdsl.runtime.record import refuse_interpreter
 from spdsl.targets import Target
 
 _NOTHING = Code(registers=0, spills=0, scalar_spills=0, scratch=0, mma=(), async_copies=(), widest_load=0)
@@ -27,7 +28,7 @@ class Compiled:
     """As the compiler left it; it may add warps to those asked for."""
     num_stages: int
     constexprs: tuple[tuple[str, str], ...]
-    """The kernel's constexprs as text, in the order of its parameters."""
+    """The kernel's constexprs as text, in the order of its parameters; `C.BLOCK_M` for an item of a tuple."""
     error: str | None = None
     code: Code = _NOTHING
     shared: int = 0
@@ -39,6 +40,8 @@ class Compiled:
     fits: bool = False
     """Whether one block gets its shared and tensor memory and its registers on this target."""
     occupancy: Occupancy = field(default=Occupancy(0, "error", 0))
+    workload: Workload | None = None
+    """The call that makes this launch, where it is known."""
 
     @property
     def ok(self) -> bool:
@@ -90,6 +93,7 @@ def failed(launch: Launch, target: Target, error: str) -> Compiled:
         constexprs=_texts(launch),
         error=error,
         shared_limit=target.shared_per_block,
+        workload=launch.workload,
     )
 
 
@@ -112,6 +116,7 @@ def _compile(launch: Launch, target: Target) -> Compiled:
         tensor_memory=tensor_memory,
         fits=resident.blocks > 0 and tensor_memory <= target.tensor_memory_columns,
         occupancy=resident,
+        workload=launch.workload,
     )
 
 

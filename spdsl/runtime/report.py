@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from spdsl.runtime.crosscompile import Compiled, compile_launch, failed
-from spdsl.runtime.record import Launch, refuse_interpreter
+from spdsl.runtime.launches import Launch
+from spdsl.runtime.record import refuse_interpreter
 from spdsl.targets import Target
 
 Job = tuple[Launch, Target]
@@ -47,8 +48,8 @@ def compile_all(
 def report(compiled: Iterable[Compiled]) -> Table:
     """One row for each kernel and target; what costs speed or does not fit is in colour."""
     table = Table(title="compiled kernels")
-    for heading in ("kernel", "target", "warps", "stages", "registers", "spills", "shared", "blocks/SM"):
-        table.add_column(heading, justify="left" if heading in ("kernel", "target") else "right")
+    for heading in ("kernel", "workload", "target", "warps", "stages", "registers", "spills", "shared", "blocks/SM"):
+        table.add_column(heading, justify="left" if heading in ("kernel", "workload", "target") else "right")
     for heading in ("matrix", "async copies", "load bits"):
         table.add_column(heading)
     for one in compiled:
@@ -65,10 +66,7 @@ def _numbers(one: Compiled) -> list[Text | str]:
     over = not one.fits
     shared = f"{one.shared:,}" + (f" > {one.shared_limit:,}" if one.shared > one.shared_limit else "")
     return [
-        one.kernel,
-        one.target,
-        str(one.num_warps),
-        str(one.num_stages),
+        *_head(one),
         str(one.registers),
         Text(str(one.spills), style="red" if one.spills else ""),
         Text(shared, style="red" if one.shared > one.shared_limit else ""),
@@ -81,8 +79,11 @@ def _numbers(one: Compiled) -> list[Text | str]:
 
 def _failure(one: Compiled) -> list[Text | str]:
     reason = (one.error or "").strip().splitlines()[-1]
-    head: list[Text | str] = [one.kernel, one.target, str(one.num_warps), str(one.num_stages)]
-    return [*head, "", "", "", Text("error", style="red"), Text(reason, style="red"), "", ""]
+    return [*_head(one), "", "", "", Text("error", style="red"), Text(reason, style="red"), "", ""]
+
+
+def _head(one: Compiled) -> list[Text | str]:
+    return [one.kernel, str(one.workload or ""), one.target, str(one.num_warps), str(one.num_stages)]
 
 
 def _kinds(counts: tuple[tuple[str, int], ...]) -> str:

@@ -1,0 +1,90 @@
+"""show: which keys each query of a pattern sees, as a terminal picture or a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from spdsl.diagnostics import Report, Source
+
+if TYPE_CHECKING:
+    from spdsl.ir.pattern import Pattern
+
+LONGEST = 8192
+
+
+class CannotDraw(click.ClickException):
+    """The picture cannot be made; not the pattern's fault."""
+
+    exit_code = 2
+
+
+def show(
+    source: Source, pattern: str | None, params: Mapping[str, Fraction], length: int, output: str | None = None
+) -> None:
+    """Draws the patterns of a source, or the one named, for `length` queries and keys: on the terminal, or as a PNG.
+
+    Raises SpatError if the source has errors, CannotDraw if the length is out of range, the pattern is not there,
+    or the file cannot be written.
+    """
+    if not 1 <= length <= LONGEST:
+        raise CannotDraw(f"a picture is drawn for 1 to {LONGEST} keys, not {length}; the mask of fewer looks the same")
+    drawn = list(_patterns(source, pattern, params))
+    if output is None:
+        from spdsl.picture.terminal import draw
+
+        for found in drawn:
+            draw(found, length)
+        return
+    if len(drawn) > 1:
+        names = ", ".join(found.name for found in drawn)
+        raise CannotDraw(f"{source.path} holds several patterns, {names}: choose one with -p")
+    _write(drawn[0], length, Path(output))
+
+
+def _patterns(source: Source, wanted: str | None, params: Mapping[str, Fraction]) -> Iterator[Pattern]:
+    from spdsl.passes.lower import lower
+    from spdsl.syntax.parse import parse
+
+    report = Report(source)
+    trees = parse(source, report).patterns
+    report.check()
+    names = [tree.name.text for tree in trees]
+    if wanted is not None and wanted not in names:
+        raise CannotDraw(f"{source.path} holds no pattern `{wanted}`; it holds {', '.join(names)}")
+    for tree in trees:
+        if wanted in (None, tree.name.text):
+            lowered = lower(tree, report, params)
+            report.check()
+            assert lowered is not None
+            yield lowered
+
+
+def _write(pattern: Pattern, length: int, path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise CannotDraw(f"{path}: the picture is a PNG, name it .png")
+    try:
+        from spdsl.picture.plot import save
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "matplotlib":
+            raise
+        raise CannotDraw("a PNG needs matplotlib: pip install 'spdsl[pictures]'") from None
+    try:
+        save(pattern, length, path)
+    except OSError as error:
+        raise CannotDraw(f"cannot write {path}: {error.strerror or error}") from None
+    click.echo(path.as_posix())
+
+
+def heading(pattern: Pattern) -> str:
+    """The parameters of a pattern in one line."""
+    return ", ".join(f"{name} = {value}" for name, value in pattern.params)
+
+
+def percent(share: float) -> str:
+    """`12%`, with a decimal where a whole number would hide that it is not 0 or 100."""
+    return f"{share:.1%}" if 0 < share < 0.01 or 0.99 < share < 1 else f"{share:.0%}"

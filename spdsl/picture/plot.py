@@ -1,0 +1,103 @@
+"""The mask and its tiles as a PNG, by matplotlib without a display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from spdsl.ir.pattern import Pattern
+from spdsl.oracle.sketch import Sketch, sketches
+from spdsl.picture import heading, percent
+
+HIDDEN, VISIBLE = "#eef1f5", "#1f3a5f"
+TILES = {"empty": "#eef1f5", "partial": "#8ecae6", "full": "#1f6fb2"}
+INK, QUIET = "#1b2430", "#66707d"
+_WIDTH, _ROW, _GAP = 10.4, 5.35, 1.25  # inches; a row of panels and the gap in it
+_HEAD, _FOOT, _LINE = 1.35, 0.8, 0.24  # inches: above and below the panels, and of a line below those
+
+
+def save(pattern: Pattern, length: int, path: Path) -> None:
+    """Writes the picture: a row of panels per softmax, stream and differing head. Raises OSError."""
+    found, notes = sketches(pattern, length)
+    lines = [f"example values, {note}" for note in notes]
+    foot = _FOOT + _LINE * len(lines)
+    height = _HEAD + _ROW * len(found) - _GAP + foot
+    figure = Figure(figsize=(_WIDTH, height), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(
+        len(found), 2, squeeze=False,
+        gridspec_kw={
+            "left": 0.085, "right": 0.965, "top": 1 - _HEAD / height, "bottom": foot / height,
+            "wspace": 0.22, "hspace": _GAP / (_ROW - _GAP),
+        },
+    )  # fmt: skip
+    _title(figure, pattern, length, height)
+    for (left, right), sketch in zip(axes, found, strict=True):
+        _mask(left, pattern, sketch, length)
+        _tiles(right, sketch, length)
+    for i, line in enumerate(reversed(lines)):
+        figure.text(0.085, (0.16 + _LINE * i) / height, line, color=QUIET, fontsize=9, style="italic")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _title(figure: Figure, pattern: Pattern, length: int, height: float) -> None:
+    figure.text(0.085, 1 - 0.36 / height, pattern.name, color=INK, fontsize=16, weight="bold", va="center")
+    parts = [heading(pattern), "causal" if pattern.causal else "", f"{length} queries and keys"]
+    figure.text(0.085, 1 - 0.62 / height, "   ".join(filter(None, parts)), color=QUIET, fontsize=10, va="center")
+
+
+def _mask(axes: Axes, pattern: Pattern, sketch: Sketch, length: int) -> None:
+    colours = ListedColormap([HIDDEN, VISIBLE])
+    side = len(sketch.mask) * sketch.step
+    axes.imshow(sketch.mask.numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest", extent=(0, side, side, 0))
+    name = ", ".join(filter(None, (sketch.name, "" if sketch.head is None else f"head {sketch.head}")))
+    pairs = "causal pairs" if pattern.causal else "pairs"
+    _frame(axes, length, f"{name}: visible keys" if name else "visible keys")
+    _key(axes, [(VISIBLE, "visible"), (HIDDEN, "hidden")], f"sparsity {sketch.sparsity:.1%} of the {pairs}")
+
+
+def _tiles(axes: Axes, sketch: Sketch, length: int) -> None:
+    states = sketch.states()
+    side = len(states) * sketch.tile
+    colours = ListedColormap(list(TILES.values()))
+    axes.imshow(states.numpy(), cmap=colours, vmin=0, vmax=2, interpolation="nearest", extent=(0, side, side, 0))
+    if len(states) <= 64:
+        lines = range(0, side + 1, sketch.tile)
+        axes.hlines(lines, 0, side, color="white", linewidth=0.6)
+        axes.vlines(lines, 0, side, color="white", linewidth=0.6)
+    _frame(axes, length, f"tiles of {sketch.tile} x {sketch.tile}")
+    entries = [
+        (colour, f"{name} {percent((states == state).double().mean().item())}")
+        for state, (name, colour) in enumerate(TILES.items())
+    ]
+    _key(axes, entries[::-1], "")
+
+
+def _frame(axes: Axes, length: int, title: str) -> None:
+    axes.set_title(title, color=INK, fontsize=11, loc="left", pad=26)
+    axes.set_xlim(0, length)
+    axes.set_ylim(length, 0)
+    axes.set_xlabel("key position", color=QUIET)
+    axes.set_ylabel("query position", color=QUIET)
+    ticks = [length * i // 4 for i in range(5)]
+    axes.set_xticks(ticks)
+    axes.set_yticks(ticks)
+    axes.tick_params(colors=QUIET, length=3, labelsize=9)
+    for spine in axes.spines.values():
+        spine.set_color("#c5ccd6")
+
+
+def _key(axes: Axes, entries: list[tuple[str, str]], remark: str) -> None:
+    """The legend above a panel, a remark at its right."""
+    patches = [Patch(facecolor=colour, edgecolor="#c5ccd6", linewidth=0.6, label=label) for colour, label in entries]
+    axes.legend(
+        handles=patches, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=len(entries), frameon=False,
+        fontsize=9, labelcolor=QUIET, handlelength=1.1, handleheight=1.1, columnspacing=1.2, borderaxespad=0.3,
+    )  # fmt: skip
+    axes.text(1, 1.022, remark, transform=axes.transAxes, ha="right", va="bottom", color=INK, fontsize=9)

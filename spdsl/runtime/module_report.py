@@ -1,0 +1,64 @@
+"""What the kernels of a generated file cost on some GPUs: load, survey, cross-compile, table."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from itertools import groupby
+from pathlib import Path
+from types import ModuleType
+
+from rich.console import Console
+from rich.table import Table
+
+from spdsl import targets
+from spdsl.runtime import report as tables
+from spdsl.runtime.crosscompile import Compiled
+from spdsl.runtime.record import refuse_interpreter
+from spdsl.runtime.survey import survey
+from spdsl.targets import Target
+
+DEFAULT_TARGET = "h100"
+
+
+def report(path: Path, names: Sequence[str] = ()) -> Table:
+    """One row for each kernel of the generated file and each target (by default h100); a bar on a terminal meanwhile.
+
+    ValueError for an unknown target; RuntimeError under TRITON_INTERPRET, or for a file that spdsl did not make.
+    """
+    wanted = [targets.find(name) for name in names or (DEFAULT_TARGET,)]
+    console = Console(stderr=True)
+    return tables.report(compile_file(path, wanted, console if console.is_terminal else None))
+
+
+def compile_file(path: Path, wanted: Sequence[Target], console: Console | None = None) -> list[Compiled]:
+    """Every kernel of the generated file for every target, with the configurations of the target's architecture."""
+    refuse_interpreter()
+    compiled: list[Compiled] = []
+    with _loaded(path) as module:
+        for _, group in groupby(wanted, key=lambda target: target.architecture):
+            same = list(group)
+            compiled += tables.compile_all(survey(module, target=same[0]), same, console=console)
+    return compiled
+
+
+@contextmanager
+def _loaded(path: Path) -> Iterator[ModuleType]:
+    """The file as a module under a name of its own, there for as long as it is used."""
+    name = f"spdsl_report_{path.stem}_{sha256(path.read_bytes()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"{path} is no Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        missing = [x for x in ("PHASES", "example_inputs", "launch") if not hasattr(module, x)]
+        if missing:
+            raise RuntimeError(f"{path} has no {' and no '.join(missing)}: not made by spdsl")
+        yield module
+    finally:
+        sys.modules.pop(name, None)

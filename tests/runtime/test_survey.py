@@ -1,0 +1,168 @@
+"""All launches of generated modules, recorded on CPU tensors, and the report of a generated file."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytestmark = [
+    pytest.mark.crosscompile,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") == "1", reason="needs compiled kernels"),
+]
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from click.testing import CliRunner  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+import spdsl  # noqa: E402
+from spdsl import targets  # noqa: E402
+from spdsl.cli import main  # noqa: E402
+from spdsl.runtime import module_report  # noqa: E402
+from spdsl.runtime.launches import Launch, Workload  # noqa: E402
+from spdsl.runtime.survey import survey  # noqa: E402
+
+WINDOW = "pattern {name} {{\n    causal\n{lines}    return attend(sliding(100))\n}}\n"
+
+
+def window(folder: Path, name: str, lines: str = "") -> Path:
+    path = folder / f"{name}.spat"
+    path.write_text(WINDOW.format(name=name, lines=lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    return load(tmp_path_factory.mktemp("survey"), "surveyed")
+
+
+def load(folder: Path, name: str, lines: str = "") -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPDSL_CACHE_DIR", str(folder / "cache"))
+        return spdsl.load(window(folder, name, lines))
+
+
+def by_phase(launches: list[Launch]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for launch in launches:
+        assert launch.workload is not None
+        found.setdefault(launch.workload.phase, []).append(launch.name)
+    return found
+
+
+def test_phases(module: ModuleType) -> None:
+    assert by_phase(survey(module, dims=((64, 64),))) == {
+        "train": ["attend_forward", "row_delta", "attend_dq", "attend_dkdv"],
+        "prefill": ["attend_forward"],
+        "decode": ["attend_decode", "combine_splits"],
+    }
+
+
+def test_only_the_phases_of_the_module(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PHASES", ("decode",))
+    assert set(by_phase(survey(module, dims=((64, 64),)))) == {"decode"}
+
+
+def test_workloads(module: ModuleType) -> None:
+    launches = survey(module, ("bf16", "fp32"), ((64, 64), (64, 32)))
+    forwards = [x for x in launches if x.name == "attend_forward" and x.workload and x.workload.phase == "train"]
+    assert [x.workload for x in forwards] == [
+        Workload("train", "bf16", 64, 64),
+        Workload("train", "fp32", 64, 64),
+        Workload("train", "bf16", 64, 32),
+        Workload("train", "fp32", 64, 32),
+    ]
+    types = {name: leaf.type for _, name, leaf in forwards[1].leaves()}
+    assert types["q.data"] == "*fp32"
+    assert (forwards[2].constexprs["C.QK_DIM"], forwards[2].constexprs["C.V_DIM"]) == (64, 32)
+    assert forwards[0].constexprs["kv.GROUP"] == 4
+    assert len({x.key for x in launches}) == len(launches)
+
+
+def test_strides_are_those_of_a_real_run(module: ModuleType) -> None:
+    for launch in survey(module, dims=((64, 64),)):
+        pointers = [leaf for _, _, leaf in launch.leaves() if leaf.type.startswith("*")]
+        assert pointers
+        assert all(leaf.divisible and leaf.within_2gb for leaf in pointers)
+        strides = [leaf for _, name, leaf in launch.leaves() if name.endswith((".batch", ".head", ".token"))]
+        assert all(leaf.divisible or leaf.value == 1 for leaf in strides)
+
+
+def test_what_a_pattern_fixes(tmp_path: Path) -> None:
+    module = load(tmp_path, "fixed", "    heads q = 4, kv = 4\n    dim   qk = 96, v = 48\n")
+    launches = survey(module, dims=((64, 64), (128, 128)))
+    assert {(x.workload.qk_dim, x.workload.v_dim) for x in launches if x.workload} == {(96, 48)}
+    (forward, *_) = launches
+    assert forward.constexprs["C.QK_DIM"] == 96
+    assert forward.constexprs["kv.GROUP"] == 1
+
+
+def test_tables_of_an_architecture(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: dict(getattr(module, name)) for name in ("FORWARD", "DQ", "DKDV", "DECODE")}
+    asked = []
+
+    def use_tables(architecture: str) -> None:
+        asked.append(architecture)
+        module.FORWARD[64, 2] = module.Config(32, 16, 2, 1)  # changed in place
+        module.DQ = {(64, 2): module.Config(16, 32, 1, 1)}  # replaced
+
+    monkeypatch.setattr(module, "use_tables", use_tables, raising=False)
+    launches = survey(module, dims=((64, 64),), target=targets.find("gfx942"))
+    blocks = {
+        x.name: (x.constexprs["C.BLOCK_M"], x.constexprs["C.BLOCK_N"]) for x in launches if "C.BLOCK_M" in x.constexprs
+    }
+    assert asked == ["gfx942"]
+    assert blocks["attend_forward"] == (32, 16)
+    assert blocks["attend_dq"] == (16, 32)
+    assert {name: getattr(module, name) for name in before} == before
+    assert module.use_tables is use_tables
+
+
+def test_unknown_dtype(module: ModuleType) -> None:
+    with pytest.raises(ValueError, match="unknown dtype 'bf17': known are bf16"):
+        survey(module, ("bf17",))
+
+
+def test_module_not_made_by_spdsl(tmp_path: Path) -> None:
+    path = tmp_path / "other.py"
+    path.write_text("PHASES = ()\n", encoding="utf-8")
+    with pytest.raises(RuntimeError, match="has no example_inputs and no launch: not made by spdsl"):
+        module_report.report(path)
+
+
+def test_report_of_a_file(tmp_path: Path) -> None:
+    source = window(tmp_path, "reported", "    dim qk = 64, v = 64\n")
+    run = CliRunner().invoke(main, ["compile", str(source), "-o", str(tmp_path)])
+    assert run.exit_code == 0, run.output
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(module_report.report(tmp_path / "reported.py", ["h200", "mi300x"]))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in screen.getvalue().splitlines() if "│" in line]
+    assert [row[0] for row in rows] == 2 * [
+        *("attend_forward", "row_delta", "attend_dq", "attend_dkdv"),
+        *("attend_forward", "attend_decode", "combine_splits"),
+    ]
+    assert rows[0][1:3] == ["train bf16 64/64", "h200"]
+    assert "wgmma" in rows[0][9]
+    assert "mfma" in rows[7][9]
+    assert all(int(row[5]) > 0 for row in rows)
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = window(tmp_path, "commanded", "    dim qk = 64, v = 64\n")
+    arguments = ["compile", str(source), "-o", str(tmp_path), "--report"]
+    unknown = CliRunner().invoke(main, [*arguments, "--target", "h10"])
+    assert unknown.exit_code == 2
+    assert "did you mean h100" in unknown.output
+    assert not (tmp_path / "commanded.py").exists()
+    run = CliRunner().invoke(main, arguments)
+    assert run.exit_code == 0, run.output
+    assert "attend_dkdv │ train bf16 64/64   │ h100" in run.output
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 2
+    assert "no report: cross-compiling needs a process without TRITON_INTERPRET" in refused.output

@@ -1,0 +1,195 @@
+"""Pictures of masks: what they count, what they print, what they refuse."""
+
+from __future__ import annotations
+
+import builtins
+import subprocess
+import sys
+from fractions import Fraction
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from rich.console import Console
+
+from spdsl.cli import main
+from spdsl.diagnostics import Report, Source, SpatError
+from spdsl.ir.pattern import Pattern
+from spdsl.oracle.sketch import sketches
+from spdsl.passes.lower import lower
+from spdsl.picture import LONGEST, CannotDraw, show
+from spdsl.picture.terminal import COLOURS, draw
+from spdsl.syntax.parse import parse
+
+WINDOW = "pattern window { param n = 8 causal return attend(sliding(n)) }"
+BY_HEAD = """pattern by_head { heads query = 4, kv = 2
+  causal wide = tensor(kv_head, bool) return attend(sliding(1) | where(wide[h] == 1)) }"""
+
+
+def pattern(text: str) -> Pattern:
+    report = Report(Source(text))
+    lowered = lower(parse(report.source, report).patterns[0], report)
+    report.check()
+    assert lowered is not None
+    return lowered
+
+
+def test_tiles_of_a_window_are_empty_partial_and_full() -> None:
+    ((sketch,), notes) = sketches(pattern("pattern p { causal return attend(sliding(9)) }"), 64)
+    assert (sketch.tile, sketch.head, notes) == (4, None, [])
+    # Tiles of 4: behind the diagonal one is full, and one cut by the window's end.
+    assert sketch.states()[5, :8].tolist() == [0, 0, 0, 1, 2, 1, 0, 0]
+    assert sketch.seen == sum(min(9, row + 1) for row in range(64))
+    assert sketch.possible == 64 * 65 // 2
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 65, 100, 1500])
+def test_every_length_counts_every_pair_once(length: int) -> None:
+    ((sketch,), _) = sketches(pattern("pattern p { return attend(all) }"), length)
+    assert sketch.seen == sketch.possible == length**2
+    assert sketch.states().eq(2).all()
+    assert sketch.coarser(3).seen == length**2
+    assert sketch.coarser(3).states().eq(2).all()
+    assert sketch.mask.all()
+    assert len(sketch.mask) <= 1024
+    assert len(sketch.mask) * sketch.step >= length
+
+
+def test_a_small_thing_survives_the_smaller_picture() -> None:
+    ((sketch,), _) = sketches(pattern("pattern p { return attend(where(k == 1001)) }"), 4096)
+    assert sketch.step == 4
+    assert sketch.mask.nonzero()[:, 1].unique().tolist() == [1001 // 4]
+
+
+def test_heads_that_differ_are_drawn_and_no_others() -> None:
+    found, notes = sketches(pattern(BY_HEAD), 32)
+    assert [sketch.head for sketch in found] == [0, 2]
+    assert found[0].seen == 32
+    assert found[1].seen == 32 * 33 // 2
+    assert notes == ["wide: 0 and 1 in turns"]
+
+
+def test_every_softmax_and_stream_has_its_picture() -> None:
+    near = "attend(kv[sliding(2)] | far[all - sliding(2)])"
+    text = f"pattern p {{ causal far = stream() return gate(attend(sink(2)), {near}) }}"
+    names = [sketch.name for sketch in sketches(pattern(text), 16)[0]]
+    assert len(names) == len(set(names)) == 3
+    assert sum("stream far" in name for name in names) == 1
+
+
+@pytest.mark.parametrize(
+    "declared, test, note",
+    [
+        ("x = tensor(token, int)", "x[q] == x[k]", "x: four documents of unequal length"),
+        ("x = tensor(token, bool)", "x[k] == 1", "x: four marked tokens"),
+        ("x = tensor(token)", "x[k] < 0.5", "x: a rise from 0 to 1"),
+        ("x = tensor(int)", "q - k < x", "x: 25"),
+        ("x = tensor(head, token, bool)", "x[h][k] == 1", "x: four marked tokens"),
+        ("x = tensor(head, 3, int)", "x[h][k % 3] == 1", "x: 0 and 1 in turns"),
+    ],
+)
+def test_example_values_are_told_and_show_something(declared: str, test: str, note: str) -> None:
+    found, notes = sketches(pattern(f"pattern p {{ {declared} return attend(where({test})) }}"), 100)
+    assert notes == [note]
+    assert 0 < found[0].seen < found[0].possible
+
+
+def test_given_and_random_sets() -> None:
+    found, notes = sketches(pattern("pattern p { causal g = given(rows = 8, unit = 8) return attend(g) }"), 64)
+    assert notes == ["g: 3 random units of 8 keys per tile of 8 queries"]
+    assert all(0 < sketch.seen for sketch in found)
+    found, notes = sketches(pattern("pattern p { return attend(random(2, unit = 8, rows = 8)) }"), 64)
+    assert notes == []
+    assert [sketch.seen for sketch in found] == [64 * 16] * 2
+    assert not torch.equal(found[0].mask, found[1].mask)
+
+
+def printed(text: str, length: int, **options: Any) -> str:
+    out = StringIO()
+    draw(pattern(text), length, Console(file=out, width=100, highlight=False, **options))
+    return out.getvalue()
+
+
+def test_the_terminal_picture_without_colours() -> None:
+    lines = printed(WINDOW, 64).splitlines()
+    assert lines[0] == "window  n = 8  64 queries and keys"
+    assert lines[1:4] == ["▒▒" + " ·" * 15, "██▒▒" + " ·" * 14, "▒▒██▒▒" + " ·" * 13]
+    assert lines[17] == "· empty 82%   ▒▒ partial 12%   ██ full 6%   tiles of 4 x 4"
+    assert lines[18] == "sparsity 76.7%: 484 of 2,080 causal pairs are visible"
+
+
+def test_the_terminal_picture_in_half_blocks_of_three_colours() -> None:
+    text = printed(WINDOW, 64, force_terminal=True, color_system="truecolor")
+    assert text.count("▀") == 32 * 16  # 16 x 16 tiles, twice as large each way, two rows in a line
+    for colour in COLOURS:
+        rgb = ";".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
+        assert f"38;2;{rgb}" in text
+
+
+def test_wide_masks_fit_the_terminal() -> None:
+    lines = printed(WINDOW, 2048, force_terminal=True, color_system="truecolor").splitlines()
+    assert max(line.count("▀") for line in lines) <= 64
+    out = StringIO()
+    draw(pattern(WINDOW), 2048, Console(file=out, width=40, highlight=False))
+    assert "tiles of 128 x 128" in out.getvalue()
+
+
+def test_the_command_writes_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "a.spat").write_text(BY_HEAD)
+    target = tmp_path / "new" / "mask.png"
+    arguments = ["show", str(tmp_path / "a.spat"), "--length", "96", "-o", str(target)]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, result.stdout) == (0, f"{target.as_posix()}\n")
+    first = target.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    width, height = (int.from_bytes(first[at : at + 4], "big") for at in (16, 20))
+    assert width < height  # two heads, one above the other
+    CliRunner().invoke(main, arguments)
+    assert target.read_bytes() == first
+
+
+def test_parameters_are_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Source(WINDOW), None, {"n": Fraction(3)}, 16)
+    assert "n = 3" in capsys.readouterr().out
+
+
+def test_a_length_out_of_range_is_refused() -> None:
+    with pytest.raises(CannotDraw, match=f"1 to {LONGEST} keys, not {LONGEST + 1}"):
+        show(Source(WINDOW), None, {}, LONGEST + 1)
+
+
+def test_names_and_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    source = Source(WINDOW + WINDOW.replace("window", "other"))
+    with pytest.raises(CannotDraw, match="choose one with -p"):
+        show(source, None, {}, 16, str(tmp_path / "a.png"))
+    with pytest.raises(CannotDraw, match="no pattern `wrong`; it holds window, other"):
+        show(source, "wrong", {}, 16)
+    with pytest.raises(CannotDraw, match="is a PNG"):
+        show(source, "other", {}, 16, str(tmp_path / "a.gif"))
+    with pytest.raises(SpatError, match="E501"):
+        show(source, "other", {"m": Fraction(1)}, 16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refused(name: str, *rest: Any) -> Any:
+        if name.partition(".")[0] == "matplotlib":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *rest)
+
+    monkeypatch.delitem(sys.modules, "spdsl.picture.plot", raising=False)
+    monkeypatch.setattr(builtins, "__import__", refused)
+    with pytest.raises(CannotDraw, match=r"pip install 'spdsl\[pictures\]'"):
+        show(Source(WINDOW), None, {}, 16, str(tmp_path / "a.png"))
+
+
+def test_importing_it_imports_neither_torch_nor_matplotlib() -> None:
+    code = "import sys, spdsl.picture; print([x for x in ('torch', 'matplotlib') if x in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
