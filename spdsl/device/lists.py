@@ -186,9 +186,11 @@ def random_units(
     Without `causal` those are the units of the sequence, whose `keys` [S] must be given.
     """
     device = None if keys is None else keys.device
+    # A causal draw ranges over all units that a tile's last row will ever see, however many keys there are by now.
+    drawn = max(units, -(-tiles * rows // unit)) if causal else units
     head = torch.arange(heads, device=device).view(1, -1, 1, 1)
     tile = torch.arange(tiles, device=device).view(1, 1, -1, 1)
-    number = torch.arange(units, device=device).view(1, 1, 1, -1)
+    number = torch.arange(drawn, device=device).view(1, 1, 1, -1)
     rank = _hash(_hash(_hash(torch.full((1, 1, 1, 1), seed, device=device) + head) + tile) + number)
     none = torch.iinfo(torch.int64).max
     if causal:
@@ -197,7 +199,7 @@ def random_units(
         rank = rank.masked_fill(number * unit >= keys.view(-1, 1, 1, 1), none)
     chosen = rank.argsort(dim=-1, stable=True)[..., :count]
     found = torch.zeros_like(rank, dtype=torch.bool).scatter_(3, chosen, True)
-    return (found & (rank < none)).contiguous()
+    return (found & (rank < none))[..., :units].contiguous()
 
 
 def _hash(x: Tensor) -> Tensor:

@@ -74,6 +74,14 @@ def layout_of(
     return Layout(None, None, q_offset, k_offset, q.shape[2])
 
 
+def sizes_of(q: Tensor, k: Tensor, layout: Layout) -> tuple[int, int]:
+    """Entries of a token axis, and the end of all positions: both count from position 0 of the whole sequence."""
+    if layout.q_offset is None or layout.k_offset is None:
+        return k.shape[2], k.shape[2]
+    end = _length(layout.q_offset, layout.k_offset, q.shape[2], k.shape[2])
+    return end, end
+
+
 def _at_the_end(lengths: Tensor, size: int) -> Tensor:
     """Left padding: the last `lengths` tokens of `size` are real."""
     counts = lengths.clamp(0, size)

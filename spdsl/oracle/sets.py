@@ -12,7 +12,7 @@ _BITS = 2**63 - 1
 
 
 def given(choice: Choice, units: Tensor, first: int, tiles: int, most: int) -> Table:
-    """Lists [B, heads, tiles, width], padded with -1 -> members [B, heads, tiles, most]; order and repeats are free.
+    """Lists [B, heads, tiles, width], padded with -1 -> members, bool [B, heads, tiles, most]. Repeats are free.
 
     Row tile 0 of the lists is tile `first`; units from `most` on do not exist.
     """
@@ -22,7 +22,7 @@ def given(choice: Choice, units: Tensor, first: int, tiles: int, most: int) -> T
     found = torch.zeros(*units.shape[:3], most, dtype=torch.bool)
     for column in units.unbind(3):
         found |= column.unsqueeze(-1) == number
-    return Table(found.long(), (True, False, False), (0, first, 0))
+    return Table(found, (True, False, False), (0, first, 0))
 
 
 def drawn(choice: Choice, heads: int, first: int, tiles: int, most: int, causal: bool) -> Table:
@@ -32,14 +32,14 @@ def drawn(choice: Choice, heads: int, first: int, tiles: int, most: int, causal:
     lowest hash of (seed, head, tile, unit); a tie goes to the lower unit. Tiles before position 0 hold nothing.
     """
     assert choice.count is not None
-    found = torch.zeros(1, heads, tiles, most, dtype=torch.long)
+    found = torch.zeros(1, heads, tiles, most, dtype=torch.bool)
     for tile in range(max(0, first), first + tiles):
         last_row = (tile + 1) * choice.rows - 1
         number = torch.arange(last_row // choice.unit + 1 if causal else most)
         key = _mixed(torch.arange(choice.seed, choice.seed + heads)).unsqueeze(1)
         order = _mixed(_mixed(key + tile) + number).sort(dim=1, stable=True).indices[:, : choice.count]
         for head, units in enumerate(order):
-            found[0, head, tile - first, units[units < most]] = 1
+            found[0, head, tile - first, units[units < most]] = True
     return Table(found, (True, False, False), (0, first, 0))
 
 

@@ -86,15 +86,18 @@ def test_workloads(module: ModuleType) -> None:
 
 def test_strides_are_those_of_a_real_run(module: ModuleType) -> None:
     for launch in survey(module, dims=((64, 64),)):
+        assert launch.workload is not None
         pointers = [leaf for _, _, leaf in launch.leaves() if leaf.type.startswith("*")]
         assert pointers
         assert all(leaf.divisible and leaf.within_2gb for leaf in pointers)
+        if launch.workload.phase == "decode":
+            continue  # the partial results of one split, which is what a CPU asks for, lie closer together
         strides = [leaf for _, name, leaf in launch.leaves() if name.endswith((".batch", ".head", ".token"))]
         assert all(leaf.divisible or leaf.value == 1 for leaf in strides)
 
 
 def test_what_a_pattern_fixes(tmp_path: Path) -> None:
-    module = load(tmp_path, "fixed", "    heads q = 4, kv = 4\n    dim   qk = 96, v = 48\n")
+    module = load(tmp_path, "fixed", "    heads query = 4, kv = 4\n    dim   qk = 96, v = 48\n")
     launches = survey(module, dims=((64, 64), (128, 128)))
     assert {(x.workload.qk_dim, x.workload.v_dim) for x in launches if x.workload} == {(96, 48)}
     (forward, *_) = launches
@@ -161,7 +164,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "commanded.py").exists()
     run = CliRunner().invoke(main, arguments)
     assert run.exit_code == 0, run.output
-    assert "attend_dkdv │ train bf16 64/64   │ h100" in run.output
+    assert "attend_dkdv │ train bf16 64/64 │ h100" in " ".join(run.output.split())
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 2
