@@ -59,6 +59,9 @@ class SoftmaxText:
     bias_mask: str
     bias_reads: tuple[str, ...]  # float tensors that the bias reads: no gradient reaches them
     skip_empty: bool  # decode tests a block's mask before it loads the block
+    step: int
+    of_class: SoftmaxText | None
+    is_class: bool  # over one residue class: for `attention` only
 
     @property
     def lists(self) -> bool:
@@ -163,8 +166,9 @@ class ModuleText:
 def context(plan: Plan) -> ModuleText:
     """The texts of a plan."""
     pattern = plan.pattern
-    softmaxes = tuple(_softmax(found) for found in plan.softmaxes)
-    by_name = {found.name: found for found in softmaxes}
+    whole = tuple(_softmax(found) for found in plan.softmaxes)
+    by_name = {found.name: found for found in whole}
+    softmaxes = tuple(one for found in whole for one in (found, found.of_class) if one)
     phases = {
         phase.value: tuple(_case(case, by_name) for case in pattern.cases_of(phase))
         for phase in Phase
@@ -181,7 +185,7 @@ def context(plan: Plan) -> ModuleText:
     )  # fmt: skip
 
 
-def _softmax(plan: SoftmaxPlan) -> SoftmaxText:
+def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
     softmax = plan.softmax
     reads = Reads({source.name: source for source in plan.reads})
     several = len(plan.sweeps) > 1
@@ -198,7 +202,8 @@ def _softmax(plan: SoftmaxPlan) -> SoftmaxText:
         plan.name, softmax.query, sweeps, plan.reads, scale, softmax.softcap or 0.0, softmax.sink,
         expression(bias, TRITON, reads.triton) if bias is not None else "",
         expression(bias, TORCH, reads.torch) if bias is not None else "",
-        bias_reads, skip_empty=any(sweep.form is Form.LISTS for sweep in plan.sweeps),
+        bias_reads, skip_empty=any(sweep.form is Form.LISTS for sweep in plan.sweeps), step=plan.step,
+        of_class=_softmax(plan.of_class, True) if plan.of_class else None, is_class=is_class,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from spdsl.diagnostics import Source
 from spdsl.resources import folder
 
 DEVICE_FILES = (
-    "sequences", "lists", "tiles", "combine", "cpu", "visits", "reference", "splits", "launch", "branches", "cases",
+    "sequences", "lists", "tiles", "combine", "cpu", "visits", "reference", "splits", "launch", "residues", "branches", "cases",
     "arguments", "examples", "cache",
 )  # fmt: skip
 LINE = 120

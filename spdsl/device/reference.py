@@ -25,10 +25,10 @@ def dense_softmax(
         s = s if bias is None else s + bias
         logits.append(s.masked_fill(~visible.expand(s.shape), -torch.inf))
         values.append(v)
-    s = torch.cat(logits, -1)
-    if sink is not None:
-        s = torch.cat([s, sink.double().view(1, -1, 1, 1).expand(*s.shape[:3], 1)], -1)
-        values.append(torch.zeros_like(values[0][:, :, :1]))
+    # One more column, without value: the sink, or nothing.
+    extra = q.new_full((1, q.shape[1], 1, 1), -torch.inf, dtype=torch.float64) if sink is None else sink.double().view(1, -1, 1, 1)
+    s = torch.cat([*logits, extra.expand(*q.shape[:3], 1)], -1)
+    values.append(values[0].new_zeros(*values[0].shape[:2], 1, values[0].shape[3]))
     top = s.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).min)
     weights = torch.exp(s - top)
     total = weights.sum(-1, keepdim=True)

@@ -27,7 +27,7 @@ class Layout(NamedTuple):
     k_spans: Tensor | None
     q_offset: int | None
     k_offset: int | None
-    longest: int  # rows of the longest sequence, or more
+    longest: int  # rows, and with spans also keys, of the longest sequence, or more
 
 
 class Corner(NamedTuple):
@@ -66,7 +66,7 @@ def layout_of(
         expect(list(lengths.shape) == [q.shape[0]], "lengths", f"int [{q.shape[0]}]", list(lengths.shape))
         expect(lengths.device == q.device, "lengths", f"device {q.device}", lengths.device)
         q_spans = _at_the_end(lengths, q.shape[2])
-        return Layout(q_spans, _at_the_end(lengths, k.shape[2]), None, None, q.shape[2])
+        return Layout(q_spans, _at_the_end(lengths, k.shape[2]), None, None, max(q.shape[2], k.shape[2]))
     if q_offset is None and k_offset is None:
         return Layout(None, None, None, None, q.shape[2])
     expect(q_offset is not None and k_offset is not None, "q_offset, k_offset", "both of them", "one")

@@ -60,6 +60,9 @@ class SoftmaxPlan:
     softmax: Softmax
     sweeps: tuple[Sweep, ...]
     reads: tuple[Tensor | Choice, ...]
+    step: int = 1
+    of_class: SoftmaxPlan | None = None
+    """With step > 1: the plan over one residue class of the tokens, for calls that hold whole sequences."""
 
     @property
     def name(self) -> str:

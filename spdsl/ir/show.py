@@ -47,7 +47,7 @@ def _plain(value: object) -> str:
 def plan(plan: Plan, ranges: bool) -> str:
     """A plan as text; with `ranges`, what each sweep visits."""
     lines = []
-    for softmax in plan.softmaxes:
+    for softmax in [one for found in plan.softmaxes for one in (found, found.of_class) if one]:
         lines.append(f"softmax {softmax.name} (query {softmax.softmax.query})")
         for sweep in softmax.sweeps:
             lines.append(f"  sweep {sweep.stream.name}: {sweep.form.value}, line {sweep.line}")

@@ -16,7 +16,8 @@ def aligned(plan: Plan) -> Plan:
 
 
 def _softmax(plan: SoftmaxPlan) -> SoftmaxPlan:
-    return replace(plan, sweeps=tuple(_sweep(sweep) for sweep in plan.sweeps))
+    of_class = _softmax(plan.of_class) if plan.of_class else None
+    return replace(plan, sweeps=tuple(_sweep(sweep) for sweep in plan.sweeps), of_class=of_class)
 
 
 def _sweep(sweep: Sweep) -> Sweep:

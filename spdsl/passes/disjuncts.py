@@ -111,7 +111,16 @@ def _linear(expression: Expr, strict: bool) -> Linear | None:
     if not steps:
         return None
     # Over integers, x > 0 is x - 1 >= 0: only once the fractions are scaled away.
-    return Linear(steps.get(K), steps.get(Q), constant - 1 if strict else constant)
+    return _reduced(steps, constant - 1 if strict else constant)
+
+
+def _reduced(steps: dict[Expr, Step], constant: Expr) -> Linear:
+    """Without the common factor of the coefficients: 4k - 4q + 1023 >= 0 is k - q + 255 >= 0 over integers."""
+    factor = int(sympy.igcd(*(step.coefficient for step in steps.values()), 0))
+    if factor > 1 and constant.is_Integer:
+        steps = {x: Step(step.coefficient // factor, step.unit, step.shift) for x, step in steps.items()}
+        constant = sympy.floor(constant / factor)
+    return Linear(steps.get(K), steps.get(Q), constant)
 
 
 def _step(part: Expr, coefficient: int) -> tuple[Expr, Step] | None:

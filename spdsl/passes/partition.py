@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import sympy
 
 from spdsl.diagnostics import Source
@@ -11,6 +13,7 @@ from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor, Term
 from spdsl.ir.plan import Form, Plan, Range, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Q, lookup_name, lookups
 from spdsl.passes.disjuncts import disjuncts
+from spdsl.passes.residues import residues
 from spdsl.passes.ranges import key_range, ordered, row_range
 
 
@@ -20,6 +23,15 @@ def partition(pattern: Pattern, source: Source) -> Plan:
 
 
 def _softmax(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
+    plan = _sweeps(pattern, softmax, source)
+    found = residues(softmax)
+    if found is None:
+        return plan
+    step, of_class = found
+    return replace(plan, step=step, of_class=_sweeps(pattern, of_class, source))
+
+
+def _sweeps(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
     sweeps = tuple(_sweep(pattern, term, source) for term in softmax.terms)
     read = [name for sweep in sweeps for name in map(lookup_name, lookups(sweep.test))]
     if softmax.bias is not None:

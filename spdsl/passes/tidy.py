@@ -11,13 +11,13 @@ from spdsl.passes.disjuncts import disjuncts
 
 
 def tidy(test: Boolean) -> Boolean:
-    """An equal test that is shorter to compute and to read, or `test` itself."""
+    """An equal test, in its least numbers and no longer than `test`, or `test` itself."""
     conjuncts = disjuncts(test)
     atoms = [_atoms(conjunct) for conjunct in conjuncts]
     shared = [atom for atom in atoms[0] if all(atom in others for others in atoms)]
     cases = [sympy.And(*(atom for atom in case if atom not in shared)) for case in atoms]
     shorter = sympy.And(*shared, sympy.Or(*cases))
-    return shorter if _size(shorter) < _size(test) else test
+    return shorter if _size(shorter) <= _size(test) else test
 
 
 def _atoms(conjunct: Conjunct) -> list[Boolean]:
