@@ -113,12 +113,19 @@ class Range(NamedTuple):
     end: tl.tensor
 
 
-class Visit(NamedTuple):
-    """The blocks of one program: how many are full and partial, and either the ranges or two lists of numbers."""
+class RangeVisit(NamedTuple):
+    """The blocks of one program: how many are full and partial, and the ranges they lie in."""
 
     full_count: tl.tensor
     partial_count: tl.tensor
     ranges: tl.tuple
+
+
+class ListVisit(NamedTuple):
+    """The blocks of one program: how many are full and partial, and the lists of their numbers."""
+
+    full_count: tl.tensor
+    partial_count: tl.tensor
     full: tl.tensor
     partial: tl.tensor
 
@@ -347,7 +354,7 @@ def visit_lists(lists, s, h, tile):
     entry = tl.cast(s, tl.int64) * lists.sequence + h * lists.head + tile
     offset = entry * lists.width
     full, partial = tl.load(lists.full_count + entry), tl.load(lists.partial_count + entry)
-    return Visit(full, partial, None, lists.full + offset, lists.partial + offset)
+    return ListVisit(full, partial, lists.full + offset, lists.partial + offset)
 
 
 @jit
@@ -363,10 +370,10 @@ def sequence_keys(source, s, h, call, C):
     origin = 0
     if call.k_offset is not None:
         origin = call.k_offset
-    pages = source.pages
+    pages = 0  # a jit function of triton 3.6 cannot return a None
     entry = s
     if C.PAGE:  # the batch dimension holds pages, found through row s of the page table
-        pages += tl.cast(s, tl.int64) * source.page_width
+        pages = source.pages + tl.cast(s, tl.int64) * source.page_width
         entry = 0
     head = h // source.GROUP
     length = origin + count
