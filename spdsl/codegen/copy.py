@@ -1,4 +1,7 @@
-"""copy: device code as text. Files of `spdsl.device` stand in a generated module without their docstring and imports."""
+"""copy: device code as text.
+
+Files of `spdsl.device` stand in a generated module without their docstring and imports.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,11 @@ class DeviceText:
 
     body: str
     imports: tuple[str, ...]
+
+
+def device_files() -> list[str]:
+    """The names of all device files; a module's unused imports are removed once it is whole."""
+    return sorted(path.name.removesuffix(".py") for path in files(DEVICE).iterdir() if path.name.endswith(".py"))
 
 
 @lru_cache
@@ -49,7 +57,8 @@ def merged_imports(lines: list[str]) -> str:
     names.setdefault("types", set()).add("SimpleNamespace")
     names.setdefault("typing", set()).add("Any")
     standard = sorted(plain - plain_torch)
-    standard += [f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names) if module != "torch"]
+    others = sorted(module for module in names if module != "torch")
+    standard += [f"from {module} import {', '.join(sorted(names[module]))}" for module in others]
     outside = sorted(line for line in plain_torch if "triton" not in line)
     outside += [f"from torch import {', '.join(sorted(names['torch']))}"] if "torch" in names else []
     return "\n".join([*standard, "", *outside])

@@ -36,12 +36,16 @@ def _reached(module: ast.Module, definitions: list[Definition], public: frozense
     return reached
 
 
+_HARMLESS = ("jit", "lru_cache", "torch.no_grad")
+
+
 def _registers(node: Definition) -> bool:
-    """Decorated with more than `jit` or `lru_cache`: defining it has an effect."""
-    return any(ast.unparse(decorator).split("(")[0] not in ("jit", "lru_cache", "torch.no_grad") for decorator in node.decorator_list)
+    """Its decorators do more than wrap it: defining it has an effect."""
+    return any(ast.unparse(decorator).split("(")[0] not in _HARMLESS for decorator in node.decorator_list)
 
 
 def _names(node: ast.AST) -> set[str]:
     """Every name that the node mentions, annotations in strings included."""
-    found = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-    return found | {part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+    parts = list(ast.walk(node))
+    strings = {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+    return {part.id for part in parts if isinstance(part, ast.Name)} | strings

@@ -47,7 +47,8 @@ class Reads:
     def _choice(self, choice: Choice, read: AppliedUndef, text: Text) -> str:
         name = choice.name
         head, tile, unit = (text(index) for index in read.args)
-        return f"member(t.{name}, {head} // t.{name}_group, {tile} - t.{name}_first, {unit}, t.{name}_tiles, t.{name}_units)"
+        place = f"{head} // t.{name}_group, {tile} - t.{name}_first, {unit}"
+        return f"member(t.{name}, {place}, t.{name}_tiles, t.{name}_units)"
 
     def torch(self, read: AppliedUndef, text: Text) -> str:
         name = lookup_name(read)

@@ -12,16 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 
 from spdsl import __version__
-from spdsl.codegen.context import ModuleText
-from spdsl.codegen.copy import device_text, merged_imports
+from spdsl.codegen.copy import device_files, device_text, merged_imports
 from spdsl.codegen.prune import prune
+from spdsl.codegen.texts import ModuleText, SoftmaxText, camel
 from spdsl.diagnostics import Source
 from spdsl.resources import folder
 
-DEVICE_FILES = (
-    "sequences", "lists", "tiles", "combine", "cpu", "visits", "reference", "splits", "launch", "residues", "branches", "cases",
-    "arguments", "examples", "cache",
-)  # fmt: skip
 LINE = 120
 PUBLIC = frozenset({"attention", "reference", "prefill", "decode", "Cache", "example_inputs"})
 
@@ -45,17 +41,15 @@ def render(module: ModuleText, source: Source, pattern_text: str) -> GeneratedMo
     file = re.sub(r"[^\w.\- ]", "_", source.path.replace("\\", "/").rsplit("/", 1)[-1])
     shared = {"m": module, "file": file}
 
-    def part(name: str, **context: object) -> str:
-        softmax = context.get("s")
-        if softmax is not None:
-            context.update(_softmax_names(module, softmax))
-        return environment.get_template(name).render(**shared, **context).strip("\n")
+    def part(name: str, s: SoftmaxText | None = None, **context: object) -> str:
+        pieces = {"s": s, **_pieces(s)} if s is not None else {}
+        return environment.get_template(name).render(**shared, **pieces, **context).strip("\n")
 
     text = environment.get_template("module.py.jinja").render(
         **shared, render=part, device=lambda name: device_text(name).body, version=__version__,
         source_digest=source_digest, digest=digest, params=params, phases=tuple(module.phases),
         title=_title(module), pattern_text=textwrap.indent(_harmless(pattern_text), "    "),
-        imports=merged_imports([line for name in DEVICE_FILES for line in device_text(name).imports]),
+        imports=merged_imports([line for name in device_files() for line in device_text(name).imports]),
     )  # fmt: skip
     return GeneratedModule(module.pattern.name, formatted(prune(text, PUBLIC)), digest)
 
@@ -65,26 +59,21 @@ def _environment() -> Environment:
     environment = Environment(  # noqa: S701 (prints Python, not HTML)
         loader=FileSystemLoader(folder("templates")), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["camel"] = lambda name: "".join(part.capitalize() for part in name.split("_"))
+    environment.filters["camel"] = camel
     environment.tests["has_token"] = lambda axes: "token" in axes
     return environment
 
 
-def _softmax_names(module: ModuleText, softmax: object) -> dict[str, object]:
+def _pieces(s: SoftmaxText) -> dict[str, object]:
     """Pieces of text that several templates of a softmax share."""
-    s = softmax
-    reads = bool(s.reads)  # type: ignore[attr-defined]
-    reads_class = "".join(part.capitalize() for part in s.name.split("_")) + "Reads"  # type: ignore[attr-defined]
-    sink = s.sink  # type: ignore[attr-defined]
+    keys = "None if layout.q_spans is None else corner.keys"
     return {
-        "t": ", t" if reads else "",
-        "reads_class": reads_class,
-        "own_reads": (
-            f", {s.name}_reads_of(t, corner.sequences, None if layout.q_spans is None else corner.keys)" if reads else ""  # type: ignore[attr-defined]
-        ),
-        "sink_parameter": f"{sink}: Tensor, " if sink else "",
-        "scale": s.scale or "q.shape[-1] ** -0.5",  # type: ignore[attr-defined]
-        "softcap": s.softcap or None,  # type: ignore[attr-defined]
+        "t": ", t" if s.reads else "",
+        "reads_class": s.reads_class,
+        "own_reads": f", {s.name}_reads_of(t, corner.sequences, {keys})" if s.reads else "",
+        "sink_parameter": f"{s.sink}: Tensor, " if s.sink else "",
+        "scale": s.scale or "q.shape[-1] ** -0.5",
+        "softcap": s.softcap or None,
     }
 
 
@@ -104,11 +93,14 @@ def _number(value: object) -> int | float:
 
 
 def formatted(text: str) -> str:
-    """The text as `ruff format` leaves it. RuntimeError if it is no Python: a mistake of a template."""
-    done = subprocess.run(  # noqa: S603 (our own dependency, fixed arguments)
-        [find_ruff_bin(), "format", "--isolated", "--line-length", str(LINE), "--target-version", "py311", "-"],
-        input=text, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    """The text without unused imports, as `ruff format` leaves it. RuntimeError if it is no Python: a template's mistake."""
+    fixed = _ruff(text, "check", "--select", "F401,I", "--fix", "--exit-zero", "--quiet")
+    return _ruff(fixed, "format")
+
+
+def _ruff(text: str, *command: str) -> str:
+    line = ["--isolated", "--line-length", str(LINE), "--target-version", "py311", "-"]
+    done = subprocess.run([find_ruff_bin(), *command, *line], input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the templates printed no valid Python:\n{done.stderr}")
     return done.stdout

@@ -142,8 +142,8 @@ def key_extremes(x: Tensor, tiles: Tiles, *before: Tensor) -> tuple[Tensor, Tens
 
 
 def bounds_of(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and greatest value of the whole tensor, per sequence."""
-    flat = x.flatten(1)
+    """Least and greatest value of the whole tensor, and of the 0 that a read beyond its ends gives, per sequence."""
+    flat = torch.nn.functional.pad(x.flatten(1), (0, 1))
     return flat.amin(1).view(-1, 1, 1, 1), flat.amax(1).view(-1, 1, 1, 1)
 
 

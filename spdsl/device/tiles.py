@@ -30,12 +30,12 @@ class Strided(NamedTuple):
 class Source(NamedTuple):
     """The keys and values of one stream: [batch, head, token, dim], or [page, head, PAGE, dim] with a page table.
 
-    `spans` int32 [S, 2] = (start, count) of each sequence's keys; without it every sequence has `count`.
+    `spans` int32 [S, 2] = (start, count) of each sequence's keys; without it every sequence has `keys` of them.
     """
 
     k: Strided
     v: Strided
-    count: int
+    keys: int
     spans: torch.Tensor | None
     pages: torch.Tensor | None
     page_width: int
@@ -366,7 +366,7 @@ def jump(block, gap_first, gap_end):
 @jit
 def sequence_keys(source, s, h, call, C):
     """The keys that query head h of sequence s reads."""
-    start, count = span(source.spans, s, source.count)
+    start, count = span(source.spans, s, source.keys)
     origin = 0
     if call.k_offset is not None:
         origin = call.k_offset

@@ -2,7 +2,7 @@
 
 The answers are Booleans over the tile's corners. A tensor read on one position, `doc(k)`, becomes its least and
 greatest value over the tile, written `doc.low(k)` and `doc.high(k)`; a read at any other place that moves with q or k
-becomes the bounds of the whole tensor, `doc.low()`.
+becomes the bounds of the whole tensor and the 0 beyond its ends, `doc.low()`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sympy
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Equality, GreaterThan, Relational, StrictGreaterThan, StrictLessThan, Unequality
 
-from spdsl.ir.symbols import K_FIRST, K_LAST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, lookup_name
+from spdsl.ir.symbols import K_FIRST, K_LAST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, is_membership, lookup_name
 
 LOW, HIGH = ".low", ".high"
 
@@ -105,14 +105,11 @@ def _product(parts: list[tuple[Expr, Expr]]) -> tuple[Expr, Expr]:
 def _read_bounds(read: AppliedUndef) -> tuple[Expr, Expr]:
     name = lookup_name(read)
     moving = [index for index in read.args if _moves(index)]
-    positions = {symbol for index in moving for symbol in index.free_symbols & {Q, K}}
-    # Steps of the own position: a choice's (h, q // rows, k // unit), or a plain position.
-    simple = all(
-        index in (Q, K) or (isinstance(index, sympy.floor) and len(index.free_symbols) == 1) for index in moving
-    )
-    if not simple or len(positions) != len(moving):
-        indices: tuple[Expr, ...] = ()
-    else:
+    # Whoever prints the extremes knows tensors along one axis of positions, and the rectangles of a choice.
+    plain = len(moving) == 1 and moving[0] in (Q, K)
+    if is_membership(read) or plain:
         indices = tuple(index if not _moves(index) else min(index.free_symbols, key=str) for index in read.args)
+    else:
+        indices = ()
     kind = {"integer": True} if read.is_integer else {"real": True}
     return sympy.Function(name + LOW, **kind)(*indices), sympy.Function(name + HIGH, **kind)(*indices)

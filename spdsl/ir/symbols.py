@@ -13,7 +13,7 @@ from sympy.logic.boolalg import Boolean
 
 __all__ = [
     "H", "K", "K_FIRST", "K_LAST", "LENGTH", "Q", "Q_BEGIN", "Q_END", "Q_FIRST", "Q_LAST",
-    "Boolean", "Expr", "lookup", "lookup_name", "lookups",
+    "Boolean", "Expr", "is_membership", "lookup", "lookup_name", "lookups", "membership",
 ]  # fmt: skip
 
 # Positions. A query row before the first key has a negative position (more queries than keys), so q has no sign.
@@ -38,6 +38,16 @@ def lookup(name: str, *indices: Expr, integer: bool = True) -> Expr:
     function = sympy.Function(name, integer=True) if integer else sympy.Function(name, real=True)
     applied: Expr = function(*indices)
     return applied
+
+
+def membership(name: str, *indices: Expr) -> Expr:
+    """0 or 1: whether a choice holds (head, row tile, unit). Its sign tells it from the read of a tensor."""
+    applied: Expr = sympy.Function(name, integer=True, nonnegative=True)(*indices)
+    return applied
+
+
+def is_membership(read: AppliedUndef) -> bool:
+    return bool(read.is_nonnegative)
 
 
 def lookups(expression: sympy.Basic) -> list[AppliedUndef]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sympy
 
-from spdsl.ir.pattern import Query, Softmax, Stream, Tensor, Term
+from spdsl.ir.pattern import Query, Softmax, Stream, Tensor, Term, Values
 from spdsl.ir.symbols import Expr, K, Q
 from spdsl.primitives.word import Kind, Parameter, Scope, SetValue, Word
 
@@ -25,6 +25,10 @@ def attend(
     for stream, test in keys.parts:
         name = stream or scope.main_stream().name
         placed[name] = sympy.Or(placed.get(name, sympy.false), test)
+    for known in scope.inputs:
+        if isinstance(known, Stream) and known.name in placed and known.value is Values.NONE:
+            scope.refuse("E201", f"`{known.name}` has no values to attend to", "declare it with `value = own` or `value = key`")
+            return None
     causal = K <= Q if scope.causal else sympy.true
     terms = []
     for name, test in placed.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sympy
 
 from spdsl.ir.pattern import Choice
-from spdsl.ir.symbols import H, K, Q, lookup
+from spdsl.ir.symbols import H, K, Q, membership
 from spdsl.primitives.word import Kind, Parameter, Scope, SetValue, Word
 
 
@@ -20,7 +20,7 @@ def random(scope: Scope, n: int, unit: int, rows: int, seed: int, share: str) ->
 
 def member(name: str, unit: int, rows: int) -> SetValue:
     """The set of a Choice: its membership map read at (h, row tile, unit)."""
-    read = lookup(name, H, sympy.floor(Q / sympy.Integer(rows)), sympy.floor(K / sympy.Integer(unit)))
+    read = membership(name, H, sympy.floor(Q / sympy.Integer(rows)), sympy.floor(K / sympy.Integer(unit)))
     return SetValue(((None, sympy.Ne(read, 0)),))
 
 

@@ -1,0 +1,166 @@
+"""texts: what the templates print, every expression as text and every decision made."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+from spdsl.ir.pattern import Choice, Pattern, Query, Stream, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RangeText:
+    """A range in one dialect; the condition is empty where it always holds."""
+
+    first: str
+    end: str
+    condition: str
+    full_first: str
+    full_end: str
+    full: str  # "True": whenever visited, "False": never, else a condition
+
+
+@dataclass(frozen=True, slots=True)
+class SweepText:
+    name: str  # prefix of its functions
+    stream: Stream
+    ranges: bool  # else lists
+    line: int
+    visible: str
+    mask: str
+    keys: tuple[RangeText, ...]
+    rows: tuple[RangeText, ...]
+    visits: tuple[RangeText, ...]
+    decode: tuple[RangeText, ...]
+    decode_visits: tuple[RangeText, ...]
+    may: str
+    must: str
+    extremes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxText:
+    name: str
+    query: str
+    sweeps: tuple[SweepText, ...]
+    reads: tuple[Tensor | Choice, ...]
+    scale: str
+    softcap: float
+    sink: str | None
+    bias: str
+    bias_mask: str
+    bias_reads: tuple[str, ...]  # float tensors that the bias reads: no gradient reaches them
+    skip_empty: bool  # decode tests a block's mask before it loads the block
+    step: int
+    of_class: SoftmaxText | None
+    is_class: bool  # over one residue class: for `attention` only
+
+    @property
+    def reads_class(self) -> str:
+        """The name of the tuple of tensors that it reads."""
+        return camel(self.name) + "Reads"
+
+    @property
+    def lists(self) -> bool:
+        return any(not sweep.ranges for sweep in self.sweeps)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The K and V arguments of its streams."""
+        arguments = [(sweep.stream.key_argument, sweep.stream.value_argument) for sweep in self.sweeps]
+        return tuple(name for pair in arguments for name in pair if name)
+
+    @property
+    def read_arguments(self) -> tuple[str, ...]:
+        """The tensors that it reads; a choice comes as its map and the row tile that the map starts with."""
+        names = [(x.name, f"{x.name}_first") if isinstance(x, Choice) else (x.name,) for x in self.reads]
+        return tuple(name for pair in names for name in pair)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """All tensor arguments of its operator, in order."""
+        return ("q", *self.keys, *((self.sink,) if self.sink else ()), *self.read_arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseText:
+    condition: str  # over `length` and scalars; empty: always
+    uses_length: bool
+    calls: tuple[SoftmaxText, ...]  # softmaxes in the order of their use
+    result: str  # expression over the names of the softmaxes
+    extras: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleText:
+    pattern: Pattern
+    softmaxes: tuple[SoftmaxText, ...]
+    queries: tuple[Query, ...]
+    streams: tuple[Stream, ...]
+    tensors: tuple[Tensor, ...]
+    choices: tuple[Choice, ...]
+    gated: int  # branches of the gate, 0: no gate
+    phases: dict[str, tuple[CaseText, ...]]
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The arguments with a head dim: queries, keys and values, in the order of the pattern."""
+        names: list[str] = []
+        for found in self.pattern.inputs:
+            if isinstance(found, Query):
+                names.append(found.name)
+            elif isinstance(found, Stream):
+                names += [name for name in (found.key_argument, found.value_argument) if name]
+        return tuple(names)
+
+    @property
+    def lookups(self) -> tuple[str, ...]:
+        """The other tensor arguments: tensors, then given lists."""
+        return (*(x.name for x in self.tensors), *(x.name for x in self.choices if x.rule == "given"))
+
+    @property
+    def prepared(self) -> tuple[str, ...]:
+        """What the operators take: as above, with every choice as a map and its first row tile."""
+        maps = tuple(name for x in self.choices for name in (x.name, f"{x.name}_first"))
+        return (*self.vectors, *(x.name for x in self.tensors), *maps)
+
+    @property
+    def sinks(self) -> frozenset[str]:
+        return frozenset(s.sink for s in self.softmaxes if s.sink)
+
+    @property
+    def no_gradient(self) -> frozenset[str]:
+        return frozenset(name for s in self.softmaxes for name in s.bias_reads)
+
+    @property
+    def cached(self) -> bool:
+        return "prefill" in self.phases or "decode" in self.phases
+
+    @property
+    def signature(self) -> str:
+        return ", ".join((*self.vectors, *self.lookups, *(("gates",) if self.gated else ())))
+
+    @property
+    def argument_lines(self) -> str:
+        """The shapes of the arguments, for a docstring."""
+        pattern = self.pattern
+        q_heads, kv_heads = pattern.query_heads or "Hq", pattern.kv_heads or "Hkv"
+        qk, v = pattern.qk_dim or "Dqk", pattern.v_dim or "Dv"
+        lines = [f"{x.name} [B, {x.heads or q_heads}, N, {x.dim or qk}]" for x in self.queries]
+        for x in self.streams:
+            lines.append(f"{x.key_argument} [B, {x.heads or kv_heads}, M, {x.qk or qk}]")
+            if x.value_argument:
+                lines.append(f"{x.value_argument} [B, {x.heads or kv_heads}, M, {x.v or v}]")
+        lines += [f"{x.name} {x.dtype} [{', '.join(['B', *map(str, x.axes)])}]" for x in self.tensors]
+        for given in self.choices:
+            heads = q_heads if given.share == "head" else kv_heads
+            if given.rule == "given":
+                units = f"units of {given.unit} keys, -1 padded"
+                lines.append(f"{given.name} int [B, {heads}, tiles of {given.rows} rows, most]: {units}")
+        lines += [f"gates [B, Hq, N, {self.gated}]"] if self.gated else []
+        text = textwrap.fill("; ".join(lines) + ". -> out [B, Hq, N, Dv] in the dtype of q.", 110)
+        return textwrap.indent(text, "    ")
+
+
+def camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
