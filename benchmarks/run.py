@@ -1,4 +1,7 @@
-"""`python -m benchmarks.run --suite cpu [--quick] [--out FILE]`: every case in turn, each in its own process."""
+"""`python -m benchmarks.run --suite cpu|gpu [--quick] [--out FILE]`.
+
+cpu: every case in turn, each in its own process. gpu: benchmarks/gpu/suite.py.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from rich.console import Console
 
 from benchmarks import report, workload
 
-SUITES = ("cpu",)
+SUITES = ("cpu", "gpu")
 Result = dict[str, Any]
 console = Console(stderr=True)
 
@@ -27,8 +30,13 @@ def main() -> int:
     parser.add_argument("--suite", choices=SUITES, default="cpu")
     parser.add_argument("--quick", action="store_true", help="the shortest length and fewer calls")
     parser.add_argument("--out", type=Path, help="JSON; the table goes beside it as Markdown")
-    parser.add_argument("--only", nargs="+", help="contenders to run")
+    parser.add_argument("--only", nargs="+", help="cpu: contenders to run")
+    add_gpu_options(parser)
     options = parser.parse_args()
+    if options.suite == "gpu":
+        from benchmarks.gpu import suite
+
+        return suite.run(options)
     work = workload.read(options.suite, options.quick)
     results: list[Result] = []
     failed: list[Result] = []
@@ -43,6 +51,19 @@ def main() -> int:
     if options.out and results:
         report.write(options.out, results, failed, work)
     return 1 if failed or not results else 0
+
+
+def add_gpu_options(parser: argparse.ArgumentParser) -> None:
+    gpu = parser.add_argument_group("gpu")
+    gpu.add_argument("--tiny", action="store_true", help="every step on small shapes; runs without a GPU")
+    gpu.add_argument("--workers", type=int, help="processes that compile and check; by default one per core")
+    gpu.add_argument(
+        "--configs", nargs="+", choices=["forward", "dq", "dkdv"], help="instead: try configurations of these kernels"
+    )
+    gpu.add_argument("--pattern", default="causal", help="with --configs")
+    gpu.add_argument("--param", nargs="*", default=[], metavar="NAME=VALUE", help="with --configs")
+    gpu.add_argument("--tokens", type=int, default=32768, help="with --configs")
+    gpu.add_argument("--dim", type=int, default=128, help="with --configs")
 
 
 def cases(work: workload.Workload, only: list[str] | None) -> Iterator[tuple[str, str, int]]:

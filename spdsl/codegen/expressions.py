@@ -159,7 +159,7 @@ class _Printer:
     def _product(self, value: sympy.Mul) -> tuple[str, int]:
         coefficient, rest = value.as_coeff_Mul()
         if coefficient == -1:
-            return f"-{self.text(rest, _PRODUCT)}", _PRODUCT
+            return f"-{self.text(rest, _ATOM)}", _PRODUCT  # -(a // b) is not -a // b
         factors = sympy.Mul.make_args(rest) if coefficient == 1 else (coefficient, *sympy.Mul.make_args(rest))
         return " * ".join(self.text(factor, _ATOM) for factor in factors), _PRODUCT
 

@@ -19,7 +19,7 @@ from spdsl.diagnostics import Source
 from spdsl.resources import folder
 
 LINE = 120
-PUBLIC = frozenset({"attention", "reference", "prefill", "decode", "Cache", "example_inputs"})
+PUBLIC = frozenset({"attention", "reference", "prefill", "decode", "Cache", "example_inputs", "use_tables"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from spdsl.device.lists import membership, random_units, sequence_counts
-from spdsl.device.sequences import Layout, expect
+from spdsl.device.sequences import Layout, expect, expect_tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _KINDS = {"float": "floating point", "int": "an integer dtype", "bool": "bool"}
@@ -29,7 +30,8 @@ def check_attention(
     """
     first_name, first = next(iter(queries.items()))
     for name, x in [*queries.items(), *((n, k[0]) for n, k in keys.items()), *((n, v[0]) for n, v in values.items())]:
-        expect(isinstance(x, Tensor), name, "a tensor", type(x).__name__)
+        expect_tensor(name, x)
+        refuse_tangent(name, x)
         expect(x.dim() == 4, name, "4 dimensions [batch, heads, tokens, dim]", list(x.shape))
         expect(x.dtype in DTYPES, name, "float16, bfloat16, float32 or float64", x.dtype)
         expect(x.dtype == first.dtype, name, f"dtype {first.dtype} like {first_name}", x.dtype)
@@ -55,7 +57,7 @@ def tensor_argument(
     name: str, x: Tensor, axes: Sequence[str | int], kind: str, sizes: Mapping[str, int], device: torch.device
 ) -> Tensor:
     """The tensor, batch first; the batch may be left out where no axis is `token`. bool comes back as uint8."""
-    expect(isinstance(x, Tensor), name, "a tensor", type(x).__name__)
+    expect_tensor(name, x)
     fits = {"float": x.is_floating_point(), "bool": x.dtype == torch.bool}.get(
         kind, not x.is_floating_point() and x.dtype != torch.bool
     )
@@ -63,11 +65,27 @@ def tensor_argument(
     expect(x.device == device, name, f"device {device}", x.device)
     if x.dim() == len(axes) and "token" not in axes:
         x = x.unsqueeze(0)
-    wanted = [sizes.get(str(axis), axis) for axis in axes]
-    shape = f"[batch, {', '.join(map(str, wanted))}]"
-    expect(x.dim() == len(axes) + 1 and list(x.shape[1:]) == wanted, name, shape, list(x.shape))
-    expect(x.shape[0] in (1, sizes["batch"]), name, shape, list(x.shape))
+    wanted = [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
+    fits = x.dim() == len(axes) + 1 and list(x.shape[1:]) == wanted and x.shape[0] in (1, sizes["batch"])
+    expect(fits, name, f"[1 or {sizes['batch']}] + {wanted}", list(x.shape))
+    if x.is_floating_point():  # a slope times a distance needs more than the 8 bits of bf16
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
     return x.view(torch.uint8) if x.dtype == torch.bool else x
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values under torch.autocast: as for PyTorch's own attention, all in the type it chose."""
+    kind = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return tensors
+    wanted = torch.get_autocast_dtype(kind)
+    return tuple(x.to(wanted) if isinstance(x, Tensor) and x.dtype in DTYPES[:3] else x for x in tensors)
+
+
+def refuse_tangent(name: str, x: Tensor) -> None:
+    """Forward-mode derivatives do not pass a custom operator; without this check they would come out as 0."""
+    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"{name}: no forward-mode derivative (jvp); use backward")
 
 
 def refuse_gradient(name: str, x: Tensor) -> None:
@@ -75,11 +93,19 @@ def refuse_gradient(name: str, x: Tensor) -> None:
         raise ValueError(f"{name}: a bias gets no gradient; pass {name}.detach(), or keep it out of the bias")
 
 
+def check_sinks(name: str, sinks: Tensor, q: Tensor) -> None:
+    """One logit for each query head, [Hq]."""
+    expect_tensor(name, sinks)
+    expect(list(sinks.shape) == [q.shape[1]], name, f"[{q.shape[1]}]", list(sinks.shape))
+    expect(sinks.is_floating_point(), name, _KINDS["float"], sinks.dtype)
+    expect(sinks.device == q.device, name, f"device {q.device}", sinks.device)
+
+
 def given_argument(
     name: str, units: Tensor, heads: int, rows: int, unit: int, q: Tensor, k: Tensor, layout: Layout, most_keys: int
 ) -> tuple[Tensor, Tensor]:
     """Lists [S, heads, row tiles, most] -> (membership map uint8 [S, heads, row tiles, units], first row tile [S])."""
-    expect(isinstance(units, Tensor), name, "a tensor", type(units).__name__)
+    expect_tensor(name, units)
     expect(units.dtype in (torch.int32, torch.int64), name, "int32 or int64", units.dtype)
     expect(units.device == q.device, name, f"device {q.device}", units.device)
     shape = f"[batch, {heads}, row tiles of {rows}, most]"

@@ -98,6 +98,14 @@ class CacheStore:
         if not capturing:  # a capture records the step without running it
             self.at_least = min(self.at_least + added, self.capacity)
 
+    def expect_fits(self, name: str, store: Tensor, new: Tensor) -> None:
+        """New keys or values [B, heads, T, dim] against the cache of their stream."""
+        heads, dim = store.shape[1], store.shape[3]
+        fits = new.shape[0] == self.batch and new.shape[1] == heads and new.shape[3] == dim
+        expect(fits, name, f"[{self.batch}, {heads}, tokens, {dim}] like the cache", list(new.shape))
+        expect(new.dtype == store.dtype, name, f"dtype {store.dtype} like the cache", new.dtype)
+        expect(new.device == store.device, name, f"device {store.device} like the cache", new.device)
+
     def _places(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> (home, slot, room) of each position; without room the home or slot that is never read."""
         room = position < self.capacity

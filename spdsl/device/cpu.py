@@ -129,7 +129,7 @@ def _tile_calls(q: Tensor, part: Part) -> Iterator[_TileCall]:
     """The visited tiles; neighbours of equal shape are joined until a call has enough units to share out."""
     most = _UNITS_PER_CALL // max(1, part.k.shape[0] * part.k.shape[1])
     held: _TileCall | None = None
-    for first in range(0, q.shape[2], _TILE_ROWS):
+    for first in range(0, q.shape[2] if q.shape[0] * q.shape[1] else 0, _TILE_ROWS):  # flash divides by batch * heads
         rows = min(_TILE_ROWS, q.shape[2] - first)
         for tile in _tile_pieces(first, rows, part.visits(first, first + rows)):
             if held and held.end == first and held[1:3] == tile[1:3] and len(held.ranges) < most:
@@ -229,8 +229,8 @@ def _added_logits(part: Part, call: _TileCall, q: Tensor, q_origin: int, dtype: 
 
 
 def _share(part: Tensor, total: Tensor) -> Tensor:
-    """The share of the denominator that one of its terms has, 0 for an empty one."""
-    share: Tensor = torch.exp(part - total)
+    """The share of the denominator that one of its terms has, 0 for an empty one and of an empty one."""
+    share: Tensor = torch.exp(part - total.masked_fill(total == -torch.inf, torch.inf))
     return share.masked_fill(part == -torch.inf, 0.0)
 
 

@@ -10,38 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.combine import combine_splits
+from spdsl.device.configs import SMALL, Config, lookup, gpu_of
 from spdsl.device.sequences import Layout
 from spdsl.device.tiles import Call, Const, Source, Strided, row_delta
 
 # Kernels run on CUDA and ROCm tensors, and on CPU tensors under Triton's interpreter.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 KERNELS_ON_CPU = INTERPRETED
-
-
-class Config(NamedTuple):
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-# (largest head dimension up to, bytes per element) -> configuration. Found by cross-compiling for sm_90: wgmma in every
-# loop and no spills, with masks in, for the range form; benchmarks/NOTES.md has the registers.
-FORWARD = {
-    (64, 4): Config(64, 32, 4, 2),
-    (64, 2): Config(128, 64, 8, 3),
-    (128, 2): Config(128, 64, 8, 3),
-    (256, 2): Config(128, 64, 8, 2),
-}
-DQ = {(64, 2): Config(128, 64, 8, 2), (128, 2): Config(128, 64, 8, 2), (256, 2): Config(64, 64, 8, 1)}
-DKDV = {
-    (64, 4): Config(32, 32, 4, 1),
-    (64, 2): Config(64, 64, 4, 2),
-    (128, 2): Config(64, 64, 8, 2),
-    (256, 2): Config(32, 64, 8, 1),
-}
-DECODE = {(64, 2): Config(16, 64, 4, 3), (128, 2): Config(16, 64, 4, 3), (256, 2): Config(16, 32, 4, 3)}
-SMALL = Config(16, 16, 4, 1)  # what the tables do not know, and the interpreter
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_stages: int, **constexprs: Any) -> None:
@@ -66,18 +41,23 @@ def page_of(paged: Paged | None) -> int:
     return paged.page if paged is not None else 0
 
 
-def config_for(table: dict[tuple[int, int], Config], q: Tensor, v_dim: int, paged: Paged | None = None) -> Config:
-    """The configuration for these dims; a block of keys lies in one page."""
-    width = max(64, triton.next_power_of_2(max(q.shape[-1], v_dim)))
-    found = SMALL if INTERPRETED else table.get((width, q.element_size()), SMALL)
-    return found._replace(block_n=min(found.block_n, page_of(paged) or found.block_n))
+def config_for(kernel: str, q: Tensor, v_dim: int, paged: Paged | None = None, listed: bool = False) -> Config:
+    """The configuration of `forward`, `dq`, `dkdv` or `decode` for these dims; a block of keys lies in one page.
+
+    Triton spreads the stages over a chain of loads: number in a list, page, rows. Each link takes one stage for every
+    block loaded ahead, so that rows are loaded as early as without it; two links share two.
+    """
+    dim = max(q.shape[-1], v_dim)
+    found = SMALL if INTERPRETED else lookup(kernel, gpu_of(q.device).architecture, dim, q.element_size())
+    page = page_of(paged)
+    links = (page > 0) + listed
+    stages = found.num_stages + min(links * (found.num_stages - 1), 2)
+    return found._replace(block_n=min(found.block_n, page or found.block_n), num_stages=stages)
 
 
 def decode_config(q: Tensor, v_dim: int, group: int, paged: Paged) -> Config:
-    """As above, with the group's heads as rows. Triton spreads stages over the chain page number, rows: twice as many."""
-    found = config_for(DECODE, q, v_dim, paged)
-    stages = 2 * (found.num_stages - 1) + 1 if paged.page else found.num_stages
-    return found._replace(block_m=max(16, triton.next_power_of_2(group)), num_stages=stages)
+    """As above, with the group's heads as rows."""
+    return config_for("decode", q, v_dim, paged)._replace(block_m=max(16, triton.next_power_of_2(group)))
 
 
 def split_dim(dim: int) -> tuple[int, int]:
@@ -93,14 +73,14 @@ def constants(q: Tensor, v_dim: int, scale: float, config: Config, group: int = 
     acc = tl.float64 if q.dtype == torch.float64 else tl.float32
     values = (
         q.shape[-1], *split_dim(q.shape[-1]), v_dim, *split_dim(v_dim), config.block_m, config.block_n,
-        group, splits, page, scale, acc, precision(q.dtype),
+        group, splits, page, scale, acc, precision(q),
     )  # fmt: skip
     return Const(*(tl.constexpr(value) for value in values))
 
 
-def precision(dtype: torch.dtype) -> str:
+def precision(q: Tensor) -> str:
     """Of fp32 dots: three tf32 products on NVIDIA, which keep 21 bits; one where torch allows its 10 bits."""
-    if dtype != torch.float32 or torch.version.hip is not None:
+    if q.dtype != torch.float32 or not gpu_of(q.device).architecture.startswith("sm_"):
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 

@@ -141,6 +141,14 @@ def key_extremes(x: Tensor, tiles: Tiles, *before: Tensor) -> tuple[Tensor, Tens
     return values.amin(2, keepdim=True), values.amax(2, keepdim=True)
 
 
+def maximum(a: Tensor | int, b: Tensor | int) -> Tensor:
+    return torch.maximum(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def minimum(a: Tensor | int, b: Tensor | int) -> Tensor:
+    return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
+
+
 def bounds_of(x: Tensor) -> tuple[Tensor, Tensor]:
     """Least and greatest value of the whole tensor, and of the 0 that a read beyond its ends gives, per sequence."""
     flat = torch.nn.functional.pad(x.flatten(1), (0, 1))

@@ -15,6 +15,11 @@ def expect(holds: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
+def expect_tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+
+
 class Layout(NamedTuple):
     """The sequences of a call.
 
@@ -57,13 +62,17 @@ def layout_of(
     if cu_seqlens is not None:
         expect(q.shape[0] == 1, "q", "batch 1 with cu_seqlens", q.shape[0])
         expect(q.shape[2] == k.shape[2], "k", f"{q.shape[2]} tokens like q, with cu_seqlens", k.shape[2])
-        whole = cu_seqlens.dim() == 1 and not cu_seqlens.is_floating_point() and len(cu_seqlens) > 1
+        expect_tensor("cu_seqlens", cu_seqlens)
+        whole = cu_seqlens.dim() == 1 and cu_seqlens.dtype in (torch.int32, torch.int64) and len(cu_seqlens) > 1
         expect(whole, "cu_seqlens", "int [sequences + 1]", f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}")
         expect(cu_seqlens.device == q.device, "cu_seqlens", f"device {q.device}", cu_seqlens.device)
         spans = torch.stack([cu_seqlens[:-1], cu_seqlens[1:] - cu_seqlens[:-1]], 1).int()
         return Layout(spans, spans, None, None, q.shape[2] if max_seqlen is None else max_seqlen)
+    expect(max_seqlen is None, "max_seqlen", "None without cu_seqlens", max_seqlen)
     if lengths is not None:
-        expect(list(lengths.shape) == [q.shape[0]], "lengths", f"int [{q.shape[0]}]", list(lengths.shape))
+        expect_tensor("lengths", lengths)
+        whole = lengths.dim() == 1 and len(lengths) == q.shape[0] and lengths.dtype in (torch.int32, torch.int64)
+        expect(whole, "lengths", f"int [{q.shape[0]}]", f"{lengths.dtype} {list(lengths.shape)}")
         expect(lengths.device == q.device, "lengths", f"device {q.device}", lengths.device)
         q_spans = _at_the_end(lengths, q.shape[2])
         return Layout(q_spans, _at_the_end(lengths, k.shape[2]), None, None, max(q.shape[2], k.shape[2]))
@@ -99,10 +108,19 @@ def corners(q: Tensor, k: Tensor, layout: Layout) -> Iterator[Corner]:
         return
     k_spans = layout.k_spans.tolist()
     q_spans = [[0, q.shape[2]]] * len(k_spans) if layout.q_spans is None else layout.q_spans.tolist()
+    _expect_inside(q_spans, q.shape[2], layout)
     for s, (q_span, k_span) in enumerate(zip(q_spans, k_spans, strict=True)):
         batch = slice(None) if q.shape[0] == 1 else slice(s, s + 1)
         row_slice, key_slice = slice(q_span[0], sum(q_span)), slice(k_span[0], sum(k_span))
         yield Corner(slice(s, s + 1), batch, row_slice, key_slice, k_span[1] - q_span[1], 0, k_span[1])
+
+
+def _expect_inside(spans: list[list[int]], rows: int, layout: Layout) -> None:
+    """What only the host can check: spans one after the other, inside the tensor, none longer than stated."""
+    inside = all(start >= 0 and count >= 0 and start + count <= rows for start, count in spans)
+    expect(inside, "cu_seqlens", f"rising numbers from 0 to at most {rows}", f"[start, count] {spans[:8]}")
+    longest = max((count for _, count in spans), default=0)
+    expect(layout.q_spans is None or longest <= layout.longest, "max_seqlen", f"at least {longest}", layout.longest)
 
 
 def _length(q_origin: int, k_origin: int, rows: int, keys: int) -> int:

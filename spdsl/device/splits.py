@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from spdsl.device.configs import gpu_of
+
 _KEYS_PER_SPLIT = 128  # fewer keys do not pay for one more partial result
 _MOST_SPLITS = 128
-_PROGRAMS_PER_SM = 2
+_PROGRAMS_PER_PROCESSOR = 2
 
 
 def split_count(groups: int, keys: int, device: torch.device) -> int:
     """Splits that fill the device when each of `groups` programs visits at most `keys` keys."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    fill = -(-_PROGRAMS_PER_SM * processors // max(groups, 1))
+    fill = -(-_PROGRAMS_PER_PROCESSOR * gpu_of(device).processors // max(groups, 1))
     return max(1, min(fill, keys // _KEYS_PER_SPLIT, _MOST_SPLITS))

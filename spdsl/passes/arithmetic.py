@@ -55,7 +55,7 @@ def size(names: Names, expr: tree.Expr, least: int | None, what: str) -> int | N
     whole = int(sympy.floor(value))
     if whole > LARGEST or (least is not None and whole < least):
         bound = f"at least {least}" if least is not None and whole < least else f"at most {LARGEST}"
-        names.report.error("E203", f"{what} is {whole}, it must be {bound}", expr.span, f"{bound} is needed")
+        names.report.error(names.out_of_domain(expr), f"{what} is {whole}, it must be {bound}", expr.span, f"{bound} is needed")
         return None
     return whole
 
@@ -144,7 +144,7 @@ def _sum(names: Names, expr: tree.Binary, positions: bool) -> Expr | None:
     if left is None or right is None:
         return None
     if expr.operator in ("/", "//", "%") and right.is_positive is not True:
-        names.report.error("E203", "the divisor is not a positive number", expr.right.span, "must be positive")
+        names.report.error(names.out_of_domain(expr.right), "the divisor is not a positive number", expr.right.span, "must be positive")
         return None
     result = _SUMS[expr.operator](left, right)
     if result.is_number and abs(result) > LARGEST:
@@ -193,4 +193,13 @@ def _read(names: Names, expr: tree.Restrict, positions: bool) -> Expr | None:
     values = [_value(names, index, positions) for index in indices]
     if any(value is None for value in values):
         return None
+    for axis, index, value in zip(found.axes, indices, values, strict=True):
+        strangers = {"head": {Q, K}, "kv_head": {Q, K}, "query": {K, H}, "token": {H}}.get(str(axis), set())
+        if value is not None and value.free_symbols & strangers:
+            position = {"head": "h", "kv_head": "h", "query": "q"}.get(str(axis), "q` or `k")
+            names.report.error(
+                "E204", f"the axis `{axis}` of `{found.name}` is read at another position", index.span,
+                "wrong kind of position", hint=f"index it by `{position}`",
+            )  # fmt: skip
+            return None
     return lookup(found.name, *values, integer=found.dtype != "float")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 
 import sympy
 
 from spdsl.diagnostics import Report
-from spdsl.ir.pattern import Branch, Merge, Pattern, Softmax, Stream, Term
+from spdsl.ir.pattern import Branch, Gate, Merge, Pattern, Softmax, Stream, Term
+from spdsl.ir.symbols import K, Q
 from spdsl.passes.disjuncts import MOST_CONJUNCTS, TooComplex, disjuncts
 
 
@@ -23,6 +25,8 @@ def check(pattern: Pattern, report: Report) -> None:
     for case in pattern.cases:
         for branch in (case.branch, *case.extras):
             _disjoint_merges(branch, report)
+            if pattern.causal:
+                _first_query(branch, report)
 
 
 def _simple_enough(term: Term, report: Report) -> None:
@@ -98,3 +102,27 @@ def _disjoint_terms(merge: Merge, a: Term, b: Term, report: Report) -> None:
         report.error("E304", message, merge.span, "overlapping sets", hint=hint)
     elif may:
         report.warning("E304", message, merge.span, "not provably disjoint", hint=hint)
+
+
+def _first_query(branch: Branch, report: Report) -> None:
+    """With `causal`, query 0 may see key 0 alone: a set without that pair leaves the first queries empty."""
+    if isinstance(branch, Gate):
+        for inner in branch.branches:
+            _first_query(inner, report)
+        return
+    softmaxes = [branch] if isinstance(branch, Softmax) else list(_softmaxes(branch))
+    first = [term.test.xreplace({Q: sympy.S.Zero, K: sympy.S.Zero}) for softmax in softmaxes for term in softmax.terms]
+    if any(softmax.sink for softmax in softmaxes) or sympy.Or(*first) is not sympy.false:
+        return
+    report.warning(
+        "W402", "the first queries see no key", branch.span, "their output is 0",
+        hint="add the query's own token: `... | sliding(1)`",
+    )  # fmt: skip
+
+
+def _softmaxes(branch: Branch) -> Iterator[Softmax]:
+    if isinstance(branch, Softmax):
+        yield branch
+    else:
+        for inner in branch.branches:
+            yield from _softmaxes(inner)

@@ -168,7 +168,9 @@ def call(names: Names, expr: tree.Call, binding: str | None) -> Any:
         return None
     scope = Scope(
         binding or names.fresh(word.name), expr.span, names.inputs, names.query_heads, names.kv_heads, names.causal,
-        lambda code, message, hint: names.report.error(code, message, expr.span, hint=hint),
+        lambda code, message, hint: names.report.error(
+            names.out_of_domain(expr) if code == "E203" else code, message, expr.span, hint=hint
+        ),
     )  # fmt: skip
     return word.build(scope, **arguments)
 
@@ -187,6 +189,13 @@ def _unknown_word(names: Names, expr: tree.Call) -> None:
         return
     hint = did_you_mean(text, {*WORDS, *PLANNED}, span)
     names.report.error("E102", f"unknown word `{text}`", span, "no such word", hint=hint or "see docs/language.md")
+    meant = WORDS.get(hint.replacement or "") if hint else None
+    if meant is not None:
+        _arguments(names, meant, expr)  # for their own errors
+        return
+    for argument in expr.arguments:
+        if isinstance(argument.value, tree.Call):
+            call(names, argument.value, None)
 
 
 def _arguments(names: Names, word: Word, expr: tree.Call) -> dict[str, Any] | None:

@@ -7,12 +7,13 @@ from fractions import Fraction
 
 import sympy
 
-from spdsl.diagnostics import Report, did_you_mean
-from spdsl.ir.pattern import ALL_PHASES, Case, Choice, Pattern, Phase, Query, Stream, Tensor
+from spdsl.diagnostics import Applicability, Hint, Report, Span, did_you_mean
+from spdsl.ir.pattern import ALL_PHASES, Case, Choice, Pattern, Phase, Query, Softmax, Stream, Tensor
 from spdsl.ir.symbols import Boolean, lookups
 from spdsl.passes import arithmetic
+from spdsl.passes.clashes import clashes
 from spdsl.passes.evaluate import call, evaluate, kind_of
-from spdsl.passes.names import Names
+from spdsl.passes.names import Names, mentioned
 from spdsl.primitives.planned import PLANNED
 from spdsl.primitives.word import Kind, Parameter
 from spdsl.syntax import tree
@@ -30,8 +31,10 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
     names = Names(report, causal=any(isinstance(item, tree.Causal) for item in pattern.items))
     _declarations(names, pattern, dict(overrides or {}))
     cases: list[Case] = []
-    for item in pattern.items:
+    for before, item in zip((None, *pattern.items), pattern.items, strict=False):
         match item:
+            case tree.Binding() if _missing_comma(names, before, item):
+                pass
             case tree.Binding():
                 _bind(names, item)
             case tree.Policy():
@@ -46,6 +49,8 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
             "no `return`",
             hint="end it with `return attend(...)`",
         )
+    _lone_extras(report, cases)
+    clashes(names, _softmaxes(cases))
     if report.failed:
         return None
     _unused(names)
@@ -89,6 +94,8 @@ def _declare(names: Names, keyword: str, pair: tree.Pair, overrides: dict[str, F
             return
         value = arithmetic.number(names, pair.value)
         if value is not None and value.is_Rational:
+            if text in overrides:
+                names.overridden.add(text)
             names.params[text] = overrides.pop(text, Fraction(int(value.p), int(value.q)))
         elif value is not None:
             names.report.error("E203", f"`{text}` is not rational", pair.value.span, "roots are not exact")
@@ -110,10 +117,33 @@ def _declare(names: Names, keyword: str, pair: tree.Pair, overrides: dict[str, F
     setattr(names, attribute, arithmetic.size(names, pair.value, 1, f"`{text}`"))
 
 
+def _missing_comma(names: Names, before: tree.Item | None, item: tree.Binding) -> bool:
+    """`heads query = 64 kv = 4`: the second pair reads as a binding. True if that was reported."""
+    if not isinstance(before, tree.Declaration) or kind_of(names, item.value) is not Kind.NUMBER:
+        return False
+    written = {pair.name.text for pair in before.pairs}
+    if item.name.text not in {"heads": _HEADS, "dim": _DIMS}.get(before.keyword, ()) or item.name.text in written:
+        return False
+    gap = Span(before.span.end, before.span.end)
+    names.report.error(
+        "E202",
+        f"a comma is missing before `{item.name.text}`",
+        item.name.span,
+        f"reads as a binding, not as a part of `{before.keyword}`",
+        hint=Hint("add `,`", Applicability.MAYBE, gap, ","),
+    )
+    return True
+
+
 def _bind(names: Names, item: tree.Binding) -> None:
     kind = kind_of(names, item.value)
     parameter = Parameter(item.name.text, Kind.NUMBER if kind in (Kind.ELEMENT, Kind.CONDITION) else kind)
     if not names.claim(item.name):
+        return
+    if item.name.text == "kv" and kind is not Kind.STREAM:
+        names.report.error(
+            "E201", "`kv` can be rebound to a stream only", item.value.span, "not a stream", hint="choose another name"
+        )
         return
     if isinstance(item.value, tree.Call) and kind is Kind.NUMBER and item.value.function.text not in arithmetic.MATH:
         call(names, item.value, item.name.text)  # reports the unknown word
@@ -140,6 +170,8 @@ def _policy(names: Names, item: tree.Policy) -> None:
 def _results(names: Names, item: tree.Result, before: list[Case]) -> list[Case]:
     """The cases of one `return`: phases settled now, what is left of the condition kept for the call."""
     branches = [evaluate(names, value, Parameter("result", Kind.BRANCH)) for value in item.values]
+    if item.condition and _moves(names, item.condition):
+        return []
     guard = arithmetic.condition(names, item.condition, _PHASES) if item.condition else sympy.true
     if guard is None or any(branch is None for branch in branches):
         return []
@@ -170,6 +202,20 @@ def _results(names: Names, item: tree.Result, before: list[Case]) -> list[Case]:
     ]
 
 
+def _moves(names: Names, condition: tree.Expr) -> bool:
+    """Reports a position in the condition of a result."""
+    found = next((name for name in mentioned(condition) if name.text in ("q", "k", "h")), None)
+    if found is not None:
+        names.report.error(
+            "E308",
+            f"a result's condition cannot depend on the position `{found.text}`",
+            found.span,
+            "differs from query to query",
+            hint="conditions are about the phase, `length` and scalars; use `where` for positions",
+        )
+    return found is not None
+
+
 def _uncovered_phases(names: Names, pattern: tree.PatternTree, cases: list[Case]) -> None:
     covered = {phase for case in cases for phase in case.phases}
     for phase in sorted(ALL_PHASES - covered, key=lambda phase: phase.value):
@@ -182,9 +228,35 @@ def _uncovered_phases(names: Names, pattern: tree.PatternTree, cases: list[Case]
         )
 
 
+def _lone_extras(report: Report, cases: list[Case]) -> None:
+    """Further values are returned where one result answers a phase alone."""
+    for case in cases:
+        shared = any(other is not case and other.phases & case.phases for other in cases)
+        if case.extras and (shared or case.condition is not None):
+            report.error(
+                "E105",
+                "further values of a result are not built yet where a phase has several results or a condition",
+                case.span,
+                "returns more than one value",
+                hint="return one value, or let one result without a condition answer the phase",
+            )
+
+
+def _softmaxes(cases: list[Case]) -> tuple[Softmax, ...]:
+    found: dict[str, Softmax] = {}
+    waiting = [branch for case in cases for branch in (case.branch, *case.extras)]
+    while waiting:
+        branch = waiting.pop()
+        if isinstance(branch, Softmax):
+            found.setdefault(branch.name, branch)
+        else:
+            waiting += branch.branches
+    return tuple(found[name] for name in sorted(found))
+
+
 def _unused(names: Names) -> None:
     for name, span in names.spans.items():
-        if name not in names.used:
+        if name not in names.used and name != "kv":  # every set without a stream lies on it
             names.report.warning("W107", f"`{name}` is never used", span, "bound here")
 
 

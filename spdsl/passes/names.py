@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -25,6 +26,7 @@ class Names:
 
     report: Report
     params: dict[str, Fraction] = field(default_factory=dict)
+    overridden: set[str] = field(default_factory=set)
     bound: dict[str, Value | Expr] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
@@ -43,6 +45,7 @@ class Names:
             self.report.error(
                 "E104", f"`{text}` cannot be bound", name.span, "has a meaning of its own", hint="choose another name"
             )
+            self.spans.setdefault(text, name.span)  # its uses are no errors of their own
             return False
         if text in self.spans:
             line, _ = self.report.source.position(self.spans[text].start)
@@ -78,9 +81,29 @@ class Names:
         self.report.error("E101", f"unknown name `{name.text}`", name.span, "not bound here", hint=hint)
         return None
 
+    def out_of_domain(self, expr: tree.Expr) -> str:
+        """The code of a value out of its domain: the caller's doing where an override stands in the expression."""
+        return "E502" if any(name.text in self.overridden for name in mentioned(expr)) else "E203"
+
     def fresh(self, word: str) -> str:
         """A name for a call that is bound to none: attend, attend_2, ..."""
         self.numbered[word] = self.numbered.get(word, 0) + 1
         number = self.numbered[word]
         candidate = word if number == 1 else f"{word}_{number}"
         return candidate if candidate not in self.spans else self.fresh(word)
+
+
+def mentioned(expr: tree.Expr) -> Iterator[tree.Name]:
+    """The bare names of an expression, from left to right."""
+    match expr:
+        case tree.Name():
+            yield expr
+        case tree.Unary():
+            yield from mentioned(expr.operand)
+        case tree.Binary():
+            yield from (*mentioned(expr.left), *mentioned(expr.right))
+        case tree.Restrict():
+            yield from (*mentioned(expr.base), *mentioned(expr.index))
+        case tree.Call():
+            for argument in expr.arguments:
+                yield from mentioned(argument.value)

@@ -27,7 +27,8 @@ def attend(
         placed[name] = sympy.Or(placed.get(name, sympy.false), test)
     for known in scope.inputs:
         if isinstance(known, Stream) and known.name in placed and known.value is Values.NONE:
-            scope.refuse("E201", f"`{known.name}` has no values to attend to", "declare it with `value = own` or `value = key`")
+            hint = "declare it with `value = own` or `value = key`"
+            scope.refuse("E201", f"`{known.name}` has no values to attend to", hint)
             return None
     causal = K <= Q if scope.causal else sympy.true
     terms = []

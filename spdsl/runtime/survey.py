@@ -24,7 +24,6 @@ CAPACITY = 4096  # of a cache; pages of 64 tokens then make a table with rows of
 HEADS = (8, 2)  # query and key heads where the pattern leaves them open
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
-_TABLES = ("FORWARD", "DQ", "DKDV", "DECODE")  # of configurations, by head dim and bytes per element
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def survey(
     """The distinct launches of every phase in `module.PHASES`, each with the first workload that makes it.
 
     dims: (qk_dim, v_dim); what the pattern fixes takes their place. dtypes: `bf16`, `fp16`, `fp32`, `fp64`.
-    target: the configurations are those for its architecture, where the module has some of its own.
+    target: the configurations are those for its architecture, the splits of a decode step those for its size.
     RuntimeError under TRITON_INTERPRET, ValueError for an unknown dtype or sizes the pattern does not take.
     """
     unknown = [name for name in dtypes if name not in _DTYPES]
@@ -138,17 +137,12 @@ def _default(function: Callable[..., Any], name: str) -> int | None:
 
 @contextmanager
 def _tables(module: ModuleType, target: Target | None) -> Iterator[None]:
-    """The configurations for an architecture, through `module.use_tables`; afterwards the module is as it was."""
-    if target is None or not hasattr(module, "use_tables"):
+    """The launches of `module` are those for the target."""
+    if target is None:
         yield
         return
-    variables = dict(vars(module))
-    tables = [(table, dict(table)) for name in _TABLES if isinstance(table := variables.get(name), dict)]
+    module.use_tables(target.architecture, target.sm_count)
     try:
-        module.use_tables(target.architecture)
         yield
     finally:
-        vars(module).update(variables)
-        for table, entries in tables:
-            table.clear()
-            table.update(entries)
+        module.use_tables(None)

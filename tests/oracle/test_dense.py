@@ -152,8 +152,8 @@ def test_grouped_heads_follow_torch() -> None:
 
 
 def test_kv_head_axis_is_read_by_group() -> None:
-    inputs = {**qkv(3, heads=4, kv_heads=2), "wide": torch.tensor([True, False])}
-    mask = seen("wide = tensor(kv_head, bool) causal return attend(sliding(1) | where(wide[h] == 1))", inputs)
+    inputs = {**qkv(3, heads=4, kv_heads=2), "broad": torch.tensor([True, False])}
+    mask = seen("broad = tensor(kv_head, bool) causal return attend(sliding(1) | where(broad[h] == 1))", inputs)
     assert mask.sum((1, 2)).tolist() == [6, 6, 3, 3]
 
 
@@ -236,11 +236,11 @@ def test_the_hash_of_random_in_plain_integers() -> None:
 
 def test_cases_by_phase_and_by_row_of_the_batch() -> None:
     found = pattern(
-        "causal wide = tensor(bool)\n return attend(sink(1)) if decode\n return attend(all) if wide == 1\n"
+        "causal broad = tensor(bool)\n return attend(sink(1)) if decode\n return attend(all) if broad == 1\n"
         "return attend(sliding(1))"
     )
     inputs = {name: x.repeat(2, 1, 1, 1) for name, x in qkv(3).items()}
-    inputs["wide"] = torch.tensor([True, False])
+    inputs["broad"] = torch.tensor([True, False])
     out, _ = attention(found, inputs)
     torch.testing.assert_close(out[1], inputs["v"][1])
     torch.testing.assert_close(out[:1], attention(pattern("causal return attend(all)"), qkv(3))[0])

@@ -25,7 +25,7 @@ from spdsl import targets  # noqa: E402
 from spdsl.cli import main  # noqa: E402
 from spdsl.runtime import module_report  # noqa: E402
 from spdsl.runtime.launches import Launch, Workload  # noqa: E402
-from spdsl.runtime.survey import survey  # noqa: E402
+from spdsl.runtime.survey import CAPACITY, survey  # noqa: E402
 
 WINDOW = "pattern {name} {{\n    causal\n{lines}    return attend(sliding(100))\n}}\n"
 
@@ -105,25 +105,39 @@ def test_what_a_pattern_fixes(tmp_path: Path) -> None:
     assert forward.constexprs["kv.GROUP"] == 1
 
 
-def test_tables_of_an_architecture(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {name: dict(getattr(module, name)) for name in ("FORWARD", "DQ", "DKDV", "DECODE")}
-    asked = []
+def test_tables_of_an_architecture(module: ModuleType) -> None:
+    """The target decides tiles, the precision of fp32 dots and the splits; afterwards the module is as it was."""
+    found = {}
+    for name in ("sm_90", "gfx942"):
+        target = targets.find(name)
+        table = module.tables_for(target.architecture)
+        launches = {x.name: x.constexprs for x in survey(module, ("fp32",), ((64, 64),), target)}
+        for kernel in ("forward", "dq", "dkdv"):
+            config = table[kernel][64, 4]
+            chosen = launches[f"attend_{kernel}"]
+            assert (chosen["C.BLOCK_M"], chosen["C.BLOCK_N"]) == (config.block_m, config.block_n)
+        assert launches["attend_decode"]["C.SPLITS"] == CAPACITY // 128
+        found[name] = launches["attend_forward"]["C.PRECISION"]
+    assert found == {"sm_90": "tf32x3", "gfx942": "ieee"}
+    assert survey(module, ("fp32",), ((64, 64),))[0].constexprs["C.PRECISION"] == "tf32x3"
 
-    def use_tables(architecture: str) -> None:
-        asked.append(architecture)
-        module.FORWARD[64, 2] = module.Config(32, 16, 2, 1)  # changed in place
-        module.DQ = {(64, 2): module.Config(16, 32, 1, 1)}  # replaced
 
-    monkeypatch.setattr(module, "use_tables", use_tables, raising=False)
-    launches = survey(module, dims=((64, 64),), target=targets.find("gfx942"))
-    blocks = {
-        x.name: (x.constexprs["C.BLOCK_M"], x.constexprs["C.BLOCK_N"]) for x in launches if "C.BLOCK_M" in x.constexprs
-    }
-    assert asked == ["gfx942"]
-    assert blocks["attend_forward"] == (32, 16)
-    assert blocks["attend_dq"] == (16, 32)
-    assert {name: getattr(module, name) for name in before} == before
-    assert module.use_tables is use_tables
+@pytest.mark.parametrize(
+    "architecture, table",
+    [("sm_75", "sm_80"), ("sm_89", "sm_80"), ("sm_103", "sm_100"), ("sm_120", "sm_80"), ("gfx950", "gfx942")],
+)
+def test_unknown_architectures(module: ModuleType, architecture: str, table: str) -> None:
+    assert module.tables_for(architecture) is module.TABLES[table]
+
+
+def test_links_before_the_rows_take_stages(module: ModuleType) -> None:
+    """A page table, or a list of blocks, costs one stage for every block loaded ahead; both cost two."""
+    q, paged = torch.zeros(1, 8, 256, 64, dtype=torch.bfloat16), module.Paged(torch.zeros(1, 4).int(), 64, 256)
+    direct = module.config_for("forward", q, 64)
+    assert direct.num_stages == 3
+    assert module.config_for("forward", q, 64, paged).num_stages == 5
+    assert module.config_for("forward", q, 64, listed=True).num_stages == 5
+    assert module.config_for("forward", q, 64, paged, listed=True).num_stages == 5
 
 
 def test_unknown_dtype(module: ModuleType) -> None:

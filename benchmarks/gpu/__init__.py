@@ -1,0 +1,1 @@
+"""The GPU suite: numerics of every pattern, then times beside SDPA, FlexAttention and the copy bandwidth."""

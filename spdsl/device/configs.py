@@ -1,0 +1,200 @@
+"""Configurations of the kernels: data for each architecture, and which architecture a tensor lies on.
+
+Found by cross-compiling what generated modules launch: no spills, shared memory within the limit of the architecture,
+matrix instructions in every loop. benchmarks/NOTES.md has the registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+
+class Config(NamedTuple):
+    """`num_stages` is one more than the blocks that are loaded ahead."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+SMALL = Config(16, 16, 4, 1)  # what the tables do not know, and the interpreter
+
+# architecture -> kernel -> (head dim up to, bytes per element) -> configuration
+TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
+    "sm_80": {
+        "forward": {
+            (64, 2): Config(128, 64, 8, 3),
+            (128, 2): Config(128, 64, 8, 2),
+            (192, 2): Config(128, 32, 8, 2),
+            (256, 2): Config(64, 32, 4, 2),
+            (64, 4): Config(64, 32, 4, 2),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "dq": {
+            (64, 2): Config(64, 64, 4, 2),
+            (128, 2): Config(64, 64, 8, 2),
+            (256, 2): Config(64, 32, 8, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 32, 8, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "dkdv": {
+            (64, 2): Config(32, 64, 4, 2),
+            (128, 2): Config(64, 64, 8, 2),
+            (256, 2): Config(32, 32, 8, 1),
+            (64, 4): Config(32, 32, 8, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "decode": {
+            (128, 2): Config(16, 64, 4, 3),
+            (256, 2): Config(16, 32, 4, 3),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 16, 8, 2),
+        },
+    },
+    "sm_90": {
+        "forward": {
+            (128, 2): Config(128, 64, 8, 3),
+            (256, 2): Config(128, 64, 8, 2),
+            (64, 4): Config(64, 32, 4, 2),
+            (128, 4): Config(64, 32, 8, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "dq": {
+            (128, 2): Config(128, 64, 8, 2),
+            (256, 2): Config(64, 64, 8, 1),
+            (64, 4): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 32, 8, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "dkdv": {
+            (64, 2): Config(64, 64, 4, 2),
+            (128, 2): Config(64, 64, 8, 2),
+            (256, 2): Config(32, 64, 8, 1),
+            (64, 4): Config(32, 32, 8, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "decode": {
+            (128, 2): Config(16, 64, 4, 3),
+            (256, 2): Config(16, 32, 4, 3),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 16, 8, 2),
+        },
+    },
+    "sm_100": {
+        "forward": {
+            (128, 2): Config(128, 64, 8, 3),
+            (192, 2): Config(128, 64, 8, 2),
+            (256, 2): Config(64, 64, 8, 2),
+            (64, 4): Config(64, 32, 4, 2),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "dq": {
+            (64, 2): Config(64, 64, 8, 2),
+            (128, 2): Config(128, 64, 8, 2),
+            (192, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(64, 64, 8, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "dkdv": {
+            (64, 2): Config(64, 64, 8, 2),
+            (192, 2): Config(64, 64, 8, 1),
+            (256, 2): Config(32, 64, 8, 1),
+            (64, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "decode": {
+            (128, 2): Config(16, 64, 4, 3),
+            (256, 2): Config(16, 32, 4, 3),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 16, 8, 2),
+        },
+    },
+    "gfx942": {
+        "forward": {
+            (64, 2): Config(128, 64, 4, 1),
+            (256, 2): Config(64, 64, 4, 1),
+            (64, 4): Config(64, 32, 4, 1),
+            (128, 4): Config(64, 32, 4, 1),
+            (256, 4): Config(32, 32, 4, 1),
+        },
+        "dq": {
+            (128, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "dkdv": {
+            (64, 2): Config(64, 64, 4, 1),
+            (128, 2): Config(32, 64, 4, 1),
+            (256, 2): Config(32, 32, 4, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "decode": {
+            (128, 2): Config(16, 64, 4, 1),
+            (256, 2): Config(16, 32, 4, 1),
+            (128, 4): Config(16, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+    },
+}
+
+
+class Gpu(NamedTuple):
+    """What kernels are made for: `sm_90` or `gfx942`, and how many programs run side by side."""
+
+    architecture: str
+    processors: int
+
+
+_chosen: Gpu | None = None
+
+
+def use_tables(architecture: str | None, processors: int = 1) -> None:
+    """Makes every launch one for that architecture, wherever the tensors lie; with None for theirs, as at first."""
+    global _chosen
+    _chosen = None if architecture is None else Gpu(architecture, processors)
+
+
+def gpu_of(device: torch.device) -> Gpu:
+    if _chosen is not None:
+        return _chosen
+    return _properties(device) if device.type == "cuda" else Gpu("sm_90", 1)
+
+
+@lru_cache
+def _properties(device: torch.device) -> Gpu:
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return Gpu(properties.gcnArchName.split(":")[0], properties.multi_processor_count)
+    return Gpu(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
+
+
+def tables_for(architecture: str) -> Mapping[str, dict[tuple[int, int], Config]]:
+    """The tables of the architecture, or of the nearest older one.
+
+    Compute capability 12 (GeForce, RTX Pro) is near 8 instead: mma and 99 KB of shared memory, no tensor memory.
+    """
+    if not architecture.startswith("sm_"):
+        return TABLES["gfx942"]
+    number = int(architecture.removeprefix("sm_"))
+    known = sorted(int(name.removeprefix("sm_")) for name in TABLES if name.startswith("sm_"))
+    older = [x for x in known if x <= number] if number < 120 else []
+    return TABLES[f"sm_{max(older, default=known[0])}"]
+
+
+def lookup(kernel: str, architecture: str, dim: int, size: int) -> Config:
+    """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element."""
+    table = tables_for(architecture)[kernel]
+    dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
+    return table[min(dims), size] if dims else SMALL

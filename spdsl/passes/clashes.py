@@ -1,0 +1,107 @@
+"""clashes: inputs and branches whose names would hide something of the generated module.
+
+A tensor, query or choice becomes an argument; a stream becomes two arguments and a name inside the kernels; a softmax
+becomes the first part of definitions. Sets and parameters leave no name behind and are free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spdsl.ir.pattern import Choice, Input, Query, Softmax, Stream, Tensor
+from spdsl.passes.names import Names
+
+# Names in the functions of a module that take the inputs as arguments.
+ARGUMENT_WORDS = frozenset(
+    """
+    Any C Cache FORWARD Inputs Layout Logits NAMESPACE NamedTuple Paged Sequence Tensor bool by_class cache call_of
+    certain check_attention condition config config_for constants corner corners cu_seqlens ctx dk dlse dout dq dv
+    expect expect_gates maximum minimum finish gate gates given_argument grads heads inputs int k k_offset k_spans keys kv_heads launch
+    layout layout_of len length lengths list lists longest lse max_seqlen merge out own page_of paged part_lse part_out
+    parts pending prefill decode attention reference q q_heads q_offset q_spans random_argument refuse_gradient
+    return_lse rows rows_contiguous run sequences settle sink_gradient sizes sizes_of source spans sparse_forward
+    strided t tensor_argument tokens torch triton tuple uses_kernels v v_dim wide x
+    """.split()
+)
+# Names in the kernels, where streams stand too.
+KERNEL_WORDS = ARGUMENT_WORDS | frozenset(
+    """
+    LN2 LOG2E RowGrads Rows acc0 acc1 at call cursor delta divisor dout0 dout1 dq0 dq1 end first group h jit left
+    load_lse load_qk load_row_values load_rows load_v m partial partial_lse position q0 q1 q_count q_first q_last
+    q_start range0 row row_delta row_lse row_origin s sequence_keys sink span split start_softmax store_qk
+    store_row_values store_v tile tl to_blocks token_pointer total visit visit_lists visited zeros
+    """.split()
+)
+# A softmax `block` would bring a second `block_lists`.
+PREFIX_WORDS = frozenset("block dense gather plain row scatter sequence sparse visit".split())
+# Second parts of the definitions of a softmax: with one of them in its name, a second softmax could meet the first's.
+TAIL_WORDS = frozenset(
+    """
+    backward bias block cached class cpu decode dense dkdv dq forward gradients kernel keys lists mask of part parts
+    places reads rows save scores span tensors unit visible visit visits
+    """.split()
+)
+
+
+def clashes(names: Names, softmaxes: tuple[Softmax, ...]) -> None:
+    """Reports names of which the module needs one for itself, or two of which come out as one."""
+    taken: dict[str, str] = {}
+    for found in names.inputs:
+        for text in _arguments(found):
+            words = KERNEL_WORDS if isinstance(found, Stream) else ARGUMENT_WORDS
+            if text in words and not _predeclared(found):
+                _refuse(names, found, f"the generated module has a `{text}` of its own")
+            elif text in taken:
+                _refuse(names, found, f"the generated module would have two `{text}`, the other from `{taken[text]}`")
+            taken.setdefault(text, found.name)
+        if found.name.startswith("_"):
+            _refuse(names, found, "fields of a named tuple do not start with an underscore")
+    _softmaxes(names, softmaxes, taken)
+
+
+def _predeclared(found: Input) -> bool:
+    return found.name in ("q", "kv")
+
+
+def _arguments(found: Input) -> Iterator[str]:
+    """Every name of the generated code that one input becomes."""
+    yield found.name
+    if isinstance(found, Stream):
+        yield from (found.key_argument, f"v_{found.name}", f"{found.name}_keys", f"{found.name}_lists")
+    elif isinstance(found, Choice):
+        yield from (f"{found.name}_{part}" for part in ("first", "group", "tiles", "units", "sequence"))
+    elif isinstance(found, Tensor):
+        yield from (f"{found.name}_{part}" for part in ("sequence", "tokens", "group", *range(len(found.axes))))
+
+
+def _refuse(names: Names, found: Input, why: str) -> None:
+    what = {Query: "a query", Stream: "a stream", Tensor: "a tensor", Choice: "a set of the caller"}[type(found)]
+    names.report.error(
+        "E104", f"`{found.name}` cannot name {what}", found.span, "taken", note=why, hint="choose another name"
+    )
+
+
+def _softmaxes(names: Names, softmaxes: tuple[Softmax, ...], taken: dict[str, str]) -> None:
+    streams = {found.name for found in names.inputs if isinstance(found, Stream)}
+    before: dict[str, str] = {}
+    for softmax in softmaxes:
+        name, why = softmax.name, ""
+        classes = name.replace("_", "").lower()
+        own = next((text for text in taken if text.startswith(f"{name}_")), None)
+        prefix = next((other for other in before.values() if _meets(name, other, streams)), None)
+        if name.lstrip("_") in PREFIX_WORDS or name.startswith("_"):
+            why = f"the generated module has definitions of its own that start with `{name}`"
+        elif own or classes in before or prefix:
+            why = f"the generated module would mix up its definitions with those of `{own or prefix or before[classes]}`"
+        before[classes] = name
+        if why:
+            names.report.error(
+                "E104", f"`{name}` cannot name a softmax", softmax.span, "taken", note=why, hint="choose another name"
+            )
+
+
+def _meets(name: str, other: str, streams: set[str]) -> bool:
+    """Whether `near_kv_mask` may belong to both `near` (on the stream kv) and `near_kv`."""
+    longer, shorter = (name, other) if len(name) > len(other) else (other, name)
+    rest = longer.removeprefix(f"{shorter}_")
+    return rest != longer and rest.split("_")[0] in TAIL_WORDS | {part for x in streams for part in (x, x.split("_")[0])}

@@ -1,0 +1,66 @@
+"""What the patterns of the library launch, compiled for a GPU that need not be there; equal kernels once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from triton.runtime.jit import JITFunction
+
+import spdsl
+from spdsl import targets
+from spdsl.resources import folder
+from spdsl.runtime.crosscompile import Compiled, compile_launch
+from spdsl.runtime.launches import Launch
+from spdsl.runtime.survey import survey
+
+Dims = tuple[int, int]
+
+_compiled: dict[tuple[object, ...], Compiled] = {}
+
+
+@cache
+def load(pattern: str) -> ModuleType:
+    return spdsl.load(folder("patterns") / f"{pattern}.spat")
+
+
+def kernels(pattern: str, target: str, dtype: str, dims: Dims, phases: tuple[str, ...]) -> Iterator[Compiled]:
+    """Every kernel of a pattern in these phases, with the configurations of the target."""
+    gpu = targets.find(target)
+    for launch in survey(load(pattern), (dtype,), (dims,), gpu):
+        assert launch.workload is not None
+        if launch.workload.phase in phases:
+            yield compiled(launch, gpu)
+
+
+def compiled(launch: Launch, gpu: targets.Target) -> Compiled:
+    """`launch` for `gpu`; a kernel of the same text, in whatever module, is compiled once."""
+    leaves = [(path, replace(leaf, container=None)) for path, _, leaf in launch.leaves()]
+    key = (gpu.name, _text(launch.kernel), repr(leaves), launch.options)
+    if key not in _compiled:
+        _compiled[key] = compile_launch(launch, gpu)
+    return _compiled[key]
+
+
+@cache
+def _text(kernel: Any) -> str:
+    """The text of a kernel and of all that it calls."""
+    texts: dict[str, str] = {}
+    waiting = [(kernel.fn.__name__, kernel)]
+    while waiting:
+        name, found = waiting.pop()
+        if name in texts or not isinstance(found, JITFunction):
+            continue
+        texts[name] = found.src
+        known = found.fn.__globals__
+        waiting += [(word, known[word]) for word in set(re.findall(r"\w+", found.src)) if word in known]
+    return "\n".join(texts[name] for name in sorted(texts))
+
+
+def kind(one: Compiled) -> str:
+    """`forward`, `dq`, `dkdv`, `decode`; of row_delta and combine_splits the last word."""
+    return one.kernel.rsplit("_", 1)[-1]

@@ -1,0 +1,17 @@
+"""Registers in local memory that no configuration tried avoids, by target, element size, kernel and dims."""
+
+from __future__ import annotations
+
+# (target, bytes per element, kernel, dims up to) -> most spills in any pattern, triton 3.7.1
+ALLOWED: dict[tuple[str, int, str, int], int] = {}
+# The same for one pattern whose set test needs more registers.
+ALLOWED_IN: dict[tuple[str, str, int, str, int], int] = {}
+
+_STEPS = (64, 128, 192, 256)
+
+
+def most_spills(pattern: str, kernel: str, target: str, dtype: str, dims: tuple[int, int]) -> int:
+    size = 4 if dtype == "fp32" else 2
+    step = min(step for step in _STEPS if step >= max(dims))
+    own = ALLOWED_IN.get((pattern, target, size, kernel, step), 0)
+    return max(own, ALLOWED.get((target, size, kernel, step), 0))

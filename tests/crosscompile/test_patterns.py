@@ -1,0 +1,102 @@
+"""Every kernel of every pattern on four architectures: compiles, fits, uses matrix instructions, does not spill."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import pytest
+
+pytestmark = [
+    pytest.mark.crosscompile,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") == "1", reason="needs compiled kernels"),
+]
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from rich.console import Console  # noqa: E402
+
+from spdsl import targets  # noqa: E402
+from spdsl.resources import folder  # noqa: E402
+from spdsl.runtime import report  # noqa: E402
+from spdsl.runtime.record import record  # noqa: E402
+from spdsl.runtime.survey import TOKENS  # noqa: E402
+from tests.crosscompile.kernels import Dims, compiled, kernels, kind, load  # noqa: E402
+from tests.crosscompile.spills import most_spills  # noqa: E402
+
+PATTERNS = sorted(path.stem for path in folder("patterns").glob("*.spat"))
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+DIMS = ((24, 24), (64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256))
+MAIN = ("forward", "dq", "dkdv")
+PHASES = ("train", "prefill", "decode")
+
+# The range form and the list form stand for the others in the quick part.
+USUAL = [(name, "bf16", (128, 128)) for name in PATTERNS]
+USUAL += [(name, "bf16", dims) for name in ("streaming_llm", "document") for dims in ((64, 64), (192, 128), (256, 256))]
+USUAL += [("streaming_llm", "fp16", (64, 64)), ("streaming_llm", "fp32", (64, 64)), ("streaming_llm", "bf16", (80, 80))]
+EVERY = [(name, dtype, dims) for name in PATTERNS for dtype in ("bf16", "fp16", "fp32") for dims in DIMS]
+CASES = [*USUAL, *(pytest.param(*case, marks=pytest.mark.full) for case in EVERY if case not in USUAL)]
+
+CLEAN = ("causal", "sliding_window", "streaming_llm", "alibi", "document")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("pattern, dtype, dims", CASES)
+def test_kernels(pattern: str, dtype: str, dims: Dims, target: str) -> None:
+    phases = PHASES if dims == (128, 128) else ("train", "decode")
+    found = list(kernels(pattern, target, dtype, dims, phases))
+    assert {kind(one) for one in found} >= {*MAIN, "decode"}
+    for one in found:
+        assert one.ok, f"{one.kernel}: {one.error}"
+        assert one.shared <= one.shared_limit, f"{one.kernel}: {one.shared} bytes of shared memory"
+        assert one.fits, f"{one.kernel}: {one.occupancy}"
+        assert one.spills <= most_spills(pattern, kind(one), target, dtype, dims), f"{one.kernel}: {one.spills} spills"
+        assert one.tensor_core_instructions > 0 or kind(one) not in (*MAIN, "decode"), one.kernel
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128)])
+@pytest.mark.parametrize("pattern", CLEAN)
+def test_hopper(pattern: str, dims: Dims, dtype: str) -> None:
+    """Warp-group products in forward, dQ and dK/dV, and nothing in local memory."""
+    found = {kind(one): one for one in kernels(pattern, "sm_90", dtype, dims, ("train",))}
+    for name in MAIN:
+        assert found[name].mma("wgmma") > 0, name
+        assert found[name].spills == 0, f"{name}: {found[name].spills} spills"
+        assert found[name].async_copies > 0, name
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), pytest.param((256, 256), marks=pytest.mark.full)])
+def test_small_shared_memory(dims: Dims) -> None:
+    """What the tables give an architecture with 99 KB a block (here sm_89, by those of sm_80) fits."""
+    for one in kernels("streaming_llm", "sm_89", "bf16", dims, PHASES):
+        assert one.ok, f"{one.kernel}: {one.error}"
+        assert one.fits, f"{one.kernel}: {one.shared} bytes of shared memory"
+
+
+def test_strides_that_are_no_multiples_of_16() -> None:
+    """They compile, and the report shows what they cost: narrow loads and no asynchronous copies of k and v."""
+    module, gpu = load("streaming_llm"), targets.find("sm_90")
+    found = []
+    for width in (128, 129):
+        q, k, v = (torch.zeros(2, heads, TOKENS, width, dtype=torch.bfloat16)[..., :128] for heads in (8, 2, 2))
+        (launch,) = record(module, lambda q=q, k=k, v=v: module.attention(q, k, v))
+        found.append(compiled(launch, gpu))
+    aligned, odd = found
+    assert odd.ok, odd.error
+    assert odd.fits
+    assert aligned.code.widest_load == 128
+    assert odd.code.widest_load < 128
+    assert odd.async_copies < aligned.async_copies
+    text = io.StringIO()
+    Console(file=text, width=200).print(report.report(found))
+    rows = [line for line in text.getvalue().splitlines() if "attend_forward" in line]
+    for row, one in zip(rows, found, strict=True):
+        cells = [cell.strip() for cell in row.strip("│┃ ").split("│")]
+        assert int(cells[-1]) == one.code.widest_load
+        copies = ", ".join(f"{count} {name}" for name, count in one.code.async_copies) or "none"
+        assert cells[-2] == copies

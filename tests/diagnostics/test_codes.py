@@ -1,0 +1,28 @@
+"""Every code of the catalogue: its bad example raises exactly that code, its fixed form compiles clean."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from spdsl import compiler
+from spdsl.catalogue import Entry, entries
+from spdsl.diagnostics import Source
+
+OVERRIDES = {"E501": {"window": Fraction(512)}, "E502": {"stride": Fraction(0)}}  # as the entries' texts say
+
+
+def codes(text: str, params: dict[str, Fraction]) -> list[str]:
+    return [found.code for found in compiler.check(Source(text), params)]
+
+
+@pytest.mark.parametrize("entry", entries().values(), ids=lambda entry: entry.code)
+def test_bad_example_raises_its_code_alone(entry: Entry) -> None:
+    assert set(codes(entry.bad * entry.repeated, OVERRIDES.get(entry.code, {}))) == {entry.code}
+
+
+@pytest.mark.parametrize("entry", entries().values(), ids=lambda entry: entry.code)
+def test_fixed_form_is_clean(entry: Entry) -> None:
+    params = OVERRIDES[entry.code] if entry.code == "E501" else {}
+    assert codes(entry.fixed, params) == []

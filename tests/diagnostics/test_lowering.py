@@ -1,0 +1,114 @@
+"""Findings of the lowering, as they are shown; several of them in one run; names that the module needs itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import spdsl
+from spdsl.diagnostics import Diagnostic
+from spdsl.codegen import render
+
+
+def shown(found: Diagnostic) -> str:
+    return " | ".join([found.code, found.message, found.label, *found.notes, *(hint.text for hint in found.hints)])
+
+
+def only(text: str, **params: int) -> str:
+    (found,) = spdsl.check(f"pattern p {{ causal {text} }}", **params)
+    return shown(found)
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("param window = 4 return attend(sliding(windw))", "E101 | unknown name `windw` | not bound here | did you mean `window`?"),
+        ("return attend(slidng(4))", "E102 | unknown word `slidng` | no such word | did you mean `sliding`?"),
+        ("a = sink(1) a = sink(2) return attend(a)", "E103 | `a` is bound twice | bound again here | first bound in line 1 | each name is bound once; choose another name"),
+        ("gates = sink(1) return attend(gates)", "E104 | `gates` cannot be bound | has a meaning of its own | choose another name"),
+        ("layout = tensor(head) return attend(all, bias = layout[h])", "E104 | `layout` cannot name a tensor | taken | the generated module has a `layout` of its own | choose another name"),
+        ("causal return attend(all)", "E106 | `causal` is written twice | again here | write it once"),
+        ("near = sliding(4) return near", "E201 | a branch is expected here | not a branch | attend to the set: `attend(...)`"),
+        ("kv = 4 return attend(all)", "E201 | `kv` can be rebound to a stream only | not a stream | choose another name"),
+        ("heads query = 64 kv = 4 return attend(all)", "E202 | a comma is missing before `kv` | reads as a binding, not as a part of `heads` | add `,`"),
+        ("return attend(sliding(0))", "E203 | `n` is 0, it must be at least 1 | at least 1 is needed"),
+        ("d = tensor(token) return attend(where(d[h] > 1))", "E204 | the axis `token` of `d` is read at another position | wrong kind of position | index it by `q` or `k`"),
+        ("return attend(where(q))", "E205 | a condition is expected here | is a number | compare it: `... < ...`"),
+        ("near = attend(sliding(4))", "E301 | pattern `p` returns nothing | no `return` | end it with `return attend(...)`"),
+        ("return attend(sliding(4)) if q > 3", "E308 | a result's condition cannot depend on the position `q` | differs from query to query | conditions are about the phase, `length` and scalars; use `where` for positions"),
+        ("return attend(sliding(4) & where(k > q))", "E305 | no query can ever see a key of this set | "),
+        ("heads query = 3, kv = 2 return attend(all)", "E306 | 2 kv heads do not divide the 3 query heads | "),
+        ("near = sliding(4) return attend(all)", "W107 | `near` is never used | bound here"),
+        ("return attend(sliding(8) - sliding(4))", "W402 | the first queries see no key | their output is 0 | add the query's own token: `... | sliding(1)`"),
+    ],
+)  # fmt: skip
+def test_messages(text: str, wanted: str) -> None:
+    assert only(text) == wanted
+
+
+def test_overrides() -> None:
+    assert only("param n = 4 return attend(sliding(n))", n=0).startswith("E502 | `n` is 0")
+    assert only("param n = 4 return attend(fixed(n, 3))", n=2).startswith("E502 | a block of 2")
+    assert only("param n = 4 return attend(sliding(n))", m=2).startswith("E501 | pattern `p` has no parameter `m`")
+
+
+def test_all_errors_of_a_file_in_one_run_and_no_warnings_after_them() -> None:
+    text = """
+pattern one {
+    unused = sink(3)
+    a = slidng(windw, ahed = 1)
+    b = where(sink(2))
+    return attend(a | c)
+}
+pattern two { return attend(top_k(4)) }
+"""
+    found = spdsl.check(text)
+    assert [one.code for one in found] == ["E102", "E101", "E202", "E205", "E101", "E105"]
+
+
+TENSOR = "pattern p {{ {0} = tensor(head, token) causal return attend(sliding(9), bias = {0}[h][k]) }}"
+SET = "pattern p {{ {0} = given(unit = 4, rows = 4) causal return attend(sliding(2) | {0}) }}"
+STREAM = "pattern p {{ {0} = stream() causal return attend({0}[sliding(9)]) }}"
+QUERY = "pattern p {{ {0} = query() causal return attend(sliding(9), query = {0}) }}"
+BRANCH = "pattern p {{ {0} = attend(sliding(9)) causal return {0} }}"
+NAMES = (
+    "x y w t s m at row rows tile tiles block visit sequence sparse dense scale sink call source span mask read layout"
+    " part parts heads sizes out lse dout first last end full total count index int list print keys values length_of"
+    " local wide near far _a a_b attend gate member Cache tl Tensor K group delta LN2 by_class split position"
+).split()
+
+
+@pytest.mark.parametrize("form", [TENSOR, SET, STREAM, QUERY, BRANCH], ids="tensor set stream query branch".split())
+def test_accepted_names_run(form: str) -> None:
+    """Refused or working, never a broken module."""
+    refused = 0
+    for name in NAMES:
+        found = spdsl.check(form.format(name))
+        if found:
+            assert {one.code for one in found} <= {"E104", "W107"}, name
+            refused += 1
+            continue
+        module = spdsl.load(form.format(name))
+        torch.manual_seed(0)
+        inputs = module.example_inputs(1, 12, heads=2, kv_heads=1, qk_dim=16, v_dim=16)
+        torch.testing.assert_close(
+            module.attention(**inputs).double(), module.reference(**inputs), atol=1e-4, rtol=1e-4, msg=name
+        )
+        cache = module.Cache(1, 64, kv_heads=1, qk_dim=16, v_dim=16, page=None)
+        assert torch.isfinite(module.prefill(**inputs, cache=cache)).all(), name
+    assert 0 < refused < len(NAMES) // 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "x = given(unit = 4) x_first = tensor(head, int) return attend(x | where(x_first[h] == k))",
+        "far = stream() k_far = tensor(head, int) return attend(far[where(k_far[h] == k)])",
+        "d = tensor(token, int) d_tokens = tensor(head, int) return attend(where(d[k] == d_tokens[h]))",
+        "a = attend(sink(1)) a_cpu = attend(all - sink(1)) return merge(a, a_cpu)",
+        "ab = attend(sink(1)) a_b = attend(all - sink(1)) return merge(ab, a_b)",
+        "near_mask = tensor(head, int) near = attend(where(near_mask[h] <= k)) return near",
+    ],
+)
+def test_two_names_that_come_out_as_one(body: str) -> None:
+    assert "E104" in [found.code for found in spdsl.check(f"pattern p {{ causal {body} }}")]

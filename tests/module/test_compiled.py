@@ -1,0 +1,97 @@
+"""torch.compile and torch.export of functions that call a generated module."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.module.patterns import SMALL, arguments, gradients, module_of, with_gradients
+
+
+def expect_same(module: ModuleType, compiled: Any, given: dict[str, Tensor]) -> None:
+    """Output and gradients of the compiled function are bitwise those of the module."""
+    own = with_gradients(given)
+    out = compiled(**own)
+    out.square().sum().backward()
+    assert torch.equal(out, module.attention(**given))
+    for name, wanted in gradients(module, given).items():
+        assert torch.equal(own[name].grad, wanted), name
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_graph_with_backward(name: str) -> None:
+    module = module_of(name)
+    compiled = torch.compile(module.attention, fullgraph=True, backend="aot_eager")
+    expect_same(module, compiled, arguments(module))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_graph_for_all_lengths(name: str) -> None:
+    module = module_of(name)
+    compiled = torch.compile(module.attention, fullgraph=True, backend="aot_eager", dynamic=True)
+    expect_same(module, compiled, arguments(module, 48, batch=3))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        expect_same(module, compiled, arguments(module, 96, batch=5))
+
+
+def test_inductor(document: ModuleType) -> None:
+    expect_same(document, torch.compile(document.attention, fullgraph=True), arguments(document))
+
+
+def test_packed_sequences(streaming: ModuleType) -> None:
+    given = arguments(streaming, 40, batch=1)
+    cu_seqlens = torch.tensor([0, 13, 40], dtype=torch.int32)
+    compiled = torch.compile(streaming.attention, fullgraph=True, backend="aot_eager")
+    assert torch.equal(
+        compiled(**given, cu_seqlens=cu_seqlens, max_seqlen=27),
+        streaming.attention(**given, cu_seqlens=cu_seqlens, max_seqlen=27),
+    )
+
+
+def test_under_autocast(streaming: ModuleType) -> None:
+    given = arguments(streaming)
+    compiled = torch.compile(streaming.attention, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compiled(**given), streaming.attention(**given))
+
+
+class Block(nn.Module):
+    """Attention between two linear layers: x [batch, tokens, 32]."""
+
+    def __init__(self, module: ModuleType) -> None:
+        super().__init__()
+        self.module = module
+        self.qkv = nn.Linear(32, 3 * 32)
+        self.out = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        out: Tensor = self.out(self.module.attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
+def test_export_with_any_length(streaming: ModuleType) -> None:
+    block = Block(streaming).eval()
+    tokens = torch.export.Dim("tokens", min=2, max=4096)
+    with torch.no_grad():
+        program = torch.export.export(block, (torch.randn(2, 40, 32),), dynamic_shapes={"x": {1: tokens}})
+        operators = [str(node.target) for node in program.graph.nodes if "spdsl_" in str(node.target)]
+        assert operators == [f"{streaming.NAMESPACE}.attend_forward.default"]
+        for length in (40, 75):
+            x = torch.randn(2, length, 32)
+            assert torch.equal(program.module()(x), block(x))
+
+
+def test_export_of_every_pattern(module: ModuleType) -> None:
+    class Whole(nn.Module):
+        def forward(self, **given: Tensor) -> Tensor:
+            out: Tensor = module.attention(**given)
+            return out
+
+    given = arguments(module)
+    program = torch.export.export(Whole(), (), given)
+    assert torch.equal(program.module()(**given), module.attention(**given))

@@ -1,0 +1,149 @@
+"""Generated modules as files: what they import, and several of them in one process."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import spdsl
+from tests.module.patterns import PATTERNS, arguments, gradients, module_of
+
+ALLOWED = {"__future__", "collections", "functools", "math", "types", "typing", "torch", "triton"}
+
+
+def run(code: str, *words: str, folder: Path) -> str:
+    """A fresh interpreter in `folder`; -> what it prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    line = [sys.executable, "-c", code, *words]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def imported(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", sorted(PATTERNS.glob("*.spat")), ids=lambda path: path.stem)
+def test_a_module_needs_torch_and_triton_only(path: Path) -> None:
+    tree = ast.parse(spdsl.compile(path).text)
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} <= ALLOWED
+
+
+WITHOUT_TRITON = """
+import importlib.abc, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("triton", "spdsl"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+import torch
+sys.meta_path.insert(0, Refuse())
+for name in [name for name in sys.modules if name.split(".")[0] == "triton"]:
+    del sys.modules[name]
+import streaming_llm as m
+x = m.example_inputs(2, 40, qk_dim=16, v_dim=16)
+q = x.pop("q").requires_grad_()
+out = m.attention(q, **x)
+out.sum().backward()
+torch.testing.assert_close(out.double(), m.reference(q, **x), rtol=1e-5, atol=1e-5)
+cache = m.Cache(2, 64, kv_heads=2, qk_dim=16, v_dim=16)
+first = m.prefill(*(y[:, :, :39] for y in (q, x["k"], x["v"])), cache)
+last = m.decode(*(y[:, :, 39:] for y in (q, x["k"], x["v"])), cache)
+torch.testing.assert_close(torch.cat((first, last), 2), out, rtol=1e-5, atol=1e-5)
+assert not [name for name in sys.modules if name.split(".")[0] in ("triton", "spdsl")]
+print("same")
+"""
+
+
+def test_the_cpu_path_needs_no_triton(tmp_path: Path) -> None:
+    (tmp_path / "streaming_llm.py").write_text(spdsl.compile(PATTERNS / "streaming_llm.spat", window=9).text)
+    assert run(WITHOUT_TRITON, folder=tmp_path) == "same\n"
+
+
+def test_importing_spdsl_is_light() -> None:
+    heavy = "{'torch', 'triton', 'sympy', 'lark', 'jinja2', 'numpy'}"
+    code = f"import sys, spdsl; print({heavy} & {{name.split('.')[0] for name in sys.modules}})"
+    assert run(code, folder=PATTERNS.parent) == "set()\n"
+
+
+def test_two_parameters_of_one_pattern_side_by_side() -> None:
+    narrow, wide = (spdsl.load(PATTERNS / "sliding_window.spat", window=window) for window in (3, 11))
+    assert narrow.NAMESPACE != wide.NAMESPACE
+    assert (narrow.PARAMS, wide.PARAMS) == ({"window": 3}, {"window": 11})
+    given = arguments(narrow)
+    for module in (narrow, wide, narrow):
+        module.KERNELS_ON_CPU = False
+        exact = module.reference(**given)
+        torch.testing.assert_close(module.attention(**given), exact.float(), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(*(gradients(module, given)["k"] for module in (narrow, wide)))
+
+
+def test_one_name_from_two_files(tmp_path: Path) -> None:
+    (tmp_path / "a.spat").write_text("pattern mine { causal return attend(sliding(4)) }")
+    (tmp_path / "b.spat").write_text("pattern mine { causal return attend(sink(2) | sliding(4)) }")
+    one, two = (spdsl.load(tmp_path / name) for name in ("a.spat", "b.spat"))
+    assert one is not two
+    given = arguments(one)
+    for module in (one, two):
+        module.KERNELS_ON_CPU = False
+        torch.testing.assert_close(
+            module.attention(**given), module.reference(**given).float(), rtol=1e-5, atol=1e-5
+        )
+    assert spdsl.load(tmp_path / "a.spat") is one
+
+
+def test_one_module_imported_under_two_names(tmp_path: Path) -> None:
+    """As when a project carries the file and a library loads the pattern: the operators have the same names."""
+    path = tmp_path / "carried.py"
+    path.write_text(spdsl.compile(PATTERNS / "streaming_llm.spat", window=9, sinks=2).text)
+    loaded, carried = module_of("streaming_llm"), imported(path, "carried")
+    carried.KERNELS_ON_CPU = False
+    given = arguments(loaded)
+    for module in (loaded, carried):
+        torch.testing.assert_close(
+            module.attention(**given), module.reference(**given).float(), rtol=1e-5, atol=1e-5
+        )
+    assert all(torch.equal(x, gradients(carried, given)[name]) for name, x in gradients(loaded, given).items())
+
+
+@pytest.mark.parametrize("page", [16, 64, None])
+def test_generation_equals_attention(streaming: ModuleType, page: int | None) -> None:
+    """A prompt in two pieces, then one token at a time; nothing asks for a gradient."""
+    given = arguments(streaming, 40)
+    whole = streaming.attention(**given)
+    cache = streaming.Cache(2, 48, kv_heads=2, qk_dim=16, v_dim=24, page=page)
+    given["q"].requires_grad_()
+    steps = [(0, 17), (17, 35), *((n, n + 1) for n in range(35, 40))]
+    parts = []
+    for first, end in steps:
+        step = streaming.decode if end - first == 1 else streaming.prefill
+        parts.append(step(*(x[:, :, first:end] for x in given.values()), cache))
+    assert not any(part.requires_grad for part in parts)
+    torch.testing.assert_close(torch.cat(parts, 2), whole, rtol=1e-5, atol=1e-5)
+    assert cache.lengths.tolist() == [40, 40]
+
+
+def test_generation_under_autocast(streaming: ModuleType) -> None:
+    given = arguments(streaming, 20)
+    cache = streaming.Cache(2, 48, kv_heads=2, qk_dim=16, v_dim=24, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = streaming.attention(**given)
+        out = streaming.prefill(**given, cache=cache)
+    torch.testing.assert_close(out, wanted, rtol=2e-2, atol=2e-2)

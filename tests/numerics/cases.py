@@ -1,0 +1,340 @@
+"""Patterns small enough that 70 tokens hit full, partial and empty 16 x 16 tiles, their inputs, and one comparison.
+
+`checked` runs a generated module and the float64 oracle on the same numbers and compares every result and gradient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import spdsl
+from spdsl.api import source_of
+from spdsl.compiler import as_params
+from spdsl.diagnostics import Report
+from spdsl.ir.pattern import Choice, Pattern, Query, Stream
+from spdsl.ir.pattern import Tensor as TensorInput
+from spdsl.oracle import dense
+from spdsl.passes.lower import lower
+from spdsl.syntax.parse import parse
+
+Inputs = dict[str, Tensor]
+Part = tuple[Tensor, Tensor]
+
+CATALOGUE: dict[str, dict[str, int]] = {
+    "alibi": {},
+    "big_bird": {"block": 16},
+    "block_sparse": {"block": 16},
+    "causal": {},
+    "dilated": {"window": 5, "step": 3},
+    "document": {},
+    "longformer": {"window": 9},
+    "prefix_lm": {},
+    "sink_attention": {"window": 37},
+    "sliding_window": {"window": 36},
+    "sparse_transformer": {"stride": 7},
+    "streaming_llm": {"sinks": 3, "window": 34},
+}
+TEXTS = {
+    "window": "causal return attend(sliding(9))",
+    "ahead": "return attend(sliding(3, ahead = 20))",
+    "everything": "return attend(all)",
+    "hole": "causal return attend(all - sliding(17))",
+    "empty_rows": "return attend(where(k < 20) & where(q // 16 != 1))",
+    "units": "causal return attend(first(1, unit = 12) | last(2, unit = 12))",
+    "ahead_units": "return attend(last(2, unit = 8, ahead = 1) | where(k >= length - 3))",
+    "fixed": "causal return attend(fixed(8, 2))",
+    "strided": "causal return attend(strided(6) | sliding(4))",
+    "drawn": "causal r = random(2, unit = 8, rows = 4, seed = 3) return attend(r | sliding(5))",
+    "drawn_group": "r = random(2, unit = 16, rows = 16, seed = 1, share = group) return attend(r)",
+    "modulo": "causal return attend(where((q + 2 * k) % 5 < 2))",
+    "quotient": "return attend(where(q / 3 < k / 2) & where(k < length - 4))",
+    "by_head": "causal return attend(sliding(20) & where(h % 2 == 0) | sink(18) & where(h % 2 == 1))",
+    "kv_head": "causal broad = tensor(kv_head, bool) return attend(sliding(3) | where(broad[h] == 1))",
+    "token_both": "doc = tensor(token, int) return attend(where(doc[k] <= doc[q]) & where(q - k < 40))",
+    "reach": "causal reach = tensor(token, int) return attend(where(q - k < reach[k]) | sink(2))",
+    "softcap": "causal return attend(sliding(33), scale = 0.7, softcap = 1.5)",
+    "softcap_sink": "causal s = tensor(head) return attend(all, softcap = 2, sink_logit = s)",
+    "token_bias": "causal w = tensor(token) return attend(sliding(34), bias = w[k] - 0.125 * (q - k))",
+    "two_streams": "causal far = stream() return attend(kv[sliding(9)] | far[all - sliding(9)])",
+    "two_streams_sink": "causal s = tensor(head) far = stream() return attend(kv[sink(20)] | far[all - sink(20)], sink_logit = s)",
+    "value_is_key": "causal kv = stream(value = key, v = 16) return attend(sliding(35))",
+    "gate": "causal return gate(attend(sliding(9)), attend(sink(18) - sliding(9)))",
+    "merge": "causal return merge(attend(sliding(9)), attend(all - sliding(9)))",
+    "own_query": "causal ask = query() return attend(sliding(35), query = ask)",
+    "extras": "causal return attend(all), attend(sink(2))",
+    "by_length": "causal return attend(all) if length < 20 return attend(sliding(9))",
+    "by_tensor": "causal broad = tensor(bool) return attend(all) if broad == 1 return attend(sliding(9))",
+    "two_grains": "causal a = given(rows = 16, unit = 16) b = given(rows = 8, unit = 4, share = group) return attend(a | b)",
+    "without_given": "causal a = given(rows = 8, unit = 8, share = head) return attend(all - a)",
+}
+NAMES = (*CATALOGUE, *TEXTS)
+
+
+def text_of(name: str) -> str:
+    """The source of a case: the catalogue's file, the short text of that name, or the body given."""
+    if name in CATALOGUE:
+        return source_of(f"patterns/{name}.spat").text
+    body = TEXTS.get(name, name)
+    title = name if name in TEXTS else "written"
+    return f"pattern {title} {{ {body.replace(' return', chr(10) + 'return')} }}"
+
+
+@cache
+def module_of(name: str, **params: int) -> ModuleType:
+    return spdsl.load(text_of(name), **{**CATALOGUE.get(name, {}), **params})
+
+
+@cache
+def pattern_of(name: str, **params: int) -> Pattern:
+    report = Report(source_of(text_of(name)))
+    found = lower(parse(report.source, report).patterns[0], report, as_params({**CATALOGUE.get(name, {}), **params}))
+    report.check()
+    assert found is not None
+    return found
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int = 50
+    keys: int = 50
+    batch: int = 1
+    heads: int = 2
+    kv_heads: int = 1
+    qk: int = 16
+    v: int = 16
+    offsets: tuple[int, int] | None = None  # q_offset, k_offset
+    seed: int = 0
+
+    @property
+    def origins(self) -> tuple[int, int]:
+        return self.offsets or (self.keys - self.rows, 0)
+
+    @property
+    def tokens(self) -> int:
+        """Entries of a token axis: all positions of the whole sequence, as far as it is known."""
+        return max(self.origins[0] + self.rows, self.origins[1] + self.keys) if self.offsets else self.keys
+
+    def call(self) -> dict[str, int]:
+        return {} if self.offsets is None else {"q_offset": self.offsets[0], "k_offset": self.offsets[1]}
+
+
+def inputs_of(pattern: Pattern, shape: Shape, dtype: torch.dtype = torch.float64) -> Inputs:
+    """Random arguments of `attention`."""
+    make = torch.Generator().manual_seed(shape.seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=make, dtype=torch.float64).to(dtype)
+
+    inputs: Inputs = {}
+    for found in pattern.inputs:
+        if isinstance(found, Query):
+            inputs[found.name] = normal(shape.batch, shape.heads, shape.rows, shape.qk)
+        elif isinstance(found, Stream):
+            inputs[found.key_argument] = normal(shape.batch, shape.kv_heads, shape.keys, shape.qk)
+            if found.value_argument:
+                inputs[found.value_argument] = normal(shape.batch, shape.kv_heads, shape.keys, shape.v)
+        elif isinstance(found, TensorInput):
+            inputs[found.name] = _tensor(found, shape, make, dtype)
+        elif found.rule == "given":
+            inputs[found.name] = _units(found, shape, make)
+    gates = [len(case.branch.branches) for case in pattern.cases if type(case.branch).__name__ == "Gate"]
+    if gates:
+        inputs["gates"] = normal(shape.batch, shape.heads, shape.rows, gates[0])
+    return inputs
+
+
+def _tensor(tensor: TensorInput, shape: Shape, make: torch.Generator, dtype: torch.dtype) -> Tensor:
+    known = {"head": shape.heads, "kv_head": shape.kv_heads, "token": shape.tokens, "query": shape.rows}
+    size = [known[axis] if isinstance(axis, str) else axis for axis in tensor.axes]
+    if "token" in tensor.axes or not tensor.axes:
+        size = [shape.batch, *size]
+    if tensor.dtype == "bool":
+        return torch.rand(size, generator=make) < (0.1 if "token" in tensor.axes else 0.5)
+    if tensor.dtype == "int":
+        if "token" not in tensor.axes:
+            return torch.randint(0, 40, size, generator=make)
+        return torch.rand(size, generator=make).lt(0.06).long().cumsum(-1)
+    # Multiples of 1/256 are exact in every dtype: a cache keeps token numbers in fp32.
+    return (torch.rand(size, generator=make, dtype=torch.float64) * 256).round().div(256).to(dtype)
+
+
+def _units(choice: Choice, shape: Shape, make: torch.Generator) -> Tensor:
+    """Lists in any order, with repeats, padding in the middle, and an empty one."""
+    origin, _ = shape.origins
+    tiles = (origin + shape.rows - 1) // choice.rows - origin // choice.rows + 1
+    most = -(-shape.tokens // choice.unit)
+    heads = shape.heads if choice.share == "head" else shape.kv_heads
+    units = torch.randint(-1, most, (shape.batch, heads, tiles, 4), generator=make)
+    units[:, :, -1, 0] = max(0, most - 2)
+    if tiles > 2:
+        units[:, :, 1] = -1
+    return units
+
+
+def guarded(x: Tensor) -> Tensor:
+    """The same numbers as a slice of storage whose other elements are NaN (for integers: absurd)."""
+    if not x.dim():
+        return x
+    fill: Any = torch.nan if x.is_floating_point() else True if x.dtype == torch.bool else 10**6
+    sides = 3 if x.dim() == 4 and x.is_floating_point() else 0
+    storage = x.new_full((*x.shape[:-2], *(size + 6 * bool(sides) for size in x.shape[-2:])), fill)
+    inner = storage[..., sides : sides + x.shape[-2], sides : sides + x.shape[-1]] if sides else storage
+    return inner.copy_(x)
+
+
+def differentiable(pattern: Pattern, inputs: Inputs) -> list[str]:
+    """Vectors, gates and sinks get gradients."""
+    sinks = {softmax.sink for softmax in pattern.softmaxes()}
+    return [name for name, x in inputs.items() if name in sinks or (x.dim() == 4 and x.is_floating_point())]
+
+
+@dataclass
+class Found:
+    """Results (out, lse) and gradients by name."""
+
+    parts: list[Part]
+    grads: Inputs = field(default_factory=dict)
+
+
+Run = Callable[[Inputs], Sequence[Part]]
+
+
+def evaluated(run: Run, pattern: Pattern, inputs: Inputs, *, lse_gradient: bool = True, backward: bool = True) -> Found:
+    """Runs and differentiates a fixed random combination of all outputs (and of the finite lse)."""
+    names = differentiable(pattern, inputs) if backward else []
+    given = {name: x.detach().requires_grad_(name in names) for name, x in inputs.items()}
+    parts = list(run(given))
+    if not names:
+        return Found(parts)
+    make = torch.Generator().manual_seed(99)
+    total = torch.zeros((), dtype=torch.float64)
+    for out, lse in parts:
+        weights = torch.randn(out.shape, generator=make, dtype=torch.float64)
+        of_lse = torch.randn(lse.shape, generator=make, dtype=torch.float64)
+        total = total + (out * weights.to(out.dtype)).sum(dtype=torch.float64)
+        if lse_gradient:
+            total = total + (lse.masked_fill(lse == -torch.inf, 0.0) * of_lse.to(lse.dtype)).sum(dtype=torch.float64)
+    found = torch.autograd.grad(total, [given[name] for name in names], allow_unused=True)
+    grads = {name: torch.zeros_like(given[name]) if x is None else x for name, x in zip(names, found, strict=True)}
+    return Found([(out.detach(), lse.detach()) for out, lse in parts], grads)
+
+
+def parts_of(answer: Any) -> list[Part]:
+    """What `attention(..., return_lse=True)` returned, as a list of results."""
+    return [answer] if isinstance(answer[0], Tensor) else list(answer)
+
+
+def generated(module: ModuleType, pattern: Pattern, inputs: Inputs, /, call: dict[str, Any] | None = None, **how: bool) -> Found:
+    return evaluated(lambda x: parts_of(module.attention(**x, **(call or {}), return_lse=True)), pattern, inputs, **how)
+
+
+def meant(pattern: Pattern, inputs: Inputs, call: dict[str, int] | None = None, **how: bool) -> Found:
+    return evaluated(lambda x: dense.results(pattern, x, **(call or {})), pattern, inputs, **how)
+
+
+def assert_same(found: Found, wanted: Found, bound: float = 1e-10) -> None:
+    """Every result and gradient within `bound`; never NaN; -inf exactly where it is meant."""
+    assert len(found.parts) == len(wanted.parts)
+    for (out, lse), (wanted_out, wanted_lse) in zip(found.parts, wanted.parts, strict=True):
+        torch.testing.assert_close(lse.double(), wanted_lse.double(), rtol=bound, atol=bound, msg=lambda m: f"lse: {m}")
+        torch.testing.assert_close(out.double(), wanted_out.double(), rtol=bound, atol=bound, msg=lambda m: f"out: {m}")
+    assert found.grads.keys() == wanted.grads.keys()
+    for name, grad in wanted.grads.items():
+        torch.testing.assert_close(
+            found.grads[name].double(), grad.double(), rtol=bound, atol=bound, msg=lambda m, name=name: f"d{name}: {m}"
+        )
+
+
+def checked(name: str, shape: Shape, *, module: ModuleType | None = None, **how: bool) -> Found:
+    """A generated module in fp64 against the oracle, its inputs amid NaN."""
+    pattern, module = pattern_of(name), module or module_of(name)
+    inputs = {key: guarded(x) for key, x in inputs_of(pattern, shape).items()}
+    found = generated(module, pattern, inputs, shape.call(), **how)
+    assert_same(found, meant(pattern, inputs, shape.call(), **how))
+    return found
+
+
+def mutated(text: str, old: str, new: str) -> str:
+    """The text with every `old` replaced; the change must be real."""
+    changed = text.replace(old, new)
+    assert changed != text, f"{old!r} does not occur"
+    return changed
+
+
+def module_from(text: str, path: Path) -> ModuleType:
+    """Imports changed text of a generated module from a file, under a namespace of its own."""
+    name = f"{path.stem}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    path.write_text(re.sub(r'NAMESPACE = "\w+"', f'NAMESPACE = "{name}"', text), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def cut(pattern: Pattern, inputs: Inputs, first: int, end: int) -> Inputs:
+    """The inputs of tokens first..end - 1: vectors, gates and token tensors are cut, the rest stays whole."""
+    along = {found.name for found in pattern.inputs if isinstance(found, TensorInput) and "token" in found.axes}
+    whole = {found.name for found in pattern.inputs if isinstance(found, TensorInput | Choice)} - along
+    return {
+        name: x if name in whole else x[..., first:end] if name in along else x[:, :, first:end]
+        for name, x in inputs.items()
+    }  # fmt: skip
+
+
+def joined(found: Sequence[Sequence[Part]]) -> list[Part]:
+    """Results of consecutive tokens as results of all of them."""
+    return [
+        (torch.cat([out for out, _ in parts], 2), torch.cat([lse for _, lse in parts], 2))
+        for parts in zip(*found, strict=True)
+    ]
+
+
+def separate(pattern: Pattern, inputs: Inputs, bounds: Sequence[tuple[int, int]], **how: bool) -> Found:
+    """The meaning of packed sequences: every [first, end) by itself, the gradients from one sum over all."""
+    return evaluated(
+        lambda x: joined([dense.results(pattern, cut(pattern, x, *span)) for span in bounds if span[0] < span[1]]), pattern, inputs, **how
+    )
+
+
+def cached(
+    module: ModuleType, pattern: Pattern, inputs: Inputs, chunks: Sequence[int], decoded: int, cache: Any
+) -> list[Part]:
+    """Prefill by chunks of tokens, then decode token by token, behind what the cache holds."""
+    answers, first = [], 0
+    for size in (*chunks, *[1] * decoded):
+        step = module.decode if len(answers) >= len(chunks) else module.prefill
+        part = {name: x.contiguous() for name, x in cut(pattern, inputs, first, first + size).items()}
+        answers.append(parts_of(step(**part, cache=cache, return_lse=True)))
+        first += size
+    return joined(answers)
+
+
+def nan_cache(module: ModuleType, shape: Shape, capacity: int, page: int | None, **how: Any) -> Any:
+    """A cache whose free memory is NaN; pages lie in random order."""
+    table = None
+    if page is not None:
+        width = -(-capacity // page)
+        order = torch.randperm(shape.batch * width + 3, generator=torch.Generator().manual_seed(shape.seed))
+        table = order[: shape.batch * width].int().view(shape.batch, width)
+    cache = module.Cache(
+        shape.batch, capacity, kv_heads=shape.kv_heads, qk_dim=shape.qk, v_dim=shape.v, page=page, page_table=table,
+        **{"dtype": torch.float64, **how},
+    )  # fmt: skip
+    for store in (*cache.k.values(), *cache.v.values()):
+        store.fill_(torch.nan)
+    return cache

@@ -1,0 +1,68 @@
+"""Both engines of a generated module, with every uninitialised tensor full of NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Protocol
+
+import pytest
+import torch
+
+from tests.numerics.cases import module_of
+
+
+class Engine(Protocol):
+    name: str
+
+    def __call__(self, case: str | ModuleType, **params: int) -> ModuleType: ...
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPDSL_CACHE_DIR", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _poisoned() -> Iterator[None]:
+    """torch.empty gives NaN: an element that nobody writes is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+INTERPRETED = pytest.param("interpreted", marks=pytest.mark.interpret)
+
+
+def _loader(engine: str, patch: pytest.MonkeyPatch) -> Engine:
+    class Loader:
+        name = engine
+
+        def __call__(self, case: str | ModuleType, **params: int) -> ModuleType:
+            module = module_of(case, **params) if isinstance(case, str) else case
+            if engine == "interpreted" and not module.INTERPRETED:
+                pytest.skip("needs TRITON_INTERPRET=1")
+            patch.setattr(module, "KERNELS_ON_CPU", engine == "interpreted")
+            return module
+
+    return Loader()
+
+
+@pytest.fixture(params=["cpu", INTERPRETED])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Loads modules and settles whether their CPU tensors go to the CPU path or to interpreted kernels."""
+    return _loader(request.param, monkeypatch)
+
+
+@pytest.fixture(params=[INTERPRETED])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """The interpreted kernels only."""
+    return _loader(request.param, monkeypatch)
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """The CPU path only."""
+    return _loader("cpu", monkeypatch)

@@ -1,0 +1,13 @@
+"""Every pattern, forward and all gradients, in fp64 against the oracle to 1e-10."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.numerics.cases import NAMES, Shape, checked
+from tests.numerics.conftest import Engine
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_pattern(engine: Engine, name: str) -> None:
+    checked(name, Shape(), module=engine(name))

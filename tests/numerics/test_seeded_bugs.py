@@ -1,0 +1,164 @@
+"""One change at a time in a generated module's text; the checks of this folder must see each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import spdsl
+from spdsl.oracle import dense
+from tests.numerics.cases import (
+    CATALOGUE,
+    Found,
+    Shape,
+    assert_same,
+    cached,
+    checked,
+    generated,
+    inputs_of,
+    module_from,
+    mutated,
+    nan_cache,
+    pattern_of,
+    separate,
+    text_of,
+)
+from tests.numerics.conftest import Engine
+
+Check = Callable[[str, ModuleType], None]
+
+
+def train(name: str, module: ModuleType) -> None:
+    checked(name, Shape(), module=module)
+
+
+def short(name: str, module: ModuleType) -> None:
+    checked(name, Shape(35, 50), module=module)
+
+
+def many(name: str, module: ModuleType) -> None:
+    checked(name, Shape(400, 400), module=module)
+
+
+def grouped(name: str, module: ModuleType) -> None:
+    checked(name, Shape(20, 20, heads=4, kv_heads=2, qk=24, v=16), module=module)
+
+
+def packed(name: str, module: ModuleType) -> None:
+    pattern, ends = pattern_of(name), [0, 19, 19, 37]
+    inputs = inputs_of(pattern, Shape(37, 37))
+    found = generated(module, pattern, inputs, {"cu_seqlens": torch.tensor(ends)})
+    assert_same(found, separate(pattern, inputs, list(zip(ends, ends[1:], strict=False))))
+
+
+def padded(name: str, module: ModuleType) -> None:
+    pattern = pattern_of(name)
+    inputs = inputs_of(pattern, Shape(20, 20))
+    ((out, lse),) = generated(module, pattern, inputs, {"lengths": torch.tensor([13])}, backward=False).parts
+    wanted = dense.results(pattern, {key: x[:, :, 7:] for key, x in inputs.items()})
+    assert_same(Found([(out[:, :, 7:], lse[:, :, 7:])]), Found(wanted))
+
+
+def decoded(name: str, module: ModuleType) -> None:
+    shape, pattern = Shape(40, 40, batch=1, heads=3), pattern_of(name)
+    inputs = inputs_of(pattern, shape)
+    found = cached(module, pattern, inputs, [30, 8], 2, nan_cache(module, shape, 300, 32))
+    assert_same(Found(found), Found(dense.results(pattern, inputs, "prefill")))
+
+
+def last(name: str, module: ModuleType) -> None:
+    """The one decoded row, for patterns whose earlier rows depend on the chunk."""
+    shape, pattern = Shape(40, 40), pattern_of(name)
+    inputs = inputs_of(pattern, shape)
+    ((out, lse),) = cached(module, pattern, inputs, [39], 1, nan_cache(module, shape, 300, 16))
+    ((wanted, wanted_lse),) = dense.results(pattern, inputs, "decode")
+    assert_same(Found([(out[:, :, -1:], lse[:, :, -1:])]), Found([(wanted[:, :, -1:], wanted_lse[:, :, -1:])]))
+
+
+class Bug(NamedTuple):
+    title: str
+    pattern: str
+    check: Check
+    old: str
+    new: str
+
+
+KERNELS = [
+    Bug("window one too wide", "streaming_llm", train, "q - k < 34", "q - k <= 34"),
+    Bug("keys past the end count", "everything", train, "k_position < keys.origin + keys.count", "k_position >= 0"),
+    Bug("overlapping ranges twice", "streaming_llm", train, "cursor, keys.count", "0, keys.count"),
+    Bug("overlapping ranges of rows twice", "streaming_llm", train, "cursor, rows.count", "0, rows.count"),
+    Bug("no shift", "causal", train, " - shift[:, None]", ""),
+    Bug("no decay of the sum", "causal", train, "total * decay", "total"),
+    Bug("no decay of the output", "causal", train, "acc0 * decay[:, None]", "acc0"),
+    Bug("head of another group", "causal", grouped, "h // source.GROUP", "h % source.GROUP"),
+    Bug("one head of the group in dK", "causal", grouped, "kv_head * C.GROUP + C.GROUP)", "kv_head * C.GROUP + 1)"),
+    Bug("sign of delta", "causal", train, "dp - grads.delta", "dp + grads.delta"),
+    Bug("sign of dlse", "causal", train, "total -= load_row_values", "total += load_row_values"),
+    Bug("no scale on dK", "causal", train, "dk0 * C.SCALE", "dk0"),
+    Bug("no scale on dQ", "causal", train, "dq0 * C.SCALE", "dq0"),
+    Bug("lse in powers of 2", "causal", train, "(m + tl.log2(total)) * LN2", "m + tl.log2(total)"),
+    Bug("lse not back in powers of 2", "causal", train, "value * LOG2E)", "value)"),
+    Bug("division by 0", "empty_rows", train, "tl.where(total == 0.0, 1.0, total)", "total"),
+    Bug("empty row minus itself", "hole", train, "tl.where(m_new == float(\"-inf\"), 0.0, m_new)", "m_new"),
+    Bug("empty row in backward", "empty_rows", train, "tl.where(value == float(\"-inf\"), float(\"inf\"), value * LOG2E)", "value * LOG2E"),
+    Bug("rows at the front", "causal", short, "origin = k_count - q_count", "origin = 0"),
+    Bug("partial blocks taken for full", "streaming_llm", train, "tl.cdiv(tl.maximum(full_first, 0), BLOCK)", "tl.maximum(full_first, 0) // BLOCK"),
+    Bug("last block taken for full", "everything", train, "tl.minimum(full_end, count), 0) // BLOCK", "tl.minimum(full_end, count), 0) // BLOCK + 1"),
+    Bug("columns of the guard", "causal", grouped, "mask=(row < left) & (column < DIM), other=0.0", "mask=row < left, other=0.0"),
+    Bug("one sink for all heads", "sink_attention", train, "tl.load(sink + h)", "tl.load(sink)"),
+    Bug("no slope of the cap", "softcap", train, " * slope", ""),
+    Bug("all rows of a list block", "token_both", train, "full = visited & must & tiles.whole_keys", "full = visited"),
+    Bug("heads not told apart", "by_head", train, "h % 2", "h // 2"),
+    Bug("start of a sequence", "causal", packed, "start = tl.load(spans + 2 * s)", "start = tl.load(spans)"),
+    Bug("padding at the right", "causal", padded, "torch.stack([size - counts, counts], 1)", "torch.stack([0 * counts, counts], 1)"),
+    Bug("first page only", "causal", decoded, "pages + start // C.PAGE", "pages + start // C.PAGE * 0"),
+    Bug("no place in the page", "causal", decoded, "start = start % C.PAGE", "start = start * 0"),
+    Bug("slots of half a page", "document", decoded, "position % self.page, room", "position % 8, room"),
+    Bug("a split too short", "streaming_llm", decoded, "visited * (split + 1) // C.SPLITS", "visited * (split + 1) // C.SPLITS - split"),
+    Bug("tail of the last page", "everything", last, "(k_position < keys.count)", "(k_position >= 0)"),
+    Bug("no sink in the merge of splits", "sink_attention", decoded, "total += tl.exp2(sink_logit - origin)", "total += 0.0"),
+    Bug("splits of one weight", "causal", decoded, "weight = tl.exp2(tl.load(partial_lse + row * SPLITS + split) - origin)", "weight = 1.0"),
+    Bug("cached ranges twice", "streaming_llm", decoded, "first, first, cursor,", "first, first, 0,"),
+]  # fmt: skip
+CPU = [
+    Bug("overlapping ranges twice", "streaming_llm", train, "first = max(first, cursor)", "first = first"),
+    Bug("partial keys taken for full", "causal return attend(sliding(300))", many, "full_first = min(max(full_first, first), end)", "full_first = first"),
+    Bug("no bias", "token_bias", train, "added = added + part.bias", "added = added + 0 * part.bias"),
+    Bug("lse of an empty row", "empty_rows", train, "lse = lse.masked_fill(x.added.amax(-1, keepdim=True) == -torch.inf, -torch.inf)", "pass"),
+    Bug("sink without its share", "sink_attention", train, "out, lse = out * _share(lse, total).unsqueeze(-1), total", "lse = total"),
+    Bug("sign of dlse", "causal", train, "(dout * out).sum(-1, keepdim=True) - dlse", "(dout * out).sum(-1, keepdim=True) + dlse"),
+    Bug("keys of one tile", "causal", short, "q_origin = keys - rows", "q_origin = 0 * rows"),
+    Bug("sign of the sink's gradient", "sink_attention", train, "return -(_share(sink", "return (_share(sink"),
+]  # fmt: skip
+
+
+def _broken(bug: Bug, folder: Path) -> ModuleType:
+    text = spdsl.compile(text_of(bug.pattern), **CATALOGUE.get(bug.pattern, {})).text
+    return module_from(mutated(text, bug.old, bug.new), folder / "generated.py")
+
+
+@pytest.mark.parametrize("bug", KERNELS, ids=lambda bug: bug.title.replace(" ", "_"))
+def test_a_bug_in_the_kernels_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
+    module = kernels(_broken(bug, tmp_path))
+    with pytest.raises(AssertionError):
+        bug.check(bug.pattern, module)
+
+
+@pytest.mark.parametrize("bug", CPU, ids=lambda bug: bug.title.replace(" ", "_"))
+def test_a_bug_on_the_cpu_path_is_seen(cpu: Engine, bug: Bug, tmp_path: Path) -> None:
+    module = cpu(_broken(bug, tmp_path))
+    with pytest.raises(AssertionError):
+        bug.check(bug.pattern, module)
+
+
+@pytest.mark.parametrize("name, check", sorted({(bug.pattern, bug.check.__name__) for bug in [*KERNELS, *CPU]}))
+def test_the_same_checks_pass_without_a_bug(engine: Engine, name: str, check: str) -> None:
+    if check == "many" and engine.name == "interpreted":
+        pytest.skip("400 rows are for the CPU path")
+    globals()[check](name, engine(name))

@@ -1,0 +1,210 @@
+"""spdsl.compile, load and check, and the cache of loaded modules."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spdsl
+from spdsl.api import cache_folder
+
+PATTERNS = Path(__file__).resolve().parents[1] / "patterns"
+STREAMING = PATTERNS / "streaming_llm.spat"
+TEXT = "pattern mine { param window = 4 causal return attend(sliding(window)) }"
+POSIX = pytest.mark.skipif(os.name != "posix", reason="file modes")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; modules that this process has loaded already are forgotten."""
+    monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "cache"))
+    for name in [name for name in sys.modules if name.startswith("spdsl_")]:
+        monkeypatch.delitem(sys.modules, name)
+    return tmp_path / "cache"
+
+
+def test_a_path_and_its_text_give_the_same_kernels() -> None:
+    from_path, from_text = spdsl.compile(STREAMING), spdsl.compile(STREAMING.read_text(encoding="utf-8"))
+    assert (from_path.name, from_path.digest) == (from_text.name, from_text.digest)
+    assert from_path.text.splitlines()[1:] == from_text.text.splitlines()[1:]
+    assert from_path.text == spdsl.compile(str(STREAMING)).text
+
+
+def test_parameters_change_text_and_digest() -> None:
+    made = [spdsl.compile(TEXT, **params) for params in ({}, {"window": 4}, {"window": 5})]
+    assert made[0].digest == made[1].digest != made[2].digest
+    assert made[0].text == made[1].text != made[2].text
+
+
+def test_one_of_several_patterns() -> None:
+    both = f"{TEXT}\npattern other {{ return attend(all) }}"
+    assert spdsl.compile(both, "other").name == "other"
+    assert spdsl.compile(both, pattern="mine", window=7).name == "mine"
+
+
+@pytest.mark.parametrize(
+    "text, params, code",
+    [
+        (TEXT, {"widow": 3}, "E"),
+        (TEXT, {"window": -3}, "E"),
+        (TEXT.replace("sliding", "slidding"), {}, "E"),
+        ("pattern p {", {}, "E"),
+    ],
+)
+def test_errors_are_raised_and_checked_alike(text: str, params: dict[str, int], code: str) -> None:
+    with pytest.raises(spdsl.SpatError) as caught:
+        spdsl.compile(text, **params)
+    found = spdsl.check(text, **params)
+    assert [one.code for one in caught.value.diagnostics] == [one.code for one in found]
+    assert found[0].code.startswith(code)
+
+
+def test_check_has_nothing_to_say_about_a_good_file() -> None:
+    assert spdsl.check(STREAMING) == []
+    assert spdsl.check(TEXT, window=8) == []
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(FileNotFoundError):
+        spdsl.compile(PATTERNS / "missing.spat")
+
+
+def test_a_module_is_loaded_once(cache: Path) -> None:
+    module = spdsl.load(TEXT, window=6)
+    assert module.PARAMS == {"window": 6}
+    assert spdsl.load(TEXT, window=6) is module
+    assert spdsl.load(TEXT, window=7) is not module
+    assert len(list(cache.iterdir())) == 2 + (cache / "__pycache__").exists()
+
+
+@POSIX
+def test_the_cache_is_private(cache: Path) -> None:
+    previous = os.umask(0)
+    try:
+        spdsl.load(TEXT)
+    finally:
+        os.umask(previous)
+    assert cache.stat().st_mode & 0o777 == 0o700
+    assert [path.stat().st_mode & 0o077 for path in cache.glob("*.py")] == [0]
+
+
+@POSIX
+def test_an_open_folder_is_closed(cache: Path) -> None:
+    cache.mkdir()
+    cache.chmod(0o777)
+    assert cache_folder() == cache
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+@POSIX
+def test_what_lay_in_an_open_folder_is_not_trusted(cache: Path) -> None:
+    """Somebody may have put a compiled twin beside the module: Python would run it in place of the source."""
+    module = spdsl.load(TEXT)
+    source = Path(module.__file__ or "")
+    (cache / "__pycache__").mkdir(exist_ok=True)
+    planted = subprocess.run(
+        [sys.executable, "-c", PLANT, str(source)], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert Path(planted).exists()
+    del sys.modules[module.__name__]
+    cache.chmod(0o777)
+    assert spdsl.load(TEXT).PATTERN == "mine"
+
+
+PLANT = """
+import importlib.util, os, py_compile, sys
+source, other = sys.argv[1], sys.argv[1] + ".other"
+open(other, "w").write("PATTERN = 'planted'")
+print(py_compile.compile(other, cfile=importlib.util.cache_from_source(source),
+                         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH))
+os.unlink(other)
+"""
+
+
+@POSIX
+def test_the_folder_of_somebody_else_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.mkdir()
+    owner = cache.stat().st_uid
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(PermissionError, match="belongs to another user; set SPDSL_CACHE_DIR"):
+        spdsl.load(TEXT)
+
+
+@POSIX
+def test_a_link_in_place_of_the_folder_is_refused(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    cache.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PermissionError, match="is a link"):
+        spdsl.load(TEXT)
+
+
+def test_a_file_in_place_of_the_folder(cache: Path) -> None:
+    cache.write_text("not a folder")
+    with pytest.raises(OSError, match="SPDSL_CACHE_DIR"):
+        spdsl.load(TEXT)
+
+
+def loaded_again(cache: Path) -> Path:
+    """Loads the module a first time and forgets it; -> its file."""
+    module = spdsl.load(TEXT)
+    del sys.modules[module.__name__]
+    (path,) = cache.glob("*.py")
+    return path
+
+
+@POSIX
+def test_a_link_in_place_of_the_file_is_replaced(cache: Path, tmp_path: Path) -> None:
+    path = loaded_again(cache)
+    victim = tmp_path / "victim.py"
+    victim.write_bytes(path.read_bytes())
+    path.unlink()
+    path.symlink_to(victim)
+    assert spdsl.load(TEXT).PATTERN == "mine"
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("contents", [b"", b"PATTERN = 'cut", b"\xff\xfe\x00", b"raise SystemExit"])
+def test_a_damaged_file_is_replaced(cache: Path, contents: bytes) -> None:
+    path = loaded_again(cache)
+    whole = path.read_bytes()
+    path.write_bytes(contents)
+    assert spdsl.load(TEXT).PATTERN == "mine"
+    assert path.read_bytes() == whole
+
+
+def test_an_unwritable_folder_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("spdsl.api.tempfile.mkstemp", refuse)
+    with pytest.raises(OSError, match=r"cannot write .*cache.*SPDSL_CACHE_DIR"):
+        spdsl.load(TEXT)
+
+
+def test_a_failed_write_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("spdsl.api.os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        spdsl.load(TEXT)
+    assert list(cache.iterdir()) == []
+
+
+LOAD = "import sys, spdsl; m = spdsl.load(sys.argv[1]); print(m.PATTERN, len(open(m.__file__).read()))"
+
+
+def test_eight_processes_at_once(cache: Path) -> None:
+    environment = {**os.environ, "SPDSL_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", LOAD, TEXT]
+    running = [
+        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        for _ in range(8)
+    ]
+    ends = [process.communicate(timeout=200) for process in running]
+    assert {out for out, _ in ends} == {f"mine {len(spdsl.compile(TEXT).text)}\n"}, ends
+    assert [path.suffix for path in cache.iterdir() if path.is_file()] == [".py"]
