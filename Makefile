@@ -60,11 +60,12 @@ clean:
 	rm -rf $(VENV) $(OLDEST) $(NEWEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Triton reads TRITON_INTERPRET when it is imported, so one process interprets kernels and another compiles them.
+# Triton reads TRITON_INTERPRET when it is imported, so one process interprets kernels and another compiles them; the
+# second also runs the CPU path, which CPU tensors do not take under the interpreter.
 # A selection without a test is an error (pytest's exit code 5). One thread for each worker: they share the cores.
 define pytest
-OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'not crosscompile and not gpu $(2)'
-OMP_NUM_THREADS=1 env -u TRITON_INTERPRET $(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'crosscompile and not gpu $(2)'
+OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'interpret and not gpu $(2)'
+OMP_NUM_THREADS=1 env -u TRITON_INTERPRET $(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'not interpret and not gpu $(2)'
 endef
 
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -6,9 +6,12 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from platformdirs import user_cache_path
 
@@ -32,8 +35,7 @@ class Module:
         """The imported module; a module of one digest is imported once per process."""
         name = f"spdsl_{self.name}_{self.digest}"
         if name not in sys.modules:
-            path = _cached(name, self.text)
-            spec = importlib.util.spec_from_file_location(name, path)
+            spec = importlib.util.spec_from_loader(name, _Loader(name, self.text))
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules[name] = module
@@ -43,6 +45,21 @@ class Module:
                 del sys.modules[name]
                 raise
         return sys.modules[name]
+
+
+class _Loader(SourceFileLoader):
+    """Runs the text itself. Its file is for tracebacks and for Triton, which reads the kernels from there; neither
+    the file nor a compiled twin beside it is trusted.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name, str(_cached(name, text)))
+        self.text = text
+
+    def get_code(self, fullname: str) -> CodeType:
+        code = self.source_to_code(self.text.encode(), self.path)
+        assert isinstance(code, CodeType)
+        return code
 
 
 def source_of(path_or_text: str | os.PathLike[str]) -> Source:
@@ -69,15 +86,17 @@ def check(path_or_text: str | os.PathLike[str], /, **params: Number) -> list[Dia
 
 
 def cache_folder() -> Path:
-    """The folder of loaded modules, private to the user: whoever can write there can run code as that user.
+    """The folder of loaded modules, private to the user: whoever can write there can change the user's kernels.
 
-    `SPDSL_CACHE_DIR` chooses another one. Raises PermissionError if the folder is somebody else's.
+    `SPDSL_CACHE_DIR` chooses another one. Raises PermissionError if the folder is somebody else's, OSError if there
+    can be none.
     """
     folder = Path(os.environ.get("SPDSL_CACHE_DIR") or user_cache_path("spdsl"))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _named(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.name == "posix":
-        state = folder.lstat()
-        if state.st_uid != os.getuid():
+        state = folder.stat()
+        if {state.st_uid, folder.lstat().st_uid} != {os.getuid()}:
             raise PermissionError(f"{folder} belongs to another user; set SPDSL_CACHE_DIR to a private folder")
         if state.st_mode & 0o077:
             folder.chmod(0o700)
@@ -86,15 +105,31 @@ def cache_folder() -> Path:
 
 def _cached(name: str, text: str) -> Path:
     """The file of a module, written whole or not at all; a file with other contents is replaced."""
-    path = cache_folder() / f"{name}.py"
-    if path.is_file() and not path.is_symlink() and path.read_text(encoding="utf-8") == text:
+    folder = cache_folder()
+    path, contents = folder / f"{name}.py", text.encode()
+    if path.is_file() and not path.is_symlink() and path.read_bytes() == contents:
         return path
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{name}.")
+    with _named(folder):
+        _write(path, contents)
+    return path
+
+
+def _write(path: Path, contents: bytes) -> None:
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(contents)
         os.replace(draft, path)
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
-    return path
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """An OSError says which folder it is about and what helps."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot write to {folder}: {error.strerror}; set SPDSL_CACHE_DIR to a private folder"
+        raise OSError(error.errno, reason) from error

@@ -121,7 +121,16 @@ def given_argument(
 
 
 def random_argument(
-    count: int, seed: int, heads: int, rows: int, unit: int, causal: bool, q: Tensor, k: Tensor, layout: Layout, most: int
+    count: int,
+    seed: int,
+    heads: int,
+    rows: int,
+    unit: int,
+    causal: bool,
+    q: Tensor,
+    k: Tensor,
+    layout: Layout,
+    most: int,
 ) -> tuple[Tensor, Tensor]:
     """The map of a `random` set and its first row tile, 0. Drawn once per shape where it knows no lengths."""
     tiles, units = -(-most // rows), -(-most // unit)

@@ -42,20 +42,27 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (256, 2): Config(64, 32, 8, 1),
             (64, 4): Config(32, 32, 4, 1),
             (128, 4): Config(32, 32, 8, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 16, 8, 1),
         },
         "dkdv": {
             (64, 2): Config(32, 64, 4, 2),
             (128, 2): Config(64, 64, 8, 2),
             (256, 2): Config(32, 32, 8, 1),
             (64, 4): Config(32, 32, 8, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 16, 8, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
             (256, 4): Config(16, 16, 8, 2),
+        },
+        "forward_bias": {
+            (128, 2): Config(128, 32, 8, 2),
+        },
+        "dkdv_bias": {
+            (128, 2): Config(32, 64, 8, 2),
         },
     },
     "sm_90": {
@@ -71,20 +78,24 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (256, 2): Config(64, 64, 8, 1),
             (64, 4): Config(64, 32, 4, 1),
             (128, 4): Config(32, 32, 8, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 16, 8, 1),
         },
         "dkdv": {
             (64, 2): Config(64, 64, 4, 2),
             (128, 2): Config(64, 64, 8, 2),
             (256, 2): Config(32, 64, 8, 1),
             (64, 4): Config(32, 32, 8, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 16, 8, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
             (256, 4): Config(16, 16, 8, 2),
+        },
+        "dkdv_bias": {
+            (128, 2): Config(32, 64, 8, 2),
         },
     },
     "sm_100": {
@@ -102,14 +113,16 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (192, 2): Config(64, 64, 4, 1),
             (256, 2): Config(64, 64, 8, 1),
             (64, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 16, 8, 1),
         },
         "dkdv": {
             (64, 2): Config(64, 64, 8, 2),
             (192, 2): Config(64, 64, 8, 1),
             (256, 2): Config(32, 64, 8, 1),
             (64, 4): Config(32, 16, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 16, 8, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
@@ -136,8 +149,7 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (64, 2): Config(64, 64, 4, 1),
             (128, 2): Config(32, 64, 4, 1),
             (256, 2): Config(32, 32, 4, 1),
-            (64, 4): Config(32, 32, 4, 1),
-            (128, 4): Config(32, 16, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
             (256, 4): Config(16, 16, 4, 1),
         },
         "decode": {
@@ -194,7 +206,11 @@ def tables_for(architecture: str) -> Mapping[str, dict[tuple[int, int], Config]]
 
 
 def lookup(kernel: str, architecture: str, dim: int, size: int) -> Config:
-    """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element."""
-    table = tables_for(architecture)[kernel]
+    """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
+
+    `forward_bias` and so on: kernels with a bias, which needs registers of its own; without an entry, the plain one.
+    """
+    tables = tables_for(architecture)
+    table = {**tables[kernel.removesuffix("_bias")], **tables.get(kernel, {})}
     dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
     return table[min(dims), size] if dims else SMALL

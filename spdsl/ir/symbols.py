@@ -12,8 +12,23 @@ from sympy.core.function import AppliedUndef
 from sympy.logic.boolalg import Boolean
 
 __all__ = [
-    "H", "K", "K_FIRST", "K_LAST", "LENGTH", "Q", "Q_BEGIN", "Q_END", "Q_FIRST", "Q_LAST",
-    "Boolean", "Expr", "is_membership", "lookup", "lookup_name", "lookups", "membership",
+    "K_FIRST",
+    "K_LAST",
+    "LENGTH",
+    "Q_BEGIN",
+    "Q_END",
+    "Q_FIRST",
+    "Q_LAST",
+    "Boolean",
+    "Expr",
+    "H",
+    "K",
+    "Q",
+    "is_membership",
+    "lookup",
+    "lookup_name",
+    "lookups",
+    "membership",
 ]  # fmt: skip
 
 # Positions. A query row before the first key has a negative position (more queries than keys), so q has no sign.

@@ -190,6 +190,12 @@ def _read(names: Names, expr: tree.Restrict, positions: bool) -> Expr | None:
             hint="write one index in brackets per axis",
         )
         return None
+    if "query" in found.axes:
+        names.report.error(
+            "E105", "reads along the axis `query` are not built yet", expr.span, "no element test reads them",
+            hint="use a `token` axis: it is read at positions, the query's too",
+        )  # fmt: skip
+        return None
     values = [_value(names, index, positions) for index in indices]
     if any(value is None for value in values):
         return None

@@ -14,22 +14,23 @@ from spdsl.passes.names import Names
 # Names in the functions of a module that take the inputs as arguments.
 ARGUMENT_WORDS = frozenset(
     """
-    Any C Cache FORWARD Inputs Layout Logits NAMESPACE NamedTuple Paged Sequence Tensor bool by_class cache call_of
-    certain check_attention condition config config_for constants corner corners cu_seqlens ctx dk dlse dout dq dv
-    expect expect_gates maximum minimum finish gate gates given_argument grads heads inputs int k k_offset k_spans keys kv_heads launch
-    layout layout_of len length lengths list lists longest lse max_seqlen merge out own page_of paged part_lse part_out
-    parts pending prefill decode attention reference q q_heads q_offset q_spans random_argument refuse_gradient
-    return_lse rows rows_contiguous run sequences settle sink_gradient sizes sizes_of source spans sparse_forward
-    strided t tensor_argument tokens torch triton tuple uses_kernels v v_dim wide x
+    Any C Cache autocast check_sinks FORWARD Inputs Layout Logits NAMESPACE NamedTuple Paged Sequence Tensor
+    bool by_class cache call_of certain check_attention condition config config_for constants corner corners
+    cu_seqlens ctx dk dlse dout dq dv expect expect_gates maximum minimum finish gate gates given_argument grads
+    heads inputs int k k_offset k_spans keys kv_heads launch layout layout_of len length lengths list lists
+    longest lse max_seqlen merge out own page_of paged part_lse part_out parts pending prefill decode attention
+    reference q q_heads q_offset q_spans random_argument refuse_gradient return_lse rows rows_contiguous run
+    sequences settle sink_gradient sizes sizes_of source spans sparse_forward strided t tensor_argument
+    tokens torch triton tuple uses_kernels v v_dim wide x
     """.split()
 )
 # Names in the kernels, where streams stand too.
 KERNEL_WORDS = ARGUMENT_WORDS | frozenset(
     """
-    LN2 LOG2E RowGrads Rows acc0 acc1 at call cursor delta divisor dout0 dout1 dq0 dq1 end first group h jit left
-    load_lse load_qk load_row_values load_rows load_v m partial partial_lse position q0 q1 q_count q_first q_last
-    q_start range0 row row_delta row_lse row_origin s sequence_keys sink span split start_softmax store_qk
-    store_row_values store_v tile tl to_blocks token_pointer total visit visit_lists visited zeros
+    LN2 LOG2E RowGrads Rows acc0 acc1 at call cursor delta divisor dout0 dout1 dq0 dq1 end first group h jit
+    left load_lse load_qk load_row_values load_rows load_v m partial partial_lse position q0 q1 q_count q_first
+    q_last q_start range0 row row_delta row_lse row_origin s sequence_keys sink span split start_softmax
+    store_qk store_row_values store_v tile tl to_blocks token_pointer total visit visit_lists visited zeros
     """.split()
 )
 # A softmax `block` would bring a second `block_lists`.
@@ -37,8 +38,8 @@ PREFIX_WORDS = frozenset("block dense gather plain row scatter sequence sparse v
 # Second parts of the definitions of a softmax: with one of them in its name, a second softmax could meet the first's.
 TAIL_WORDS = frozenset(
     """
-    backward bias block cached class cpu decode dense dkdv dq forward gradients kernel keys lists mask of part parts
-    places reads rows save scores span tensors unit visible visit visits
+    second backward bias block cached class cpu decode dense dkdv dq forward gradients kernel keys lists mask of part
+    parts places reads rows save scores span tensors unit visible visit visits
     """.split()
 )
 
@@ -92,7 +93,9 @@ def _softmaxes(names: Names, softmaxes: tuple[Softmax, ...], taken: dict[str, st
         if name.lstrip("_") in PREFIX_WORDS or name.startswith("_"):
             why = f"the generated module has definitions of its own that start with `{name}`"
         elif own or classes in before or prefix:
-            why = f"the generated module would mix up its definitions with those of `{own or prefix or before[classes]}`"
+            why = (
+                f"the generated module would mix up its definitions with those of `{own or prefix or before[classes]}`"
+            )
         before[classes] = name
         if why:
             names.report.error(
@@ -104,4 +107,6 @@ def _meets(name: str, other: str, streams: set[str]) -> bool:
     """Whether `near_kv_mask` may belong to both `near` (on the stream kv) and `near_kv`."""
     longer, shorter = (name, other) if len(name) > len(other) else (other, name)
     rest = longer.removeprefix(f"{shorter}_")
-    return rest != longer and rest.split("_")[0] in TAIL_WORDS | {part for x in streams for part in (x, x.split("_")[0])}
+    return rest != longer and rest.split("_")[0] in TAIL_WORDS | {
+        part for x in streams for part in (x, x.split("_")[0])
+    }

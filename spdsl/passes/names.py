@@ -76,6 +76,9 @@ class Names:
             return LENGTH
         if name.text in self.spans:  # bound, but to something that had an error of its own
             return None
+        if name.text in ("prompt", "tokens"):
+            self.report.error("E105", f"`{name.text}` is not built yet", name.span, "specified, but not built")
+            return None
         known = {*self.params, *self.bound, *PREDECLARED}
         hint: Hint | str = did_you_mean(name.text, known, name.span) or "bind it before its use: `name = ...`"
         self.report.error("E101", f"unknown name `{name.text}`", name.span, "not bound here", hint=hint)

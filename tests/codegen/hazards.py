@@ -1,4 +1,4 @@
-"""The names that a generated module uses where names of the pattern stand too, read off a module that uses everything."""
+"""The names that a generated module uses beside names of the pattern, read off a module that uses everything."""
 
 from __future__ import annotations
 

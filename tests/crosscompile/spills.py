@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 # (target, bytes per element, kernel, dims up to) -> most spills in any pattern, triton 3.7.1
-ALLOWED: dict[tuple[str, int, str, int], int] = {}
+# At a head dimension of 256 an fp32 tile as three tf32 parts has more values than 8 warps have registers.
+ALLOWED: dict[tuple[str, int, str, int], int] = {
+    ("sm_90", 4, "forward", 256): 2,
+    ("sm_90", 4, "dq", 256): 59,
+    ("sm_90", 4, "dkdv", 256): 122,
+}
 # The same for one pattern whose set test needs more registers.
-ALLOWED_IN: dict[tuple[str, str, int, str, int], int] = {}
+ALLOWED_IN: dict[tuple[str, str, int, str, int], int] = {
+    ("document", "sm_90", 2, "dkdv", 256): 12,  # 64 x 32 with 8 warps has none, but mma instead of wgmma
+    ("document", "gfx942", 2, "dq", 256): 1,
+}
 
 _STEPS = (64, 128, 192, 256)
 

@@ -38,6 +38,8 @@ USUAL += [("streaming_llm", "fp16", (64, 64)), ("streaming_llm", "fp32", (64, 64
 EVERY = [(name, dtype, dims) for name in PATTERNS for dtype in ("bf16", "fp16", "fp32") for dims in DIMS]
 CASES = [*USUAL, *(pytest.param(*case, marks=pytest.mark.full) for case in EVERY if case not in USUAL)]
 
+# Elsewhere the forward kernel of prefill, which is that of train with a page table, is left out.
+PREFILLED = {(name, (128, 128)) for name in ("streaming_llm", "document", "alibi")}
 CLEAN = ("causal", "sliding_window", "streaming_llm", "alibi", "document")
 
 
@@ -45,7 +47,7 @@ CLEAN = ("causal", "sliding_window", "streaming_llm", "alibi", "document")
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("pattern, dtype, dims", CASES)
 def test_kernels(pattern: str, dtype: str, dims: Dims, target: str) -> None:
-    phases = PHASES if dims == (128, 128) else ("train", "decode")
+    phases = PHASES if (pattern, dims) in PREFILLED else ("train", "decode")
     found = list(kernels(pattern, target, dtype, dims, phases))
     assert {kind(one) for one in found} >= {*MAIN, "decode"}
     for one in found:

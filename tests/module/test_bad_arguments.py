@@ -74,7 +74,10 @@ PACKED: list[tuple[dict[str, Any], str]] = [
     ({"cu_seqlens": torch.tensor([0, 30, 40]), "max_seqlen": 20}, "max_seqlen: expected at least 30, got 20"),
     ({"cu_seqlens": torch.tensor([0, 40]), "q_offset": 0, "k_offset": 0}, "cu_seqlens, lengths, q_offset: expected at"),
     ({"cu_seqlens": torch.tensor([0, 40]), "lengths": torch.tensor([40])}, "cu_seqlens, lengths, q_offset: expected"),
-    ({"cu_seqlens": torch.tensor([0, 40]), "k": zeros(1, 2, 39, 16), "v": zeros(1, 2, 39, 24)}, "k: expected 40 tokens like q, with cu_seqlens"),
+    (
+        {"cu_seqlens": torch.tensor([0, 40]), "k": zeros(1, 2, 39, 16), "v": zeros(1, 2, 39, 24)},
+        "k: expected 40 tokens like q, with cu_seqlens",
+    ),
 ]
 
 

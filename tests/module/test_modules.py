@@ -103,9 +103,7 @@ def test_one_name_from_two_files(tmp_path: Path) -> None:
     given = arguments(one)
     for module in (one, two):
         module.KERNELS_ON_CPU = False
-        torch.testing.assert_close(
-            module.attention(**given), module.reference(**given).float(), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(module.attention(**given), module.reference(**given).float(), rtol=1e-5, atol=1e-5)
     assert spdsl.load(tmp_path / "a.spat") is one
 
 
@@ -117,9 +115,7 @@ def test_one_module_imported_under_two_names(tmp_path: Path) -> None:
     carried.KERNELS_ON_CPU = False
     given = arguments(loaded)
     for module in (loaded, carried):
-        torch.testing.assert_close(
-            module.attention(**given), module.reference(**given).float(), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(module.attention(**given), module.reference(**given).float(), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(x, gradients(carried, given)[name]) for name, x in gradients(loaded, given).items())
 
 

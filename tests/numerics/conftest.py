@@ -9,7 +9,7 @@ from typing import Protocol
 import pytest
 import torch
 
-from tests.numerics.cases import module_of
+from tests.numerics.patterns import module_of
 
 
 class Engine(Protocol):

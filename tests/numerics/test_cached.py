@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from spdsl.oracle import dense
-from tests.numerics.cases import Found, Shape, assert_same, cached, inputs_of, joined, nan_cache, pattern_of
+from tests.numerics.cases import Found, Shape, assert_same, cached, inputs_of, joined, nan_cache
 from tests.numerics.conftest import Engine
+from tests.numerics.patterns import pattern_of
 
 # One unconditional result, no `length` in a set, one row per choice: what a row sees does not depend on the chunks.
 CHUNKABLE = [

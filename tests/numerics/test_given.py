@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.numerics.cases import Shape, assert_same, generated, inputs_of, meant, pattern_of
+from tests.numerics.cases import Shape, assert_same, generated, inputs_of, meant
 from tests.numerics.conftest import Engine
+from tests.numerics.patterns import pattern_of
 
 
 def _permuted(x: Tensor) -> Tensor:
@@ -63,5 +64,5 @@ def test_every_unit_is_dense(engine: Engine) -> None:
 @pytest.mark.parametrize("shape", [(1, 2, 2, 3), (1, 3, 3, 3), (2, 2, 3, 3), (2, 3, 3)])
 def test_a_wrong_shape_is_refused(cpu: Engine, shape: tuple[int, ...]) -> None:
     inputs = inputs_of(pattern_of("block_sparse"), Shape(37, 37))
-    with pytest.raises(ValueError, match="^tiles: expected"):
+    with pytest.raises(ValueError, match=r"^tiles: expected"):
         cpu("block_sparse").attention(**{**inputs, "tiles": torch.zeros(shape, dtype=torch.long)})

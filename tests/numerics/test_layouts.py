@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,10 +18,10 @@ from tests.numerics.cases import (
     guarded,
     inputs_of,
     meant,
-    pattern_of,
     separate,
 )
 from tests.numerics.conftest import Engine
+from tests.numerics.patterns import pattern_of
 
 SIZES = [(1, 1), (15, 15), (16, 16), (17, 17), (33, 33), (37, 37), (1, 37), (17, 40), (40, 17), (33, 1), (16, 48)]
 
@@ -37,7 +39,9 @@ def test_other_numbers_of_rows_and_keys(engine: Engine, name: str, rows: int, ke
     checked(name, Shape(rows, keys), module=engine(name))
 
 
-@pytest.mark.parametrize("batch, heads, rows, keys", [(0, 2, 5, 5), (2, 2, 0, 5), (2, 2, 5, 0), (1, 0, 5, 5), (2, 2, 0, 0)])
+@pytest.mark.parametrize(
+    "batch, heads, rows, keys", [(0, 2, 5, 5), (2, 2, 0, 5), (2, 2, 5, 0), (1, 0, 5, 5), (2, 2, 0, 0)]
+)
 def test_nothing_to_do(engine: Engine, batch: int, heads: int, rows: int, keys: int) -> None:
     module = engine("streaming_llm")
     q = torch.randn(batch, heads, rows, 16, requires_grad=True)
@@ -56,7 +60,9 @@ def test_groups_of_heads(engine: Engine, name: str, heads: int, kv_heads: int) -
     checked(name, Shape(21, 21, heads=heads, kv_heads=kv_heads), module=engine(name))
 
 
-@pytest.mark.parametrize("qk, v", [(16, 24), (24, 16), (80, 32), (96, 96), (192, 128), (32, 80), (1, 3), (100, 7), (256, 16)])
+@pytest.mark.parametrize(
+    "qk, v", [(16, 24), (24, 16), (80, 32), (96, 96), (192, 128), (32, 80), (1, 3), (100, 7), (256, 16)]
+)
 def test_head_dims(engine: Engine, qk: int, v: int) -> None:
     checked("streaming_llm", Shape(18, 18, qk=qk, v=v), module=engine("streaming_llm"))
 
@@ -89,7 +95,17 @@ def test_strides(engine: Engine, name: str, form: object) -> None:
     assert_same(generated(module, pattern, formed), meant(pattern, formed))
 
 
-PACKED = ["streaming_llm", "document", "softcap_sink", "dilated", "two_streams", "token_bias", "alibi", "empty_rows", "by_head"]
+PACKED = [
+    "streaming_llm",
+    "document",
+    "softcap_sink",
+    "dilated",
+    "two_streams",
+    "token_bias",
+    "alibi",
+    "empty_rows",
+    "by_head",
+]
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -101,7 +117,7 @@ def test_packed_sequences_are_separate_runs(engine: Engine, name: str) -> None:
     for most in (None, 19):
         call = {"cu_seqlens": torch.tensor(ends, dtype=torch.int32), "max_seqlen": most}
         found = generated(module, pattern, inputs, call)
-        assert_same(found, separate(pattern, inputs, list(zip(ends, ends[1:], strict=False))))
+        assert_same(found, separate(pattern, inputs, list(pairwise(ends))))
 
 
 @pytest.mark.parametrize("name", ["streaming_llm", "document", "dilated", "alibi", "sink_attention", "two_streams"])
@@ -133,7 +149,9 @@ def test_left_padding(engine: Engine, name: str) -> None:
 
 
 @pytest.mark.parametrize("offsets", [(23, 0), (10, 30), (30, 10), (0, 0), (5, 33)])
-@pytest.mark.parametrize("name", ["streaming_llm", "token_both", "dilated", "block_sparse", "alibi", "drawn", "quotient"])
+@pytest.mark.parametrize(
+    "name", ["streaming_llm", "token_both", "dilated", "block_sparse", "alibi", "drawn", "quotient"]
+)
 def test_parts_of_longer_sequences(engine: Engine, name: str, offsets: tuple[int, int]) -> None:
     checked(name, Shape(18, 33, offsets=offsets), module=engine(name))
 
@@ -201,7 +219,9 @@ def test_nan_stays_with_the_rows_that_see_it(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("size", [97, 128, 161, 255, 400])
-@pytest.mark.parametrize("name", ["streaming_llm", "longformer", "dilated", "big_bird", "two_streams_sink", "token_bias", "merge"])
+@pytest.mark.parametrize(
+    "name", ["streaming_llm", "longformer", "dilated", "big_bird", "two_streams_sink", "token_bias", "merge"]
+)
 def test_sizes_of_many_tiles(cpu: Engine, name: str, size: int) -> None:
     checked(name, Shape(size, size, batch=2, heads=6, kv_heads=2, qk=24, v=40), module=cpu(name))
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.numerics.cases import Shape, assert_same, generated, inputs_of, meant, pattern_of
+from tests.numerics.cases import Shape, assert_same, generated, inputs_of, meant
 from tests.numerics.conftest import Engine
+from tests.numerics.patterns import pattern_of
 
 SAME = {
     "a window over everything": ("causal return attend(sliding(99))", "causal return attend(all)"),
     "a union with itself": ("causal return attend(sliding(20) | sliding(20))", "causal return attend(sliding(20))"),
-    "overlap": ("causal return attend(sliding(20) | sliding(30) | sink(40))", "causal return attend(sliding(30) | sink(40))"),
+    "overlap": (
+        "causal return attend(sliding(20) | sliding(30) | sink(40))",
+        "causal return attend(sliding(30) | sink(40))",
+    ),
     "causal twice": ("causal return attend(where(k <= q))", "causal return attend(all)"),
     "without and with": ("causal return attend((all - sink(18)) | sink(18))", "causal return attend(all)"),
     "twice the complement": ("causal return attend(~~sliding(20))", "causal return attend(sliding(20))"),

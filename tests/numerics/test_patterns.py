@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.numerics.cases import NAMES, Shape, checked
+from tests.numerics.cases import Shape, checked
 from tests.numerics.conftest import Engine
+from tests.numerics.patterns import NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,8 +13,9 @@ from torch import Tensor
 from spdsl.ir.pattern import Pattern
 from spdsl.oracle import dense
 from spdsl.oracle.evaluate import evaluate
-from tests.numerics.cases import Inputs, Part, Shape, evaluated, generated, inputs_of, meant, pattern_of
+from tests.numerics.cases import Inputs, Part, Shape, evaluated, generated, inputs_of, meant
 from tests.numerics.conftest import Engine
+from tests.numerics.patterns import pattern_of
 
 PATTERNS = ["causal", "streaming_llm", "alibi", "sink_attention", "document", "dilated", "two_streams", "softcap"]
 # Absolute. fp32: what torch.testing grants by default (a sum's order decides); else under half a rounding of 1.
@@ -28,7 +29,10 @@ def plain(pattern: Pattern, inputs: Inputs) -> list[Part]:
     sizes = dense.sizes_of(pattern, inputs)
     q, logits, values = inputs[softmax.query], [], []
     for term in softmax.terms:
-        k, v = (inputs["k" if term.stream == "kv" else f"k_{term.stream}"], inputs["v" if term.stream == "kv" else f"v_{term.stream}"])
+        k, v = (
+            inputs["k" if term.stream == "kv" else f"k_{term.stream}"],
+            inputs["v" if term.stream == "kv" else f"v_{term.stream}"],
+        )
         k, v = (x.repeat_interleave(sizes.heads // sizes.kv_heads, 1) for x in (k, v))
         s = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if softmax.scale is None else float(softmax.scale))
         if softmax.softcap:
@@ -56,7 +60,11 @@ def assert_as_good(what: str, x: Tensor, rival: Tensor, exact: Tensor, floor: fl
 def test_errors(engine: Engine, name: str, dtype: torch.dtype) -> None:
     if engine.name == "interpreted" and dtype == torch.bfloat16:
         pytest.skip("the interpreter has no bf16 product")
-    shape = Shape(37, 37, heads=2) if engine.name == "interpreted" else Shape(200, 200, batch=2, heads=4, kv_heads=2, qk=64, v=64)
+    shape = (
+        Shape(37, 37, heads=2)
+        if engine.name == "interpreted"
+        else Shape(200, 200, batch=2, heads=4, kv_heads=2, qk=64, v=64)
+    )
     pattern, module = pattern_of(name), engine(name)
     inputs = inputs_of(pattern, shape, dtype)
     found = generated(module, pattern, inputs, lse_gradient=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -12,23 +13,9 @@ import torch
 
 import spdsl
 from spdsl.oracle import dense
-from tests.numerics.cases import (
-    CATALOGUE,
-    Found,
-    Shape,
-    assert_same,
-    cached,
-    checked,
-    generated,
-    inputs_of,
-    module_from,
-    mutated,
-    nan_cache,
-    pattern_of,
-    separate,
-    text_of,
-)
+from tests.numerics.cases import Found, Shape, assert_same, cached, checked, generated, inputs_of, nan_cache, separate
 from tests.numerics.conftest import Engine
+from tests.numerics.patterns import CATALOGUE, module_from, mutated, pattern_of, text_of
 
 Check = Callable[[str, ModuleType], None]
 
@@ -53,7 +40,7 @@ def packed(name: str, module: ModuleType) -> None:
     pattern, ends = pattern_of(name), [0, 19, 19, 37]
     inputs = inputs_of(pattern, Shape(37, 37))
     found = generated(module, pattern, inputs, {"cu_seqlens": torch.tensor(ends)})
-    assert_same(found, separate(pattern, inputs, list(zip(ends, ends[1:], strict=False))))
+    assert_same(found, separate(pattern, inputs, list(pairwise(ends))))
 
 
 def padded(name: str, module: ModuleType) -> None:
@@ -105,34 +92,45 @@ KERNELS = [
     Bug("lse in powers of 2", "causal", train, "(m + tl.log2(total)) * LN2", "m + tl.log2(total)"),
     Bug("lse not back in powers of 2", "causal", train, "value * LOG2E)", "value)"),
     Bug("division by 0", "empty_rows", train, "tl.where(total == 0.0, 1.0, total)", "total"),
-    Bug("empty row minus itself", "hole", train, "tl.where(m_new == float(\"-inf\"), 0.0, m_new)", "m_new"),
-    Bug("empty row in backward", "empty_rows", train, "tl.where(value == float(\"-inf\"), float(\"inf\"), value * LOG2E)", "value * LOG2E"),
+    Bug("empty row minus itself", "hole", train, 'tl.where(m_new == float("-inf"), 0.0, m_new)', "m_new"),
+    Bug("empty row in backward", "empty_rows", train, 'float("inf"), value * LOG2E', "value * LOG2E, value * LOG2E"),
     Bug("rows at the front", "causal", short, "origin = k_count - q_count", "origin = 0"),
-    Bug("partial blocks taken for full", "streaming_llm", train, "tl.cdiv(tl.maximum(full_first, 0), BLOCK)", "tl.maximum(full_first, 0) // BLOCK"),
-    Bug("last block taken for full", "everything", train, "tl.minimum(full_end, count), 0) // BLOCK", "tl.minimum(full_end, count), 0) // BLOCK + 1"),
-    Bug("columns of the guard", "causal", grouped, "mask=(row < left) & (column < DIM), other=0.0", "mask=row < left, other=0.0"),
+    Bug("partial blocks taken for full", "streaming_llm", train, "tl.cdiv(tl.maximum(full_first, 0), BLOCK)",
+        "tl.maximum(full_first, 0) // BLOCK"),
+    Bug("last block taken for full", "everything", train,
+        "tl.minimum(full_end, count), 0) // BLOCK", "tl.minimum(full_end, count), 0) // BLOCK + 1"),
+    Bug("columns of the guard", "causal", grouped,
+        "mask=(row < left) & (column < DIM), other=0.0", "mask=row < left, other=0.0"),
     Bug("one sink for all heads", "sink_attention", train, "tl.load(sink + h)", "tl.load(sink)"),
     Bug("no slope of the cap", "softcap", train, " * slope", ""),
     Bug("all rows of a list block", "token_both", train, "full = visited & must & tiles.whole_keys", "full = visited"),
     Bug("heads not told apart", "by_head", train, "h % 2", "h // 2"),
     Bug("start of a sequence", "causal", packed, "start = tl.load(spans + 2 * s)", "start = tl.load(spans)"),
-    Bug("padding at the right", "causal", padded, "torch.stack([size - counts, counts], 1)", "torch.stack([0 * counts, counts], 1)"),
+    Bug("padding at the right", "causal", padded,
+        "torch.stack([size - counts, counts], 1)", "torch.stack([0 * counts, counts], 1)"),
     Bug("first page only", "causal", decoded, "pages + start // C.PAGE", "pages + start // C.PAGE * 0"),
     Bug("no place in the page", "causal", decoded, "start = start % C.PAGE", "start = start * 0"),
     Bug("slots of half a page", "document", decoded, "position % self.page, room", "position % 8, room"),
-    Bug("a split too short", "streaming_llm", decoded, "visited * (split + 1) // C.SPLITS", "visited * (split + 1) // C.SPLITS - split"),
+    Bug("a split too short", "streaming_llm", decoded,
+        "visited * (split + 1) // C.SPLITS", "visited * (split + 1) // C.SPLITS - split"),
     Bug("tail of the last page", "everything", last, "(k_position < keys.count)", "(k_position >= 0)"),
-    Bug("no sink in the merge of splits", "sink_attention", decoded, "total += tl.exp2(sink_logit - origin)", "total += 0.0"),
-    Bug("splits of one weight", "causal", decoded, "weight = tl.exp2(tl.load(partial_lse + row * SPLITS + split) - origin)", "weight = 1.0"),
+    Bug("no sink in the merge of splits", "sink_attention", decoded,
+        "total += tl.exp2(sink_logit - origin)", "total += 0.0"),
+    Bug("splits of one weight", "causal", decoded,
+        "weight = tl.exp2(tl.load(partial_lse + row * SPLITS + split) - origin)", "weight = 1.0"),
     Bug("cached ranges twice", "streaming_llm", decoded, "first, first, cursor,", "first, first, 0,"),
 ]  # fmt: skip
 CPU = [
     Bug("overlapping ranges twice", "streaming_llm", train, "first = max(first, cursor)", "first = first"),
-    Bug("partial keys taken for full", "causal return attend(sliding(300))", many, "full_first = min(max(full_first, first), end)", "full_first = first"),
+    Bug("partial keys taken for full", "causal return attend(sliding(300))", many,
+        "full_first = min(max(full_first, first), end)", "full_first = first"),
     Bug("no bias", "token_bias", train, "added = added + part.bias", "added = added + 0 * part.bias"),
-    Bug("lse of an empty row", "empty_rows", train, "lse = lse.masked_fill(x.added.amax(-1, keepdim=True) == -torch.inf, -torch.inf)", "pass"),
-    Bug("sink without its share", "sink_attention", train, "out, lse = out * _share(lse, total).unsqueeze(-1), total", "lse = total"),
-    Bug("sign of dlse", "causal", train, "(dout * out).sum(-1, keepdim=True) - dlse", "(dout * out).sum(-1, keepdim=True) + dlse"),
+    Bug("lse of an empty row", "empty_rows", train,
+        "lse = lse.masked_fill(x.added.amax(-1, keepdim=True) == -torch.inf, -torch.inf)", "pass"),
+    Bug("sink without its share", "sink_attention", train,
+        "out, lse = out * _share(lse, total).unsqueeze(-1), total", "lse = total"),
+    Bug("sign of dlse", "causal", train,
+        "(dout * out).sum(-1, keepdim=True) - dlse", "(dout * out).sum(-1, keepdim=True) + dlse"),
     Bug("keys of one tile", "causal", short, "q_origin = keys - rows", "q_origin = 0 * rows"),
     Bug("sign of the sink's gradient", "sink_attention", train, "return -(_share(sink", "return (_share(sink"),
 ]  # fmt: skip

@@ -151,7 +151,9 @@ class Maker:
         return Drawn(f"({left.text} {kind} {right.text})", lambda s: join(left.mask(s), right.mask(s)), static, exact)
 
     def word(self) -> Drawn:
-        names = "sink sliding sliding ahead first last dilated strided fixed open all where where where given random cover"
+        names = (
+            "sink sliding sliding ahead first last dilated strided fixed open all where where where given random cover"
+        )
         return getattr(self, f"_{self.rng.choice(names.split())}")()
 
     def _all(self) -> Drawn:
@@ -185,9 +187,7 @@ class Maker:
 
     def _dilated(self) -> Drawn:
         n, t = self.small(most=5), self.small(most=4)
-        return Drawn(
-            f"dilated({n}, {t})", lambda s: (s.q >= s.k) & (s.q - s.k < n * t) & ((s.q - s.k) % t == 0)
-        )
+        return Drawn(f"dilated({n}, {t})", lambda s: (s.q >= s.k) & (s.q - s.k < n * t) & ((s.q - s.k) % t == 0))
 
     def _strided(self) -> Drawn:
         t = self.small(most=6)
@@ -248,7 +248,11 @@ class Maker:
     def _steps(self) -> tuple[str, Mask, bool]:
         a, b, c, d = self.small(0), self.small(), self.small(most=3), self.small(-3, 3)
         sign, test = self._relation()
-        text = f"(q + {a}) // {b} {sign} {c} * (k // {b}) + {d}" if d >= 0 else f"(q + {a}) // {b} {sign} {c} * (k // {b}) - {-d}"
+        text = (
+            f"(q + {a}) // {b} {sign} {c} * (k // {b}) + {d}"
+            if d >= 0
+            else f"(q + {a}) // {b} {sign} {c} * (k // {b}) - {-d}"
+        )
         return text, lambda s: test((s.q + a) // b, c * (s.k // b) + d), True
 
     def _tensors(self) -> tuple[str, Mask, bool]:

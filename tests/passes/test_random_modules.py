@@ -50,7 +50,8 @@ def module_of(sets: list[str], causal: bool, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(render, "formatted", lambda made: made)
     source = Source(text)
     made = dict(stages(source, parse(source, report := Report(source)).patterns[0], {}, report))
-    assert isinstance(pattern := made["pattern"], Pattern)
+    pattern = made["pattern"]
+    assert isinstance(pattern, Pattern)
     found = made["module"]
     assert isinstance(found, render.GeneratedModule)
     return Module(found.name, found.text, found.digest, ()).load(), pattern

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def check_row_ranges(case: Case, sweep: Sweep, keys: Tiles, mask: Tensor) -> Non
 def united(case: Case, ranges: tuple[Range, ...], around, positions: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
     """Visited and full positions of all ranges [H, tiles, positions]; their starts must not fall."""
     spans = [case.spans(one, around, positions, tiles) for one in ranges]
-    for (_, _, before), (_, _, after) in zip(spans, spans[1:], strict=False):
+    for (_, _, before), (_, _, after) in pairwise(spans):
         assert (before <= after).all(), "ranges out of order"
     return torch.stack([found[0] for found in spans]).any(0), torch.stack([found[1] for found in spans]).any(0)
 

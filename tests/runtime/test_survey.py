@@ -110,10 +110,9 @@ def test_tables_of_an_architecture(module: ModuleType) -> None:
     found = {}
     for name in ("sm_90", "gfx942"):
         target = targets.find(name)
-        table = module.tables_for(target.architecture)
         launches = {x.name: x.constexprs for x in survey(module, ("fp32",), ((64, 64),), target)}
         for kernel in ("forward", "dq", "dkdv"):
-            config = table[kernel][64, 4]
+            config = module.lookup(kernel, target.architecture, 64, 4)
             chosen = launches[f"attend_{kernel}"]
             assert (chosen["C.BLOCK_M"], chosen["C.BLOCK_N"]) == (config.block_m, config.block_n)
         assert launches["attend_decode"]["C.SPLITS"] == CAPACITY // 128
@@ -128,6 +127,14 @@ def test_tables_of_an_architecture(module: ModuleType) -> None:
 )
 def test_unknown_architectures(module: ModuleType, architecture: str, table: str) -> None:
     assert module.tables_for(architecture) is module.TABLES[table]
+
+
+def test_bias_has_configurations_of_its_own(module: ModuleType) -> None:
+    """Where the tables have one; else those without a bias."""
+    plain, biased = (module.lookup(name, "sm_90", 128, 2) for name in ("dkdv", "dkdv_bias"))
+    assert plain != biased
+    assert module.lookup("dkdv_bias", "sm_90", 64, 2) == module.lookup("dkdv", "sm_90", 64, 2)
+    assert module.lookup("forward_bias", "sm_90", 128, 2) == module.lookup("forward", "sm_90", 128, 2)
 
 
 def test_links_before_the_rows_take_stages(module: ModuleType) -> None:
