@@ -36,7 +36,8 @@ class Module:
         name = f"spdsl_{self.name}_{self.digest}"
         if name not in sys.modules:
             spec = importlib.util.spec_from_loader(name, _Loader(name, self.text))
-            assert spec is not None and spec.loader is not None
+            assert spec is not None
+            assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules[name] = module
             try:

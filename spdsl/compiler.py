@@ -1,7 +1,7 @@
 """The compiler: from a source to modules, stage by stage.
 
-    Source -> tree -> pattern -> plan -> module
-              written  meant     what the GPU does   text
+Source -> tree -> pattern -> plan -> module
+          written  meant     what the GPU does   text
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def _chosen(source: Source, name: str | None, report: Report) -> PatternTree:
     if name is None:
         raise ValueError(f"{source.path} holds several patterns, choose one: {', '.join(known)}")
     hint = did_you_mean(name, known)
-    raise ValueError(f"{source.path} holds no pattern {name!r}; " + (hint.text if hint else f"it holds {', '.join(known)}"))
+    told = hint.text if hint else f"it holds {', '.join(known)}"
+    raise ValueError(f"{source.path} holds no pattern {name!r}; {told}")
 
 
 def _distinct_names(tree: FileTree, report: Report) -> None:

@@ -63,12 +63,17 @@ def test_compile_keeps_what_it_did_not_make(spdsl: Command, tmp_path: Path) -> N
     assert (tmp_path / "causal.py").read_text() == "mine = 1\n"
 
 
-@pytest.mark.parametrize("stage", ["tree", "pattern", "aligned", "plan"])
+@pytest.mark.parametrize("stage", ["pattern", "aligned", "plan"])
 def test_emit_prints_a_stage(spdsl: Command, tmp_path: Path, stage: str) -> None:
     done = spdsl("compile", str(PATTERNS / "streaming_llm.spat"), "-D", "window=77", "--emit", stage)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\b7[67]\b", done.stdout), "the window"
     assert files(tmp_path) == []
+
+
+def test_emit_prints_the_tree(spdsl: Command) -> None:
+    done = spdsl("compile", str(PATTERNS / "streaming_llm.spat"), "--emit", "tree")
+    assert (done.returncode, done.stdout.count("text=window")) == (0, 2), "declared, and used"
 
 
 def test_emit_prints_the_module(spdsl: Command, tmp_path: Path) -> None:

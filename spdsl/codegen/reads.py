@@ -46,8 +46,8 @@ class Reads:
 
     def _choice(self, choice: Choice, read: AppliedUndef, text: Text) -> str:
         name = choice.name
-        head, tile, unit = (text(index) for index in read.args)
-        place = f"{head} // t.{name}_group, {tile} - t.{name}_first, {unit}"
+        head, tile, _ = (text(index) for index in read.args)
+        place = f"{head} // t.{name}_group, {tile} - t.{name}_first, {text(K)}, {choice.unit}"
         return f"member(t.{name}, {place}, t.{name}_tiles, t.{name}_units)"
 
     def torch(self, read: AppliedUndef, text: Text) -> str:

@@ -93,7 +93,10 @@ def _number(value: object) -> int | float:
 
 
 def formatted(text: str) -> str:
-    """The text without unused imports, as `ruff format` leaves it. RuntimeError if it is no Python: a template's mistake."""
+    """The text without unused imports, as `ruff format` leaves it.
+
+    RuntimeError if it is no Python: a template's mistake.
+    """
     fixed = _ruff(text, "check", "--select", "F401,I", "--fix", "--exit-zero", "--quiet")
     return _ruff(fixed, "format")
 

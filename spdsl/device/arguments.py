@@ -36,20 +36,22 @@ def check_attention(
         expect(x.dtype in DTYPES, name, "float16, bfloat16, float32 or float64", x.dtype)
         expect(x.dtype == first.dtype, name, f"dtype {first.dtype} like {first_name}", x.dtype)
         expect(x.device == first.device, name, f"device {first.device} like {first_name}", x.device)
-        expect(x.shape[0] == first.shape[0], name, f"batch {first.shape[0]} like {first_name}", x.shape[0])
+        expect(x.shape[0] == first.shape[0], name, "batch {} like {}", x.shape[0], first.shape[0], first_name)
     for name, x in queries.items():
-        expect(list(x.shape) == list(first.shape), name, f"shape {list(first.shape)} like {first_name}", list(x.shape))
+        expect(
+            list(x.shape) == list(first.shape), name, "shape {} like {}", list(x.shape), list(first.shape), first_name
+        )
     expect(heads is None or first.shape[1] == heads, first_name, f"{heads} heads", first.shape[1])
     expect(dim is None or first.shape[3] == dim, first_name, f"head dim {dim}", first.shape[3])
     tokens = next(iter(keys.values()))[0].shape[2]
     for name, (x, own_heads, _) in keys.items():
-        expect(x.shape[3] == first.shape[3], name, f"head dim {first.shape[3]} like {first_name}", x.shape[3])
-        expect(x.shape[2] == tokens, name, f"{tokens} tokens like the other keys", x.shape[2])
+        expect(x.shape[3] == first.shape[3], name, "head dim {} like {}", x.shape[3], first.shape[3], first_name)
+        expect(x.shape[2] == tokens, name, "{} tokens like the other keys", x.shape[2], tokens)
         expect(own_heads is None or x.shape[1] == own_heads, name, f"{own_heads} heads", x.shape[1])
         divides = x.shape[1] > 0 and first.shape[1] % x.shape[1] == 0
-        expect(divides, name, f"heads that divide the {first.shape[1]} of {first_name}", x.shape[1])
+        expect(divides, name, "heads that divide the {} of {}", x.shape[1], first.shape[1], first_name)
     for (name, (x, own_dim)), (k, *_) in zip(values.items(), keys.values(), strict=False):
-        expect(list(x.shape[:3]) == list(k.shape[:3]), name, f"shape {list(k.shape[:3])} + [dim]", list(x.shape))
+        expect(list(x.shape[:3]) == list(k.shape[:3]), name, "shape {} + [dim]", list(x.shape), list(k.shape[:3]))
         expect(own_dim is None or x.shape[3] == own_dim, name, f"head dim {own_dim}", x.shape[3])
 
 
@@ -67,7 +69,7 @@ def tensor_argument(
         x = x.unsqueeze(0)
     wanted = [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
     fits = x.dim() == len(axes) + 1 and list(x.shape[1:]) == wanted and x.shape[0] in (1, sizes["batch"])
-    expect(fits, name, f"[1 or {sizes['batch']}] + {wanted}", list(x.shape))
+    expect(fits, name, "[1 or {}] + {}", list(x.shape), sizes["batch"], wanted)
     if x.is_floating_point():  # a slope times a distance needs more than the 8 bits of bf16
         x = x.to(torch.promote_types(x.dtype, torch.float32))
     return x.view(torch.uint8) if x.dtype == torch.bool else x
@@ -96,7 +98,7 @@ def refuse_gradient(name: str, x: Tensor) -> None:
 def check_sinks(name: str, sinks: Tensor, q: Tensor) -> None:
     """One logit for each query head, [Hq]."""
     expect_tensor(name, sinks)
-    expect(list(sinks.shape) == [q.shape[1]], name, f"[{q.shape[1]}]", list(sinks.shape))
+    expect(list(sinks.shape) == [q.shape[1]], name, "[{}]", list(sinks.shape), q.shape[1])
     expect(sinks.is_floating_point(), name, _KINDS["float"], sinks.dtype)
     expect(sinks.device == q.device, name, f"device {q.device}", sinks.device)
 
@@ -108,14 +110,20 @@ def given_argument(
     expect_tensor(name, units)
     expect(units.dtype in (torch.int32, torch.int64), name, "int32 or int64", units.dtype)
     expect(units.device == q.device, name, f"device {q.device}", units.device)
-    shape = f"[batch, {heads}, row tiles of {rows}, most]"
-    expect(units.dim() == 4 and units.shape[1] in (1, heads), name, shape, list(units.shape))
+    expect(
+        units.dim() == 4 and units.shape[1] in (1, heads),
+        name,
+        "[batch, {}, row tiles of {}, most]",
+        list(units.shape),
+        heads,
+        rows,
+    )
     q_origin, counts, _, _ = sequence_counts(q, k, layout)
-    expect(units.shape[0] in (1, len(counts)), name, f"{len(counts)} sequences", units.shape[0])
+    expect(units.shape[0] in (1, len(counts)), name, "{} sequences", units.shape[0], len(counts))
     if layout.k_spans is None:
         origin = layout.q_offset if layout.q_offset is not None else k.shape[2] - q.shape[2]
         tiles = (origin + q.shape[2] - 1) // rows - origin // rows + 1
-        expect(units.shape[2] == tiles or q.shape[2] == 0, name, f"{tiles} row tiles", units.shape[2])
+        expect(units.shape[2] == tiles or q.shape[2] == 0, name, "{} row tiles", units.shape[2], tiles)
     found = membership(units, -(-most_keys // unit))
     return found.view(torch.uint8), torch.div(q_origin, rows, rounding_mode="floor").int()
 

@@ -55,8 +55,12 @@ class CacheStore:
         homes = batch if self.page_table is None else self._pages() + 1
         rows = capacity + 1 if page is None else page
         self.k = {name: _storage(homes, s.heads, rows, s.qk_dim, device, dtype) for name, s in streams.items()}
-        self.v = {name: _storage(homes, s.heads, rows, s.v_dim, device, dtype) for name, s in streams.items() if s.v_dim}
-        self.tokens = {name: torch.zeros(batch, capacity + 1, dtype=kind, device=device) for name, kind in tokens.items()}
+        self.v = {
+            name: _storage(homes, s.heads, rows, s.v_dim, device, dtype) for name, s in streams.items() if s.v_dim
+        }
+        self.tokens = {
+            name: torch.zeros(batch, capacity + 1, dtype=kind, device=device) for name, kind in tokens.items()
+        }
         self.maps: dict[str, Tensor] = {}  # of drawn choices, made at first use
 
     def _table(self, table: Tensor | None, device: torch.device | str) -> Tensor | None:
@@ -102,7 +106,7 @@ class CacheStore:
         """New keys or values [B, heads, T, dim] against the cache of their stream."""
         heads, dim = store.shape[1], store.shape[3]
         fits = new.shape[0] == self.batch and new.shape[1] == heads and new.shape[3] == dim
-        expect(fits, name, f"[{self.batch}, {heads}, tokens, {dim}] like the cache", list(new.shape))
+        expect(fits, name, "[{}, {}, tokens, {}] like the cache", list(new.shape), self.batch, heads, dim)
         expect(new.dtype == store.dtype, name, f"dtype {store.dtype} like the cache", new.dtype)
         expect(new.device == store.device, name, f"device {store.device} like the cache", new.device)
 

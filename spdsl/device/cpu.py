@@ -121,7 +121,7 @@ def sparse_backward(
 
 def sink_gradient(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, sink: Tensor) -> Tensor:
     """Gradient [Hq] of the sink logit, from the merged output and lse."""
-    delta = (dout * out).sum(-1, dtype=lse.dtype) - (0.0 if dlse is None else dlse)
+    delta = (dout.to(lse.dtype) * out).sum(-1) - (0.0 if dlse is None else dlse)
     return -(_share(sink.view(1, -1, 1).to(lse.dtype), lse) * delta).sum((0, 2)).to(sink.dtype)
 
 

@@ -19,7 +19,11 @@ def example_tensor(
     along = torch.arange(last, device=device)
     token = bool(axes) and axes[-1] == "token"
     steps = along * 4 // max(last, 1) if token else along % 2
-    values = {"int": steps, "bool": along % 61 == 0 if token else along % 2 == 1, "float": (along + 1.0) / max(last, 1)}[kind]
+    values = {
+        "int": steps,
+        "bool": along % 61 == 0 if token else along % 2 == 1,
+        "float": (along + 1.0) / max(last, 1),
+    }[kind]
     if not axes:
         return values[0]
     wanted = [batch, *shape] if "token" in axes else shape
@@ -36,4 +40,5 @@ def example_units(batch: int, heads: int, tokens: int, rows: int, unit: int, dev
 
 def expect_gates(gates: Tensor, q: Tensor, branches: int) -> None:
     wanted = [*q.shape[:3], branches]
-    expect(isinstance(gates, Tensor) and list(gates.shape) == wanted, "gates", f"shape {wanted}", getattr(gates, "shape", gates))
+    fits = isinstance(gates, Tensor) and list(gates.shape) == wanted
+    expect(fits, "gates", "shape {}", getattr(gates, "shape", gates), wanted)

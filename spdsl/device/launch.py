@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.combine import combine_splits
-from spdsl.device.configs import SMALL, Config, lookup, gpu_of
+from spdsl.device.configs import SMALL, Config, gpu_of, lookup
 from spdsl.device.sequences import Layout
 from spdsl.device.tiles import Call, Const, Source, Strided, row_delta
 
@@ -68,7 +68,9 @@ def split_dim(dim: int) -> tuple[int, int]:
     return (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
 
 
-def constants(q: Tensor, v_dim: int, scale: float, config: Config, group: int = 1, splits: int = 1, page: int = 0) -> Const:
+def constants(
+    q: Tensor, v_dim: int, scale: float, config: Config, group: int = 1, splits: int = 1, page: int = 0
+) -> Const:
     """The constants of a kernel. The scale is one because a runtime float would be rounded to fp32."""
     acc = tl.float64 if q.dtype == torch.float64 else tl.float32
     values = (
@@ -120,7 +122,8 @@ def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
     config = Config(16 if INTERPRETED else 64, 16, 4, 1)
     launch(
         row_delta, (triton.cdiv(out.shape[2], config.block_m), out.shape[1], out.shape[0]),
-        strided(rows_contiguous(out)), strided(dout), None if dlse is None else strided(dlse), strided(delta), out.shape[2],
+        strided(rows_contiguous(out)), strided(dout), None if dlse is None else strided(dlse), strided(delta),
+        out.shape[2],
         constants(out, out.shape[3], 1.0, config), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return delta

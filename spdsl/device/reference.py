@@ -26,7 +26,8 @@ def dense_softmax(
         logits.append(s.masked_fill(~visible.expand(s.shape), -torch.inf))
         values.append(v)
     # One more column, without value: the sink, or nothing.
-    extra = q.new_full((1, q.shape[1], 1, 1), -torch.inf, dtype=torch.float64) if sink is None else sink.double().view(1, -1, 1, 1)
+    none = q.new_full((1, q.shape[1], 1, 1), -torch.inf, dtype=torch.float64)
+    extra = none if sink is None else sink.double().view(1, -1, 1, 1)
     s = torch.cat([*logits, extra.expand(*q.shape[:3], 1)], -1)
     values.append(values[0].new_zeros(*values[0].shape[:2], 1, values[0].shape[3]))
     top = s.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).min)

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 
-def expect(holds: bool, name: str, expected: str, got: object) -> None:
-    """Raises ValueError `name: expected ..., got ...` unless `holds`."""
+def expect(holds: bool, name: str, expected: str, got: object, *filled: object) -> None:
+    """Raises ValueError `name: expected ..., got ...` unless `holds`; `filled` stands for each {} of `expected`.
+
+    Text is made of sizes only when it is needed: torch.compile would take a size that is printed for a constant, and
+    compile again for every length.
+    """
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got}")
+        raise ValueError(f"{name}: expected {expected.format(*filled)}, got {got}")
 
 
 def expect_tensor(name: str, x: object) -> None:
@@ -61,10 +65,10 @@ def layout_of(
     expect(sum(given) <= 1, "cu_seqlens, lengths, q_offset", "at most one of them", sum(given))
     if cu_seqlens is not None:
         expect(q.shape[0] == 1, "q", "batch 1 with cu_seqlens", q.shape[0])
-        expect(q.shape[2] == k.shape[2], "k", f"{q.shape[2]} tokens like q, with cu_seqlens", k.shape[2])
+        expect(q.shape[2] == k.shape[2], "k", "{} tokens like q, with cu_seqlens", k.shape[2], q.shape[2])
         expect_tensor("cu_seqlens", cu_seqlens)
         whole = cu_seqlens.dim() == 1 and cu_seqlens.dtype in (torch.int32, torch.int64) and len(cu_seqlens) > 1
-        expect(whole, "cu_seqlens", "int [sequences + 1]", f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}")
+        expect(whole, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
         expect(cu_seqlens.device == q.device, "cu_seqlens", f"device {q.device}", cu_seqlens.device)
         spans = torch.stack([cu_seqlens[:-1], cu_seqlens[1:] - cu_seqlens[:-1]], 1).int()
         return Layout(spans, spans, None, None, q.shape[2] if max_seqlen is None else max_seqlen)
@@ -72,7 +76,7 @@ def layout_of(
     if lengths is not None:
         expect_tensor("lengths", lengths)
         whole = lengths.dim() == 1 and len(lengths) == q.shape[0] and lengths.dtype in (torch.int32, torch.int64)
-        expect(whole, "lengths", f"int [{q.shape[0]}]", f"{lengths.dtype} {list(lengths.shape)}")
+        expect(whole, "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
         expect(lengths.device == q.device, "lengths", f"device {q.device}", lengths.device)
         q_spans = _at_the_end(lengths, q.shape[2])
         return Layout(q_spans, _at_the_end(lengths, k.shape[2]), None, None, max(q.shape[2], k.shape[2]))

@@ -164,8 +164,23 @@ def floor_mod(a, b):
 
 
 @jit
-def member(units, head, tile, unit, tiles, most):
-    """Entry of a membership map [heads, tiles, most], 0 outside."""
+def member(units, head, tile, k, UNIT: tl.constexpr, tiles, most):
+    """Entry (head, tile, k // UNIT) of a membership map [heads, tiles, most], 0 outside; k is one block of positions.
+
+    A block that is no longer than a unit meets two units at most: two loads for each row then do for a whole tile.
+    """
+    unit = floor_div(k, UNIT)
+    if k.shape[0] * k.shape[1] <= UNIT:
+        first = tl.min(unit)
+        here = member_of(units, head, tile, first, tiles, most)
+        found = tl.where(unit == first, here, member_of(units, head, tile, first + 1, tiles, most))
+    else:
+        found = member_of(units, head, tile, unit, tiles, most)
+    return found
+
+
+@jit
+def member_of(units, head, tile, unit, tiles, most):
     inside = (tile >= 0) & (tile < tiles) & (unit >= 0) & (unit < most)
     return tl.load(units + (head * tiles + tile) * most + unit, mask=inside, other=0)
 
@@ -298,7 +313,7 @@ def store_v(data, stride, left, part0, part1, ROWS: tl.constexpr, C):
 @jit
 def zeros(ROWS: tl.constexpr, WIDTH: tl.constexpr, ACC: tl.constexpr):
     """An accumulator; a part of no width is the scalar 0.0, which costs nothing."""
-    if WIDTH:
+    if WIDTH:  # noqa: SIM108 (only a branch on a constant may give two types)
         tile = tl.zeros((ROWS, WIDTH), dtype=ACC)
     else:
         tile = 0.0
@@ -397,7 +412,7 @@ def load_lse(lse, row, left, C):
 
 @jit
 def start_softmax(sink, h, C):
-    """-> m, total before the first key.  A sink is a key without value that every row sees: it is there from the start."""
+    """-> m, total before the first key.  A sink is a key without value that every row sees, there from the start."""
     m = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
     total = tl.zeros((C.BLOCK_M,), dtype=C.ACC)
     if sink is not None:

@@ -12,7 +12,7 @@ from spdsl.device.sequences import Corner
 
 
 def visits_of_ranges(ranges: Iterable[tuple[int, int, int, int]], corner: Corner) -> list[tuple[int, int, bool]]:
-    """Position ranges (first, end, full_first, full_end), ordered by `first` -> disjoint key ranges (first, end, full)."""
+    """Position ranges (first, end, full_first, full_end), by `first` -> disjoint key ranges (first, end, full)."""
     count, origin, cursor = corner.keys.stop - corner.keys.start, corner.k_origin, 0
     found: list[tuple[int, int, bool]] = []
     for bounds in ranges:
@@ -32,7 +32,11 @@ def visits_of_blocks(may: Tensor, must: Tensor, block: int, count: int) -> list[
     visited = may.flatten(0, -2).any(0).tolist()
     full = must.flatten(0, -2).all(0).tolist()
     return _joined(
-        [(i * block, min((i + 1) * block, count), full[i] and (i + 1) * block <= count) for i, here in enumerate(visited) if here]
+        [
+            (i * block, min((i + 1) * block, count), full[i] and (i + 1) * block <= count)
+            for i, here in enumerate(visited)
+            if here
+        ]
     )
 
 

@@ -25,7 +25,7 @@ ALL_PHASES = frozenset(Phase)
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where the entries of a stream lie on the tokens: entry i covers [i*stride - before, i*stride - before + width)."""
+    """Where the entries of a stream lie on the tokens: entry i covers `width` of them from i*stride - before on."""
 
     width: int = 1
     stride: int = 1

@@ -47,7 +47,6 @@ Q_BEGIN = sympy.Symbol("q_begin", integer=True)
 Q_END = sympy.Symbol("q_end", integer=True)
 
 
-
 def lookup(name: str, *indices: Expr, integer: bool = True) -> Expr:
     """The element of the tensor `name` at `indices`."""
     function = sympy.Function(name, integer=True) if integer else sympy.Function(name, real=True)

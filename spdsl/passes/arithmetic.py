@@ -55,7 +55,9 @@ def size(names: Names, expr: tree.Expr, least: int | None, what: str) -> int | N
     whole = int(sympy.floor(value))
     if whole > LARGEST or (least is not None and whole < least):
         bound = f"at least {least}" if least is not None and whole < least else f"at most {LARGEST}"
-        names.report.error(names.out_of_domain(expr), f"{what} is {whole}, it must be {bound}", expr.span, f"{bound} is needed")
+        names.report.error(
+            names.out_of_domain(expr), f"{what} is {whole}, it must be {bound}", expr.span, f"{bound} is needed"
+        )
         return None
     return whole
 
@@ -144,7 +146,9 @@ def _sum(names: Names, expr: tree.Binary, positions: bool) -> Expr | None:
     if left is None or right is None:
         return None
     if expr.operator in ("/", "//", "%") and right.is_positive is not True:
-        names.report.error(names.out_of_domain(expr.right), "the divisor is not a positive number", expr.right.span, "must be positive")
+        names.report.error(
+            names.out_of_domain(expr.right), "the divisor is not a positive number", expr.right.span, "must be positive"
+        )
         return None
     result = _SUMS[expr.operator](left, right)
     if result.is_number and abs(result) > LARGEST:

@@ -19,7 +19,8 @@ from spdsl.syntax import tree
 
 AXES = ("head", "kv_head", "query", "token", "float", "int", "bool")
 _TYPES: dict[Kind, type | tuple[type, ...]] = {
-    Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor, Kind.BRANCH: (Softmax, Gate, Merge),
+    Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor,
+    Kind.BRANCH: (Softmax, Gate, Merge),
 }  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor, Term
 from spdsl.ir.plan import Form, Plan, Range, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Q, lookup_name, lookups
 from spdsl.passes.disjuncts import disjuncts
-from spdsl.passes.residues import residues
 from spdsl.passes.ranges import key_range, ordered, row_range
+from spdsl.passes.residues import residues
 
 
 def partition(pattern: Pattern, source: Source) -> Plan:

@@ -7,7 +7,7 @@ no list is ever built. Ends are positions; the kernels turn them into blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import sympy
 
@@ -92,7 +92,7 @@ def ordered(ranges: Sequence[Range]) -> tuple[int, ...] | None:
         return None
     below = {(i, j): _never_above(ranges[i].first, ranges[j].first) for i, j in permutations(range(len(ranges)), 2)}
     for order in permutations(range(len(ranges))):
-        if all(below[i, j] for i, j in zip(order, order[1:], strict=False)):
+        if all(below[i, j] for i, j in pairwise(order)):
             return order
     return None
 

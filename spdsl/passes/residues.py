@@ -46,7 +46,9 @@ def _of_class(value: Expr | Boolean, step: int) -> Expr | Boolean | None:
         return None
     remainder = sympy.Symbol("remainder", integer=True, nonnegative=True)
     moved = value.xreplace({Q: step * Q + remainder, K: step * K + remainder})
-    moved = moved.replace(lambda part: isinstance(part, sympy.Mod), lambda part: sympy.Mod(sympy.expand(part.args[0]), step))
+    moved = moved.replace(
+        lambda part: isinstance(part, sympy.Mod), lambda part: sympy.Mod(sympy.expand(part.args[0]), step)
+    )
     moved = moved.replace(
         lambda part: isinstance(part, sympy.core.relational.Relational),
         lambda part: part.func(sympy.expand(part.lhs - part.rhs), 0),

@@ -1,4 +1,5 @@
-"""random(n, unit, rows, seed, share): n units of those visible, drawn per tile of rows by a fixed hash (BigBird, arXiv 2007.14062).
+"""random(n, unit, rows, seed, share): n units of those visible, drawn per tile of rows by a fixed hash (BigBird, arXiv
+2007.14062).
 
 The draw depends on seed, head, row tile and unit alone, so that it is the same on every device and in every phase:
 the n visible units of lowest hash win.

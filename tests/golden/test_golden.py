@@ -33,7 +33,8 @@ def test_the_text_is_the_golden_one(name: str, request: pytest.FixtureRequest) -
 
 def _loaded(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"golden_{name}", _golden(name))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

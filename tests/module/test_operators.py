@@ -182,7 +182,7 @@ def test_autocast_casts_as_for_sdpa(document: ModuleType, chosen: torch.dtype) -
         assert torch.equal(document.attention(**mixed), wanted)
         sdpa = torch.nn.functional.scaled_dot_product_attention(mixed["q"], mixed["q"], mixed["q"])
     assert wanted.dtype == sdpa.dtype == chosen
-    with pytest.raises(ValueError, match="v: expected dtype torch.float32 like q"):
+    with pytest.raises(ValueError, match=r"v: expected dtype torch.float32 like q"):
         document.attention(**mixed)
 
 
