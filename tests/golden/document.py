@@ -1,0 +1,2628 @@
+# Made by spdsl 0.1.0 from document.spat, pattern document, source sha256 fd37e91c3d8b4d4e.
+"""Causal attention inside documents of a packed sequence (as in Llama 3, arXiv 2407.21783, 3.2).
+
+    pattern document {
+        causal
+        doc = tensor(token, int)                 # number of the document of each token
+        return attend(where(doc[k] == doc[q]))
+    }
+
+    import document
+    out = document.attention(q, k, v, doc)
+    cache = document.Cache(batch, capacity, ...)
+    out = document.prefill(q, k, v, doc, cache)
+    out = document.decode(q, k, v, doc, cache)
+
+Needs torch, and triton on a GPU. How to read: 1 what the pattern says, 2 tiles, 3 kernels, 4 the CPU path,
+5 launches, 6 operators, 7 public functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+try:
+    import triton
+    import triton.language as tl
+except ModuleNotFoundError:  # the kernels are defined and never launched: CPU tensors take the torch path
+    triton = SimpleNamespace(jit=lambda f: f, knobs=SimpleNamespace(runtime=SimpleNamespace(interpret=False)))
+    tl = SimpleNamespace(constexpr=lambda x: x)
+
+PATTERN = "document"
+PARAMS = {}
+PHASES = ("train", "prefill", "decode")
+NAMESPACE = "spdsl_document_62723cbc"  # one per module, so that two of them live side by side
+while hasattr(getattr(torch.ops, NAMESPACE), "attend_forward"):  # imported again, or reloaded
+    NAMESPACE += "_again"
+CPU_BLOCK = 64  # keys per block where a CPU tile asks the tensors what it visits
+
+
+# ---- 1. What the pattern says ---------------------------------------------------------------------------------------
+
+
+def expect(holds: bool, name: str, expected: str, got: object, *filled: object) -> None:
+    """Raises ValueError `name: expected ..., got ...` unless `holds`; `filled` stands for each {} of `expected`.
+
+    Text is made of sizes only when it is needed: torch.compile would take a size that is printed for a constant, and
+    compile again for every length.
+    """
+    if not holds:
+        raise ValueError(f"{name}: expected {expected.format(*filled)}, got {got}")
+
+
+def expect_tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+
+
+class Layout(NamedTuple):
+    """The sequences of a call.
+
+    Dense: neither spans nor offsets; sequence s is batch row s, its last query stands at its last key.
+    Spans [S, 2] = (start, count), int32: packed sequences (batch 1) or padded ones (batch S).
+    Offsets: row i has position q_offset + i, key j k_offset + j (one part of a longer sequence).
+    """
+
+    q_spans: Tensor | None
+    k_spans: Tensor | None
+    q_offset: int | None
+    k_offset: int | None
+    longest: int  # rows, and with spans also keys, of the longest sequence, or more
+
+
+class Corner(NamedTuple):
+    """One sequence (or a dense batch of them) as slices, and the positions of its first row and key."""
+
+    sequences: slice
+    batch: slice
+    rows: slice
+    keys: slice
+    q_origin: int
+    k_origin: int
+    length: int
+
+
+def layout_of(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+    lengths: Tensor | None,
+    q_offset: int | None,
+    k_offset: int | None,
+) -> Layout:
+    """The layout that the arguments of a call describe. Raises ValueError on contradictions."""
+    given = [cu_seqlens is not None, lengths is not None, q_offset is not None or k_offset is not None]
+    expect(sum(given) <= 1, "cu_seqlens, lengths, q_offset", "at most one of them", sum(given))
+    if cu_seqlens is not None:
+        expect(q.shape[0] == 1, "q", "batch 1 with cu_seqlens", q.shape[0])
+        expect(q.shape[2] == k.shape[2], "k", "{} tokens like q, with cu_seqlens", k.shape[2], q.shape[2])
+        expect_tensor("cu_seqlens", cu_seqlens)
+        whole = cu_seqlens.dim() == 1 and cu_seqlens.dtype in (torch.int32, torch.int64) and len(cu_seqlens) > 1
+        expect(whole, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
+        expect(cu_seqlens.device == q.device, "cu_seqlens", f"device {q.device}", cu_seqlens.device)
+        spans = torch.stack([cu_seqlens[:-1], cu_seqlens[1:] - cu_seqlens[:-1]], 1).int()
+        return Layout(spans, spans, None, None, q.shape[2] if max_seqlen is None else max_seqlen)
+    expect(max_seqlen is None, "max_seqlen", "None without cu_seqlens", max_seqlen)
+    if lengths is not None:
+        expect_tensor("lengths", lengths)
+        whole = lengths.dim() == 1 and len(lengths) == q.shape[0] and lengths.dtype in (torch.int32, torch.int64)
+        expect(whole, "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
+        expect(lengths.device == q.device, "lengths", f"device {q.device}", lengths.device)
+        q_spans = _at_the_end(lengths, q.shape[2])
+        return Layout(q_spans, _at_the_end(lengths, k.shape[2]), None, None, max(q.shape[2], k.shape[2]))
+    if q_offset is None and k_offset is None:
+        return Layout(None, None, None, None, q.shape[2])
+    expect(q_offset is not None and k_offset is not None, "q_offset, k_offset", "both of them", "one")
+    expect(k_offset is None or k_offset >= 0, "k_offset", "a position >= 0", k_offset)
+    return Layout(None, None, q_offset, k_offset, q.shape[2])
+
+
+def sizes_of(q: Tensor, k: Tensor, layout: Layout) -> tuple[int, int]:
+    """Entries of a token axis, and the end of all positions: both count from position 0 of the whole sequence."""
+    if layout.q_offset is None or layout.k_offset is None:
+        return k.shape[2], k.shape[2]
+    end = _length(layout.q_offset, layout.k_offset, q.shape[2], k.shape[2])
+    return end, end
+
+
+def _at_the_end(lengths: Tensor, size: int) -> Tensor:
+    """Left padding: the last `lengths` tokens of `size` are real."""
+    counts = lengths.clamp(0, size)
+    return torch.stack([size - counts, counts], 1).int()
+
+
+def corners(q: Tensor, k: Tensor, layout: Layout) -> Iterator[Corner]:
+    """The sequences one by one; a dense batch is one corner. Reads the spans on the host (CPU tensors)."""
+    if layout.k_spans is None:
+        rows, keys = q.shape[2], k.shape[2]
+        q_origin = keys - rows if layout.q_offset is None else layout.q_offset
+        k_origin = layout.k_offset or 0
+        length = _length(q_origin, k_origin, rows, keys)
+        yield Corner(slice(None), slice(None), slice(0, rows), slice(0, keys), q_origin, k_origin, length)
+        return
+    k_spans = layout.k_spans.tolist()
+    q_spans = [[0, q.shape[2]]] * len(k_spans) if layout.q_spans is None else layout.q_spans.tolist()
+    _expect_inside(q_spans, q.shape[2], layout)
+    for s, (q_span, k_span) in enumerate(zip(q_spans, k_spans, strict=True)):
+        batch = slice(None) if q.shape[0] == 1 else slice(s, s + 1)
+        row_slice, key_slice = slice(q_span[0], sum(q_span)), slice(k_span[0], sum(k_span))
+        yield Corner(slice(s, s + 1), batch, row_slice, key_slice, k_span[1] - q_span[1], 0, k_span[1])
+
+
+def _expect_inside(spans: list[list[int]], rows: int, layout: Layout) -> None:
+    """What only the host can check: spans one after the other, inside the tensor, none longer than stated."""
+    inside = all(start >= 0 and count >= 0 and start + count <= rows for start, count in spans)
+    expect(inside, "cu_seqlens", f"rising numbers from 0 to at most {rows}", f"[start, count] {spans[:8]}")
+    longest = max((count for _, count in spans), default=0)
+    expect(layout.q_spans is None or longest <= layout.longest, "max_seqlen", f"at least {longest}", layout.longest)
+
+
+def _length(q_origin: int, k_origin: int, rows: int, keys: int) -> int:
+    """Keys of the whole sequence, as far as this call knows: up to its last key or its last query."""
+    return max(k_origin + keys, q_origin + rows)
+
+
+class BlockLists(NamedTuple):
+    """Blocks to visit, int32: `full` and `partial` [S, H, tiles, width] hold block numbers, the counts [S, H, tiles].
+
+    Full blocks come without a mask, so they lie inside the sequence. No block is in both lists. `sequence` and `head`
+    are strides in lists (0: shared).
+    """
+
+    full: Tensor
+    full_count: Tensor
+    partial: Tensor
+    partial_count: Tensor
+    width: int
+    sequence: int
+    head: int
+
+
+class Tiles(NamedTuple):
+    """The corners of all tiles of all sequences: rows [S, 1, tiles, 1], keys [S, 1, 1, blocks], ends inclusive.
+
+    `inside` [S, 1, tiles, blocks] tells which tiles exist, `whole_rows` and `whole_keys` which lie in it entirely.
+    """
+
+    q_first: Tensor
+    q_last: Tensor
+    k_first: Tensor
+    k_last: Tensor
+    length: Tensor  # [S, 1, 1, 1]
+    inside: Tensor
+    whole_rows: Tensor
+    whole_keys: Tensor
+    block_m: int
+    block_n: int
+
+
+def tiles_of(q_origin: Tensor, rows: Tensor, k_origin: Tensor, keys: Tensor, sizes: tuple[int, int, int, int]) -> Tiles:
+    """Tiles of sequences whose origins and counts are [S]; sizes = (row tiles, BLOCK_M, key blocks, BLOCK_N)."""
+    tiles, block_m, blocks, block_n = sizes
+    device = rows.device
+    q_origin, rows, k_origin, keys = (x.view(-1, 1, 1, 1) for x in (q_origin, rows, k_origin, keys))
+    row = (torch.arange(tiles, device=device) * block_m).view(1, 1, -1, 1)
+    key = (torch.arange(blocks, device=device) * block_n).view(1, 1, 1, -1)
+    row_end, key_end = torch.minimum(row + block_m, rows), torch.minimum(key + block_n, keys)
+    length = torch.maximum(k_origin + keys, q_origin + rows)
+    inside = (row < rows) & (key < keys)
+    return Tiles(
+        q_origin + row, q_origin + row_end - 1, k_origin + key, k_origin + key_end - 1, length, inside,
+        row + block_m <= rows, key + block_n <= keys, block_m, block_n,
+    )  # fmt: skip
+
+
+def sequence_counts(q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(position of row 0, rows, position of key 0, keys) of every sequence, each [S], on the device."""
+    if layout.k_spans is not None:
+        keys = layout.k_spans[:, 1]
+        rows = torch.full_like(keys, q.shape[2]) if layout.q_spans is None else layout.q_spans[:, 1]
+        return keys - rows, rows, torch.zeros_like(keys), keys
+    rows, keys = (torch.full((q.shape[0],), size, device=q.device) for size in (q.shape[2], k.shape[2]))
+    if layout.q_offset is None or layout.k_offset is None:
+        return keys - rows, rows, torch.zeros_like(keys), keys
+    return torch.full_like(rows, layout.q_offset), rows, torch.full_like(keys, layout.k_offset), keys
+
+
+def per_sequence(x: Tensor, axis: int, spans: Tensor, longest: int) -> Tensor:
+    """A packed token axis as one row per sequence: [1 or S, .., T, ..] -> [S, .., longest, ..], 0 past the end."""
+    start, count = spans[:, 0].long(), spans[:, 1].long()
+    step = torch.arange(longest, device=x.device)
+    index = (start[:, None] + step).clamp(max=max(0, x.shape[axis] - 1))
+    moved = x.movedim(axis, 1).expand(len(spans), *x.movedim(axis, 1).shape[1:])
+    rows = moved[torch.arange(len(spans), device=x.device)[:, None], index]
+    inside = (step < count[:, None]).view(len(spans), longest, *[1] * (rows.dim() - 2))
+    return torch.where(inside, rows, torch.zeros((), dtype=x.dtype, device=x.device)).movedim(1, axis)
+
+
+def block_lists(may: Tensor, must: Tensor, tiles: Tiles, heads: int) -> tuple[BlockLists, BlockLists]:
+    """Key blocks of every row tile, and its transpose: row tiles of every key block."""
+    visited = may & tiles.inside
+    full = visited & must & tiles.whole_keys  # without a mask, whatever is loaded counts
+    of_rows = _lists(full, visited & ~full, heads)
+    full = (full & tiles.whole_rows).transpose(2, 3)
+    return of_rows, _lists(full, visited.transpose(2, 3) & ~full, heads)
+
+
+def _lists(full: Tensor, partial: Tensor, heads: int) -> BlockLists:
+    full_numbers, full_count = _compact(full)
+    partial_numbers, partial_count = _compact(partial)
+    own_heads, tiles, width = full.shape[1:]
+    sequence = own_heads * tiles if full.shape[0] > 1 else 0
+    head = 0 if own_heads == 1 and heads > 1 else tiles
+    return BlockLists(full_numbers, full_count, partial_numbers, partial_count, width, sequence, head)
+
+
+def _compact(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of the true entries of each row first, ascending; and how many there are."""
+    numbers = torch.argsort(chosen.to(torch.int8), dim=-1, descending=True, stable=True)
+    return numbers.int().contiguous(), chosen.sum(-1, dtype=torch.int32).contiguous()
+
+
+def read(x: Tensor, *indices: Tensor) -> Tensor:
+    """x [S or 1, ...] at 4-D indices, one per axis after the first; outside of x it is 0."""
+    at: list[Tensor] = [torch.arange(x.shape[0], device=x.device).view(-1, 1, 1, 1)]
+    inside = torch.ones((), dtype=torch.bool, device=x.device)
+    for axis, index in enumerate(indices, 1):
+        at.append(index.clamp(0, max(0, x.shape[axis] - 1)))
+        inside = inside & (index >= 0) & (index < x.shape[axis])
+    if 0 in x.shape:
+        return torch.zeros((), dtype=x.dtype, device=x.device)
+    return torch.where(inside, x[tuple(at)], torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def row_extremes(x: Tensor, tiles: Tiles, *before: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of x over the positions of each row tile: [S or 1, H or 1, tiles, 1].
+
+    `before` are 4-D indices of the axes before the position (the head).
+    """
+    step = torch.arange(tiles.block_m, device=x.device).view(1, 1, 1, -1)
+    position = torch.minimum(tiles.q_first + step, tiles.q_last)  # [S, 1, tiles, block_m]
+    values = read(x, *before, position)
+    return values.amin(3, keepdim=True), values.amax(3, keepdim=True)
+
+
+def key_extremes(x: Tensor, tiles: Tiles, *before: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of x over the positions of each key block: [S or 1, H or 1, 1, blocks]."""
+    step = torch.arange(tiles.block_n, device=x.device).view(1, 1, -1, 1)
+    position = torch.minimum(tiles.k_first + step, tiles.k_last)  # [S, 1, block_n, blocks]
+    values = read(x, *before, position)
+    return values.amin(2, keepdim=True), values.amax(2, keepdim=True)
+
+
+class AttendReads(NamedTuple):
+    """What the sets of attend look up, batch first."""
+
+    doc: Tensor
+
+
+def attend_mask(q: Tensor, k: Tensor, h: Tensor, length: int, t: AttendReads) -> Tensor:
+    """The element test on tensors: positions q [.., rows, 1], k [.., 1, keys], heads h [H, 1, 1]."""
+    return (read(t.doc, k) == read(t.doc, q)) & (k <= q)
+
+
+def attend_tiles(tiles: Tiles, h: Tensor, t: AttendReads) -> tuple[Tensor, Tensor]:
+    """Tiles in which some pair may be visible, and tiles in which every pair must be: [S, H, tiles, blocks]."""
+    q_first, q_last, k_first, k_last, length = tiles[:5]
+    doc_k_low, doc_k_high = key_extremes(t.doc, tiles)
+    doc_q_low, doc_q_high = row_extremes(t.doc, tiles)
+    k = tiles.k_first  # a shape for tests that hold always or never
+    may = (doc_k_high >= doc_q_low) & (k_first <= q_last) & (doc_k_low <= doc_q_high)
+    must = (doc_k_low >= doc_q_high) & (k_last <= q_first) & (doc_k_high <= doc_q_low)
+    shape = torch.broadcast_shapes(may.shape, must.shape, tiles.inside.shape)
+    return may.expand(shape), must.expand(shape)
+
+
+def attend_decode_visits(q: int, length: int) -> list[tuple[int, int, int, int]]:
+    """Keys that a query at position q may see for any head, as ranges (nothing is full)."""
+    ranges = []
+    ranges.append((0, q + 1, 0, 0))
+
+    return ranges
+
+
+# ---- 2. Tiles -------------------------------------------------------------------------------------------------------
+
+
+jit = triton.jit
+
+LOG2E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x * LOG2E): the hardware has exp2 only
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+class Strided(NamedTuple):
+    """A tensor [batch, head, token, ...] for a kernel: its data and its strides in elements (the last one is 1)."""
+
+    data: torch.Tensor
+    batch: int
+    head: int
+    token: int
+
+
+class Source(NamedTuple):
+    """The keys and values of one stream: [batch, head, token, dim], or [page, head, PAGE, dim] with a page table.
+
+    `spans` int32 [S, 2] = (start, count) of each sequence's keys; without it every sequence has `keys` of them.
+    """
+
+    k: Strided
+    v: Strided
+    keys: int
+    spans: torch.Tensor | None
+    pages: torch.Tensor | None
+    page_width: int
+    GROUP: tl.constexpr  # query heads per head of the stream
+
+
+class Call(NamedTuple):
+    """The rows of a call. Row i has position q_offset + i and key j k_offset + j, if given."""
+
+    q_count: int
+    q_spans: torch.Tensor | None
+    q_offset: int | None
+    k_offset: int | None
+
+
+class Rows(NamedTuple):
+    """One tile of query rows: q in two parts, positions [rows, 1], query head."""
+
+    q0: tl.tensor
+    q1: tl.tensor
+    position: tl.tensor
+    head: tl.tensor
+
+
+class RowGrads(NamedTuple):
+    """What the backward knows of a tile of rows: dout in two parts, lse [rows, 1] (base 2), delta [rows, 1]."""
+
+    dout0: tl.tensor
+    dout1: tl.tensor
+    lse: tl.tensor
+    delta: tl.tensor
+
+
+class Keys(NamedTuple):
+    """The keys of one sequence and head: key j has position origin + j; `length` is the end of all positions."""
+
+    k: Strided
+    v: Strided
+    pages: tl.tensor
+    origin: tl.tensor
+    count: tl.tensor
+    length: tl.tensor
+
+
+class KeyBlock(NamedTuple):
+    """One block of keys and values in two parts each, positions [keys, 1]; `end` is the position after the last key."""
+
+    k0: tl.tensor
+    k1: tl.tensor
+    v0: tl.tensor
+    v1: tl.tensor
+    position: tl.tensor
+    end: tl.tensor
+    length: tl.tensor
+
+
+class HeadRows(NamedTuple):
+    """All rows of one query head of a sequence: row i has position origin + i."""
+
+    q: Strided
+    dout: Strided
+    lse: Strided
+    delta: Strided
+    head: tl.tensor
+    origin: tl.tensor
+    count: tl.tensor
+
+
+class Range(NamedTuple):
+    """Blocks first..end - 1 to visit; those of full_first..full_end - 1 need no mask."""
+
+    first: tl.tensor
+    full_first: tl.tensor
+    full_end: tl.tensor
+    end: tl.tensor
+
+
+class ListVisit(NamedTuple):
+    """The blocks of one program: how many are full and partial, and the lists of their numbers."""
+
+    full_count: tl.tensor
+    partial_count: tl.tensor
+    full: tl.tensor
+    partial: tl.tensor
+
+
+class Const(NamedTuple):
+    """What a kernel is compiled for (all tl.constexpr).
+
+    A head dimension is loaded in at most two parts of power-of-two widths, D0 + D1 >= dim (80 = 64 + 16); D1 = 0: one.
+    """
+
+    QK_DIM: tl.constexpr
+    QK0: tl.constexpr
+    QK1: tl.constexpr
+    V_DIM: tl.constexpr
+    V0: tl.constexpr
+    V1: tl.constexpr
+    BLOCK_M: tl.constexpr  # rows of a tile; in decode the query heads of a program, padded to 16
+    BLOCK_N: tl.constexpr  # keys of a block
+    GROUP: tl.constexpr  # query heads of a program (decode, dK/dV)
+    SPLITS: tl.constexpr  # programs per group in decode
+    PAGE: tl.constexpr  # keys per page; 0: not paged
+    SCALE: tl.constexpr
+    ACC: tl.constexpr  # dtype of accumulators
+    PRECISION: tl.constexpr  # of fp32 dots
+
+
+@jit
+def span(spans, s, count):
+    """-> (start, count) of sequence s; without spans every sequence starts at 0 and has `count` tokens."""
+    start = tl.full((), 0, tl.int64)
+    if spans is not None:
+        start = tl.load(spans + 2 * s).to(tl.int64)
+        count = tl.load(spans + 2 * s + 1)
+    return start, count
+
+
+@jit
+def row_origin(call, q_count, k_count):
+    """Position of row 0. By default the last row stands at the last key."""
+    origin = k_count - q_count
+    if call.q_offset is not None:
+        origin = call.q_offset
+    return origin
+
+
+@jit
+def at(x, s, h, start):
+    """Tensor x from token `start` of a sequence and a head on.  int64: a large tensor passes 2^31 elements."""
+    data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head + start * x.token
+    return Strided(data, x.batch, x.head, x.token)
+
+
+@jit
+def token_pointer(x, token):
+    return x.data + tl.cast(token, tl.int64) * x.token
+
+
+@jit
+def load_row_values(x, row, left, other, C):
+    """One value per row (lse, delta)."""
+    i = tl.arange(0, C.BLOCK_M)
+    return tl.load(token_pointer(x, row) + i * x.token, mask=i < left, other=other)
+
+
+@jit
+def store_row_values(x, row, left, values, C):
+    i = tl.arange(0, C.BLOCK_M)
+    tl.store(token_pointer(x, row) + i * x.token, values, mask=i < left)
+
+
+@jit
+def key_pointer(x, pages, block, C):
+    """First key of a block.  Paged: x is [pages, Hkv, PAGE, D] and BLOCK_N divides PAGE."""
+    start = tl.cast(block, tl.int64) * C.BLOCK_N
+    data = x.data
+    if C.PAGE:
+        data += tl.load(pages + start // C.PAGE).to(tl.int64) * x.batch
+        start = start % C.PAGE
+    return data + start * x.token
+
+
+@jit
+def load_part(
+    data,
+    stride,
+    left,
+    ROWS: tl.constexpr,
+    START: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """[ROWS, WIDTH] tile of columns START.. ; rows from `left` on (if MASKED) and columns from DIM on are 0."""
+    row = tl.arange(0, ROWS)[:, None]
+    column = START + tl.arange(0, WIDTH)[None, :]
+    pointers = data + (row * stride + column)
+    if START + WIDTH > DIM:
+        if MASKED:
+            tile = tl.load(pointers, mask=(row < left) & (column < DIM), other=0.0)
+        else:
+            tile = tl.load(pointers, mask=column < DIM, other=0.0)
+    elif MASKED:
+        tile = tl.load(pointers, mask=row < left, other=0.0)
+    else:
+        tile = tl.load(pointers)
+    return tile
+
+
+@jit
+def load_qk(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
+    """Rows of q or k in two parts; the second is the scalar 0.0 when it has no width."""
+    part0 = load_part(data, stride, left, ROWS, 0, C.QK0, C.QK_DIM, MASKED)
+    part1 = 0.0
+    if C.QK1:
+        part1 = load_part(data, stride, left, ROWS, C.QK0, C.QK1, C.QK_DIM, MASKED)
+    return part0, part1
+
+
+@jit
+def load_v(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
+    """Rows of v, out or dout in two parts."""
+    part0 = load_part(data, stride, left, ROWS, 0, C.V0, C.V_DIM, MASKED)
+    part1 = 0.0
+    if C.V1:
+        part1 = load_part(data, stride, left, ROWS, C.V0, C.V1, C.V_DIM, MASKED)
+    return part0, part1
+
+
+@jit
+def store_part(
+    data, stride, left, tile, ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr
+):
+    row = tl.arange(0, ROWS)[:, None]
+    column = START + tl.arange(0, WIDTH)[None, :]
+    tl.store(data + row * stride + column, tile.to(data.dtype.element_ty), mask=(row < left) & (column < DIM))
+
+
+@jit
+def store_qk(data, stride, left, part0, part1, ROWS: tl.constexpr, C):
+    store_part(data, stride, left, part0, ROWS, 0, C.QK0, C.QK_DIM)
+    if C.QK1:
+        store_part(data, stride, left, part1, ROWS, C.QK0, C.QK1, C.QK_DIM)
+
+
+@jit
+def store_v(data, stride, left, part0, part1, ROWS: tl.constexpr, C):
+    store_part(data, stride, left, part0, ROWS, 0, C.V0, C.V_DIM)
+    if C.V1:
+        store_part(data, stride, left, part1, ROWS, C.V0, C.V1, C.V_DIM)
+
+
+@jit
+def zeros(ROWS: tl.constexpr, WIDTH: tl.constexpr, ACC: tl.constexpr):
+    """An accumulator; a part of no width is the scalar 0.0, which costs nothing."""
+    if WIDTH:  # noqa: SIM108 (only a branch on a constant may give two types)
+        tile = tl.zeros((ROWS, WIDTH), dtype=ACC)
+    else:
+        tile = 0.0
+    return tile
+
+
+@jit
+def dot(a, b, total, C):
+    """total + a b"""
+    return tl.dot(a, b, total, input_precision=C.PRECISION, out_dtype=C.ACC)
+
+
+@jit
+def dot_rows(a0, a1, b0, b1, D1: tl.constexpr, C):
+    """a b^T over both parts."""
+    product = tl.dot(a0, tl.trans(b0), input_precision=C.PRECISION, out_dtype=C.ACC)
+    if D1:
+        product = dot(a1, tl.trans(b1), product, C)
+    return product
+
+
+# A range of elements becomes blocks first..end, with full blocks (no mask) full_first..full_end inside:
+#
+#     first ... full_first ... full_end ... end
+#        partial        full         partial
+#
+# Every kernel has two loops, over the full and over the partial blocks of all ranges together: one loop for each piece
+# would repeat the loop body three times for each range, which costs instruction cache, registers and compile time.
+# disable_licm: code hoisted out of one loop occupies registers during the other, too, and dK/dV would spill.
+
+
+@jit
+def to_blocks(first, end, full_first, full_end, cursor, count, BLOCK: tl.constexpr):
+    """Elements -> blocks, clipped to 0..count, without the blocks before `cursor`; -> Range, new cursor.
+
+    Ranges come ordered by `first` and may overlap: `cursor` is the first block that no range has taken yet.
+    Bounds are clamped at 0 before they are divided, because // rounds toward zero.
+    """
+    end = tl.minimum(end, count)
+    first = tl.maximum(first, 0)
+    first_block = tl.where(first < end, tl.maximum(first // BLOCK, cursor), cursor)
+    end_block = tl.where(first < end, tl.maximum(tl.cdiv(end, BLOCK), first_block), cursor)
+    full_first_block = tl.cdiv(tl.maximum(full_first, 0), BLOCK)
+    full_first_block = tl.minimum(tl.maximum(full_first_block, first_block), end_block)
+    full_end_block = tl.maximum(tl.minimum(full_end, count), 0) // BLOCK
+    full_end_block = tl.minimum(tl.maximum(full_end_block, full_first_block), end_block)
+    return Range(first_block, full_first_block, full_end_block, end_block), end_block
+
+
+@jit
+def visit_lists(lists, s, h, tile):
+    """The full and the partial blocks listed for a tile of sequence s and head h."""
+    entry = tl.cast(s, tl.int64) * lists.sequence + h * lists.head + tile
+    offset = entry * lists.width
+    full, partial = tl.load(lists.full_count + entry), tl.load(lists.partial_count + entry)
+    return ListVisit(full, partial, lists.full + offset, lists.partial + offset)
+
+
+@jit
+def sequence_keys(source, s, h, call, C):
+    """The keys that query head h of sequence s reads."""
+    start, count = span(source.spans, s, source.keys)
+    origin = 0
+    if call.k_offset is not None:
+        origin = call.k_offset
+    pages = 0  # a jit function of triton 3.6 cannot return a None
+    entry = s
+    if C.PAGE:  # the batch dimension holds pages, found through row s of the page table
+        pages = source.pages + tl.cast(s, tl.int64) * source.page_width
+        entry = 0
+    head = h // source.GROUP
+    length = origin + count
+    if call.q_offset is not None:  # the part of a longer sequence that this call knows
+        length = tl.maximum(length, call.q_offset + call.q_count)
+    return Keys(at(source.k, entry, head, start), at(source.v, entry, head, start), pages, origin, count, length)
+
+
+@jit
+def load_rows(q, row, left, position, h, C):
+    q0, q1 = load_qk(token_pointer(q, row), q.token, left, C.BLOCK_M, True, C)
+    return Rows(q0, q1, (position + tl.arange(0, C.BLOCK_M))[:, None], h)
+
+
+@jit
+def load_lse(lse, row, left, C):
+    """lse in base 2.  A row without keys (-inf), or past the end, becomes +inf: p = exp2(s - inf) = 0, never NaN."""
+    value = load_row_values(lse, row, left, float("-inf"), C)
+    return tl.where(value == float("-inf"), float("inf"), value * LOG2E)
+
+
+@jit
+def start_softmax(sink, h, C):
+    """-> m, total before the first key.  A sink is a key without value that every row sees, there from the start."""
+    m = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
+    total = tl.zeros((C.BLOCK_M,), dtype=C.ACC)
+    if sink is not None:
+        m = tl.zeros((C.BLOCK_M,), dtype=C.ACC) + tl.load(sink + h).to(C.ACC) * LOG2E
+        total = tl.where(m == float("-inf"), 0.0, 1.0).to(C.ACC)
+    return m, total
+
+
+@jit
+def row_delta(out, dout, dlse, delta, q_count, C):
+    """delta of one tile of rows.  Rows outside of all spans get one too; nobody reads it."""
+    tile, h, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row = tile * C.BLOCK_M
+    left = q_count - row
+    out = at(out, s, h, 0)
+    dout = at(dout, s, h, 0)
+    out0, out1 = load_v(token_pointer(out, row), out.token, left, C.BLOCK_M, True, C)
+    dout0, dout1 = load_v(token_pointer(dout, row), dout.token, left, C.BLOCK_M, True, C)
+    total = tl.sum(out0.to(C.ACC) * dout0.to(C.ACC), 1)
+    if C.V1:
+        total += tl.sum(out1.to(C.ACC) * dout1.to(C.ACC), 1)
+    if dlse is not None:
+        total -= load_row_values(at(dlse, s, h, 0), row, left, 0.0, C)
+    store_row_values(at(delta, s, h, 0), row, left, total, C)
+
+
+@jit
+def combine_splits(
+    partial, partial_lse, sink, out, lse, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr,
+    DIM: tl.constexpr, DIM_PADDED: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """Grid (S, Hq): partial [S, Hq, SPLITS, DIM] and partial_lse [S, Hq, SPLITS] (base 2) -> out, natural-log lse.
+
+    The sink enters here, so once for any number of splits.
+    """
+    row = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    splits = tl.arange(0, SPLITS_PADDED)
+    part = tl.load(partial_lse + row * SPLITS + splits, mask=splits < SPLITS, other=float("-inf"))
+    top = tl.max(part, 0)
+    if sink is not None:
+        sink_logit = tl.load(sink + tl.program_id(1)).to(ACC) * LOG2E
+        top = tl.maximum(top, sink_logit)
+    origin = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(tl.exp2(part - origin), 0)
+    if sink is not None:
+        total += tl.exp2(sink_logit - origin)
+
+    dims = tl.arange(0, DIM_PADDED)
+    acc = tl.zeros([DIM_PADDED], ACC)
+    for split in range(SPLITS):
+        weight = tl.exp2(tl.load(partial_lse + row * SPLITS + split) - origin)
+        acc += weight * tl.load(partial + (row * SPLITS + split) * DIM + dims, mask=dims < DIM, other=0.0)
+    acc = acc / tl.where(total == 0.0, 1.0, total)
+    tl.store(out + row * DIM + dims, acc.to(out.dtype.element_ty), mask=dims < DIM)
+    tl.store(lse + row, (origin + tl.log2(total)) * LN2)
+
+
+# ---- 3. Kernels -----------------------------------------------------------------------------------------------------
+
+
+class AttendTensors(NamedTuple):
+    """What attend reads: pointers, strides in elements, sizes."""
+
+    doc: Tensor
+    doc_sequence: int
+    doc_0: int  # stride of the axis `token`
+    doc_tokens: int
+
+
+@jit
+def attend_of_sequence(t, s, spans):
+    """The tensors of sequence s; packed sequences share a batch row and start at their first key."""
+    start, _ = span(spans, s, 0)
+    s = tl.cast(s, tl.int64)
+    return AttendTensors(
+        t.doc + s * t.doc_sequence + start * t.doc_0, t.doc_sequence,
+        t.doc_0,
+        t.doc_tokens,
+    )  # fmt: skip
+
+
+@jit
+def attend_visible(q, k, h, length, t):
+    """May the row at position q see the key at position k?  (document.spat:5)"""
+    return (
+        tl.load(t.doc + (k).to(tl.int64) * t.doc_0, mask=(k >= 0) & (k < t.doc_tokens), other=0)
+        == tl.load(t.doc + (q).to(tl.int64) * t.doc_0, mask=(q >= 0) & (q < t.doc_tokens), other=0)
+    ) & (k <= q)
+
+
+@jit
+def attend_block(visit, i, MASKED: tl.constexpr):
+    """Number of the i-th partial (MASKED) or full block."""
+    if MASKED:
+        block = tl.load(visit.partial + i)
+    else:
+        block = tl.load(visit.full + i)
+    return block
+
+
+@jit
+def attend_span_0(q, length, t):
+    """Keys that a query at position q may see, whatever its head: [first, end)."""
+    first = 0
+    end = q + 1
+    return first, end
+
+
+@jit
+def attend_scores(product, q, k, h, length, t, C):
+    """-> scores, whose product with attend_unit(C) is in powers of 2; their slope against the scaled product."""
+    slope = 1.0
+    s = product  # the scale waits in the unit: `s * unit - m` is then one fused multiply-add
+    return s, slope
+
+
+@jit
+def attend_unit(C):
+    return C.SCALE * LOG2E
+
+
+@jit
+def attend_forward_blocks(acc0, acc1, m, total, rows, keys, visit, count, MASKED: tl.constexpr, t, C):
+    """Online softmax over `count` blocks: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    for i in tl.range(0, count, disable_licm=True):
+        block = attend_block(visit, i, MASKED)
+        start = block * C.BLOCK_N
+        left = keys.count - start
+        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
+
+        k0, k1 = load_qk(key_pointer(keys.k, keys.pages, block, C), keys.k.token, left, C.BLOCK_N, MASKED, C)
+        product = dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+        s, _ = attend_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
+        if MASKED:
+            seen = attend_visible(rows.position, k_position, rows.head, keys.length, t)
+            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
+
+        m_new = tl.maximum(m, tl.max(s, 1) * attend_unit(C))
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # no key so far: -inf - -inf would be NaN
+        p = tl.exp2(s * attend_unit(C) - shift[:, None])
+        decay = tl.exp2(m - shift)
+        total = total * decay + tl.sum(p, 1)
+        m = m_new
+
+        v0, v1 = load_v(key_pointer(keys.v, keys.pages, block, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
+        p = p.to(v0.dtype)
+        acc0 = dot(p, v0, acc0 * decay[:, None], C)
+        if C.V1:
+            acc1 = dot(p, v1, acc1 * decay[:, None], C)
+    return acc0, acc1, m, total
+
+
+@jit
+def attend_forward(q, kv, out, lse, call, sink, kv_lists, t, C):
+    """One program: one tile of rows of one query head of one sequence."""
+    # The last rows see most keys: they start first, so that no long tile is left over at the end.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    h, s = tl.program_id(1), tl.program_id(2)
+    q_start, q_count = span(call.q_spans, s, call.q_count)
+    row = tile * C.BLOCK_M
+    left = q_count - row
+    if left <= 0:  # the grid is made for the longest sequence
+        return
+    kv_keys = sequence_keys(kv, s, h, call, C)
+    q_first = row_origin(call, q_count, kv_keys.count) + row
+    q_last = q_first + tl.minimum(left, C.BLOCK_M) - 1
+    t = attend_of_sequence(t, s, kv.spans)
+    rows = load_rows(at(q, s, h, q_start), row, left, q_first, h, C)
+
+    acc0 = zeros(C.BLOCK_M, C.V0, C.ACC)
+    acc1 = zeros(C.BLOCK_M, C.V1, C.ACC)
+    m, total = start_softmax(sink, h, C)
+    visit = visit_lists(kv_lists, s, h, tile)
+    acc0, acc1, m, total = attend_forward_blocks(
+        acc0, acc1, m, total, rows, kv_keys, visit, visit.full_count, False, t, C
+    )
+    acc0, acc1, m, total = attend_forward_blocks(
+        acc0, acc1, m, total, rows, kv_keys, visit, visit.partial_count, True, t, C
+    )
+
+    divisor = tl.where(total == 0.0, 1.0, total)[:, None]  # no key: out = 0, and lse = log(0) = -inf
+    out = at(out, s, h, q_start)
+    store_v(token_pointer(out, row), out.token, left, acc0 / divisor, acc1 / divisor, C.BLOCK_M, C)
+    store_row_values(at(lse, s, h, q_start), row, left, (m + tl.log2(total)) * LN2, C)
+
+
+# Backward:  p = exp(s - lse),  dp = dout . v,  delta = sum(dout * out) - dlse,  ds = p * (dp - delta)
+#            dq = scale * sum ds k,  dk = scale * sum ds q,  dv = sum p dout
+# lse and delta are arguments: with those of a joint softmax this is the gradient of one branch of it.
+
+
+@jit
+def attend_dq_blocks(dq0, dq1, rows, grads, keys, visit, count, MASKED: tl.constexpr, t, C):
+    """Adds ds k of `count` blocks."""
+    for i in tl.range(0, count, disable_licm=True):
+        block = attend_block(visit, i, MASKED)
+        start = block * C.BLOCK_N
+        left = keys.count - start
+        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
+
+        k0, k1 = load_qk(key_pointer(keys.k, keys.pages, block, C), keys.k.token, left, C.BLOCK_N, MASKED, C)
+        product = dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+        s, slope = attend_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
+        if MASKED:
+            seen = attend_visible(rows.position, k_position, rows.head, keys.length, t)
+            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
+        p = tl.exp2(s * attend_unit(C) - grads.lse)
+
+        v0, v1 = load_v(key_pointer(keys.v, keys.pages, block, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
+        dp = dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+        dq0 = dot(ds, k0, dq0, C)
+        if C.QK1:
+            dq1 = dot(ds, k1, dq1, C)
+    return dq0, dq1
+
+
+@jit
+def attend_dq(q, kv, dout, lse, delta, dq, call, kv_lists, t, C):
+    """One program: one tile of rows of one query head of one sequence (the sweeps of the forward)."""
+    # The last rows see most keys: they start first, so that no long tile is left over at the end.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    h, s = tl.program_id(1), tl.program_id(2)
+    q_start, q_count = span(call.q_spans, s, call.q_count)
+    row = tile * C.BLOCK_M
+    left = q_count - row
+    if left <= 0:
+        return
+    kv_keys = sequence_keys(kv, s, h, call, C)
+    q_first = row_origin(call, q_count, kv_keys.count) + row
+    q_last = q_first + tl.minimum(left, C.BLOCK_M) - 1
+    t = attend_of_sequence(t, s, kv.spans)
+    rows = load_rows(at(q, s, h, q_start), row, left, q_first, h, C)
+
+    dout = at(dout, s, h, q_start)
+    dout0, dout1 = load_v(token_pointer(dout, row), dout.token, left, C.BLOCK_M, True, C)
+    row_lse = load_lse(at(lse, s, h, q_start), row, left, C)
+    row_delta = load_row_values(at(delta, s, h, q_start), row, left, 0.0, C)
+    grads = RowGrads(dout0, dout1, row_lse[:, None], row_delta[:, None])
+
+    dq0 = zeros(C.BLOCK_M, C.QK0, C.ACC)
+    dq1 = zeros(C.BLOCK_M, C.QK1, C.ACC)
+    visit = visit_lists(kv_lists, s, h, tile)
+    dq0, dq1 = attend_dq_blocks(dq0, dq1, rows, grads, kv_keys, visit, visit.full_count, False, t, C)
+    dq0, dq1 = attend_dq_blocks(dq0, dq1, rows, grads, kv_keys, visit, visit.partial_count, True, t, C)
+
+    dq = at(dq, s, h, q_start)
+    store_qk(token_pointer(dq, row), dq.token, left, dq0 * C.SCALE, dq1 * C.SCALE, C.BLOCK_M, C)
+
+
+@jit
+def attend_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.constexpr, t, C):
+    """Adds ds q and p dout of `count` row tiles.  All tiles are [keys, rows], so that no dot transposes p or ds."""
+    for i in tl.range(0, count, disable_licm=True):
+        row = attend_block(visit, i, MASKED) * C.BLOCK_M
+        left = rows.count - row
+        q_position = (rows.origin + row + tl.arange(0, C.BLOCK_M))[None, :]
+
+        q0, q1 = load_qk(token_pointer(rows.q, row), rows.q.token, left, C.BLOCK_M, MASKED, C)
+        product = dot_rows(keys.k0, keys.k1, q0, q1, C.QK1, C)
+        s, slope = attend_scores(product, q_position, keys.position, rows.head, keys.length, t, C)
+        if MASKED:
+            seen = attend_visible(q_position, keys.position, rows.head, keys.length, t)
+            s = tl.where(seen & (keys.position < keys.end), s, float("-inf"))
+        p = tl.exp2(s * attend_unit(C) - load_lse(rows.lse, row, left, C)[None, :])
+
+        dout0, dout1 = load_v(token_pointer(rows.dout, row), rows.dout.token, left, C.BLOCK_M, MASKED, C)
+        p_cast = p.to(dout0.dtype)
+        dv0 = dot(p_cast, dout0, dv0, C)
+        if C.V1:
+            dv1 = dot(p_cast, dout1, dv1, C)
+
+        dp = dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+        ds = p * (dp - load_row_values(rows.delta, row, left, 0.0, C)[None, :]) * slope
+        ds = ds.to(q0.dtype)
+        dk0 = dot(ds, q0, dk0, C)
+        if C.QK1:
+            dk1 = dot(ds, q1, dk1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@jit
+def attend_dkdv(q, source, dout, lse, delta, dk, dv, call, lists, t, C):
+    """One program: one block of keys of one kv head of one sequence, over all query heads of its group.
+
+    No atomics: every sum has one owner and one order, so two runs agree to the bit.
+    """
+    block, kv_head, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    q_start, q_count = span(call.q_spans, s, call.q_count)
+    k_start, _ = span(source.spans, s, source.keys)
+    keys = sequence_keys(source, s, kv_head * C.GROUP, call, C)
+    key = block * C.BLOCK_N
+    left = keys.count - key
+    if left <= 0:
+        return
+    q_origin = row_origin(call, q_count, keys.count)
+    k_first = keys.origin + key
+    k_last = k_first + tl.minimum(left, C.BLOCK_N) - 1
+    k0, k1 = load_qk(token_pointer(keys.k, key), keys.k.token, left, C.BLOCK_N, True, C)
+    v0, v1 = load_v(token_pointer(keys.v, key), keys.v.token, left, C.BLOCK_N, True, C)
+    position = (k_first + tl.arange(0, C.BLOCK_N))[:, None]
+    keys = KeyBlock(k0, k1, v0, v1, position, keys.origin + keys.count, keys.length)
+    t = attend_of_sequence(t, s, source.spans)
+
+    dk0 = zeros(C.BLOCK_N, C.QK0, C.ACC)
+    dk1 = zeros(C.BLOCK_N, C.QK1, C.ACC)
+    dv0 = zeros(C.BLOCK_N, C.V0, C.ACC)
+    dv1 = zeros(C.BLOCK_N, C.V1, C.ACC)
+    for h in range(kv_head * C.GROUP, kv_head * C.GROUP + C.GROUP):
+        rows = HeadRows(
+            at(q, s, h, q_start), at(dout, s, h, q_start), at(lse, s, h, q_start), at(delta, s, h, q_start),
+            h, q_origin, q_count,
+        )  # fmt: skip
+        visit = visit_lists(lists, s, h, block)
+        dk0, dk1, dv0, dv1 = attend_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, visit.full_count, False, t, C)
+        dk0, dk1, dv0, dv1 = attend_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, visit.partial_count, True, t, C)
+
+    dk = at(dk, s, kv_head, k_start)
+    dv = at(dv, s, kv_head, k_start)
+    store_qk(token_pointer(dk, key), dk.token, left, dk0 * C.SCALE, dk1 * C.SCALE, C.BLOCK_N, C)
+    store_v(token_pointer(dv, key), dv.token, left, dv0, dv1, C.BLOCK_N, C)
+
+
+@jit
+def attend_decode_number(ranges, i):
+    """Number of the i-th visited block."""
+    block = ranges[0].first + i
+    return block
+
+
+@jit
+def attend_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, t, C):
+    left = keys.count - block * C.BLOCK_N
+    k0, k1 = load_qk(key_pointer(keys.k, keys.pages, block, C), keys.k.token, left, C.BLOCK_N, True, C)
+    product = dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = attend_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
+    s = tl.where(seen, s, float("-inf"))
+
+    m_new = tl.maximum(m, tl.max(s, 1) * attend_unit(C))
+    shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # no key so far: -inf - -inf would be NaN
+    p = tl.exp2(s * attend_unit(C) - shift[:, None])
+    decay = tl.exp2(m - shift)
+    total = total * decay + tl.sum(p, 1)
+
+    v0, v1 = load_v(key_pointer(keys.v, keys.pages, block, C), keys.v.token, left, C.BLOCK_N, True, C)
+    p = p.to(v0.dtype)
+    acc0 = dot(p, v0, acc0 * decay[:, None], C)
+    if C.V1:
+        acc1 = dot(p, v1, acc1 * decay[:, None], C)
+    return acc0, acc1, m_new, total
+
+
+@jit
+def attend_decode_blocks(acc0, acc1, m, total, rows, keys, ranges, first, end, t, C):
+    """Online softmax over visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
+    for i in tl.range(first, end, disable_licm=True):
+        block = attend_decode_number(ranges, i)
+        start = block * C.BLOCK_N
+        k_position = (start + tl.arange(0, C.BLOCK_N))[None, :]
+        seen = attend_visible(rows.position, k_position, rows.head, keys.length, t) & (k_position < keys.count)
+        if tl.max(seen.to(tl.int32)) > 0:  # blocks that the tensors leave out are not loaded
+            acc0, acc1, m, total = attend_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, t, C)
+    return acc0, acc1, m, total
+
+
+@jit
+def attend_decode(q, kv, partial, partial_lse, call, t, C):
+    """One program: the heads of one group of one sequence against an equal share of the visited blocks."""
+    s, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    h = group * C.GROUP
+    kv_keys = sequence_keys(kv, s, h, call, C)
+    length = kv_keys.length
+    position = length - 1  # of the one query
+    t = attend_of_sequence(t, s, None)
+    row = tl.arange(0, C.BLOCK_M)
+    q0, q1 = load_qk(at(q, s, h, 0).data, q.head, C.GROUP, C.BLOCK_M, True, C)
+    # Padding rows borrow the last head, so that what the pattern reads for a head stays in bounds.
+    rows = Rows(q0, q1, position, h + tl.minimum(row, C.GROUP - 1)[:, None])
+
+    acc0 = zeros(C.BLOCK_M, C.V0, C.ACC)
+    acc1 = zeros(C.BLOCK_M, C.V1, C.ACC)
+    m, total = start_softmax(None, h, C)
+    cursor = 0
+    first, end = attend_span_0(position, length, t)
+    range0, cursor = to_blocks(first, end, first, first, cursor, kv_keys.count, C.BLOCK_N)
+    visited = range0.end - range0.first
+    first = visited * split // C.SPLITS  # an equal share of the blocks of all ranges in a row
+    end = visited * (split + 1) // C.SPLITS
+    acc0, acc1, m, total = attend_decode_blocks(acc0, acc1, m, total, rows, kv_keys, (range0,), first, end, t, C)
+
+    divisor = tl.where(total == 0.0, 1.0, total)[:, None]
+    partial = at(partial, s, h, split)
+    store_v(partial.data, partial.head, C.GROUP, acc0 / divisor, acc1 / divisor, C.BLOCK_M, C)
+    partial_lse = at(partial_lse, s, h, split)
+    tl.store(partial_lse.data + row * partial_lse.head, m + tl.log2(total), mask=row < C.GROUP)
+
+
+# ---- 4. The CPU path ------------------------------------------------------------------------------------------------
+
+
+# Measured on 2 AVX2 cores, window 512, head dim 64: fewer rows spend more on calls and copies, more rows visit keys
+# outside the window. The mask at an edge of a window has rows x rows pairs, and torch shares elementwise work among
+# threads from 32768 on, which waits for every core. The backward kernel runs one thread per (batch, head), so tiles of
+# equal shape share a call.
+_TILE_ROWS = 160
+_UNITS_PER_CALL = 16  # batch x kv heads x tiles
+_KEYS_PER_CALL = 8192  # bounds the memory of the matrix products to rows x keys
+
+
+class Part(NamedTuple):
+    """One stream of the softmax. Rows and keys are token indices; row i has position q_origin + i."""
+
+    k: Tensor  # [B, Hk, M, Dqk]
+    v: Tensor  # [B, Hk, M, Dv]
+    visits: Callable[[int, int], list[tuple[int, int, bool]]]
+    """Rows [first, end) -> disjoint key ranges (first, end, full); full: every row sees every key of it."""
+    visible: Callable[[Tensor, Tensor], Tensor]
+    """Query positions [rows, 1], key positions [1, keys] -> bool, broadcastable to [B, Hq, rows, keys]."""
+    bias: Callable[[Tensor, Tensor], Tensor] | None = None
+    """As `visible`, the number added to the logits; no gradient flows into it."""
+
+
+class Logits(NamedTuple):
+    """How a logit follows from a product: cap(scale * q @ k.T), a cap of c being c * tanh(x / c)."""
+
+    scale: float
+    softcap: float | None = None
+    q_origin: int = 0  # position of the first query
+
+
+class _TileCall(NamedTuple):
+    """The place of one engine call: neighbouring tiles of `rows` rows, each with as many keys."""
+
+    first: int
+    rows: int
+    keys: int
+    ranges: tuple[tuple[tuple[int, int], ...], ...]  # of each tile
+    partial: tuple[tuple[tuple[int, int, int], ...], ...]  # of each tile: place among its keys, key range
+
+    @property
+    def end(self) -> int:
+        return self.first + self.rows * len(self.ranges)
+
+
+class _TileData(NamedTuple):
+    """What an engine computes with; the query heads of a kv head are rows of it."""
+
+    q: Tensor  # [tiles * B, Hk, group * rows, Dqk]
+    k: Tensor  # [tiles * B, Hk, keys, Dqk]
+    v: Tensor  # [tiles * B, Hk, keys, Dv]
+    added: Tensor | None  # to the logits, -inf where hidden: [tiles * B, 1 | Hk, group * rows, keys]
+    form: Logits
+
+
+def sparse_forward(q: Tensor, parts: Sequence[Part], form: Logits, sink: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Attention of q [B, Hq, N, Dqk] -> output [B, Hq, N, Dv] in q's dtype, natural-log lse [B, Hq, N].
+
+    The lse is fp32 (fp64 for fp64 inputs). `sink` [Hq] is a logit that enters the denominator only. Query head h
+    reads kv head h // (Hq // Hk) of each part.
+    """
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = q.new_zeros(*q.shape[:3], parts[0].v.shape[3], dtype=dtype)
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
+    engine = _flash_forward if form.softcap is None else _plain_forward
+    for part in parts:
+        for call in _tile_calls(q, part):
+            tile = _tile_data(q, part, call, form)
+            o, s = engine(tile)
+            if not o.sum().isfinite():
+                o, s = _plain_forward(tile)
+            o, s = _unfold_rows(o, call, q), _unfold_rows(s, call, q).squeeze(-1)
+            _merge_rows(out[:, :, call.first : call.end], lse[:, :, call.first : call.end], o, s)
+    if sink is not None:
+        total = torch.logaddexp(lse, sink.detach().to(dtype).view(1, -1, 1))
+        out, lse = out * _share(lse, total).unsqueeze(-1), total
+    return out.to(q.dtype), lse
+
+
+def sparse_backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, parts: Sequence[Part], out: Tensor, lse: Tensor, form: Logits
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Gradients dq and (dk, dv) of each part, in the dtypes of the inputs.
+
+    `out` and `lse` are the merged ones of the whole softmax (sink and other parts included); `dlse` may be None.
+    """
+    dq = torch.zeros(q.shape, dtype=lse.dtype)
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf).unsqueeze(-1)  # an empty row then has exp(logit - lse) = 0
+    engine = _flash_backward if form.softcap is None and dlse is None else _plain_backward
+    dlse = torch.zeros_like(lse) if dlse is None else dlse.unsqueeze(-1)
+    grads = []
+    for part in parts:
+        dk, dv = (torch.zeros(x.shape, dtype=lse.dtype) for x in part[:2])
+        for call in _tile_calls(q, part):
+            tile = _tile_data(q, part, call, form)
+            saved = [_fold_rows(x, call, part.k.shape[1]).to(lse.dtype) for x in (dout, out, lse, dlse)]
+            found = engine(tile, *saved)
+            if not found[0].sum().isfinite():
+                found = _plain_backward(tile, *saved)
+            dq[:, :, call.first : call.end] += _unfold_rows(found[0], call, q)
+            _scatter_keys(dk, found[1], call)
+            _scatter_keys(dv, found[2], call)
+        grads.append((dk.to(part.k.dtype), dv.to(part.v.dtype)))
+    return dq.to(q.dtype), grads
+
+
+def _tile_calls(q: Tensor, part: Part) -> Iterator[_TileCall]:
+    """The visited tiles; neighbours of equal shape are joined until a call has enough units to share out."""
+    most = _UNITS_PER_CALL // max(1, part.k.shape[0] * part.k.shape[1])
+    held: _TileCall | None = None
+    for first in range(0, q.shape[2] if q.shape[0] * q.shape[1] else 0, _TILE_ROWS):  # flash divides by batch * heads
+        rows = min(_TILE_ROWS, q.shape[2] - first)
+        for tile in _tile_pieces(first, rows, part.visits(first, first + rows)):
+            if held and held.end == first and held[1:3] == tile[1:3] and len(held.ranges) < most:
+                held = held._replace(ranges=held.ranges + tile.ranges, partial=held.partial + tile.partial)
+                continue
+            if held:
+                yield held
+            held = tile
+    if held:
+        yield held
+
+
+def _tile_pieces(first: int, rows: int, visits: list[tuple[int, int, bool]]) -> Iterator[_TileCall]:
+    """One tile, as pieces of at most _KEYS_PER_CALL keys; ranges that touch become one."""
+    keys, ranges, partial = 0, list[tuple[int, int]](), list[tuple[int, int, int]]()
+    for start, end, full in visits:
+        while start < end:
+            if keys == _KEYS_PER_CALL:
+                yield _TileCall(first, rows, keys, (tuple(ranges),), (tuple(partial),))
+                keys, ranges, partial = 0, [], []
+            cut = min(end, start + _KEYS_PER_CALL - keys)
+            if not full:
+                partial.append((keys, start, cut))
+            touching = ranges and ranges[-1][1] == start
+            ranges.append((ranges.pop()[0] if touching else start, cut))
+            keys, start = keys + cut - start, cut
+    if keys:
+        yield _TileCall(first, rows, keys, (tuple(ranges),), (tuple(partial),))
+
+
+def _gather_keys(x: Tensor, call: _TileCall, dtype: torch.dtype) -> Tensor:
+    """[B, H, M, D] -> [tiles * B, H, keys, D]: a view where a single tile has a single range."""
+    if len(call.ranges) == len(call.ranges[0]) == 1:
+        ((first, end),) = call.ranges[0]
+        return x[:, :, first:end].to(dtype)
+    tiles = x.new_empty(len(call.ranges), *x.shape[:2], call.keys, x.shape[3], dtype=dtype)
+    for tile, place, keys in _places(call):
+        tiles[tile, :, :, place] = x[:, :, keys]
+    return tiles.flatten(0, 1)
+
+
+def _scatter_keys(total: Tensor, x: Tensor, call: _TileCall) -> None:
+    """Adds [tiles * B, H, keys, D] to the ranges it was gathered from, in a fixed order."""
+    tiles = x.unflatten(0, (len(call.ranges), -1))
+    for tile, place, keys in _places(call):
+        total[:, :, keys] += tiles[tile, :, :, place]
+
+
+def _places(call: _TileCall) -> Iterator[tuple[int, slice, slice]]:
+    """(tile, place among the tile's keys, place among all keys) of each range."""
+    for tile, ranges in enumerate(call.ranges):
+        at = 0
+        for first, end in ranges:
+            yield tile, slice(at, at + end - first), slice(first, end)
+            at += end - first
+
+
+def _fold_rows(x: Tensor, call: _TileCall, heads: int) -> Tensor:
+    """[B, Hq, N, D] -> [tiles * B, Hk, group * rows, D]: the query heads of a kv head share its keys as more rows."""
+    x = x[:, :, call.first : call.end].unflatten(1, (heads, -1)).unflatten(3, (-1, call.rows))
+    return x.permute(3, 0, 1, 2, 4, 5).flatten(0, 1).flatten(2, 3)
+
+
+def _unfold_rows(x: Tensor, call: _TileCall, q: Tensor) -> Tensor:
+    """[tiles * B, Hk, group * rows, D] -> [B, Hq, tiles * rows, D]."""
+    x = x.unflatten(0, (-1, q.shape[0])).unflatten(3, (-1, call.rows))
+    return x.permute(1, 2, 3, 0, 4, 5).flatten(3, 4).flatten(1, 2)
+
+
+def _tile_data(q: Tensor, part: Part, call: _TileCall, form: Logits) -> _TileData:
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    k, v = (_gather_keys(x, call, dtype) for x in part[:2])
+    added = _added_logits(part, call, q, form.q_origin, dtype) if part.bias or any(call.partial) else None
+    return _TileData(_fold_rows(q, call, part.k.shape[1]).to(dtype), k, v, added, form)
+
+
+def _added_logits(part: Part, call: _TileCall, q: Tensor, q_origin: int, dtype: torch.dtype) -> Tensor:
+    """Bias where a pair is visible and -inf elsewhere, folded as the rows."""
+    heads, group = part.k.shape[1], q.shape[1] // part.k.shape[1]
+    tiles = []
+    for tile, (ranges, partial) in enumerate(zip(call.ranges, call.partial, strict=True)):
+        start = q_origin + call.first + tile * call.rows
+        i = torch.arange(start, start + call.rows).unsqueeze(1)
+        hidden = [~part.visible(i, torch.arange(first, end).unsqueeze(0)) for _, first, end in partial]
+        added = torch.zeros(1, 1, 1, 1, dtype=dtype)
+        if part.bias is not None:
+            added = added + part.bias(i, torch.cat([torch.arange(*keys) for keys in ranges]).unsqueeze(0))
+        lead = torch.broadcast_shapes(added.shape[:2], *(mask.shape[:-2] for mask in hidden))
+        added = added.expand(*lead, call.rows, call.keys).clone(memory_format=torch.contiguous_format)
+        for (at, first, end), mask in zip(partial, hidden, strict=True):
+            added[..., at : at + end - first].masked_fill_(mask, -torch.inf)
+        tiles.append(added.expand(q.shape[0] if len(call.ranges) > 1 else -1, *added.shape[1:]))
+    logits = torch.cat(tiles) if len(tiles) > 1 else tiles[0]
+    logits = logits.unflatten(1, (heads, group) if logits.shape[1] == heads * group else (1, 1))
+    folded: Tensor = logits.expand(-1, -1, group, -1, -1).flatten(2, 3)
+    return folded
+
+
+def _share(part: Tensor, total: Tensor) -> Tensor:
+    """The share of the denominator that one of its terms has, 0 for an empty one and of an empty one."""
+    share: Tensor = torch.exp(part - total.masked_fill(total == -torch.inf, torch.inf))
+    return share.masked_fill(part == -torch.inf, 0.0)
+
+
+def _merge_rows(out: Tensor, lse: Tensor, o: Tensor, s: Tensor) -> None:
+    """Exact combination, in place, of two softmax results over disjoint keys."""
+    total = torch.logaddexp(lse, s)
+    out.mul_(_share(lse, total).unsqueeze(-1)).addcmul_(o, _share(s, total).unsqueeze(-1))
+    lse.copy_(total)
+
+
+def _flash_forward(x: _TileData) -> tuple[Tensor, Tensor]:
+    """Output and lse [.., rows, 1]; the kernel asks for one head dim, and columns of zeros change nothing."""
+    q, k, v = _widened(x.q, x.k, x.v)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, lse = flash(q, k, v, 0.0, False, attn_mask=x.added, scale=x.form.scale)
+    lse = lse.unsqueeze(-1)
+    if x.added is not None:  # the kernel says 0 for the lse of an empty row
+        lse = lse.masked_fill(x.added.amax(-1, keepdim=True) == -torch.inf, -torch.inf)
+    return out[..., : x.v.shape[3]], lse
+
+
+def _flash_backward(x: _TileData, dout: Tensor, out: Tensor, lse: Tensor, dlse: Tensor) -> tuple[Tensor, ...]:
+    dout, q, k, v, out = _widened(dout, x.q, x.k, x.v, out)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    found = flash(dout, q, k, v, out, lse.squeeze(-1), 0.0, False, attn_mask=x.added, scale=x.form.scale)
+    return tuple(grad[..., : like.shape[3]] for grad, like in zip(found, x[:3], strict=True))
+
+
+def _widened(*tensors: Tensor) -> Iterator[Tensor]:
+    width = max(x.shape[-1] for x in tensors)
+    return (x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in tensors)
+
+
+def _plain_forward(x: _TileData) -> tuple[Tensor, Tensor]:
+    scores, _ = _scores(x)
+    lse = scores.logsumexp(-1, keepdim=True)
+    return _seen_product(_share(scores, lse), x.v), lse
+
+
+def _plain_backward(x: _TileData, dout: Tensor, out: Tensor, lse: Tensor, dlse: Tensor) -> tuple[Tensor, ...]:
+    scores, slope = _scores(x)
+    p = _share(scores, lse)
+    dp = dout @ x.v.transpose(2, 3) - ((dout * out).sum(-1, keepdim=True) - dlse)
+    ds = (p * dp * slope * x.form.scale).masked_fill(scores == -torch.inf, 0.0)
+    return _seen_product(ds, x.k), _seen_product(ds.transpose(2, 3), x.q), _seen_product(p.transpose(2, 3), dout)
+
+
+def _scores(x: _TileData) -> tuple[Tensor, Tensor | float]:
+    """Logits, -inf where hidden whatever the key holds, and the slope of the cap."""
+    slope: Tensor | float = 1.0
+    scores = (x.q @ x.k.transpose(2, 3)).mul_(x.form.scale)
+    if x.form.softcap is not None:
+        bent = torch.tanh(scores / x.form.softcap)
+        scores, slope = bent * x.form.softcap, 1 - bent * bent
+    if x.added is not None:
+        scores = (scores + x.added).masked_fill_(x.added == -torch.inf, -torch.inf)
+    return scores, slope
+
+
+def _seen_product(weights: Tensor, x: Tensor) -> Tensor:
+    """weights @ x where a weight of 0 hides even NaN and infinity; a row that sees one becomes NaN."""
+    if x.sum().isfinite():
+        return weights @ x
+    odd = ~x.isfinite()
+    seen = (weights != 0).to(x.dtype) @ odd.to(x.dtype)
+    product: Tensor = weights @ x.masked_fill(odd, 0.0)
+    return product.masked_fill(seen > 0, torch.nan)
+
+
+def visits_of_ranges(ranges: Iterable[tuple[int, int, int, int]], corner: Corner) -> list[tuple[int, int, bool]]:
+    """Position ranges (first, end, full_first, full_end), by `first` -> disjoint key ranges (first, end, full)."""
+    count, origin, cursor = corner.keys.stop - corner.keys.start, corner.k_origin, 0
+    found: list[tuple[int, int, bool]] = []
+    for bounds in ranges:
+        first, end, full_first, full_end = (min(max(bound - origin, 0), count) for bound in bounds)
+        first = max(first, cursor)
+        if first >= end:
+            continue
+        full_first = min(max(full_first, first), end)
+        full_end = max(min(full_end, end), full_first)
+        found += [(first, full_first, False), (full_first, full_end, True), (full_end, end, False)]
+        cursor = end
+    return _joined(found)
+
+
+def visits_of_blocks(may: Tensor, must: Tensor, block: int, count: int) -> list[tuple[int, int, bool]]:
+    """Block maps [..., blocks] of one row tile -> disjoint key ranges; a block counts if any head visits it."""
+    visited = may.flatten(0, -2).any(0).tolist()
+    full = must.flatten(0, -2).all(0).tolist()
+    return _joined(
+        [
+            (i * block, min((i + 1) * block, count), full[i] and (i + 1) * block <= count)
+            for i, here in enumerate(visited)
+            if here
+        ]
+    )
+
+
+def _joined(ranges: list[tuple[int, int, bool]]) -> list[tuple[int, int, bool]]:
+    """Neighbours of one kind become one range; empty ones go."""
+    joined: list[tuple[int, int, bool]] = []
+    for first, end, full in ranges:
+        if first >= end:
+            continue
+        if joined and joined[-1][1] == first and joined[-1][2] == full:
+            joined[-1] = (joined[-1][0], end, full)
+        else:
+            joined.append((first, end, full))
+    return joined
+
+
+def positions_of(ranges: Iterable[tuple[int, int, int, int]], corner: Corner) -> Tensor:
+    """Every position of the ranges once."""
+    found = [torch.arange(first, end) for first, end, _ in visits_of_ranges(ranges, corner)]
+    return torch.cat([torch.arange(0), *found])
+
+
+def selected(part: Part, positions: Tensor) -> Part:
+    """A part whose keys are those at `positions` only."""
+    bias = part.bias
+    return Part(
+        part.k,
+        part.v,
+        lambda first, end: [(0, len(positions), False)] if len(positions) else [],
+        lambda q, k: part.visible(q, positions[k]),
+        None if bias is None else lambda q, k: bias(q, positions[k]),
+    )
+
+
+def dense_softmax(
+    q: Tensor,
+    streams: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None]],
+    scale: float,
+    softcap: float | None,
+    sink: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """q [B, Hq, N, Dqk] and (k, v, visible, bias) per stream -> out, lse; visible broadcasts to [B, Hq, N, M]."""
+    logits, values = [], []
+    for k, v, visible, bias in streams:
+        group = q.shape[1] // k.shape[1]
+        k, v = (x.double().repeat_interleave(group, 1) for x in (k, v))
+        s = q.double() @ k.transpose(-1, -2) * scale
+        s = softcap * torch.tanh(s / softcap) if softcap else s
+        s = s if bias is None else s + bias
+        logits.append(s.masked_fill(~visible.expand(s.shape), -torch.inf))
+        values.append(v)
+    # One more column, without value: the sink, or nothing.
+    none = q.new_full((1, q.shape[1], 1, 1), -torch.inf, dtype=torch.float64)
+    extra = none if sink is None else sink.double().view(1, -1, 1, 1)
+    s = torch.cat([*logits, extra.expand(*q.shape[:3], 1)], -1)
+    values.append(values[0].new_zeros(*values[0].shape[:2], 1, values[0].shape[3]))
+    top = s.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).min)
+    weights = torch.exp(s - top)
+    total = weights.sum(-1, keepdim=True)
+    empty = total == 0
+    out = weights / total.masked_fill(empty, 1.0) @ torch.cat(values, 2)
+    lse = (top + torch.log(total.masked_fill(empty, 1.0))).masked_fill(empty, -torch.inf).squeeze(-1)
+    return out, lse
+
+
+# ---- 5. Launches ----------------------------------------------------------------------------------------------------
+
+
+class Config(NamedTuple):
+    """`num_stages` is one more than the blocks that are loaded ahead."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+SMALL = Config(16, 16, 4, 1)  # what the tables do not know, and the interpreter
+
+# architecture -> kernel -> (head dim up to, bytes per element) -> configuration
+TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
+    "sm_80": {
+        "forward": {
+            (64, 2): Config(128, 64, 8, 3),
+            (128, 2): Config(128, 64, 8, 2),
+            (192, 2): Config(128, 32, 8, 2),
+            (256, 2): Config(64, 32, 4, 2),
+            (64, 4): Config(64, 32, 4, 2),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "dq": {
+            (64, 2): Config(64, 64, 4, 2),
+            (128, 2): Config(64, 64, 8, 2),
+            (256, 2): Config(64, 32, 8, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 32, 8, 1),
+            (256, 4): Config(16, 16, 8, 1),
+        },
+        "dkdv": {
+            (64, 2): Config(32, 64, 4, 2),
+            (128, 2): Config(64, 64, 8, 2),
+            (256, 2): Config(32, 32, 8, 1),
+            (64, 4): Config(32, 32, 8, 1),
+            (128, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 16, 8, 1),
+        },
+        "decode": {
+            (128, 2): Config(16, 64, 4, 3),
+            (256, 2): Config(16, 32, 4, 3),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 16, 8, 2),
+        },
+        "forward_bias": {
+            (128, 2): Config(128, 32, 8, 2),
+        },
+        "dkdv_bias": {
+            (128, 2): Config(32, 64, 8, 2),
+        },
+    },
+    "sm_90": {
+        "forward": {
+            (128, 2): Config(128, 64, 8, 3),
+            (256, 2): Config(128, 64, 8, 2),
+            (64, 4): Config(64, 32, 4, 2),
+            (128, 4): Config(64, 32, 8, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "dq": {
+            (128, 2): Config(128, 64, 8, 2),
+            (256, 2): Config(64, 64, 8, 1),
+            (64, 4): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 32, 8, 1),
+            (256, 4): Config(16, 16, 8, 1),
+        },
+        "dkdv": {
+            (64, 2): Config(64, 64, 4, 2),
+            (128, 2): Config(64, 64, 8, 2),
+            (256, 2): Config(32, 64, 8, 1),
+            (64, 4): Config(32, 32, 8, 1),
+            (128, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 16, 8, 1),
+        },
+        "decode": {
+            (128, 2): Config(16, 64, 4, 3),
+            (256, 2): Config(16, 32, 4, 3),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 16, 8, 2),
+        },
+        "dkdv_bias": {
+            (128, 2): Config(32, 64, 8, 2),
+        },
+    },
+    "sm_100": {
+        "forward": {
+            (128, 2): Config(128, 64, 8, 3),
+            (192, 2): Config(128, 64, 8, 2),
+            (256, 2): Config(64, 64, 8, 2),
+            (64, 4): Config(64, 32, 4, 2),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "dq": {
+            (64, 2): Config(64, 64, 8, 2),
+            (128, 2): Config(128, 64, 8, 2),
+            (192, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(64, 64, 8, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 16, 8, 1),
+        },
+        "dkdv": {
+            (64, 2): Config(64, 64, 8, 2),
+            (192, 2): Config(64, 64, 8, 1),
+            (256, 2): Config(32, 64, 8, 1),
+            (64, 4): Config(32, 16, 4, 1),
+            (128, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 16, 8, 1),
+        },
+        "decode": {
+            (128, 2): Config(16, 64, 4, 3),
+            (256, 2): Config(16, 32, 4, 3),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 16, 8, 2),
+        },
+    },
+    "gfx942": {
+        "forward": {
+            (64, 2): Config(128, 64, 4, 1),
+            (256, 2): Config(64, 64, 4, 1),
+            (64, 4): Config(64, 32, 4, 1),
+            (128, 4): Config(64, 32, 4, 1),
+            (256, 4): Config(32, 32, 4, 1),
+        },
+        "dq": {
+            (128, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "dkdv": {
+            (64, 2): Config(64, 64, 4, 1),
+            (128, 2): Config(32, 64, 4, 1),
+            (256, 2): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "decode": {
+            (128, 2): Config(16, 64, 4, 1),
+            (256, 2): Config(16, 32, 4, 1),
+            (128, 4): Config(16, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+    },
+}
+
+
+class Gpu(NamedTuple):
+    """What kernels are made for: `sm_90` or `gfx942`, and how many programs run side by side."""
+
+    architecture: str
+    processors: int
+
+
+_chosen: Gpu | None = None
+
+
+def use_tables(architecture: str | None, processors: int = 1) -> None:
+    """Makes every launch one for that architecture, wherever the tensors lie; with None for theirs, as at first."""
+    global _chosen
+    _chosen = None if architecture is None else Gpu(architecture, processors)
+
+
+def gpu_of(device: torch.device) -> Gpu:
+    if _chosen is not None:
+        return _chosen
+    return _properties(device) if device.type == "cuda" else Gpu("sm_90", 1)
+
+
+@lru_cache
+def _properties(device: torch.device) -> Gpu:
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return Gpu(properties.gcnArchName.split(":")[0], properties.multi_processor_count)
+    return Gpu(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
+
+
+def tables_for(architecture: str) -> Mapping[str, dict[tuple[int, int], Config]]:
+    """The tables of the architecture, or of the nearest older one.
+
+    Compute capability 12 (GeForce, RTX Pro) is near 8 instead: mma and 99 KB of shared memory, no tensor memory.
+    """
+    if not architecture.startswith("sm_"):
+        return TABLES["gfx942"]
+    number = int(architecture.removeprefix("sm_"))
+    known = sorted(int(name.removeprefix("sm_")) for name in TABLES if name.startswith("sm_"))
+    older = [x for x in known if x <= number] if number < 120 else []
+    return TABLES[f"sm_{max(older, default=known[0])}"]
+
+
+def lookup(kernel: str, architecture: str, dim: int, size: int) -> Config:
+    """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
+
+    `forward_bias` and so on: kernels with a bias, which needs registers of its own; without an entry, the plain one.
+    """
+    tables = tables_for(architecture)
+    table = {**tables[kernel.removesuffix("_bias")], **tables.get(kernel, {})}
+    dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
+    return table[min(dims), size] if dims else SMALL
+
+
+_KEYS_PER_SPLIT = 128  # fewer keys do not pay for one more partial result
+_MOST_SPLITS = 128
+_PROGRAMS_PER_PROCESSOR = 2
+
+
+def split_count(groups: int, keys: int, device: torch.device) -> int:
+    """Splits that fill the device when each of `groups` programs visits at most `keys` keys."""
+    fill = -(-_PROGRAMS_PER_PROCESSOR * gpu_of(device).processors // max(groups, 1))
+    return max(1, min(fill, keys // _KEYS_PER_SPLIT, _MOST_SPLITS))
+
+
+# Kernels run on CUDA and ROCm tensors, and on CPU tensors under Triton's interpreter.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+KERNELS_ON_CPU = INTERPRETED
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_stages: int, **constexprs: Any) -> None:
+    """Starts a kernel; an empty grid is no launch."""
+    if min(grid) > 0:
+        kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constexprs)
+
+
+def uses_kernels(x: Tensor) -> bool:
+    return x.device.type != "cpu" or KERNELS_ON_CPU
+
+
+class Paged(NamedTuple):
+    """Keys that lie in a cache: its page table (None: one piece per sequence), tokens per page (0) and capacity."""
+
+    table: Tensor | None
+    page: int
+    capacity: int
+
+
+def page_of(paged: Paged | None) -> int:
+    return paged.page if paged is not None else 0
+
+
+def config_for(kernel: str, q: Tensor, v_dim: int, paged: Paged | None = None, listed: bool = False) -> Config:
+    """The configuration of `forward`, `dq`, `dkdv` or `decode` for these dims; a block of keys lies in one page.
+
+    Triton spreads the stages over a chain of loads: number in a list, page, rows. Each link takes one stage for every
+    block loaded ahead, so that rows are loaded as early as without it; two links share two.
+    """
+    dim = max(q.shape[-1], v_dim)
+    found = SMALL if INTERPRETED else lookup(kernel, gpu_of(q.device).architecture, dim, q.element_size())
+    page = page_of(paged)
+    links = (page > 0) + listed
+    stages = found.num_stages + min(links * (found.num_stages - 1), 2)
+    return found._replace(block_n=min(found.block_n, page or found.block_n), num_stages=stages)
+
+
+def decode_config(q: Tensor, v_dim: int, group: int, paged: Paged) -> Config:
+    """As above, with the group's heads as rows."""
+    return config_for("decode", q, v_dim, paged)._replace(block_m=max(16, triton.next_power_of_2(group)))
+
+
+def split_dim(dim: int) -> tuple[int, int]:
+    """dim -> two powers of two >= 16 (the second may be 0) that cover it: 80 -> 64 + 16, 192 -> 128 + 64, 24 -> 32."""
+    whole = max(16, triton.next_power_of_2(dim))
+    half = whole // 2
+    rest = max(16, triton.next_power_of_2(dim - half))
+    return (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
+
+
+def constants(
+    q: Tensor, v_dim: int, scale: float, config: Config, group: int = 1, splits: int = 1, page: int = 0
+) -> Const:
+    """The constants of a kernel. The scale is one because a runtime float would be rounded to fp32."""
+    acc = tl.float64 if q.dtype == torch.float64 else tl.float32
+    values = (
+        q.shape[-1], *split_dim(q.shape[-1]), v_dim, *split_dim(v_dim), config.block_m, config.block_n,
+        group, splits, page, scale, acc, precision(q),
+    )  # fmt: skip
+    return Const(*(tl.constexpr(value) for value in values))
+
+
+def precision(q: Tensor) -> str:
+    """Of fp32 dots: three tf32 products on NVIDIA, which keep 21 bits; one where torch allows its 10 bits."""
+    if q.dtype != torch.float32 or not gpu_of(q.device).architecture.startswith("sm_"):
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def strided(x: Tensor, sequences: int | None = None) -> Strided:
+    """A tensor for a kernel. With `sequences`, a batch of 1 is shared by all of them."""
+    batch = 0 if sequences is not None and x.shape[0] == 1 else x.stride(0)
+    return Strided(x, batch, x.stride(1), x.stride(2))
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """Kernels take any strides but the last."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of accumulators, lse and delta."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def source(q: Tensor, k: Tensor, v: Tensor, sequences: int, layout: Layout, paged: Paged | None) -> Source:
+    """The keys of one stream for a kernel."""
+    group = tl.constexpr(q.shape[1] // k.shape[1])
+    k, v = rows_contiguous(k), rows_contiguous(v)
+    if paged is None or paged.table is None:
+        return Source(strided(k, sequences), strided(v, sequences), k.shape[2], layout.k_spans, None, 0, group)
+    return Source(strided(k), strided(v), 0, layout.k_spans, paged.table, paged.table.stride(0), group)
+
+
+def call_of(q: Tensor, layout: Layout) -> Call:
+    return Call(q.shape[2], layout.q_spans, layout.q_offset, layout.k_offset)
+
+
+def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
+    """sum(out * dout) - dlse, [B, Hq, N]"""
+    delta = out.new_empty(out.shape[:3], dtype=wide(out.dtype))
+    config = Config(16 if INTERPRETED else 64, 16, 4, 1)
+    launch(
+        row_delta, (triton.cdiv(out.shape[2], config.block_m), out.shape[1], out.shape[0]),
+        strided(rows_contiguous(out)), strided(dout), None if dlse is None else strided(dlse), strided(delta),
+        out.shape[2],
+        constants(out, out.shape[3], 1.0, config), num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return delta
+
+
+def combine(partial: Tensor, partial_lse: Tensor, sink: Tensor | None, out: Tensor, lse: Tensor) -> None:
+    """The merge of the splits of a decode step, also of one: sink, dtype and the empty row then have one home."""
+    batch, heads, splits, dim = partial.shape
+    launch(
+        combine_splits, (batch, heads), partial, partial_lse, sink, out, lse, num_warps=1, num_stages=1,
+        SPLITS=splits, SPLITS_PADDED=triton.next_power_of_2(splits), DIM=dim, DIM_PADDED=triton.next_power_of_2(dim),
+        ACC=tl.float64 if partial.dtype == torch.float64 else tl.float32,
+    )  # fmt: skip
+
+
+def attend_reads(heads: int, doc) -> AttendReads:
+    return AttendReads(
+        doc,
+    )  # fmt: skip
+
+
+def attend_reads_of(t: AttendReads, s: slice, keys: slice | None) -> AttendReads:
+    """The part of sequences s; token axes are cut to `keys`."""
+
+    def rows(x: Tensor) -> Tensor:
+        return x if x.shape[0] == 1 else x[s]
+
+    return t._replace(
+        doc=rows(t.doc) if keys is None else rows(t.doc)[:, keys],
+    )  # fmt: skip
+
+
+def attend_tensors(t: AttendReads, sequences: int) -> AttendTensors:
+    """The same for kernels."""
+
+    def sequence(x: Tensor) -> int:
+        return 0 if x.shape[0] == 1 else x.stride(0)
+
+    return AttendTensors(
+        t.doc, sequence(t.doc),
+        t.doc.stride(1),
+        t.doc.shape[1],
+    )  # fmt: skip
+
+
+def attend_parts(heads: int, keys: Sequence[tuple[Tensor, Tensor]], corner: Corner, t: AttendReads) -> list[Part]:
+    """The streams of attend for the CPU engine; `keys` and `t` belong to the corner's sequences."""
+    h = torch.arange(heads).view(1, -1, 1, 1)
+    parts = []
+
+    def visits(first: int, end: int) -> list[tuple[int, int, bool]]:
+        q_first, q_last = corner.q_origin + first, corner.q_origin + end - 1
+        count = corner.keys.stop - corner.keys.start
+        blocks = -(-count // CPU_BLOCK)
+        tiles = tiles_of(
+            torch.tensor([q_first]), torch.tensor([end - first]), torch.tensor([corner.k_origin]), torch.tensor([count]),
+            (1, end - first, blocks, CPU_BLOCK),
+        )  # fmt: skip
+        may, must = attend_tiles(tiles, h, t)
+        return visits_of_blocks(may, must, CPU_BLOCK, count)
+
+    def visible(q: Tensor, k: Tensor) -> Tensor:
+        return attend_mask(q[None, None], k[None, None] + corner.k_origin, h, corner.length, t)
+
+    parts.append(Part(*keys[0], visits, visible))
+    return parts
+
+
+def attend_cpu_forward(
+    q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: Layout, t: AttendReads
+) -> tuple[Tensor, Tensor]:
+    out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
+    for corner in corners(q, keys[0][0], layout):
+        own = [(k[corner.batch, :, corner.keys], v[corner.batch, :, corner.keys]) for k, v in keys]
+        parts = attend_parts(
+            q.shape[1],
+            own,
+            corner,
+            attend_reads_of(t, corner.sequences, None if layout.q_spans is None else corner.keys),
+        )
+        part_out, part_lse = sparse_forward(
+            q[corner.batch, :, corner.rows], parts, Logits(q.shape[-1] ** -0.5, None, corner.q_origin), None
+        )
+        out[corner.batch, :, corner.rows], lse[corner.batch, :, corner.rows] = part_out, part_lse
+    return out, lse
+
+
+def attend_cpu_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    keys: Sequence[tuple[Tensor, Tensor]],
+    out: Tensor,
+    lse: Tensor,
+    layout: Layout,
+    t: AttendReads,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    dq = torch.zeros_like(q)
+    grads = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in keys]
+    for corner in corners(q, keys[0][0], layout):
+        rows = (corner.batch, slice(None), corner.rows)
+        own = [(k[corner.batch, :, corner.keys], v[corner.batch, :, corner.keys]) for k, v in keys]
+        parts = attend_parts(
+            q.shape[1],
+            own,
+            corner,
+            attend_reads_of(t, corner.sequences, None if layout.q_spans is None else corner.keys),
+        )
+        dq[rows], found = sparse_backward(
+            dout[rows], None if dlse is None else dlse[rows], q[rows], parts, out[rows], lse[rows],
+            Logits(q.shape[-1] ** -0.5, None, corner.q_origin),
+        )  # fmt: skip
+        for (dk, dv), (own_dk, own_dv) in zip(grads, found, strict=True):
+            dk[corner.batch, :, corner.keys], dv[corner.batch, :, corner.keys] = own_dk, own_dv
+    return dq, grads
+
+
+def attend_lists(
+    q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: Layout, most_keys: int, config: Config, t: AttendReads
+) -> dict[str, tuple[BlockLists, BlockLists]]:
+    """For each stream in the list form: key blocks of every row tile, and row tiles of every key block."""
+    heads = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
+    lists = {}
+    k = keys[0][0]
+    sizes = (-(-layout.longest // config.block_m), config.block_m, -(-most_keys // config.block_n), config.block_n)
+    tiles = tiles_of(*sequence_counts(q, k, layout), sizes)
+    may, must = attend_tiles(tiles, heads, attend_reads_per_sequence(t, layout))
+    lists["kv"] = block_lists(may, must, tiles, q.shape[1])
+    return lists
+
+
+def attend_reads_per_sequence(t: AttendReads, layout: Layout) -> AttendReads:
+    """Token axes start at each sequence's first key."""
+    if layout.q_spans is None or layout.k_spans is None:
+        return t
+    return t._replace(
+        doc=per_sequence(t.doc, 1, layout.k_spans, layout.longest),
+    )  # fmt: skip
+
+
+def attend_kernel_forward(
+    q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: Layout, t: AttendReads, paged: Paged | None = None
+) -> tuple[Tensor, Tensor]:
+    """-> out, lse. Rows in no sequence keep out = 0, lse = -inf."""
+    sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+    v_dim = keys[0][1].shape[3]
+    out = q.new_zeros(*q.shape[:3], v_dim)
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
+    config = config_for("forward", q, v_dim, paged, listed=True)
+    q = rows_contiguous(q)
+    C = constants(q, v_dim, q.shape[-1] ** -0.5, config, page=page_of(paged))
+    lists = attend_lists(q, keys, layout, paged.capacity if paged else keys[0][0].shape[2], config, t)
+    launch(
+        attend_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
+        strided(q, sequences), source(q, *keys[0], sequences, layout, paged), 
+        strided(out, sequences), strided(lse, sequences), call_of(q, layout), None,
+        lists["kv"][0],
+        attend_tensors(t, sequences),
+        C, num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return out, lse
+
+
+def attend_kernel_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    keys: Sequence[tuple[Tensor, Tensor]],
+    out: Tensor,
+    lse: Tensor,
+    layout: Layout,
+    t: AttendReads,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """-> dq, (dk, dv) of each stream, from the lse and out given, which may be those of a joint softmax."""
+    sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+    q, dout = rows_contiguous(q), rows_contiguous(dout)
+    v_dim = keys[0][1].shape[3]
+    delta = delta_of(out, dout, dlse)
+    dq = torch.zeros_like(q)
+    grads = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in keys]
+    call = call_of(q, layout)
+    rows = [strided(x, sequences) for x in (dout, lse, delta)]
+    sources = [source(q, k, v, sequences, layout, None) for k, v in keys]
+    tensors = attend_tensors(t, sequences)
+
+    config = config_for("dq", q, v_dim, listed=True)
+    lists = attend_lists(q, keys, layout, keys[0][0].shape[2], config, t)
+    launch(
+        attend_dq, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
+        strided(q, sequences), *sources, *rows, strided(dq, sequences), call,
+        lists["kv"][0],
+        tensors,
+        constants(q, v_dim, q.shape[-1] ** -0.5, config), num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+
+    config = config_for("dkdv", q, v_dim, listed=True)
+    lists = attend_lists(q, keys, layout, keys[0][0].shape[2], config, t)
+    k, (dk, dv) = keys[0][0], grads[0]
+    group = q.shape[1] // k.shape[1]
+    longest = k.shape[2] if layout.k_spans is None else min(layout.longest, k.shape[2])
+    launch(
+        attend_dkdv, (triton.cdiv(longest, config.block_n), k.shape[1], sequences),
+        strided(q, sequences), sources[0], *rows, strided(dk, sequences), strided(dv, sequences), call,
+        lists["kv"][1],
+        tensors,
+        constants(q, v_dim, q.shape[-1] ** -0.5, config, group), num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return dq, grads
+
+
+def attend_kernel_decode(
+    q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: Layout, t: AttendReads, paged: Paged
+) -> tuple[Tensor, Tensor]:
+    """One query per sequence: splits over the visited blocks, then their exact merge."""
+    batch, heads = q.shape[:2]
+    v_dim = keys[0][1].shape[3]
+    group = min(heads // k.shape[1] for k, _ in keys)
+    config = decode_config(q, v_dim, group, paged)
+    splits = split_count(batch * (heads // group), paged.capacity, q.device)
+    q = rows_contiguous(q)
+    partial = torch.empty(batch, heads, splits, v_dim, device=q.device, dtype=wide(q.dtype))
+    partial_lse = partial.new_empty(batch, heads, splits)
+    out, lse = q.new_empty(batch, heads, 1, v_dim), partial.new_empty(batch, heads, 1)
+    launch(
+        attend_decode, (batch, heads // group, splits),
+        strided(q), source(q, *keys[0], batch, layout, paged), 
+        strided(partial), strided(partial_lse), call_of(q, layout),
+        attend_tensors(t, batch),
+        constants(q, v_dim, q.shape[-1] ** -0.5, config, group, splits, page_of(paged)),
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    combine(partial, partial_lse, None, out, lse)
+    return out, lse
+
+
+# ---- 6. Operators ---------------------------------------------------------------------------------------------------
+
+
+def attend_keys(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+) -> list[tuple[Tensor, Tensor]]:
+    """(k, v) of each stream."""
+    return [
+        (k, v),
+    ]
+
+
+@torch.library.custom_op(
+    f"{NAMESPACE}::attend_forward",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor doc, Tensor? q_spans, Tensor? k_spans, SymInt? q_offset, SymInt? k_offset, SymInt longest) -> (Tensor, Tensor)",
+)
+def attend_forward_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    doc: Tensor,
+    q_spans: Tensor | None,
+    k_spans: Tensor | None,
+    q_offset: int | None,
+    k_offset: int | None,
+    longest: int,
+) -> tuple[Tensor, Tensor]:
+    layout = Layout(q_spans, k_spans, q_offset, k_offset, longest)
+    run = attend_kernel_forward if uses_kernels(q) else attend_cpu_forward
+    return run(q, attend_keys(q, k, v), layout, attend_reads(q.shape[1], doc))
+
+
+@attend_forward_op.register_fake
+def _(q, k, v, doc, q_spans, k_spans, q_offset, k_offset, longest):
+    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
+
+
+@torch.library.custom_op(
+    f"{NAMESPACE}::attend_backward",
+    mutates_args=(),
+    schema="(Tensor dout, Tensor? dlse, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor doc, Tensor? q_spans, Tensor? k_spans, SymInt? q_offset, SymInt? k_offset, SymInt longest) -> Tensor[]",
+)
+def attend_backward_op(
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    doc: Tensor,
+    q_spans: Tensor | None,
+    k_spans: Tensor | None,
+    q_offset: int | None,
+    k_offset: int | None,
+    longest: int,
+) -> list[Tensor]:
+    """-> gradients of q, k, v"""
+    layout = Layout(q_spans, k_spans, q_offset, k_offset, longest)
+    keys = attend_keys(q, k, v)
+    if uses_kernels(q):
+        dq, grads = attend_kernel_backward(dout, dlse, q, keys, out, lse, layout, attend_reads(q.shape[1], doc))
+    else:
+        dq, grads = attend_cpu_backward(dout, dlse, q, keys, out, lse, layout, attend_reads(q.shape[1], doc))
+    return [
+        dq,
+        grads[0][0],
+        grads[0][1],
+    ]
+
+
+@attend_backward_op.register_fake
+def _(dout, dlse, out, lse, q, k, v, doc, q_spans, k_spans, q_offset, k_offset, longest):
+    return [torch.empty_like(x) for x in (q, k, v)]
+
+
+def attend_second_derivative(ctx, *grads):
+    raise NotImplementedError(f"{PATTERN}: attention has first derivatives only (no create_graph=True through it)")
+
+
+attend_backward_op.register_autograd(attend_second_derivative)
+
+
+def attend_save(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    tensors = 4
+    ctx.save_for_backward(*output, *inputs[: tensors + 2])
+    ctx.numbers = inputs[tensors + 2 :]
+
+
+def attend_gradients(ctx, dout, dlse):
+    out, lse, *inputs = ctx.saved_tensors
+    dout = torch.zeros_like(out) if dout is None else dout
+    grads = attend_backward_op(dout, dlse, out, lse, *inputs, *ctx.numbers)
+    return *grads, *[None] * 6
+
+
+attend_forward_op.register_autograd(attend_gradients, setup_context=attend_save)
+
+
+# ---- 7. Public functions --------------------------------------------------------------------------------------------
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_KINDS = {"float": "floating point", "int": "an integer dtype", "bool": "bool"}
+
+
+def check_attention(
+    queries: Mapping[str, Tensor],
+    keys: Mapping[str, tuple[Tensor, int | None, int | None]],
+    values: Mapping[str, tuple[Tensor, int | None]],
+    heads: int | None,
+    dim: int | None,
+) -> None:
+    """queries name -> [B, Hq, N, D]; keys name -> ([B, Hk, M, D], heads, dim); values name -> ([B, Hk, M, Dv], dim).
+
+    Declared heads and dims must match; None leaves them to the call.
+    """
+    first_name, first = next(iter(queries.items()))
+    for name, x in [*queries.items(), *((n, k[0]) for n, k in keys.items()), *((n, v[0]) for n, v in values.items())]:
+        expect_tensor(name, x)
+        refuse_tangent(name, x)
+        expect(x.dim() == 4, name, "4 dimensions [batch, heads, tokens, dim]", list(x.shape))
+        expect(x.dtype in DTYPES, name, "float16, bfloat16, float32 or float64", x.dtype)
+        expect(x.dtype == first.dtype, name, f"dtype {first.dtype} like {first_name}", x.dtype)
+        expect(x.device == first.device, name, f"device {first.device} like {first_name}", x.device)
+        expect(x.shape[0] == first.shape[0], name, "batch {} like {}", x.shape[0], first.shape[0], first_name)
+    for name, x in queries.items():
+        expect(
+            list(x.shape) == list(first.shape), name, "shape {} like {}", list(x.shape), list(first.shape), first_name
+        )
+    expect(heads is None or first.shape[1] == heads, first_name, f"{heads} heads", first.shape[1])
+    expect(dim is None or first.shape[3] == dim, first_name, f"head dim {dim}", first.shape[3])
+    tokens = next(iter(keys.values()))[0].shape[2]
+    for name, (x, own_heads, _) in keys.items():
+        expect(x.shape[3] == first.shape[3], name, "head dim {} like {}", x.shape[3], first.shape[3], first_name)
+        expect(x.shape[2] == tokens, name, "{} tokens like the other keys", x.shape[2], tokens)
+        expect(own_heads is None or x.shape[1] == own_heads, name, f"{own_heads} heads", x.shape[1])
+        divides = x.shape[1] > 0 and first.shape[1] % x.shape[1] == 0
+        expect(divides, name, "heads that divide the {} of {}", x.shape[1], first.shape[1], first_name)
+    for (name, (x, own_dim)), (k, *_) in zip(values.items(), keys.values(), strict=False):
+        expect(list(x.shape[:3]) == list(k.shape[:3]), name, "shape {} + [dim]", list(x.shape), list(k.shape[:3]))
+        expect(own_dim is None or x.shape[3] == own_dim, name, f"head dim {own_dim}", x.shape[3])
+
+
+def tensor_argument(
+    name: str, x: Tensor, axes: Sequence[str | int], kind: str, sizes: Mapping[str, int], device: torch.device
+) -> Tensor:
+    """The tensor, batch first; the batch may be left out where no axis is `token`. bool comes back as uint8."""
+    expect_tensor(name, x)
+    fits = {"float": x.is_floating_point(), "bool": x.dtype == torch.bool}.get(
+        kind, not x.is_floating_point() and x.dtype != torch.bool
+    )
+    expect(fits, name, _KINDS[kind], x.dtype)
+    expect(x.device == device, name, f"device {device}", x.device)
+    if x.dim() == len(axes) and "token" not in axes:
+        x = x.unsqueeze(0)
+    wanted = [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
+    fits = x.dim() == len(axes) + 1 and list(x.shape[1:]) == wanted and x.shape[0] in (1, sizes["batch"])
+    expect(fits, name, "[1 or {}] + {}", list(x.shape), sizes["batch"], wanted)
+    if x.is_floating_point():  # a slope times a distance needs more than the 8 bits of bf16
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.view(torch.uint8) if x.dtype == torch.bool else x
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values under torch.autocast: as for PyTorch's own attention, all in the type it chose."""
+    kind = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return tensors
+    wanted = torch.get_autocast_dtype(kind)
+    return tuple(x.to(wanted) if isinstance(x, Tensor) and x.dtype in DTYPES[:3] else x for x in tensors)
+
+
+def refuse_tangent(name: str, x: Tensor) -> None:
+    """Forward-mode derivatives do not pass a custom operator; without this check they would come out as 0."""
+    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"{name}: no forward-mode derivative (jvp); use backward")
+
+
+def example_tensor(
+    axes: Sequence[str | int], kind: str, batch: int, sizes: Mapping[str, int], device: torch.device | str
+) -> Tensor:
+    """Over tokens: numbers rise in four steps (documents), flags are rare; over heads: numbers alternate."""
+    shape = [sizes.get(str(axis), axis) for axis in axes]
+    last = int(shape[-1]) if shape else 1
+    along = torch.arange(last, device=device)
+    token = bool(axes) and axes[-1] == "token"
+    steps = along * 4 // max(last, 1) if token else along % 2
+    values = {
+        "int": steps,
+        "bool": along % 61 == 0 if token else along % 2 == 1,
+        "float": (along + 1.0) / max(last, 1),
+    }[kind]
+    if not axes:
+        return values[0]
+    wanted = [batch, *shape] if "token" in axes else shape
+    return values.expand(*(int(size) for size in wanted)).contiguous()
+
+
+class StreamShape(NamedTuple):
+    heads: int
+    qk_dim: int
+    v_dim: int  # 0: no values of its own
+
+
+class CacheStore:
+    """`batch` sequences of at most `capacity` tokens.
+
+    Paged (`page` tokens, a power of two >= 16): k[stream] [pages, heads, page, qk], page_table int32
+    [batch, pages per sequence] (-1: none). `page=None`: k[stream] [batch, heads, capacity, qk].
+    `lengths` and `dropped` (tokens that found no room) are int32 [batch] on the device and updated in place.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        capacity: int,
+        streams: Mapping[str, StreamShape],
+        tokens: Mapping[str, torch.dtype],
+        *,
+        page: int | None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        page_table: Tensor | None,
+    ) -> None:
+        expect(batch >= 0, "batch", "a number >= 0", batch)
+        expect(0 < capacity < 2**31, "capacity", "1 to 2**31 - 1 tokens", capacity)
+        expect(page is None or (page >= 16 and page & (page - 1) == 0), "page", "None or a power of two >= 16", page)
+        expect(page is not None or page_table is None, "page_table", "None, as page is None", "a tensor")
+        for name, shape in streams.items():
+            expect(min(shape.heads, shape.qk_dim) > 0, name, "positive heads and dims", tuple(shape))
+        self.batch, self.capacity, self.page = batch, capacity, page
+        self.at_least = 0  # tokens that every sequence holds for certain, known without asking the device
+        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.dropped = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.page_table = self._table(page_table, device)
+        # One home more than there are tokens: what finds no room is written there and never read.
+        homes = batch if self.page_table is None else self._pages() + 1
+        rows = capacity + 1 if page is None else page
+        self.k = {name: _storage(homes, s.heads, rows, s.qk_dim, device, dtype) for name, s in streams.items()}
+        self.v = {
+            name: _storage(homes, s.heads, rows, s.v_dim, device, dtype) for name, s in streams.items() if s.v_dim
+        }
+        self.tokens = {
+            name: torch.zeros(batch, capacity + 1, dtype=kind, device=device) for name, kind in tokens.items()
+        }
+        self.maps: dict[str, Tensor] = {}  # of drawn choices, made at first use
+
+    def _table(self, table: Tensor | None, device: torch.device | str) -> Tensor | None:
+        if self.page is None:
+            return None
+        width = -(-self.capacity // self.page)
+        if table is None:
+            return torch.arange(self.batch * width, dtype=torch.int32, device=device).view(self.batch, width)
+        expect(table.dtype == torch.int32, "page_table", "int32", table.dtype)
+        expect(list(table.shape) == [self.batch, width], "page_table", f"[{self.batch}, {width}]", list(table.shape))
+        used = table[table >= 0]
+        expect(used.unique().numel() == used.numel(), "page_table", "pages that are used once", "a page used twice")
+        return table.to(device, copy=True)
+
+    def _pages(self) -> int:
+        table = self.page_table
+        assert table is not None
+        return max(table.numel(), int(table.max()) + 1 if table.numel() else 0)
+
+    def append(self, k: Mapping[str, Tensor], v: Mapping[str, Tensor], tokens: Mapping[str, Tensor]) -> None:
+        """Adds T tokens behind each sequence's own last one: k[stream] [B, heads, T, qk], tokens[name] [B, T].
+
+        Raises ValueError when every sequence is certain to overflow; otherwise tokens without room count as dropped.
+        """
+        added = next(iter(k.values())).shape[2]
+        free = self.capacity - self.at_least
+        expect(added <= free, "k", f"at most {free} more tokens (capacity {self.capacity})", added)
+        position = self.lengths.long()[:, None] + torch.arange(added, device=self.lengths.device)
+        home, slot, room = self._places(position)
+        for store, new in [(self.k[name], x) for name, x in k.items()] + [(self.v[name], x) for name, x in v.items()]:
+            store[home, :, slot] = new.transpose(1, 2).to(store.dtype)
+        for name, values in tokens.items():
+            spot = torch.where(room, position, self.capacity)
+            self.tokens[name].scatter_(1, spot, values.to(self.tokens[name].dtype))
+        kept = room.int().cumprod(1).sum(1, dtype=torch.int32)  # a length never covers a hole
+        self.lengths += kept
+        self.dropped += added - kept
+        capturing = self.lengths.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not capturing:  # a capture records the step without running it
+            self.at_least = min(self.at_least + added, self.capacity)
+
+    def expect_fits(self, name: str, store: Tensor, new: Tensor) -> None:
+        """New keys or values [B, heads, T, dim] against the cache of their stream."""
+        heads, dim = store.shape[1], store.shape[3]
+        fits = new.shape[0] == self.batch and new.shape[1] == heads and new.shape[3] == dim
+        expect(fits, name, "[{}, {}, tokens, {}] like the cache", list(new.shape), self.batch, heads, dim)
+        expect(new.dtype == store.dtype, name, f"dtype {store.dtype} like the cache", new.dtype)
+        expect(new.device == store.device, name, f"device {store.device} like the cache", new.device)
+
+    def _places(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> (home, slot, room) of each position; without room the home or slot that is never read."""
+        room = position < self.capacity
+        if self.page_table is None or self.page is None:
+            sequence = torch.arange(self.batch, device=position.device)[:, None].expand_as(position)
+            return sequence, torch.where(room, position, self.capacity), room
+        entry = (position // self.page).clamp(max=self.page_table.shape[1] - 1)
+        page = self.page_table.long().gather(1, entry)
+        room = room & (page >= 0)
+        last = next(iter(self.k.values())).shape[0] - 1
+        return torch.where(room, page, last), position % self.page, room
+
+    def rows(self, store: Tensor, sequence: int, keys: Tensor) -> Tensor:
+        """Rows [1, heads, keys, dim] of `k[stream]` or `v[stream]` at positions `keys` (host side)."""
+        if self.page_table is None or self.page is None:
+            return store[sequence : sequence + 1, :, keys]
+        pages = self.page_table[sequence].long()[keys // self.page]
+        return store[pages, :, keys % self.page].transpose(0, 1).unsqueeze(0)
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Empties all sequences, or those of `rows`."""
+        self.at_least = 0
+        chosen = slice(None) if rows is None else torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
+        self.lengths[chosen] = 0
+        self.dropped[chosen] = 0
+
+
+def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """[homes, heads, rows, dim], rows a multiple of 16 elements apart: Triton vectorises only over such strides."""
+    return torch.zeros(homes, heads, rows, -(-dim // 16) * 16, device=device, dtype=dtype)[..., :dim]
+
+
+class Inputs(NamedTuple):
+    """What a call computes with, checked; choices as membership maps with their first row tile."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    doc: Tensor
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+) -> None:
+    check_attention(
+        {"q": q, },
+        {"k": (k, None, None), },
+        {"v": (v, None), },
+        None, None,
+    )  # fmt: skip
+
+
+def _prepare(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, layout: Layout, tokens: int, keys: int) -> Inputs:
+    """Tensors batch first and choices as maps; `keys` bounds the keys of a sequence, `tokens` sizes token axes."""
+    q_heads, kv_heads = q.shape[1], k.shape[1]
+    sizes = {"head": q_heads, "kv_head": kv_heads, "token": tokens, "query": q.shape[2]}
+    sizes["batch"] = q.shape[0]
+    doc = tensor_argument("doc", doc, ["token"], "int", sizes, q.device)
+    return Inputs(
+        q,
+        k,
+        v,
+        doc,
+    )
+
+
+def finish(part: tuple[Tensor, Tensor], return_lse: bool) -> Any:
+    return part if return_lse else part[0]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    doc: Tensor,
+    *,
+    return_lse: bool = False,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    lengths: Tensor | None = None,
+    q_offset: int | None = None,
+    k_offset: int | None = None,
+) -> Any:
+    """Attention of whole sequences, differentiable.
+
+    q [B, Hq, N, Dqk]; k [B, Hkv, M, Dqk]; v [B, Hkv, M, Dv]; doc int [B, token]. -> out [B, Hq, N, Dv] in the
+    dtype of q.
+    return_lse: also the natural-log lse, float32 [B, Hq, N].
+    cu_seqlens, max_seqlen: packed sequences, batch 1, tokens cu_seqlens[i] to cu_seqlens[i + 1]; positions restart.
+    lengths: int [B], the real tokens of left-padded rows.
+    q_offset, k_offset: positions of the first query and key of a part of a longer sequence; by default the last
+        query stands at the last key.
+    Raises ValueError or TypeError naming the argument that does not fit. Under torch.autocast queries, keys and
+    values are cast to its type, as for PyTorch's own attention.
+    """
+    q, k, v = autocast(q, k, v)
+    _check(
+        q,
+        k,
+        v,
+    )
+    layout = layout_of(q, k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    inputs = _prepare(q, k, v, doc, layout, *sizes_of(q, k, layout))
+
+    attend_part = attend_forward_op(inputs.q, inputs.k, inputs.v, inputs.doc, *layout)
+    return finish(attend_part, return_lse)
+
+
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    doc: Tensor,
+    *,
+    return_lse: bool = False,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    lengths: Tensor | None = None,
+    q_offset: int | None = None,
+    k_offset: int | None = None,
+) -> Any:
+    """What `attention` means: dense, in float64, every pair of query and key tested. Same arguments."""
+    _check(
+        q,
+        k,
+        v,
+    )
+    layout = layout_of(q, k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    inputs = _prepare(q, k, v, doc, layout, *sizes_of(q, k, layout))
+
+    attend_part = attend_dense(inputs, layout)
+    return finish(attend_part, return_lse)
+
+
+class Cache(CacheStore):
+    """The cache of one layer: `batch` sequences of at most `capacity` tokens.
+
+    page: tokens per page, a power of two >= 16, or None for one piece per sequence. page_table: int32
+    [batch, ceil(capacity / page)], pages used once, -1 where none is handed out; by default in order.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        capacity: int,
+        *,
+        kv_heads: int,
+        qk_dim: int,
+        v_dim: int,
+        page: int | None = 64,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        page_table: Tensor | None = None,
+    ) -> None:
+        streams = {
+            "kv": StreamShape(kv_heads, qk_dim, v_dim),
+        }
+        tokens: dict[str, torch.dtype] = {
+            "doc": torch.int64,
+        }
+        super().__init__(batch, capacity, streams, tokens, page=page, device=device, dtype=dtype, page_table=page_table)
+
+
+def _append(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache) -> tuple[Inputs, Layout]:
+    """Adds the new keys to the cache; -> the call's inputs, with cached tensors in place of the new tokens."""
+    _check(
+        q,
+        k,
+        v,
+    )
+    expect(q.shape[0] == cache.batch, "q", "batch {} like the cache", q.shape[0], cache.batch)
+    expect(q.shape[2] == k.shape[2], "k", "{} tokens like q", k.shape[2], q.shape[2])
+    expect(doc.dim() == 2 and doc.shape[1] == q.shape[2], "doc", "[batch, {}]", list(doc.shape), q.shape[2])
+    cache.expect_fits("k", cache.k["kv"], k)
+    cache.expect_fits("v", cache.v["kv"], v)
+    cache.append(
+        {
+            "kv": k,
+        },
+        {
+            "kv": v,
+        },
+        {
+            "doc": doc,
+        },
+    )
+    spans = torch.stack([torch.zeros_like(cache.lengths), cache.lengths], 1)
+    layout = Layout(None, spans, None, None, q.shape[2])
+    doc = cache.tokens["doc"][:, : cache.capacity]
+    return _prepare(q, k, v, doc, layout, cache.capacity, cache.capacity), layout
+
+
+@torch.no_grad()
+def prefill(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache, *, return_lse: bool = False) -> Any:
+    """Appends keys and values of N new tokens per sequence to the cache, and attends from them. Inference only.
+
+    Call it again for the next chunk. Shapes as in `attention`; tensors over tokens hold the new tokens only.
+    """
+    q, k, v = autocast(q, k, v)
+    inputs, layout = _append(q, k, v, doc, cache)
+
+    attend_part = attend_cached(inputs, cache, layout)
+    return finish(attend_part, return_lse)
+
+
+@torch.no_grad()
+def decode(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache, *, return_lse: bool = False) -> Any:
+    """One step of generation: like `prefill` with one new token per sequence. Reads no length on the host."""
+    q, k, v = autocast(q, k, v)
+    inputs, layout = _append(q, k, v, doc, cache)
+
+    attend_part = attend_cached(inputs, cache, layout)
+    return finish(attend_part, return_lse)
+
+
+def example_inputs(
+    batch: int, tokens: int, *, heads: int = 8, kv_heads: int = 2, qk_dim: int = 64, v_dim: int = 64,
+    dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+) -> dict[str, Tensor]:  # fmt: skip
+    """Random arguments for `attention`: token tensors rise in steps, flags are rare, given lists hold near units."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=torch.float32).to(dtype)
+
+    return {
+        "q": normal(batch, heads, tokens, qk_dim),
+        "k": normal(batch, kv_heads, tokens, qk_dim),
+        "v": normal(batch, kv_heads, tokens, v_dim),
+        "doc": example_tensor(
+            ["token"], "int", batch, {"head": heads, "kv_head": kv_heads, "token": tokens, "query": tokens}, device
+        ),
+    }
+
+
+def attend_dense(inputs: Inputs, layout: Layout) -> tuple[Tensor, Tensor]:
+    """The float64 meaning of attend."""
+    q = inputs.q
+    keys = attend_keys(
+        q,
+        inputs.k,
+        inputs.v,
+    )
+    t = attend_reads(
+        q.shape[1],
+        inputs.doc,
+    )
+    h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
+    out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3], dtype=torch.float64)
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.float64)
+    for corner in corners(q, keys[0][0], layout):
+        rows, columns = q[corner.batch, :, corner.rows], corner.keys.stop - corner.keys.start
+        q_at = (corner.q_origin + torch.arange(rows.shape[2], device=q.device)).view(1, 1, -1, 1)
+        k_at = (corner.k_origin + torch.arange(columns, device=q.device)).view(1, 1, 1, -1)
+        own = attend_reads_of(t, corner.sequences, None if layout.q_spans is None else corner.keys)
+        streams = [
+            (
+                *(x[corner.batch, :, corner.keys] for x in keys[0]),
+                attend_mask(q_at, k_at, h, corner.length, own),
+                None,
+            ),
+        ]
+        found = dense_softmax(rows, streams, q.shape[-1] ** -0.5, None, None)
+        if layout.k_spans is None:
+            return found
+        out[corner.batch, :, corner.rows], lse[corner.batch, :, corner.rows] = found
+    return out, lse
+
+
+def attend_cached(inputs: Inputs, cache: Cache, layout: Layout) -> tuple[Tensor, Tensor]:
+    """attend of new queries over the keys in the cache."""
+    q = inputs.q
+    keys = [
+        (cache.k["kv"], cache.v["kv"]),
+    ]
+    t = attend_reads(
+        q.shape[1],
+        inputs.doc,
+    )
+    if uses_kernels(q):
+        paged = Paged(cache.page_table, cache.page or 0, cache.capacity)
+        run = attend_kernel_decode if q.shape[2] == 1 else attend_kernel_forward
+        return run(q, keys, layout, t, paged=paged)
+    out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
+    for corner in corners(q, keys[0][0], layout):
+        own = attend_reads_of(t, corner.sequences, None)
+        places = attend_places(corner, q.shape[2])
+        s = corner.sequences.start
+        gathered = [(cache.rows(k, s, at), cache.rows(v, s, at)) for (k, v), at in zip(keys, places, strict=True)]
+        parts = attend_parts(q.shape[1], gathered, corner, own)
+        if q.shape[2] == 1:
+            parts = [selected(part, at) for part, at in zip(parts, places, strict=True)]
+        out[s : s + 1], lse[s : s + 1] = sparse_forward(
+            q[s : s + 1], parts, Logits(q.shape[-1] ** -0.5, None, corner.q_origin), None
+        )
+    return out, lse
+
+
+def attend_places(corner: Corner, rows: int) -> list[Tensor]:
+    """For each stream the positions that are read: of one query only those that it may see."""
+    if rows > 1:
+        return [torch.arange(corner.length)] * 1
+    return [
+        positions_of(attend_decode_visits(corner.q_origin, corner.length), corner),
+    ]
