@@ -16,7 +16,7 @@ ALLOWED_IN: dict[tuple[str, str, int, str, int], int] = {
 }
 
 # What remains elsewhere is 2 to 21 local loads and stores beside hundreds of matrix instructions, in the masked loop of
-# patterns that read tensors or walk several ranges; a smaller tile would cost more. `test_hopper` allows its kernels none.
+# patterns that read tensors or walk several ranges; a smaller tile would cost more. `test_hopper` allows none.
 FEW = 32
 
 _STEPS = (64, 128, 192, 256)
