@@ -8,8 +8,8 @@
 from __future__ import annotations
 
 from spdsl.diagnostics import Diagnostic, SpatError
+from spdsl.version import __version__
 
-__version__ = "0.1.0"
 __all__ = ["Diagnostic", "SpatError", "__version__", "check", "compile", "load"]
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 
-from spdsl import __version__
 from spdsl.codegen.copy import device_files, device_text, merged_imports
 from spdsl.codegen.prune import prune
 from spdsl.codegen.texts import ModuleText, SoftmaxText, camel
 from spdsl.diagnostics import Source
 from spdsl.resources import folder
+from spdsl.version import __version__
 
 LINE = 120
 PUBLIC = frozenset({"attention", "reference", "prefill", "decode", "Cache", "example_inputs", "use_tables"})
