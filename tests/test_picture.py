@@ -26,7 +26,7 @@ from spdsl.syntax.parse import parse
 
 WINDOW = "pattern window { param n = 8 causal return attend(sliding(n)) }"
 BY_HEAD = """pattern by_head { heads query = 4, kv = 2
-  causal wide = tensor(kv_head, bool) return attend(sliding(1) | where(wide[h] == 1)) }"""
+  causal broad = tensor(kv_head, bool) return attend(sliding(1) | where(broad[h] == 1)) }"""
 
 
 def pattern(text: str) -> Pattern:
@@ -69,7 +69,7 @@ def test_heads_that_differ_are_drawn_and_no_others() -> None:
     assert [sketch.head for sketch in found] == [0, 2]
     assert found[0].seen == 32
     assert found[1].seen == 32 * 33 // 2
-    assert notes == ["wide: 0 and 1 in turns"]
+    assert notes == ["broad: 0 and 1 in turns"]
 
 
 def test_every_softmax_and_stream_has_its_picture() -> None:
@@ -83,12 +83,12 @@ def test_every_softmax_and_stream_has_its_picture() -> None:
 @pytest.mark.parametrize(
     "declared, test, note",
     [
-        ("x = tensor(token, int)", "x[q] == x[k]", "x: four documents of unequal length"),
-        ("x = tensor(token, bool)", "x[k] == 1", "x: four marked tokens"),
-        ("x = tensor(token)", "x[k] < 0.5", "x: a rise from 0 to 1"),
-        ("x = tensor(int)", "q - k < x", "x: 25"),
-        ("x = tensor(head, token, bool)", "x[h][k] == 1", "x: four marked tokens"),
-        ("x = tensor(head, 3, int)", "x[h][k % 3] == 1", "x: 0 and 1 in turns"),
+        ("note = tensor(token, int)", "note[q] == note[k]", "note: four documents of unequal length"),
+        ("note = tensor(token, bool)", "note[k] == 1", "note: four marked tokens"),
+        ("note = tensor(token)", "note[k] < 0.5", "note: a rise from 0 to 1"),
+        ("note = tensor(int)", "q - k < note", "note: 25"),
+        ("note = tensor(head, token, bool)", "note[h][k] == 1", "note: four marked tokens"),
+        ("note = tensor(head, 3, int)", "note[h][k % 3] == 1", "note: 0 and 1 in turns"),
     ],
 )
 def test_example_values_are_told_and_show_something(declared: str, test: str, note: str) -> None:
