@@ -174,13 +174,13 @@ WORDS = st.sampled_from(
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_random_bytes_get_codes(data: bytes) -> None:
     assert all(code[0] == "E" for code in codes(data))
 
 
 @given(st.lists(WORDS, max_size=80), st.sampled_from(["", " ", "\n"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_random_words_get_codes(words: list[str], between: str) -> None:
     text = between.join(words)
     found = codes(text)
@@ -189,7 +189,7 @@ def test_random_words_get_codes(words: list[str], between: str) -> None:
 
 
 @given(st.lists(WORDS, max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_random_items_leave_the_pattern_after_them_alone(words: list[str]) -> None:
     soup = " ".join(word for word in words if word not in ("pattern", "\r", "\x00", "#"))
     report = Report(Source(f"pattern first {{ {soup} }}\npattern second {{ causal return all }}"))
