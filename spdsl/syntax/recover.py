@@ -67,7 +67,8 @@ class Driver:
 
     def _opens_item(self) -> bool:
         token = self.tokens[self.at]
-        if token.type == "PATTERN" or (token.type in _KEYWORDS and not self.open):
+        titled = self._kind_before(self.at) == "PATTERN"  # `pattern causal` names a pattern, it opens no item
+        if token.type == "PATTERN" or (token.type in _KEYWORDS and not self.open and not titled):
             return True
         return token.type == "NAME" and not self.open and self._kind_before(self.at) in _BEFORE_ITEM
 
