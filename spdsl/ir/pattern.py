@@ -7,11 +7,14 @@ so that all sets are one kind of thing: a Boolean over `q`, `k`, `h`, `length` a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+import sympy
+
 from spdsl.diagnostics import Span
-from spdsl.ir.symbols import Boolean, Expr
+from spdsl.ir.symbols import Boolean, Expr, lookup_name, lookups
 
 
 class Phase(Enum):
@@ -47,6 +50,18 @@ class Query:
     span: Span | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Compress:
+    """Entries made of the tokens of another stream: one for each cell of the grid, from K and from V apart.
+
+    `by` is how a cell becomes an entry: `mean`, `max`, `weighted`, `mlp`, or `softmax` of the keys of `logits`.
+    """
+
+    source: str  # a stream on the token grid
+    by: str
+    logits: str | None = None
+
+
 class Values(Enum):
     """Where a stream's V comes from: an argument of its own, the first v columns of K, or nowhere."""
 
@@ -57,7 +72,10 @@ class Values(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Entries on a grid: arguments `k_name` [B, heads, M, qk] and `v_name` [B, heads, M, v] (`k`, `v` for `kv`)."""
+    """Entries on a grid: arguments `k_name` [B, heads, M, qk] and `v_name` [B, heads, M, v] (`k`, `v` for `kv`).
+
+    With `compress` they are computed from another stream and no arguments.
+    """
 
     name: str
     heads: int | None = None
@@ -66,6 +84,7 @@ class Stream:
     value: Values = Values.OWN
     lanes: int = 1
     grid: Grid = Grid()
+    compress: Compress | None = None
     span: Span | None = field(default=None, compare=False)
 
     @property
@@ -93,11 +112,47 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Weight:
+    """A learned tensor of a compressed stream: argument `name`, no batch, with gradient.
+
+    An axis is a size or `heads`, `qk`, `v` (of the stream) or `hidden` (any size, one per stream and side).
+    """
+
+    name: str  # <stream>_<k or v>_<role>
+    stream: str
+    axes: tuple[str | int, ...]
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A number per (head, query, entry): the logits of a softmax, or its probabilities.
+
+    The softmax may be a branch that a result needs as well, or stand here alone (then only its logits and its
+    log-sum-exp are computed, no output).
+    """
+
+    softmax: Softmax
+    probability: bool
+
+    @property
+    def stream(self) -> str:
+        return self.softmax.terms[0].stream
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """A set that is given or drawn, not computed from positions: units of `unit` keys for tiles of `rows` queries.
+    """A set that is given, drawn or selected, not computed from positions: units of `unit` keys for tiles of `rows`
+    queries.
 
     Its test is `name(scope, q // rows, k // unit) != 0`. `rule` is `given` (argument `name`
-    [B, heads, row tiles, most], unit indices padded with -1) or `random` (`count` units of those visible, by `seed`).
+    [B, heads, row tiles, most], unit indices padded with -1), `random` (`count` units of those visible, by `seed`),
+    `top_k` (the `count` units of highest score) or `threshold` (the units of a score >= `level`, `most` of them).
+
+    A score is reduced over heads, then rows, then the entries of a unit, by `heads_by`, `rows_by` and `unit_by` (`sum`,
+    `mean`, `max`; None where there is nothing to reduce). `sum` over entries weighs each by overlap / stride.
+    `force` and `within` are sets of whole units as tests over the positions q and k: a unit is forced, or a candidate,
+    if any of its tokens passes. Forced units count towards `count`; ties go to the lowest index.
     """
 
     name: str
@@ -108,10 +163,27 @@ class Choice:
     count: int | None = None
     seed: int = 0
     most: int | None = None
+    score: Score | None = None
+    heads_by: str | None = None
+    rows_by: str | None = None
+    unit_by: str | None = None
+    level: float | None = None
+    force: Boolean = sympy.false
+    within: Boolean = sympy.true
     span: Span | None = field(default=None, compare=False)
 
+    @property
+    def selected(self) -> bool:
+        """Computed from a score, unless the caller passes it."""
+        return self.score is not None
 
-Input = Query | Stream | Tensor | Choice
+    @property
+    def capacity(self) -> int | None:
+        """The most units of one list."""
+        return self.count if self.rule == "top_k" else self.most
+
+
+Input = Query | Stream | Tensor | Weight | Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +229,42 @@ Branch = Softmax | Gate | Merge
 
 
 @dataclass(frozen=True, slots=True)
+class Pooled:
+    """A score as a further result: float [B, heads, row tiles, units], heads and reductions as in `Choice`."""
+
+    score: Score
+    unit: int
+    rows: int
+    share: str
+    heads_by: str | None = None
+    rows_by: str | None = None
+    unit_by: str | None = None
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Kl:
+    """KL(target || score) per (head, row) as a further result, [B, heads, N]; its gradient reaches the score only.
+
+    Both are taken as distributions over the entries that the target's softmax sees.
+    """
+
+    target: Pooled
+    score: Pooled
+    span: Span | None = field(default=None, compare=False)
+
+
+Extra = Softmax | Gate | Merge | Pooled | Kl
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """`return branch if condition`; of the phases it covers, the first case whose condition holds answers."""
 
     phases: frozenset[Phase]
     condition: Boolean | None
     branch: Branch
-    extras: tuple[Branch, ...] = ()
+    extras: tuple[Extra, ...] = ()
     span: Span | None = field(default=None, compare=False)
 
 
@@ -187,16 +288,48 @@ class Pattern:
         return next((known for known in self.inputs if isinstance(known, Choice) and known.name == name), None)
 
     def softmaxes(self) -> tuple[Softmax, ...]:
-        """Every softmax once, in the order in which results reach them."""
-        found: dict[str, Softmax] = {}
-        waiting = [branch for case in self.cases for branch in (case.branch, *case.extras)]
+        """Every softmax once, those of scores included, each after what it needs."""
+        steps = [step for case in self.cases for step in self.steps(case)]
+        return tuple(dict.fromkeys(step for step in steps if isinstance(step, Softmax)))
+
+    def steps(self, case: Case) -> tuple[Softmax | Choice, ...]:
+        """What a result computes, in an order in which each step follows what it reads."""
+        found = [step for result in (case.branch, *case.extras) for step in self._steps(result)]
+        return tuple(dict.fromkeys(found))
+
+    def _steps(self, result: Extra) -> Iterator[Softmax | Choice]:
+        match result:
+            case Softmax():
+                for choice in self.choices_of(result):
+                    if choice.score is not None:
+                        yield from self._steps(choice.score.softmax)
+                    yield choice
+                yield result
+            case Gate() | Merge():
+                for branch in result.branches:
+                    yield from self._steps(branch)
+            case Pooled():
+                yield from self._steps(result.score.softmax)
+            case Kl():
+                yield from self._steps(result.target)
+                yield from self._steps(result.score)
+
+    def choices_of(self, softmax: Softmax) -> tuple[Choice, ...]:
+        """The choices that the tests of a softmax look up."""
+        names = [lookup_name(read) for term in softmax.terms for read in lookups(term.test)]
+        return tuple(dict.fromkeys(found for name in names if (found := self.choice(name))))
+
+    def outputs(self, case: Case) -> frozenset[str]:
+        """The softmaxes whose output and log-sum-exp a result is made of; others serve scores only."""
+        waiting: list[Extra] = [case.branch, *case.extras]
+        found = set()
         while waiting:
-            branch = waiting.pop(0)
-            if isinstance(branch, Softmax):
-                found.setdefault(branch.name, branch)
-            else:
-                waiting = [*branch.branches, *waiting]
-        return tuple(found.values())
+            result = waiting.pop()
+            if isinstance(result, Softmax):
+                found.add(result.name)
+            elif isinstance(result, Gate | Merge):
+                waiting += result.branches
+        return frozenset(found)
 
     def cases_of(self, phase: Phase) -> tuple[Case, ...]:
         return tuple(case for case in self.cases if phase in case.phases)
