@@ -22,6 +22,7 @@ from spdsl.passes.aligned import aligned
 from spdsl.passes.check import check as check_meaning
 from spdsl.passes.lower import lower
 from spdsl.passes.partition import partition
+from spdsl.passes.split import split
 from spdsl.syntax.parse import parse
 from spdsl.syntax.tree import FileTree, PatternTree
 
@@ -50,7 +51,7 @@ def stages(source: Source, tree: PatternTree, params: Params, report: Report) ->
     check_meaning(meaning, report)
     report.check()
     yield "pattern", meaning
-    plan = aligned(partition(meaning, source))
+    plan = aligned(partition(split(meaning), source))
     yield "aligned", plan
     yield "plan", plan
     yield "module", rendering.render(context(plan), source, source.text[tree.span.start : tree.span.end])

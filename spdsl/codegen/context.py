@@ -9,9 +9,17 @@ import sympy
 
 from spdsl.codegen.expressions import PYTHON, TORCH, TRITON, expression
 from spdsl.codegen.reads import Reads, extremes
-from spdsl.codegen.texts import CaseText, ModuleText, RangeText, SoftmaxText, SweepText
-from spdsl.ir.pattern import Branch, Case, Choice, Gate, Phase, Query, Softmax, Stream, Tensor
-from spdsl.ir.plan import Form, Plan, Range, SoftmaxPlan, Sweep
+from spdsl.codegen.texts import (
+    CaseText,
+    ChoiceText,
+    EntriesText,
+    ModuleText,
+    RangeText,
+    SoftmaxText,
+    SweepText,
+)
+from spdsl.ir.pattern import Case, Choice, Extra, Gate, Kl, Phase, Pooled, Query, Softmax, Stream, Tensor, Weight
+from spdsl.ir.plan import ChoicePlan, Form, Plan, Range, Role, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
 
 
@@ -20,9 +28,10 @@ def context(plan: Plan) -> ModuleText:
     pattern = plan.pattern
     whole = tuple(_softmax(found) for found in plan.softmaxes)
     by_name = {found.name: found for found in whole}
+    chosen = {found.choice.name: _choice(found, by_name) for found in plan.choices}
     softmaxes = tuple(one for found in whole for one in (found, found.of_class) if one)
     phases = {
-        phase.value: tuple(_case(case, by_name) for case in pattern.cases_of(phase))
+        phase.value: tuple(_case(case, plan, by_name, chosen) for case in pattern.cases_of(phase))
         for phase in Phase
         if pattern.cases_of(phase)
     }
@@ -30,17 +39,19 @@ def context(plan: Plan) -> ModuleText:
     return ModuleText(
         pattern, softmaxes,
         tuple(found for found in pattern.inputs if isinstance(found, Query)),
-        tuple(found for found in pattern.inputs if isinstance(found, Stream)),
+        tuple(found for found in pattern.inputs if isinstance(found, Stream) and found.compress is None),
+        tuple(_entries(found, plan) for found in pattern.inputs if isinstance(found, Stream) and found.compress),
+        tuple(found for found in pattern.inputs if isinstance(found, Weight)),
         tuple(found for found in pattern.inputs if isinstance(found, Tensor)),
-        tuple(found for found in pattern.inputs if isinstance(found, Choice)),
-        len(gates[0].branches) if gates else 0, phases,
+        tuple(found for found in pattern.inputs if isinstance(found, Choice) and not found.selected),
+        tuple(chosen.values()), len(gates[0].branches) if gates else 0, phases,
     )  # fmt: skip
 
 
 def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
     softmax, bias = plan.softmax, plan.softmax.bias
     reads = Reads({source.name: source for source in plan.reads})
-    several = len(plan.sweeps) > 1
+    several, grid = len(plan.sweeps) > 1, plan.sweeps[0].stream.grid
     return SoftmaxText(
         name=plan.name,
         query=softmax.query,
@@ -54,6 +65,9 @@ def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
         bias="" if bias is None else expression(bias, TRITON, reads.triton),
         bias_mask="" if bias is None else expression(bias, TORCH, reads.torch),
         bias_reads=() if bias is None else _float_reads(bias, plan.reads),
+        role=plan.role,
+        units=plan.units,
+        cells=None if grid.is_tokens else (grid.width, grid.stride),
         skip_empty=any(sweep.form is Form.LISTS for sweep in plan.sweeps),
         step=plan.step,
         of_class=_softmax(plan.of_class, is_class=True) if plan.of_class else None,
@@ -112,18 +126,46 @@ def _of_positions(condition: Boolean) -> Boolean:
     return sympy.And(*(part for part in parts if not lookups(part) and H not in part.free_symbols))
 
 
-def _case(case: Case, softmaxes: dict[str, SoftmaxText]) -> CaseText:
-    used: dict[str, SoftmaxText] = {}
-    result = _branch(case.branch, softmaxes, used)
-    extras = tuple(_branch(extra, softmaxes, used) for extra in case.extras)
+def _choice(plan: ChoicePlan, softmaxes: dict[str, SoftmaxText]) -> ChoiceText:
+    choice = plan.choice
+    assert choice.score is not None
+    reads = Reads({source.name: source for source in plan.reads})
+    return ChoiceText(
+        choice, softmaxes[choice.score.softmax.name], choice.score.probability,
+        expression(plan.forced, TRITON, reads.triton), expression(plan.allowed, TRITON, reads.triton),
+        expression(plan.forced, TORCH, reads.torch), expression(plan.allowed, TORCH, reads.torch),
+        plan.first, plan.weights,
+    )  # fmt: skip
+
+
+def _entries(stream: Stream, plan: Plan) -> EntriesText:
+    assert stream.compress is not None
+    inputs = {found.name: found for found in plan.pattern.inputs}
+    source, logits = inputs[stream.compress.source], inputs.get(stream.compress.logits or "")
+    assert isinstance(source, Stream)
+    assert logits is None or isinstance(logits, Stream)
+    weights = tuple(x for x in plan.pattern.inputs if isinstance(x, Weight) and x.stream == stream.name)
+    branches = [found for found in plan.softmaxes if found.role is Role.BRANCH]
+    read = any(sweep.stream.name == stream.name for found in branches for sweep in found.sweeps)
+    return EntriesText(stream, source, logits, weights, read)
+
+
+def _case(case: Case, plan: Plan, softmaxes: dict[str, SoftmaxText], choices: dict[str, ChoiceText]) -> CaseText:
+    steps = plan.pattern.steps(case)
+    named: list[SoftmaxText | ChoiceText] = [
+        choices[step.name] if isinstance(step, Choice) else softmaxes[step.name]
+        for step in steps
+        if isinstance(step, Softmax) or step.selected
+    ]
+    calls = tuple(step for step in named if isinstance(step, ChoiceText) or step.is_computed)
     condition = "" if case.condition is None else expression(case.condition, TORCH, lambda read, _: lookup_name(read))
     uses_length = case.condition is not None and LENGTH in case.condition.free_symbols
-    return CaseText(condition, uses_length, tuple(used.values()), result, extras)
+    return CaseText(condition, uses_length, calls, _branch(case.branch), tuple(_branch(extra) for extra in case.extras))
 
 
-def _branch(branch: Branch, softmaxes: dict[str, SoftmaxText], used: dict[str, SoftmaxText]) -> str:
+def _branch(branch: Extra) -> str:
     if isinstance(branch, Softmax):
-        used.setdefault(branch.name, softmaxes[branch.name])
         return f"{branch.name}_part"
-    parts = ", ".join(_branch(inner, softmaxes, used) for inner in branch.branches)
+    assert not isinstance(branch, Pooled | Kl)  # refused before
+    parts = ", ".join(_branch(inner) for inner in branch.branches)
     return f"gate([{parts}], gates)" if isinstance(branch, Gate) else f"merge([{parts}])"

@@ -66,11 +66,14 @@ def _environment() -> Environment:
 
 def _pieces(s: SoftmaxText) -> dict[str, object]:
     """Pieces of text that several templates of a softmax share."""
-    keys = "None if layout.q_spans is None else corner.keys"
+    tokens = "None if layout.q_spans is None else corner.tokens"
+    cells = f"Cells{s.cells}" if s.cells else ""
     return {
+        "cells": cells,
+        "corners": f"entry_corners(q, layout, {cells})" if cells else "corners(q, layout)",
         "t": ", t" if s.reads else "",
         "reads_class": s.reads_class,
-        "own_reads": f", {s.name}_reads_of(t, corner.sequences, {keys})" if s.reads else "",
+        "own_reads": f", {s.name}_reads_of(t, corner.sequences, {tokens})" if s.reads else "",
         "sink_parameter": f"{s.sink}: Tensor, " if s.sink else "",
         "scale": s.scale or "q.shape[-1] ** -0.5",
         "softcap": s.softcap or None,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from spdsl.ir.pattern import Choice, Pattern, Query, Stream, Tensor
+from spdsl.ir.pattern import Choice, Pattern, Query, Stream, Tensor, Values, Weight
+from spdsl.ir.plan import Role
+
+MOST_RANKED = 256  # a kernel keeps its best units in registers; longer lists are chosen by torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,9 @@ class SoftmaxText:
     step: int
     of_class: SoftmaxText | None
     is_class: bool  # over one residue class: for `attention` only
+    role: Role
+    units: Choice | None  # the choice that its one sweep walks
+    cells: tuple[int, int] | None  # width and stride of its entries, None: tokens
 
     @property
     def reads_class(self) -> str:
@@ -62,13 +68,22 @@ class SoftmaxText:
 
     @property
     def lists(self) -> bool:
-        return any(not sweep.ranges for sweep in self.sweeps)
+        return self.units is None and any(not sweep.ranges for sweep in self.sweeps)
+
+    @property
+    def is_branch(self) -> bool:
+        return self.role is Role.BRANCH
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it has kernels of its own."""
+        return self.role is not Role.LOGITS
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The K and V arguments of its streams."""
+        """The K and V arguments of its streams; where no output is made, K alone."""
         arguments = [(sweep.stream.key_argument, sweep.stream.value_argument) for sweep in self.sweeps]
-        return tuple(name for pair in arguments for name in pair if name)
+        return tuple(name for k, v in arguments for name in (k, v if self.is_branch else None) if name)
 
     @property
     def read_arguments(self) -> tuple[str, ...]:
@@ -79,14 +94,78 @@ class SoftmaxText:
     @property
     def tensors(self) -> tuple[str, ...]:
         """All tensor arguments of its operator, in order."""
-        return ("q", *self.keys, *((self.sink,) if self.sink else ()), *self.read_arguments)
+        units = (self.units.name,) if self.units else ()
+        return ("q", *self.keys, *((self.sink,) if self.sink else ()), *self.read_arguments, *units)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceText:
+    """A selected choice: `forced` and `allowed` over q, k_first and k_last, in Triton and in torch."""
+
+    choice: Choice
+    softmax: SoftmaxText  # whose logits are the score
+    probability: bool
+    forced: str
+    allowed: str
+    forced_mask: str
+    allowed_mask: str
+    first: int
+    weights: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        return self.choice.name
+
+    @property
+    def ranked(self) -> bool:
+        """Whether a kernel can choose, or torch has to."""
+        return self.choice.rows == 1 and (self.choice.capacity or MOST_RANKED + 1) <= MOST_RANKED
+
+    @property
+    def key_argument(self) -> str:
+        return self.softmax.sweeps[0].stream.key_argument
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesText:
+    """A compressed stream: where its keys and values come from."""
+
+    stream: Stream
+    source: Stream
+    logits: Stream | None
+    weights: tuple[Weight, ...]
+    has_values: bool  # some result reads them
+
+    @property
+    def name(self) -> str:
+        return self.stream.name
+
+    @property
+    def cells(self) -> str:
+        return f"Cells({self.stream.grid.width}, {self.stream.grid.stride})"
+
+    @property
+    def sides(self) -> tuple[tuple[str, str, str, str, tuple[str, ...]], ...]:
+        """(k or v, argument, argument of the source, of the logits, weights) of what is computed."""
+        own = self.source.value is Values.OWN and self.has_values
+        return tuple(self._side(side) for side in ("k", "v")[: 1 + own])
+
+    def _side(self, side: str) -> tuple[str, str, str, str, tuple[str, ...]]:
+        logits = ""
+        if self.logits is not None:
+            logits = (self.logits.value_argument if side == "v" else None) or self.logits.key_argument
+        made = (self.stream.key_argument, self.source.key_argument)
+        if side == "v":
+            made = (self.stream.value_argument or "", self.source.value_argument or "")
+        names = tuple(x.name for x in self.weights if x.name.startswith(f"{self.name}_{side}_"))
+        return side, *made, logits, names
 
 
 @dataclass(frozen=True, slots=True)
 class CaseText:
     condition: str  # over `length` and scalars; empty: always
     uses_length: bool
-    calls: tuple[SoftmaxText, ...]  # softmaxes in the order of their use
+    calls: tuple[SoftmaxText | ChoiceText, ...]  # in the order of their use
     result: str  # expression over the names of the softmaxes
     extras: tuple[str, ...]
 
@@ -96,9 +175,12 @@ class ModuleText:
     pattern: Pattern
     softmaxes: tuple[SoftmaxText, ...]
     queries: tuple[Query, ...]
-    streams: tuple[Stream, ...]
+    streams: tuple[Stream, ...]  # of the caller
+    entries: tuple[EntriesText, ...]  # computed from them
+    weights: tuple[Weight, ...]
     tensors: tuple[Tensor, ...]
-    choices: tuple[Choice, ...]
+    choices: tuple[Choice, ...]  # given and drawn: read as maps
+    selected: tuple[ChoiceText, ...]
     gated: int  # branches of the gate, 0: no gate
     phases: dict[str, tuple[CaseText, ...]]
 
@@ -109,7 +191,7 @@ class ModuleText:
         for found in self.pattern.inputs:
             if isinstance(found, Query):
                 names.append(found.name)
-            elif isinstance(found, Stream):
+            elif isinstance(found, Stream) and found.compress is None:
                 names += [name for name in (found.key_argument, found.value_argument) if name]
         return tuple(names)
 
@@ -122,7 +204,13 @@ class ModuleText:
     def prepared(self) -> tuple[str, ...]:
         """What the operators take: as above, with every choice as a map and its first row tile."""
         maps = tuple(name for x in self.choices for name in (x.name, f"{x.name}_first"))
-        return (*self.vectors, *(x.name for x in self.tensors), *maps)
+        return (*self.vectors, *(x.name for x in self.weights), *(x.name for x in self.tensors), *maps)
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """What a call computes before its softmaxes: entries, and the choices that the caller did not pass."""
+        entries = tuple(side[1] for found in self.entries for side in found.sides)
+        return (*entries, *(found.name for found in self.selected))
 
     @property
     def sinks(self) -> frozenset[str]:
@@ -138,7 +226,7 @@ class ModuleText:
 
     @property
     def signature(self) -> str:
-        return ", ".join((*self.vectors, *self.lookups, *(("gates",) if self.gated else ())))
+        return ", ".join((*self.vectors, *(x.name for x in self.weights), *self.lookups, *(("gates",) if self.gated else ())))
 
     @property
     def argument_lines(self) -> str:
@@ -157,7 +245,12 @@ class ModuleText:
             if given.rule == "given":
                 units = f"units of {given.unit} keys, -1 padded"
                 lines.append(f"{given.name} int [B, {heads}, tiles of {given.rows} rows, most]: {units}")
+        lines += [f"{x.name} [{', '.join(map(str, x.axes))}]" for x in self.weights]
         lines += [f"gates [B, Hq, N, {self.gated}]"] if self.gated else []
+        for found in self.selected:
+            heads = q_heads if found.choice.share == "head" else kv_heads
+            units = f"units of {found.choice.unit} keys to use instead of the computed ones, -1 padded"
+            lines.append(f"{found.name} int [B, {heads}, tiles of {found.choice.rows} rows, most]: {units}")
         text = textwrap.fill("; ".join(lines) + ". -> out [B, Hq, N, Dv] in the dtype of q.", 110)
         return textwrap.indent(text, "    ")
 

@@ -5,12 +5,13 @@ Appending reads no length on the host and allocates nothing that a CUDA graph co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from spdsl.device.entries import Cells, entry_count, entry_counts
 from spdsl.device.sequences import expect
 
 
@@ -140,3 +141,97 @@ class CacheStore:
 def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     """[homes, heads, rows, dim], rows a multiple of 16 elements apart: Triton vectorises only over such strides."""
     return torch.zeros(homes, heads, rows, -(-dim // 16) * 16, device=device, dtype=dtype)[..., :dim]
+
+
+class EntryShape(NamedTuple):
+    """A compressed stream: entry i is made of the tokens [i*stride, i*stride + width) of another stream."""
+
+    heads: int
+    qk_dim: int
+    v_dim: int  # 0: no values of its own
+    width: int
+    stride: int
+
+    @property
+    def cells(self) -> Cells:
+        return Cells(self.width, self.stride)
+
+
+class EntryStore(CacheStore):
+    """A cache with compressed streams, too.
+
+    Their entries are never in pages: k[name] [batch, heads, entry_count(capacity) + 1, qk], and v[name] if they have
+    values. The last place is for what has no home and is never read. Which entries are there follows from `lengths`.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        capacity: int,
+        streams: Mapping[str, StreamShape],
+        tokens: Mapping[str, torch.dtype],
+        entries: Mapping[str, EntryShape],
+        *,
+        page: int | None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        page_table: Tensor | None,
+    ) -> None:
+        super().__init__(batch, capacity, streams, tokens, page=page, device=device, dtype=dtype, page_table=page_table)
+        self.entries = dict(entries)
+        for name, shape in entries.items():
+            expect(name not in streams, name, "a name that no stream has", name)
+            expect(min(shape.heads, shape.qk_dim, *shape.cells) > 0, name, "positive heads, dims and cells", shape)
+            rows = entry_count(capacity, shape.cells) + 1
+            self.k[name] = _storage(batch, shape.heads, rows, shape.qk_dim, device, dtype)
+            if shape.v_dim:
+                self.v[name] = _storage(batch, shape.heads, rows, shape.v_dim, device, dtype)
+
+    def entry_lengths(self, name: str) -> Tensor:
+        """The entries of a compressed stream, int32 [batch]."""
+        return entry_counts(self.lengths, self.entries[name].cells)
+
+    def rows_at(self, store: Tensor, positions: Tensor) -> Tensor:
+        """Rows [batch, heads, n, dim] of k[stream] or v[stream] of tokens at positions int64 [batch, n].
+
+        Positions are clamped to the capacity; what stands behind a sequence's length is arbitrary.
+        """
+        home, slot, _ = self._places(positions.clamp(0, self.capacity - 1))
+        return store[home, :, slot].transpose(1, 2)
+
+    def close(
+        self,
+        name: str,
+        source: str,
+        added: int,
+        pool_k: Callable[..., Tensor],
+        pool_v: Callable[..., Tensor] | None = None,
+        *,
+        logits: str | None = None,
+    ) -> None:
+        """Writes the entries of `name` that closed with the last `added` tokens of stream `source`, once appended.
+
+        Pools turn cells [batch, heads, n, width, dim] into entries [batch, heads, n, dim]. With `logits`, a stream on
+        tokens, they are called with its cells as a second argument: its keys for pool_k, and for pool_v its values, or
+        its keys where it has none. The number n depends on `added` only; an entry that was there gets the same value.
+        """
+        shape = self.entries[name]
+        number = torch.arange(-(-added // shape.stride), device=self.lengths.device)
+        entry = entry_counts(self.lengths - added, shape.cells)[:, None] + number
+        positions = entry[:, :, None] * shape.stride + torch.arange(shape.width, device=entry.device)
+        spare = self.k[name].shape[2] - 1
+        slot = torch.where(entry < self.entry_lengths(name)[:, None], entry, spare)
+        sequence = torch.arange(self.batch, device=entry.device)[:, None]
+
+        def cells(store: Tensor) -> Tensor:
+            rows = self.rows_at(store, positions.flatten(1))
+            return rows.reshape(*rows.shape[:2], *positions.shape[1:], rows.shape[3])
+
+        def write(store: Tensor, pool: Callable[..., Tensor], *sources: Tensor) -> None:
+            store[sequence, :, slot] = pool(*(cells(x) for x in sources)).transpose(1, 2).to(store.dtype)
+
+        keys = [self.k[source]] if logits is None else [self.k[source], self.k[logits]]
+        write(self.k[name], pool_k, *keys)
+        if pool_v is not None:
+            values = [self.v[source]] if logits is None else [self.v[source], self.v.get(logits, self.k[logits])]
+            write(self.v[name], pool_v, *values)

@@ -52,6 +52,36 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (128, 4): Config(16, 16, 4, 1),
             (256, 4): Config(16, 16, 8, 1),
         },
+        "units_forward": {
+            (128, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_dq": {
+            (128, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_dkdv": {
+            (128, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_decode": {
+            (128, 2): Config(16, 64, 4, 2),
+            (256, 2): Config(16, 32, 4, 2),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 16, 4, 2),
+        },
+        "select": {
+            (128, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(64, 32, 4, 2),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
@@ -87,6 +117,36 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (64, 4): Config(32, 32, 8, 1),
             (128, 4): Config(16, 16, 4, 1),
             (256, 4): Config(16, 16, 8, 1),
+        },
+        "units_forward": {
+            (128, 2): Config(64, 64, 4, 3),
+            (256, 2): Config(64, 32, 4, 2),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_dq": {
+            (128, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_dkdv": {
+            (128, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_decode": {
+            (128, 2): Config(16, 64, 4, 3),
+            (256, 2): Config(16, 32, 4, 3),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 16, 4, 2),
+        },
+        "select": {
+            (128, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(64, 32, 4, 2),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
@@ -124,6 +184,36 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (128, 4): Config(16, 16, 4, 1),
             (256, 4): Config(16, 16, 8, 1),
         },
+        "units_forward": {
+            (128, 2): Config(64, 64, 4, 3),
+            (256, 2): Config(64, 32, 4, 2),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_dq": {
+            (128, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_dkdv": {
+            (128, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_decode": {
+            (128, 2): Config(16, 64, 4, 3),
+            (256, 2): Config(16, 32, 4, 3),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 16, 4, 2),
+        },
+        "select": {
+            (128, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(64, 32, 4, 2),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
@@ -152,6 +242,36 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (128, 4): Config(32, 32, 4, 1),
             (256, 4): Config(16, 16, 4, 1),
         },
+        "units_forward": {
+            (128, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_dq": {
+            (128, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_dkdv": {
+            (128, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "units_decode": {
+            (128, 2): Config(16, 64, 4, 1),
+            (256, 2): Config(16, 32, 4, 1),
+            (128, 4): Config(16, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
+        "select": {
+            (128, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 16, 4, 1),
+        },
         "decode": {
             (128, 2): Config(16, 64, 4, 1),
             (256, 2): Config(16, 32, 4, 1),
@@ -169,18 +289,18 @@ class Gpu(NamedTuple):
     processors: int
 
 
-_chosen: Gpu | None = None
+_fixed_gpu: Gpu | None = None
 
 
 def use_tables(architecture: str | None, processors: int = 1) -> None:
     """Makes every launch one for that architecture, wherever the tensors lie; with None for theirs, as at first."""
-    global _chosen
-    _chosen = None if architecture is None else Gpu(architecture, processors)
+    global _fixed_gpu
+    _fixed_gpu = None if architecture is None else Gpu(architecture, processors)
 
 
 def gpu_of(device: torch.device) -> Gpu:
-    if _chosen is not None:
-        return _chosen
+    if _fixed_gpu is not None:
+        return _fixed_gpu
     return _properties(device) if device.type == "cuda" else Gpu("sm_90", 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -42,3 +43,9 @@ def expect_gates(gates: Tensor, q: Tensor, branches: int) -> None:
     wanted = [*q.shape[:3], branches]
     fits = isinstance(gates, Tensor) and list(gates.shape) == wanted
     expect(fits, "gates", "shape {}", getattr(gates, "shape", gates), wanted)
+
+
+def example_weight(*sizes: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A learned tensor whose products keep the size of what they multiply."""
+    reduced = sizes[1:-1] if len(sizes) > 2 else sizes[1:]
+    return (torch.randn(sizes, device=device, dtype=torch.float32) / max(1, math.prod(reduced)) ** 0.5).to(dtype)

@@ -113,7 +113,7 @@ def source(q: Tensor, k: Tensor, v: Tensor, sequences: int, layout: Layout, page
 
 
 def call_of(q: Tensor, layout: Layout) -> Call:
-    return Call(q.shape[2], layout.q_spans, layout.q_offset, layout.k_offset)
+    return Call(q.shape[2], layout.keys, layout.q_spans, layout.k_spans, layout.q_offset, layout.k_offset)
 
 
 def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:

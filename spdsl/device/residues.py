@@ -43,8 +43,9 @@ def by_class(
     others = [x.repeat_interleave(step, 0) if x.dim() > 1 and x.shape[0] > 1 else x for x in others]
     longest = -(-layout.longest // step)
     out, lse = of_class(
-        _packed(q, of_q), *(_packed(x, of_k) for x in keys), *others, of_q.spans, of_k.spans, None, None, longest
-    )
+        _packed(q, of_q), *(_packed(x, of_k) for x in keys), *others, of_q.spans, of_k.spans, None, None, longest,
+        keys[0].shape[0] * keys[0].shape[2],
+    )  # fmt: skip
     back = torch.argsort(of_q.order)
     batch, count = q.shape[0], q.shape[2]
     out, lse = out[0].index_select(1, back), lse[0].index_select(1, back)

@@ -37,15 +37,20 @@ class Layout(NamedTuple):
     q_offset: int | None
     k_offset: int | None
     longest: int  # rows, and with spans also keys, of the longest sequence, or more
+    keys: int  # tokens of a batch row of keys
 
 
 class Corner(NamedTuple):
-    """One sequence (or a dense batch of them) as slices, and the positions of its first row and key."""
+    """One sequence (or a dense batch of them) as slices, and the positions of its first row and key.
+
+    `keys` are entries of the stream that is read, `tokens` the tokens that they stand for.
+    """
 
     sequences: slice
     batch: slice
     rows: slice
     keys: slice
+    tokens: slice
     q_origin: int
     k_origin: int
     length: int
@@ -71,7 +76,8 @@ def layout_of(
         expect(whole, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
         expect(cu_seqlens.device == q.device, "cu_seqlens", f"device {q.device}", cu_seqlens.device)
         spans = torch.stack([cu_seqlens[:-1], cu_seqlens[1:] - cu_seqlens[:-1]], 1).int()
-        return Layout(spans, spans, None, None, q.shape[2] if max_seqlen is None else max_seqlen)
+        longest = q.shape[2] if max_seqlen is None else max_seqlen
+        return Layout(spans, spans, None, None, longest, k.shape[2])
     expect(max_seqlen is None, "max_seqlen", "None without cu_seqlens", max_seqlen)
     if lengths is not None:
         expect_tensor("lengths", lengths)
@@ -79,12 +85,13 @@ def layout_of(
         expect(whole, "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
         expect(lengths.device == q.device, "lengths", f"device {q.device}", lengths.device)
         q_spans = _at_the_end(lengths, q.shape[2])
-        return Layout(q_spans, _at_the_end(lengths, k.shape[2]), None, None, max(q.shape[2], k.shape[2]))
+        k_spans, longest = _at_the_end(lengths, k.shape[2]), max(q.shape[2], k.shape[2])
+        return Layout(q_spans, k_spans, None, None, longest, k.shape[2])
     if q_offset is None and k_offset is None:
-        return Layout(None, None, None, None, q.shape[2])
+        return Layout(None, None, None, None, q.shape[2], k.shape[2])
     expect(q_offset is not None and k_offset is not None, "q_offset, k_offset", "both of them", "one")
     expect(k_offset is None or k_offset >= 0, "k_offset", "a position >= 0", k_offset)
-    return Layout(None, None, q_offset, k_offset, q.shape[2])
+    return Layout(None, None, q_offset, k_offset, q.shape[2], k.shape[2])
 
 
 def sizes_of(q: Tensor, k: Tensor, layout: Layout) -> tuple[int, int]:
@@ -101,14 +108,15 @@ def _at_the_end(lengths: Tensor, size: int) -> Tensor:
     return torch.stack([size - counts, counts], 1).int()
 
 
-def corners(q: Tensor, k: Tensor, layout: Layout) -> Iterator[Corner]:
+def corners(q: Tensor, layout: Layout) -> Iterator[Corner]:
     """The sequences one by one; a dense batch is one corner. Reads the spans on the host (CPU tensors)."""
     if layout.k_spans is None:
-        rows, keys = q.shape[2], k.shape[2]
+        rows, keys = q.shape[2], layout.keys
         q_origin = keys - rows if layout.q_offset is None else layout.q_offset
         k_origin = layout.k_offset or 0
         length = _length(q_origin, k_origin, rows, keys)
-        yield Corner(slice(None), slice(None), slice(0, rows), slice(0, keys), q_origin, k_origin, length)
+        tokens = slice(0, keys)
+        yield Corner(slice(None), slice(None), slice(0, rows), tokens, tokens, q_origin, k_origin, length)
         return
     k_spans = layout.k_spans.tolist()
     q_spans = [[0, q.shape[2]]] * len(k_spans) if layout.q_spans is None else layout.q_spans.tolist()
@@ -116,7 +124,7 @@ def corners(q: Tensor, k: Tensor, layout: Layout) -> Iterator[Corner]:
     for s, (q_span, k_span) in enumerate(zip(q_spans, k_spans, strict=True)):
         batch = slice(None) if q.shape[0] == 1 else slice(s, s + 1)
         row_slice, key_slice = slice(q_span[0], sum(q_span)), slice(k_span[0], sum(k_span))
-        yield Corner(slice(s, s + 1), batch, row_slice, key_slice, k_span[1] - q_span[1], 0, k_span[1])
+        yield Corner(slice(s, s + 1), batch, row_slice, key_slice, key_slice, k_span[1] - q_span[1], 0, k_span[1])
 
 
 def _expect_inside(spans: list[list[int]], rows: int, layout: Layout) -> None:

@@ -43,10 +43,12 @@ class Source(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The rows of a call. Row i has position q_offset + i and key j k_offset + j, if given."""
+    """The rows and tokens of a call. Row i has position q_offset + i and token j k_offset + j, if given."""
 
     q_count: int
+    k_count: int
     q_spans: torch.Tensor | None
+    k_spans: torch.Tensor | None
     q_offset: int | None
     k_offset: int | None
 
@@ -196,8 +198,9 @@ def span(spans, s, count):
 
 
 @jit
-def row_origin(call, q_count, k_count):
-    """Position of row 0. By default the last row stands at the last key."""
+def row_origin(call, s, q_count):
+    """Position of row 0. By default the last row stands at the last token."""
+    _, k_count = span(call.k_spans, s, call.k_count)
     origin = k_count - q_count
     if call.q_offset is not None:
         origin = call.q_offset
@@ -391,7 +394,8 @@ def sequence_keys(source, s, h, call, C):
         pages = source.pages + tl.cast(s, tl.int64) * source.page_width
         entry = 0
     head = h // source.GROUP
-    length = origin + count
+    _, tokens = span(call.k_spans, s, call.k_count)
+    length = origin + tokens
     if call.q_offset is not None:  # the part of a longer sequence that this call knows
         length = tl.maximum(length, call.q_offset + call.q_count)
     return Keys(at(source.k, entry, head, start), at(source.v, entry, head, start), pages, origin, count, length)

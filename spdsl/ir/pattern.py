@@ -319,6 +319,14 @@ class Pattern:
         names = [lookup_name(read) for term in softmax.terms for read in lookups(term.test)]
         return tuple(dict.fromkeys(found for name in names if (found := self.choice(name))))
 
+    def probabilities(self) -> frozenset[str]:
+        """The softmaxes whose log-sum-exp a score needs."""
+        scores = [choice.score for choice in self.inputs if isinstance(choice, Choice)]
+        extras = [extra for case in self.cases for extra in case.extras]
+        scores += [extra.score for extra in extras if isinstance(extra, Pooled)]
+        scores += [part.score for extra in extras if isinstance(extra, Kl) for part in (extra.target, extra.score)]
+        return frozenset(score.softmax.name for score in scores if score is not None and score.probability)
+
     def outputs(self, case: Case) -> frozenset[str]:
         """The softmaxes whose output and log-sum-exp a result is made of; others serve scores only."""
         waiting: list[Extra] = [case.branch, *case.extras]

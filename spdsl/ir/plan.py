@@ -19,6 +19,7 @@ class Form(Enum):
 
     RANGES = "ranges"  # bounds computed in the kernel from the corners of the tile
     LISTS = "lists"  # full and partial blocks, listed on the device before the launch
+    UNITS = "units"  # the units that a choice names for each query; a tile visits the union of its queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +54,26 @@ class Sweep:
     line: int  # of the source
 
 
+class Role(Enum):
+    """What a softmax is computed for."""
+
+    BRANCH = "branch"  # output and log-sum-exp
+    LSE = "lse"  # the log-sum-exp alone, for the probabilities of a score
+    LOGITS = "logits"  # nothing: a score recomputes its logits
+
+
 @dataclass(frozen=True, slots=True)
 class SoftmaxPlan:
-    """One normaliser and its sweeps; `reads` are the tensors and choices that its tests and bias look up."""
+    """One normaliser and its sweeps; `reads` are the tensors and choices that its tests and bias look up.
+
+    All its streams lie on one grid. In the form UNITS there is one sweep, and `units` is the choice it walks.
+    """
 
     softmax: Softmax
     sweeps: tuple[Sweep, ...]
     reads: tuple[Tensor | Choice, ...]
+    role: Role = Role.BRANCH
+    units: Choice | None = None
     step: int = 1
     of_class: SoftmaxPlan | None = None
     """With step > 1: the plan over one residue class of the tokens, for calls that hold whole sequences."""
@@ -70,6 +84,22 @@ class SoftmaxPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoicePlan:
+    """How a selected choice is computed: `forced` and `allowed` over q and the first and last key of a unit.
+
+    `weights[i]` is what entry `first + i` of a unit adds to its score, counted in entries from the unit's own first.
+    """
+
+    choice: Choice
+    forced: Boolean
+    allowed: Boolean
+    first: int
+    weights: tuple[float, ...]
+    reads: tuple[Tensor | Choice, ...]  # of the score's softmax
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     pattern: Pattern
     softmaxes: tuple[SoftmaxPlan, ...]
+    choices: tuple[ChoicePlan, ...] = ()

@@ -7,17 +7,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spdsl.ir.pattern import Choice, Pattern
+from spdsl.ir.pattern import Choice, Pattern, Stream, Weight
 from spdsl.ir.pattern import Tensor as TensorInput
-from spdsl.oracle.dense import Sizes
+from spdsl.ir.symbols import Boolean
+from spdsl.oracle.call import Call
+from spdsl.oracle.evaluate import Environment, evaluate
+from spdsl.oracle.sizes import Sizes
 
 _DOCUMENT_ENDS = (0.15, 0.45, 0.8)  # shares of the length: four documents of unequal length
 _MARKED = (0.03, 0.22, 0.5, 0.71)  # places of marked tokens
 _TILES = 3  # units per row tile of a given set
+_ROWS = 64  # row tiles whose forced units are found at once
+_DIM = 16  # head dim and hidden size where the pattern leaves them open
+_SPREAD = 0.1  # standard deviation of weights
 
 
-def example_inputs(pattern: Pattern, sizes: Sizes) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors and given sets of a pattern for one sequence, and a line about each."""
+def example_inputs(
+    pattern: Pattern, sizes: Sizes, *, choices: bool = False, weights: bool = True
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors, given sets and weights of a pattern for one sequence, and a line about each.
+
+    Selected sets are left to their scores; with `choices` lists stand in for them, the forced units and random ones.
+    """
     inputs: dict[str, Tensor] = {}
     notes: list[str] = []
     for found in pattern.inputs:
@@ -25,6 +36,10 @@ def example_inputs(pattern: Pattern, sizes: Sizes) -> tuple[dict[str, Tensor], l
             inputs[found.name], what = _tensor(found, sizes)
         elif isinstance(found, Choice) and found.rule == "given":
             inputs[found.name], what = _units(found, pattern.causal, sizes)
+        elif isinstance(found, Choice) and found.selected and choices:
+            inputs[found.name], what = _selected(pattern, found, inputs, sizes)
+        elif isinstance(found, Weight) and weights:
+            inputs[found.name], what = _weight(pattern, found, sizes)
         else:
             continue
         notes.append(f"{found.name}: {what}")
@@ -75,3 +90,46 @@ def _units(choice: Choice, causal: bool, sizes: Sizes) -> tuple[Tensor, str]:
     open_units = (last // choice.unit + 1).clamp(max=units) if causal else torch.full_like(last, units)
     shares = torch.rand(1, heads, tiles, width, generator=torch.Generator().manual_seed(0))
     return (shares * open_units).long(), f"{width} random units of {choice.unit} keys per tile of {choice.rows} queries"
+
+
+def _weight(pattern: Pattern, weight: Weight, sizes: Sizes) -> tuple[Tensor, str]:
+    """[*axes], normal, the same at every call."""
+    stream = pattern.input(weight.stream)
+    assert isinstance(stream, Stream)
+    known = {
+        "heads": stream.heads or sizes.kv_heads,
+        "qk": stream.qk or pattern.qk_dim or _DIM,
+        "v": stream.v or pattern.v_dim or _DIM,
+        "hidden": _DIM,
+    }
+    shape = [known[axis] if isinstance(axis, str) else axis for axis in weight.axes]
+    make = torch.Generator().manual_seed(sum(weight.name.encode()))
+    return _SPREAD * torch.randn(shape, generator=make, dtype=torch.float64), f"normal, {_SPREAD} wide"
+
+
+def _selected(pattern: Pattern, choice: Choice, inputs: dict[str, Tensor], sizes: Sizes) -> tuple[Tensor, str]:
+    """The forced units of each tile of rows and random ones up to the capacity, [1, heads, row tiles, n]."""
+    heads = sizes.heads if choice.share == "head" else sizes.kv_heads
+    around = Call(pattern, inputs, sizes).around()
+    make = torch.Generator().manual_seed(0)
+    last = (sizes.first_tile(choice.rows) + 1 + torch.arange(sizes.tiles(choice.rows))) * choice.rows - 1
+    width = min(choice.capacity or _TILES, sizes.units(choice.unit))
+    found = []
+    for rows in torch.split(last, _ROWS):
+        forced, allowed = (_any(test, choice, around, rows) for test in (choice.force, choice.within))
+        starts = torch.arange(forced.shape[1]) * choice.unit
+        allowed = allowed & (starts <= rows.unsqueeze(1)) if pattern.causal else allowed
+        # 2 for a forced unit, less than 1 for any other, -1 for what is no candidate.
+        rank = torch.rand(heads, *forced.shape, generator=make).masked_fill(forced, 2).masked_fill(~allowed, -1)
+        best = rank.sort(dim=2, descending=True, stable=True)
+        found.append(best.indices[..., :width].masked_fill(best.values[..., :width] < 0, -1))
+    lists = torch.cat(found, 1).unsqueeze(0)
+    return lists, f"the forced and random units of {choice.unit} keys, {width} at most, in place of the best"
+
+
+def _any(test: Boolean, choice: Choice, around: Environment, rows: Tensor) -> Tensor:
+    """Units any token of which passes for head 0: bool [rows, units]."""
+    symbols = {**around.symbols, "q": rows.view(1, 1, -1, 1), "h": torch.zeros(1, 1, 1, 1, dtype=torch.long)}
+    keys = around.symbols["k"].shape[3]
+    passed = evaluate(test, Environment(symbols, around.tables, around.heads)).expand(1, 1, len(rows), keys)[0, 0]
+    return torch.stack([part.any(1) for part in torch.split(passed, choice.unit, 1)], 1)

@@ -1,4 +1,7 @@
-"""Masks in small: how many pairs of each tile are visible, found row block by row block, never as one N x N matrix."""
+"""Masks in small: how many pairs of each tile are visible, found row block by row block, never as one N x N matrix.
+
+An entry of a compressed stream is drawn as the `stride` tokens from its first one on.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from spdsl.ir.pattern import Choice, Pattern, Softmax, Term
+from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Term
 from spdsl.ir.symbols import lookup_name, lookups
 from spdsl.oracle.dense import Sizes, environment
 from spdsl.oracle.evaluate import Environment, evaluate
@@ -31,6 +34,7 @@ class Sketch:
     counts: Tensor
     pairs: Tensor
     possible: int  # pairs that a dense pattern would visit
+    stride: int = 1  # columns of one entry
 
     def states(self) -> Tensor:
         """0 empty, 1 partial, 2 full, per tile."""
@@ -43,7 +47,8 @@ class Sketch:
 
     @property
     def seen(self) -> int:
-        return int(self.counts.sum())
+        """Visible pairs of a query and an entry."""
+        return int(self.counts.sum()) // self.stride
 
     @property
     def sparsity(self) -> float:
@@ -55,11 +60,12 @@ def sketches(pattern: Pattern, length: int) -> tuple[list[Sketch], list[str]]:
     """A sketch per softmax, stream and differing head (two at most), and what the example values are."""
     heads = pattern.query_heads or 2 * (pattern.kv_heads or 2)
     kv_heads = pattern.kv_heads or max(1, heads // 2 if heads % 2 == 0 else heads)
-    inputs, notes = example_inputs(pattern, sizes := Sizes(1, heads, kv_heads, length, length, 0, 0))
-    around = environment(pattern, inputs, sizes)
+    sizes = Sizes(1, heads, kv_heads, length, length, 0, 0)
+    inputs, notes = example_inputs(pattern, sizes, choices=True, weights=False)
     found = []
     for softmax in pattern.softmaxes():
         for term in softmax.terms:
+            around = environment(pattern, inputs, sizes, term.stream)
             name = _name(pattern, softmax, term)
             for head in _heads(pattern, term, around, length):
                 found.append(_sketch(pattern, term, name, head, around, length))
@@ -89,22 +95,37 @@ def _reads_choice(pattern: Pattern, term: Term) -> bool:
 
 
 def _block(test: sympy.Basic, around: Environment, rows: Tensor, head: int) -> Tensor:
-    """The mask of one head for some query positions: bool [rows, keys]."""
+    """The mask of one head for some query positions: bool [rows, entries]."""
     symbols = {**around.symbols, "q": rows.view(1, 1, -1, 1), "h": torch.tensor(head).view(1, 1, 1, 1)}
     found = evaluate(test, replace(around, symbols=symbols))
     return found.expand(1, 1, len(rows), around.symbols["k"].shape[3])[0, 0]
 
 
 def _sketch(pattern: Pattern, term: Term, name: str, head: int | None, around: Environment, length: int) -> Sketch:
+    stride = _stride(pattern, term)
     step, tile = _power_of_two(-(-length // _PIXELS)), min(64, max(1, _power_of_two(length // 16 + 1) // 2))
     masks, counts = [], []
     for first in range(0, length, _ROWS):
         block = _block(term.test, around, torch.arange(first, min(length, first + _ROWS)), head or 0).long()
+        block = _spread(block, stride, length)
         masks.append(_summed(block, step) > 0)
         counts.append(_summed(block, tile))
     side = _summed(torch.ones(length, 1, dtype=torch.long), tile)[:, 0]
     possible = length * (length + 1) // 2 if pattern.causal else length * length
-    return Sketch(name, head, torch.cat(masks), step, tile, torch.cat(counts), side[:, None] * side, possible)
+    return Sketch(name, head, torch.cat(masks), step, tile, torch.cat(counts), side[:, None] * side, possible, stride)
+
+
+def _stride(pattern: Pattern, term: Term) -> int:
+    stream = pattern.input(term.stream)
+    return stream.grid.stride if isinstance(stream, Stream) else 1
+
+
+def _spread(block: Tensor, stride: int, length: int) -> Tensor:
+    """Entries as columns of tokens: [rows, entries] -> [rows, length]."""
+    if block.shape[1] == length:
+        return block
+    columns = block.repeat_interleave(stride, 1)[:, :length]
+    return torch.nn.functional.pad(columns, (0, length - columns.shape[1]))
 
 
 def _power_of_two(x: int) -> int:

@@ -8,8 +8,9 @@ from itertools import combinations
 import sympy
 
 from spdsl.diagnostics import Report
-from spdsl.ir.pattern import Branch, Gate, Merge, Pattern, Softmax, Stream, Term
+from spdsl.ir.pattern import Branch, Gate, Kl, Merge, Pattern, Pooled, Softmax, Stream, Term
 from spdsl.ir.symbols import K, Q
+from spdsl.passes.choices import check_choices
 from spdsl.passes.disjuncts import MOST_CONJUNCTS, TooComplex, disjuncts
 
 
@@ -20,13 +21,16 @@ def check(pattern: Pattern, report: Report) -> None:
             _simple_enough(term, report)
     if report.failed:
         return
+    check_choices(pattern, report)
     for softmax in pattern.softmaxes():
         _disjoint_streams(pattern, softmax, report)
     for case in pattern.cases:
         for branch in (case.branch, *case.extras):
+            if isinstance(branch, Pooled | Kl):
+                continue
             _disjoint_merges(branch, report)
             if pattern.causal:
-                _first_query(branch, report)
+                _first_query(pattern, branch, report)
 
 
 def _simple_enough(term: Term, report: Report) -> None:
@@ -104,14 +108,17 @@ def _disjoint_terms(merge: Merge, a: Term, b: Term, report: Report) -> None:
         report.warning("E304", message, merge.span, "not provably disjoint", hint=hint)
 
 
-def _first_query(branch: Branch, report: Report) -> None:
+def _first_query(pattern: Pattern, branch: Branch, report: Report) -> None:
     """With `causal`, query 0 may see key 0 alone: a set without that pair leaves the first queries empty."""
     if isinstance(branch, Gate):
         for inner in branch.branches:
-            _first_query(inner, report)
+            _first_query(pattern, inner, report)
         return
     softmaxes = [branch] if isinstance(branch, Softmax) else list(_softmaxes(branch))
-    first = [term.test.xreplace({Q: sympy.S.Zero, K: sympy.S.Zero}) for softmax in softmaxes for term in softmax.terms]
+    terms = [term for softmax in softmaxes for term in softmax.terms]
+    if not all(_on_tokens(pattern, term) for term in terms):  # no cell is closed yet: that is what cells are
+        return
+    first = [term.test.xreplace({Q: sympy.S.Zero, K: sympy.S.Zero}) for term in terms]
     if any(softmax.sink for softmax in softmaxes) or sympy.Or(*first) is not sympy.false:
         return
     report.warning(

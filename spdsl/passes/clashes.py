@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spdsl.ir.pattern import Choice, Input, Query, Softmax, Stream, Tensor
+from spdsl.ir.pattern import Choice, Input, Query, Softmax, Stream, Tensor, Weight
 from spdsl.passes.names import Names
 
 # Names in the functions of a module that take the inputs as arguments.
@@ -34,7 +34,9 @@ KERNEL_WORDS = ARGUMENT_WORDS | frozenset(
     """.split()
 )
 # A softmax `block` would bring a second `block_lists`.
-PREFIX_WORDS = frozenset("block dense gather plain row scatter sequence sparse visit".split())
+PREFIX_WORDS = frozenset(
+    "block dense dot entries entry gather packed plain row scatter sequence sparse unit units visit".split()
+)
 # Second parts of the definitions of a softmax: with one of them in its name, a second softmax could meet the first's.
 TAIL_WORDS = frozenset(
     """
@@ -76,7 +78,9 @@ def _arguments(found: Input) -> Iterator[str]:
 
 
 def _refuse(names: Names, found: Input, why: str) -> None:
-    what = {Query: "a query", Stream: "a stream", Tensor: "a tensor", Choice: "a set of the caller"}[type(found)]
+    what = {
+        Query: "a query", Stream: "a stream", Tensor: "a tensor", Weight: "a weight", Choice: "a set of the caller",
+    }[type(found)]  # fmt: skip
     names.report.error(
         "E104", f"`{found.name}` cannot name {what}", found.span, "taken", note=why, hint="choose another name"
     )

@@ -8,19 +8,20 @@ from typing import Any
 import sympy
 
 from spdsl.diagnostics import did_you_mean
-from spdsl.ir.pattern import Gate, Merge, Query, Softmax, Stream, Tensor
-from spdsl.passes import arithmetic
+from spdsl.ir.pattern import Gate, Kl, Merge, Pooled, Query, Score, Softmax, Stream, Tensor
+from spdsl.passes import arithmetic, grains
 from spdsl.passes.names import Names
 from spdsl.primitives.attend import on_stream
 from spdsl.primitives.planned import PLANNED
 from spdsl.primitives.registry import WORDS
-from spdsl.primitives.word import REQUIRED, Kind, Parameter, Scope, SetValue, Word
+from spdsl.primitives.word import REQUIRED, UNIT_OF_CHOICE, Cells, Kind, Parameter, Scope, SetValue, Word
 from spdsl.syntax import tree
 
 AXES = ("head", "kv_head", "query", "token", "float", "int", "bool")
 _TYPES: dict[Kind, type | tuple[type, ...]] = {
     Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor,
-    Kind.BRANCH: (Softmax, Gate, Merge),
+    Kind.BRANCH: (Softmax, Gate, Merge), Kind.SCORE: Score, Kind.VECTORS: (Stream, Query),
+    Kind.RESULT: (Softmax, Gate, Merge, Score, Pooled, Kl),
 }  # fmt: skip
 
 
@@ -41,6 +42,8 @@ def kind_of(names: Names, expr: tree.Expr) -> Kind:
             return Kind.SET if isinstance(base, Stream) or _is_kv(expr.base) else Kind.ELEMENT
         case tree.Unary():
             return kind_of(names, expr.operand)
+        case tree.Binary() if Kind.SCORE in (kind_of(names, expr.left), kind_of(names, expr.right)):
+            return Kind.SCORE
         case tree.Binary() if expr.operator in ("|", "&", "-"):
             return kind_of(names, expr.left)
     return Kind.NUMBER
@@ -62,23 +65,30 @@ def evaluate(names: Names, expr: tree.Expr, parameter: Parameter, binding: str |
         case Kind.CONDITION:
             return arithmetic.condition(names, expr)
         case Kind.CHOICE:
-            return _choice(names, expr, parameter)
+            return grains.word(names, expr, parameter)
         case Kind.AXIS:
             if isinstance(expr, tree.Name) and expr.text in AXES:
                 return expr.text
             return arithmetic.size(names, expr, 1, "an axis")
-        case Kind.SET:
+        case Kind.SET | Kind.UNITS:
             return _set(names, expr, binding)
+        case Kind.CELLS:
+            return _cells(names, expr, parameter)
+        case Kind.GRAIN:
+            return grains.grain(names, expr, parameter)
     return _bound_value(names, expr, parameter.kind, binding)
 
 
-def _choice(names: Names, expr: tree.Expr, parameter: Parameter) -> str | None:
-    if isinstance(expr, tree.Name) and expr.text in parameter.words:
-        return expr.text
-    allowed = ", ".join(f"`{word}`" for word in parameter.words)
-    hint = did_you_mean(expr.text, parameter.words, expr.span) if isinstance(expr, tree.Name) else None
-    names.report.error("E202", f"`{parameter.name}` is one of {allowed}", expr.span, "not one of them", hint=hint or "")
-    return None
+def _cells(names: Names, expr: tree.Expr, parameter: Parameter) -> Cells | None:
+    """`mean` and its like, or `softmax(stream)`: another thing than the score of that name."""
+    if isinstance(expr, tree.Call) and expr.function.text == "softmax" and len(expr.arguments) == 1:
+        logits = _bound_value(names, expr.arguments[0].value, Kind.STREAM, None)
+        return logits and Cells("softmax", logits.name)
+    if isinstance(expr, tree.Call) and expr.function.text not in WORDS:
+        _unknown_word(names, expr)
+        return None
+    named = grains.word(names, expr, parameter)
+    return None if named is None else Cells(named)
 
 
 def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None) -> Any:
@@ -87,6 +97,9 @@ def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None)
         found: Any = names.find(expr)
     elif isinstance(expr, tree.Call):
         found = call(names, expr, binding)
+    elif kind in (Kind.SCORE, Kind.RESULT) and kind_of(names, expr) is Kind.SCORE:
+        names.report.error("E105", "arithmetic of scores is not built yet", expr.span, "specified, but not built")
+        return None
     else:
         names.report.error("E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}")
         return None
@@ -96,8 +109,13 @@ def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None)
 def _of_kind(names: Names, found: Any, kind: Kind, expr: tree.Expr) -> Any:
     if found is None or isinstance(found, _TYPES[kind]):
         return found
-    is_branch = kind is Kind.BRANCH and isinstance(found, SetValue)
-    hint = "attend to the set: `attend(...)`" if is_branch else ""
+    hint = ""
+    if kind in (Kind.BRANCH, Kind.RESULT) and isinstance(found, SetValue):
+        hint = "attend to the set: `attend(...)`"
+    elif kind is Kind.SCORE and isinstance(found, Softmax):
+        hint = "take its probabilities: `mass(...)`"
+    elif kind is Kind.SCORE and isinstance(found, Stream):
+        hint = "take its logits: `dot(...)`"
     names.report.error("E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}", hint=hint)
     return None
 
@@ -167,13 +185,17 @@ def call(names: Names, expr: tree.Call, binding: str | None) -> Any:
     arguments = _arguments(names, word, expr)
     if arguments is None:
         return None
-    scope = Scope(
-        binding or names.fresh(word.name), expr.span, names.inputs, names.query_heads, names.kv_heads, names.causal,
+    return word.build(scope_of(names, binding or names.fresh(word.unnamed or word.name), expr), **arguments)
+
+
+def scope_of(names: Names, name: str, expr: tree.Expr) -> Scope:
+    """What the build of a value called `name` may ask for; its errors lie at `expr`."""
+    return Scope(
+        name, expr.span, names.inputs, names.query_heads, names.kv_heads, names.causal,
         lambda code, message, hint: names.report.error(
             names.out_of_domain(expr) if code == "E203" else code, message, expr.span, hint=hint
         ),
     )  # fmt: skip
-    return word.build(scope, **arguments)
 
 
 def _unknown_word(names: Names, expr: tree.Call) -> None:
@@ -184,8 +206,7 @@ def _unknown_word(names: Names, expr: tree.Call) -> None:
             f"`{text}` is not built yet",
             span,
             PLANNED[text],
-            note="the language specifies it; this version compiles patterns whose key sets are known from positions,"
-            " tensors and given lists",
+            note="the language specifies it; docs/language.md says what is built",
         )
         return
     hint = did_you_mean(text, {*WORDS, *PLANNED}, span)
@@ -202,23 +223,12 @@ def _unknown_word(names: Names, expr: tree.Call) -> None:
 def _arguments(names: Names, word: Word, expr: tree.Call) -> dict[str, Any] | None:
     """Each parameter's value; None after an error."""
     values: dict[str, Any] = {}
-    parameters = {parameter.name: parameter for parameter in word.parameters}
-    places = list(word.parameters)
-    failed = False
-    for argument in expr.arguments:
-        parameter = parameters.get(argument.name.text) if argument.name else (places[0] if places else None)
-        if parameter is None or (parameter.name in values and not parameter.many):
-            _wrong_argument(names, word, argument, list(parameters))
-            failed = True
-            continue
-        value = evaluate(names, argument.value, parameter)
-        failed |= value is None
-        if parameter.many:
-            values[parameter.name] = (*values.get(parameter.name, ()), value)
-        else:
-            values[parameter.name] = value
-            places.remove(parameter)
-    for parameter in parameters.values():
+    placed, failed = _placed(names, word, expr)
+    for parameter, value in sorted(placed, key=lambda pair: pair[0].kind is Kind.UNITS):
+        found = _argument(names, word, parameter, value, values)
+        failed |= found is None
+        values[parameter.name] = (*values.get(parameter.name, ()), found) if parameter.many else found
+    for parameter in word.parameters:
         if parameter.name in values:
             continue
         if parameter.default is REQUIRED and not failed:
@@ -230,8 +240,37 @@ def _arguments(names: Names, word: Word, expr: tree.Call) -> dict[str, Any] | No
                 note=f"{word.name}: {word.summary}",
             )
             failed = True
-        values[parameter.name] = parameter.default
+        values[parameter.name] = names.unit if parameter.default is UNIT_OF_CHOICE else parameter.default
     return None if failed else values
+
+
+def _placed(names: Names, word: Word, expr: tree.Call) -> tuple[list[tuple[Parameter, tree.Expr]], bool]:
+    """Which parameter each argument is for, and whether one is for none."""
+    parameters = {parameter.name: parameter for parameter in word.parameters}
+    places = list(word.parameters)
+    placed: list[tuple[Parameter, tree.Expr]] = []
+    failed = False
+    for argument in expr.arguments:
+        parameter = parameters.get(argument.name.text) if argument.name else (places[0] if places else None)
+        if parameter is None or (parameter not in places and not parameter.many):
+            _wrong_argument(names, word, argument, list(parameters))
+            failed = True
+            continue
+        placed.append((parameter, argument.value))
+        if not parameter.many:
+            places.remove(parameter)
+    return placed, failed
+
+
+def _argument(names: Names, word: Word, parameter: Parameter, value: tree.Expr, before: dict[str, Any]) -> Any:
+    """One argument. A set of units stands last, when the unit is known that it counts."""
+    if parameter.kind is not Kind.UNITS or word.unit is None:
+        return evaluate(names, value, parameter)
+    outer, names.unit = names.unit, word.unit(names.inputs, before)
+    try:
+        return evaluate(names, value, parameter)
+    finally:
+        names.unit = outer
 
 
 def _wrong_argument(names: Names, word: Word, argument: tree.Argument, known: list[str]) -> None:
@@ -245,6 +284,11 @@ def _wrong_argument(names: Names, word: Word, argument: tree.Argument, known: li
         )
         return
     text = argument.name.text
+    if text in word.planned:
+        names.report.error(
+            "E105", f"`{text}` of `{word.name}` is not built yet", argument.name.span, "specified, but not built"
+        )
+        return
     message = f"`{text}` is given twice" if text in known else f"`{word.name}` has no parameter `{text}`"
     names.report.error(
         "E202",

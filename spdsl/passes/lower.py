@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 
-import sympy
-
 from spdsl.diagnostics import Applicability, Hint, Report, Span, did_you_mean
-from spdsl.ir.pattern import ALL_PHASES, Case, Choice, Pattern, Phase, Query, Softmax, Stream, Tensor
-from spdsl.ir.symbols import Boolean, lookups
+from spdsl.ir.pattern import Case, Choice, Input, Pattern, Query, Softmax, Stream, Weight
 from spdsl.passes import arithmetic
 from spdsl.passes.clashes import clashes
 from spdsl.passes.evaluate import call, evaluate, kind_of
-from spdsl.passes.names import Names, mentioned
+from spdsl.passes.names import Names
+from spdsl.passes.results import lone_extras, results, uncovered_phases
+from spdsl.passes.split import parts
 from spdsl.primitives.planned import PLANNED
 from spdsl.primitives.word import Kind, Parameter
 from spdsl.syntax import tree
 
-_PHASES: dict[str, Boolean] = {phase.value: sympy.Symbol(phase.value, bool=True) for phase in Phase}
 _HEADS = ("query", "kv")
 _DIMS = ("qk", "v")
 
@@ -40,7 +39,7 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
             case tree.Policy():
                 _policy(names, item)
             case tree.Result():
-                cases += _results(names, item, cases)
+                cases += results(names, item, cases)
     if not any(isinstance(item, tree.Result) for item in pattern.items):
         report.error(
             "E301",
@@ -49,16 +48,17 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
             "no `return`",
             hint="end it with `return attend(...)`",
         )
-    _lone_extras(report, cases)
-    clashes(names, _softmaxes(cases))
-    if report.failed:
-        return None
-    _unused(names)
-    _uncovered_phases(names, pattern, cases)
-    return Pattern(
+    lone_extras(report, cases)
+    meaning = Pattern(
         pattern.name.text, pattern.comment, names.query_heads, names.kv_heads, names.qk_dim, names.v_dim,
         tuple(names.params.items()), names.causal, _ordered_inputs(names), tuple(cases),
     )  # fmt: skip
+    clashes(names, _softmaxes(meaning))
+    if report.failed:
+        return None
+    _unused(names)
+    uncovered_phases(names, pattern, cases)
+    return replace(meaning, inputs=tuple(found for found in meaning.inputs if _needed(meaning, found)))
 
 
 def _declarations(names: Names, pattern: tree.PatternTree, overrides: dict[str, Fraction]) -> None:
@@ -167,91 +167,22 @@ def _policy(names: Names, item: tree.Policy) -> None:
     )
 
 
-def _results(names: Names, item: tree.Result, before: list[Case]) -> list[Case]:
-    """The cases of one `return`: phases settled now, what is left of the condition kept for the call."""
-    branches = [evaluate(names, value, Parameter("result", Kind.BRANCH)) for value in item.values]
-    if item.condition and _moves(names, item.condition):
-        return []
-    guard = arithmetic.condition(names, item.condition, _PHASES) if item.condition else sympy.true
-    if guard is None or any(branch is None for branch in branches):
-        return []
-    if any(read.args for read in lookups(guard)):
-        names.report.error(
-            "E308",
-            "a result's condition may read scalars only",
-            item.span,
-            "reads an element of a tensor",
-            hint="declare it as `tensor()`",
-        )
-        return []
-    by_condition: dict[Boolean, set[Phase]] = {}
-    settled = {phase for case in before if case.condition is None for phase in case.phases}
-    for phase in Phase:
-        left = guard.xreplace(
-            {symbol: sympy.true if phase.value == name else sympy.false for name, symbol in _PHASES.items()}
-        )
-        if left is not sympy.false and phase not in settled:
-            by_condition.setdefault(left, set()).add(phase)
-    if not by_condition:
-        names.report.error(
-            "E302", "this result is never reached", item.span, "", note="earlier results cover all of its phases"
-        )
-    return [
-        Case(frozenset(phases), None if left is sympy.true else left, branches[0], tuple(branches[1:]), item.span)
-        for left, phases in by_condition.items()
-    ]
+def _softmaxes(pattern: Pattern) -> tuple[Softmax, ...]:
+    """All that the module will compute, by name."""
+    found = [part for softmax in pattern.softmaxes() for part in parts(pattern, softmax)]
+    return tuple(sorted(found, key=lambda softmax: softmax.name))
 
 
-def _moves(names: Names, condition: tree.Expr) -> bool:
-    """Reports a position in the condition of a result."""
-    found = next((name for name in mentioned(condition) if name.text in ("q", "k", "h")), None)
-    if found is not None:
-        names.report.error(
-            "E308",
-            f"a result's condition cannot depend on the position `{found.text}`",
-            found.span,
-            "differs from query to query",
-            hint="conditions are about the phase, `length` and scalars; use `where` for positions",
-        )
-    return found is not None
-
-
-def _uncovered_phases(names: Names, pattern: tree.PatternTree, cases: list[Case]) -> None:
-    covered = {phase for case in cases for phase in case.phases}
-    for phase in sorted(ALL_PHASES - covered, key=lambda phase: phase.value):
-        names.report.warning(
-            "W401",
-            f"no result covers the phase `{phase.value}`",
-            pattern.name.span,
-            "it is not generated",
-            hint=f"add `return ... if {phase.value}`, or a result without a condition",
-        )
-
-
-def _lone_extras(report: Report, cases: list[Case]) -> None:
-    """Further values are returned where one result answers a phase alone."""
-    for case in cases:
-        shared = any(other is not case and other.phases & case.phases for other in cases)
-        if case.extras and (shared or case.condition is not None):
-            report.error(
-                "E105",
-                "further values of a result are not built yet where a phase has several results or a condition",
-                case.span,
-                "returns more than one value",
-                hint="return one value, or let one result without a condition answer the phase",
-            )
-
-
-def _softmaxes(cases: list[Case]) -> tuple[Softmax, ...]:
-    found: dict[str, Softmax] = {}
-    waiting = [branch for case in cases for branch in (case.branch, *case.extras)]
-    while waiting:
-        branch = waiting.pop()
-        if isinstance(branch, Softmax):
-            found.setdefault(branch.name, branch)
-        else:
-            waiting += branch.branches
-    return tuple(found[name] for name in sorted(found))
+def _needed(pattern: Pattern, found: Input) -> bool:
+    """Whether an input is read, or comes from the caller and is read by no result; nothing is computed in vain."""
+    streams = {term.stream for softmax in pattern.softmaxes() for term in softmax.terms}
+    if isinstance(found, Stream) and found.compress:
+        return found.name in streams
+    if isinstance(found, Weight):
+        return found.stream in streams
+    if isinstance(found, Choice) and found.selected:
+        return any(found in pattern.steps(case) for case in pattern.cases)
+    return True
 
 
 def _unused(names: Names) -> None:
@@ -260,7 +191,7 @@ def _unused(names: Names) -> None:
             names.report.warning("W107", f"`{name}` is never used", span, "bound here")
 
 
-def _ordered_inputs(names: Names) -> tuple[Query | Stream | Tensor | Choice, ...]:
+def _ordered_inputs(names: Names) -> tuple[Input, ...]:
     """The order of the module's arguments: q, kv, then as written."""
     first = [
         found

@@ -37,6 +37,7 @@ class Names:
     qk_dim: int | None = None
     v_dim: int | None = None
     causal: bool = False
+    unit: int = 1  # of the choice whose arguments are read
 
     def claim(self, name: tree.Name) -> bool:
         """Notes that `name` is bound here; false (and an error) if it is taken."""

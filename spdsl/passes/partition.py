@@ -10,41 +10,68 @@ from spdsl.diagnostics import Source
 from spdsl.ir import interval
 from spdsl.ir.conjunct import Conjunct
 from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor, Term
-from spdsl.ir.plan import Form, Plan, Range, SoftmaxPlan, Sweep
-from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Q, lookup_name, lookups
+from spdsl.ir.plan import Form, Plan, Range, Role, SoftmaxPlan, Sweep
+from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Boolean, Q, lookup_name, lookups
 from spdsl.passes.disjuncts import disjuncts
+from spdsl.passes.listed import listed
 from spdsl.passes.ranges import key_range, ordered, row_range
 from spdsl.passes.residues import residues
+from spdsl.passes.selection import selection
 
 
 def partition(pattern: Pattern, source: Source) -> Plan:
     """The plan of a checked pattern."""
-    return Plan(pattern, tuple(_softmax(pattern, softmax, source) for softmax in pattern.softmaxes()))
+    softmaxes = tuple(_softmax(pattern, softmax, source) for softmax in pattern.softmaxes())
+    choices = [step for case in pattern.cases for step in pattern.steps(case) if isinstance(step, Choice)]
+    selected = tuple(selection(pattern, choice) for choice in dict.fromkeys(choices) if choice.selected)
+    return Plan(pattern, softmaxes, selected)
 
 
 def _softmax(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
-    plan = _sweeps(pattern, softmax, source)
-    found = residues(softmax)
+    plan = replace(_sweeps(pattern, softmax, source), role=_role(pattern, softmax))
+    found = residues(softmax) if plan.role is Role.BRANCH and plan.units is None else None
     if found is None:
         return plan
     step, of_class = found
     return replace(plan, step=step, of_class=_sweeps(pattern, of_class, source))
 
 
+def _role(pattern: Pattern, softmax: Softmax) -> Role:
+    if any(softmax.name in pattern.outputs(case) for case in pattern.cases):
+        return Role.BRANCH
+    return Role.LSE if softmax.name in pattern.probabilities() else Role.LOGITS
+
+
 def _sweeps(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
-    sweeps = tuple(_sweep(pattern, term, source) for term in softmax.terms)
+    walked = listed(pattern, softmax.terms[0]) if len(softmax.terms) == 1 else None
+    if walked:
+        sweeps: tuple[Sweep, ...] = (_units(pattern, softmax.terms[0], walked[1], source),)
+    else:
+        sweeps = tuple(_sweep(pattern, term, source) for term in softmax.terms)
     read = [name for sweep in sweeps for name in map(lookup_name, lookups(sweep.test))]
     if softmax.bias is not None:
         read += map(lookup_name, lookups(softmax.bias))
     inputs = tuple(pattern.input(name) for name in dict.fromkeys(read))
-    return SoftmaxPlan(softmax, sweeps, tuple(found for found in inputs if isinstance(found, Tensor | Choice)))
+    reads = tuple(found for found in inputs if isinstance(found, Tensor | Choice))
+    return SoftmaxPlan(softmax, sweeps, reads, units=walked[0] if walked else None)
+
+
+def _units(pattern: Pattern, term: Term, rest: Boolean, source: Source) -> Sweep:
+    """The sweep over the units of a list: `rest` masks elements."""
+    stream = pattern.input(term.stream)
+    assert isinstance(stream, Stream)
+    return Sweep(stream, rest, Form.UNITS, (), (), (), sympy.true, sympy.false, _line(term, source))
+
+
+def _line(term: Term, source: Source) -> int:
+    return source.position(term.span.start)[0] if term.span else 0
 
 
 def _sweep(pattern: Pattern, term: Term, source: Source) -> Sweep:
     conjuncts = disjuncts(term.test)
     stream = pattern.input(term.stream)
     assert isinstance(stream, Stream)
-    line = source.position(term.span.start)[0] if term.span else 0
+    line = _line(term, source)
     keys = _in_order([key_range(conjunct) for conjunct in conjuncts])
     rows = _in_order([row_range(conjunct) for conjunct in conjuncts])
     decode = _decode_ranges(conjuncts)

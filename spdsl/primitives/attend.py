@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 
 from spdsl.ir.pattern import Query, Softmax, Stream, Tensor, Term, Values
-from spdsl.ir.symbols import Expr, K, Q
+from spdsl.ir.symbols import Boolean, Expr, K, Q, lookups
 from spdsl.primitives.word import Kind, Parameter, Scope, SetValue, Word
 
 
@@ -22,18 +22,15 @@ def attend(
         scope.refuse("E204", f"sink_logit needs one logit per head, `{sink_logit.name}` has other axes", "tensor(head)")
         return None
     placed: dict[str, sympy.Basic] = {}
-    for stream, test in keys.parts:
-        name = stream or scope.main_stream().name
+    for place, test in keys.parts:
+        name = place or scope.main_stream().name
         placed[name] = sympy.Or(placed.get(name, sympy.false), test)
-    for known in scope.inputs:
-        if isinstance(known, Stream) and known.name in placed and known.value is Values.NONE:
-            hint = "declare it with `value = own` or `value = key`"
-            scope.refuse("E201", f"`{known.name}` has no values to attend to", hint)
-            return None
-    causal = K <= Q if scope.causal else sympy.true
     terms = []
     for name, test in placed.items():
-        visible = sympy.And(test, causal)
+        stream = scope.stream(name)
+        if not _fits(scope, stream, test):
+            return None
+        visible = sympy.And(test, closed(stream, scope.causal))
         if visible is sympy.false:
             scope.refuse("E305", "no query can ever see a key of this set", "")
             return None
@@ -42,6 +39,28 @@ def attend(
     cap = float(softcap) if softcap is not None else None
     sink = sink_logit.name if sink_logit else None
     return Softmax(scope.name, asks, tuple(terms), scale, bias, cap, sink, scope.span)
+
+
+def _fits(scope: Scope, stream: Stream, test: Boolean) -> bool:
+    """Whether a softmax can see this set of the stream."""
+    if stream.value is Values.NONE:
+        hint = "declare it with `value = own` or `value = key`"
+        scope.refuse("E201", f"`{stream.name}` has no values to attend to", hint)
+    elif stream.grid.is_tokens or test is sympy.true:
+        return True
+    elif lookups(test):
+        hint = "put the set on a stream of tokens"
+        scope.refuse("E201", f"the set counts tokens, `{stream.name}` holds cells of tokens", hint)
+    else:
+        hint = "attend to all of them"
+        scope.refuse("E105", f"sets of the entries of `{stream.name}` other than all are not built yet", hint)
+    return False
+
+
+def closed(stream: Stream, causal: bool) -> Boolean:
+    """Which entries a query may see: with `causal` those of which it has seen the last token."""
+    grid = stream.grid
+    return grid.stride * K + grid.width - 1 - grid.before <= Q if causal else sympy.true
 
 
 def on_stream(stream: Stream, members: SetValue) -> SetValue:

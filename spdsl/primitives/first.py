@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spdsl.ir.symbols import K
-from spdsl.primitives.word import Kind, Parameter, Scope, SetValue, Word
+from spdsl.primitives.word import UNIT_OF_CHOICE, Kind, Parameter, Scope, SetValue, Word
 
 
 def first(scope: Scope, n: int, unit: int) -> SetValue:
@@ -13,7 +13,7 @@ def first(scope: Scope, n: int, unit: int) -> SetValue:
 WORD = Word(
     "first",
     Kind.SET,
-    (Parameter("n", Kind.SIZE, least=1), Parameter("unit", Kind.SIZE, default=1, least=1)),
+    (Parameter("n", Kind.SIZE, least=1), Parameter("unit", Kind.SIZE, default=UNIT_OF_CHOICE, least=1)),
     first,
     "the first n units of `unit` tokens",
     "pattern p { causal return attend(first(1, unit = 16) | last(2, unit = 16)) }",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sympy
 
 from spdsl.ir.symbols import K, Q
-from spdsl.primitives.word import Kind, Parameter, Scope, SetValue, Word
+from spdsl.primitives.word import UNIT_OF_CHOICE, Kind, Parameter, Scope, SetValue, Word
 
 
 def last(scope: Scope, n: int, unit: int, ahead: int, rows: int) -> SetValue | None:
@@ -31,7 +31,7 @@ WORD = Word(
     Kind.SET,
     (
         Parameter("n", Kind.SIZE, least=1),
-        Parameter("unit", Kind.SIZE, default=1, least=1),
+        Parameter("unit", Kind.SIZE, default=UNIT_OF_CHOICE, least=1),
         Parameter("ahead", Kind.SIZE, default=0, least=0),
         Parameter("rows", Kind.SIZE, default=1, least=1),
     ),

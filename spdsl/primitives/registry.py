@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from spdsl.primitives import (
     attend,
+    compress,
     cover,
     dilated,
+    dot,
     first,
     fixed,
     gate,
     given,
+    kl,
     last,
+    mass,
     merge,
     open,
+    pool,
     query,
     random,
     sink,
     sliding,
+    softmax,
     stream,
     strided,
     tensor,
+    threshold,
+    top_k,
     where,
 )
 from spdsl.primitives.word import Word
@@ -28,7 +36,9 @@ WORDS: dict[str, Word] = {
     module.WORD.name: module.WORD
     for module in (
         sink, sliding, first, last, dilated, strided, fixed, random, where, open, cover, given,
-        stream, query, tensor,
+        stream, query, tensor, compress,
+        mass, dot, softmax, top_k, threshold,
         attend, gate, merge,
+        pool, kl,
     )
 }  # fmt: skip

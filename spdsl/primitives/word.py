@@ -6,13 +6,13 @@ that its parameter asks for, and calls `build`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from spdsl.diagnostics import Span
-from spdsl.ir.pattern import Branch, Input, Query, Stream, Tensor
+from spdsl.ir.pattern import Branch, Input, Kl, Pooled, Query, Score, Stream, Tensor
 from spdsl.ir.symbols import Boolean
 
 
@@ -28,20 +28,46 @@ class Kind(Enum):
     QUERY = "a query"
     TENSOR = "a tensor"
     BRANCH = "a branch"
+    SCORE = "a score"
+    VECTORS = "a stream or a query"
+    RESULT = "a result"  # a branch, or what stands behind it in `return`: a score, pooled or not, a loss
+    UNITS = "a set of units"  # a set; `first` and `last` in it count units of the choice that it is written in
+    CELLS = "a way from tokens to entries"
+    GRAIN = "a grain"  # a size, or one of Parameter.words; with a reduction: `max(64)`, `sum(group)`
     AXIS = "an axis"  # a size, or one of the words head, kv_head, query, token
     CHOICE = "one of its words"  # one of Parameter.words
 
 
-class Required:
-    """The default of a parameter that has none."""
+class Default:
+    """A default that is no value."""
 
 
-REQUIRED = Required()
+REQUIRED = Default()  # there is none
+UNIT_OF_CHOICE = Default()  # 1; inside of a choice its unit
+
+
+@dataclass(frozen=True, slots=True)
+class Grain:
+    """`size` or `by(size)`: how coarse, and how what is finer is reduced to it."""
+
+    size: int | str
+    by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """How a cell of tokens becomes an entry; `logits` is the stream inside of `softmax(...)`."""
+
+    by: str
+    logits: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """`least` bounds a SIZE or NUMBER, `words` lists what a CHOICE may be, `many` takes all that follow."""
+    """`least` bounds a SIZE or NUMBER, `words` lists what a CHOICE or GRAIN may be, `many` takes all that follow.
+
+    `planned` are words that the language specifies here and that are not built.
+    """
 
     name: str
     kind: Kind
@@ -49,6 +75,7 @@ class Parameter:
     least: int | None = None
     words: tuple[str, ...] = ()
     many: bool = False
+    planned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +85,7 @@ class SetValue:
     parts: tuple[tuple[str | None, Boolean], ...]
 
 
-Value = SetValue | Stream | Query | Tensor | Branch
+Value = SetValue | Stream | Query | Tensor | Branch | Score | Pooled | Kl
 
 
 @dataclass(slots=True)
@@ -82,6 +109,16 @@ class Scope:
     def main_query(self) -> Query:
         return main_query(self.inputs)
 
+    def stream(self, name: str) -> Stream:
+        return stream_of(self.inputs, name)
+
+    def query(self, name: str) -> Query:
+        return next(known for known in self.inputs if isinstance(known, Query) and known.name == name)
+
+
+def stream_of(inputs: Sequence[Input], name: str) -> Stream:
+    return next(known for known in inputs if isinstance(known, Stream) and known.name == name)
+
 
 def main_stream(inputs: list[Input]) -> Stream:
     """The predeclared `kv`, an input from its first use on."""
@@ -103,7 +140,12 @@ def main_query(inputs: list[Input]) -> Query:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A primitive. `build(scope, **arguments)` makes the value; `example` is a pattern that a test compiles."""
+    """A primitive. `build(scope, **arguments)` makes the value; `example` is a pattern that a test compiles.
+
+    `planned` are parameters that are not built. A value that is bound to no name is called `unnamed`, or as the word;
+    names in the module begin with it. `unit` tells from the inputs and the other arguments what the UNITS among the
+    arguments count.
+    """
 
     name: str
     makes: Kind
@@ -111,3 +153,6 @@ class Word:
     build: Callable[..., Any]
     summary: str
     example: str
+    planned: tuple[str, ...] = ()
+    unnamed: str | None = None
+    unit: Callable[[Sequence[Input], Mapping[str, Any]], int] | None = None

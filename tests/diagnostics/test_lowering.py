@@ -61,7 +61,7 @@ pattern one {
     b = where(sink(2))
     return attend(a | c)
 }
-pattern two { return attend(top_k(4)) }
+pattern two { return attend(sample(4)) }
 """
     found = spdsl.check(text)
     assert [one.code for one in found] == ["E102", "E101", "E202", "E205", "E101", "E105"]

@@ -19,13 +19,21 @@ SMALL = {"heads": 4, "kv_heads": 2, "qk_dim": 16, "v_dim": 16}
 
 
 def agrees(text: str) -> torch.Tensor:
-    """Runs a pattern against its own dense reference; -> out."""
+    """Runs a pattern against its own dense reference, further results too; -> out."""
     module = spdsl.load(text)
     torch.manual_seed(0)
     inputs = module.example_inputs(1, 40, **SMALL)
-    found = module.attention(**inputs)
-    torch.testing.assert_close(found.double(), module.reference(**inputs), atol=1e-4, rtol=1e-4)
-    return found
+    found, wanted = module.attention(**inputs), module.reference(**inputs)
+    results = found if isinstance(found, tuple) else (found,)
+    torch.testing.assert_close(
+        tuple(result.double() for result in results),
+        wanted if isinstance(wanted, tuple) else (wanted,),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+    assert all(result.abs().sum() > 0 for result in results)
+    out: torch.Tensor = results[0]
+    return out
 
 
 @pytest.mark.parametrize("word", WORDS.values(), ids=lambda word: word.name)

@@ -1,0 +1,215 @@
+"""Tiles whose rows are a few neighbouring queries times the query heads that share one list of units.
+
+Row r is query `lane = r // (BLOCK_M / LANES)` of the tile and head `r % (BLOCK_M / LANES)` of the list's heads; groups that
+are no power of two leave rows empty.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+
+from spdsl.device.tiles import LOG2E, at, jit, load_qk, load_v, span, store_qk, store_v, token_pointer, zeros
+
+
+class UnitConst(NamedTuple):
+    """What kernels over units are compiled for (all tl.constexpr); BLOCK_N divides UNIT."""
+
+    UNIT: tl.constexpr  # keys of a unit
+    LANES: tl.constexpr  # queries of a tile
+    LISTS: tl.constexpr  # lists per kv head
+    WIDTH: tl.constexpr  # most units of a list
+
+
+class UnitLists(NamedTuple):
+    """The units of each tile: units and masks [H, tiles, WIDTH], counts [H, tiles]; a sequence's first tile [S]."""
+
+    units: torch.Tensor
+    masks: torch.Tensor
+    counts: torch.Tensor
+    first: torch.Tensor
+    tiles: int
+
+
+class Inverse(NamedTuple):
+    """The tiles of each unit [H, entries] and the jobs over them [H, jobs], as in `UnitJobs`."""
+
+    tiles: torch.Tensor
+    masks: torch.Tensor
+    sequence: torch.Tensor
+    unit: torch.Tensor
+    begin: torch.Tensor
+    end: torch.Tensor
+    slot: torch.Tensor
+    parts: torch.Tensor
+    first_tile: torch.Tensor  # [S]
+    entries: int
+    jobs: int
+    all_tiles: int
+
+
+class PackedRows(NamedTuple):
+    """The rows of a tile: q in two parts [M, D]; position [M, 1]; query, head, lane and whether it exists [M]."""
+
+    q0: tl.tensor
+    q1: tl.tensor
+    position: tl.tensor
+    query: tl.tensor
+    head: tl.tensor
+    lane: tl.tensor
+    inside: tl.tensor
+
+
+class Visit(NamedTuple):
+    """The units of one tile, and which queries chose them."""
+
+    count: tl.tensor
+    units: tl.tensor
+    masks: tl.tensor
+
+
+@jit
+def packed_places(tile, h, q_count, U, C):
+    """-> query, head, lane of each row of a tile, and whether the row exists; h is the first head of the list."""
+    row = tl.arange(0, C.BLOCK_M)
+    lane = row // (C.BLOCK_M // U.LANES)
+    member = row % (C.BLOCK_M // U.LANES)
+    query = tile * U.LANES + lane
+    inside = (query < q_count) & (member < C.GROUP)
+    return query, h + tl.minimum(member, C.GROUP - 1), lane, inside
+
+
+@jit
+def load_packed_rows(q, tile, h, q_origin, q_count, U, C):
+    query, head, lane, inside = packed_places(tile, h, q_count, U, C)
+    q0 = load_packed(q, query, head, inside, 0, C.QK0, C.QK_DIM)
+    q1 = 0.0
+    if C.QK1:
+        q1 = load_packed(q, query, head, inside, C.QK0, C.QK1, C.QK_DIM)
+    return PackedRows(q0, q1, (q_origin + query)[:, None], query, head, lane, inside)
+
+
+@jit
+def packed_pointers(x, query, head):
+    return x.data + query.to(tl.int64) * x.token + head.to(tl.int64) * x.head
+
+
+@jit
+def load_packed(x, query, head, inside, START: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    """[M, WIDTH] tile of columns START.. of the rows; x is a Strided from the first token of the sequence on."""
+    column = START + tl.arange(0, WIDTH)[None, :]
+    pointers = packed_pointers(x, query, head)[:, None] + column
+    mask = inside[:, None]
+    if START + WIDTH > DIM:
+        mask = mask & (column < DIM)
+    return tl.load(pointers, mask=mask, other=0.0)
+
+
+@jit
+def load_packed_v(x, rows, C):
+    """Rows of out or dout in two parts."""
+    part0 = load_packed(x, rows.query, rows.head, rows.inside, 0, C.V0, C.V_DIM)
+    part1 = 0.0
+    if C.V1:
+        part1 = load_packed(x, rows.query, rows.head, rows.inside, C.V0, C.V1, C.V_DIM)
+    return part0, part1
+
+
+@jit
+def load_packed_values(x, rows, other, C):
+    """One value per row (lse, delta)."""
+    pointers = packed_pointers(x, rows.query, rows.head)
+    return tl.load(pointers, mask=rows.inside, other=other)
+
+
+@jit
+def load_packed_lse(lse, rows, C):
+    """lse in base 2; rows without keys become +inf: p = exp2(s - inf) = 0."""
+    value = load_packed_values(lse, rows, float("-inf"), C)
+    return tl.where(value == float("-inf"), float("inf"), value * LOG2E)
+
+
+@jit
+def store_packed(x, rows, tile, START: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, C):
+    column = START + tl.arange(0, WIDTH)[None, :]
+    pointers = packed_pointers(x, rows.query, rows.head)[:, None] + column
+    tl.store(pointers, tile.to(x.data.dtype.element_ty), mask=rows.inside[:, None] & (column < DIM))
+
+
+@jit
+def store_packed_qk(x, rows, part0, part1, C):
+    store_packed(x, rows, part0, 0, C.QK0, C.QK_DIM, C)
+    if C.QK1:
+        store_packed(x, rows, part1, C.QK0, C.QK1, C.QK_DIM, C)
+
+
+@jit
+def store_packed_v(x, rows, part0, part1, C):
+    store_packed(x, rows, part0, 0, C.V0, C.V_DIM, C)
+    if C.V1:
+        store_packed(x, rows, part1, C.V0, C.V1, C.V_DIM, C)
+
+
+@jit
+def store_packed_values(x, rows, values, C):
+    tl.store(packed_pointers(x, rows.query, rows.head), values, mask=rows.inside)
+
+
+@jit
+def visit_units(lists, s, h, tile, U):
+    """The units listed for a tile of sequence s and list head h."""
+    entry = tl.cast(h, tl.int64) * lists.tiles + tl.load(lists.first + s) + tile
+    return Visit(tl.load(lists.counts + entry), lists.units + entry * U.WIDTH, lists.masks + entry * U.WIDTH)
+
+
+@jit
+def unit_block(units, i, U, C):
+    """Number of the i-th visited block of keys: a unit is UNIT / BLOCK_N blocks."""
+    place = i // (U.UNIT // C.BLOCK_N)
+    return (tl.load(units + place) - place) * (U.UNIT // C.BLOCK_N) + i
+
+
+@jit
+def chose(masks, i, lane, U, C):
+    """Which rows chose the unit of the i-th visited block."""
+    mask = tl.load(masks + i // (U.UNIT // C.BLOCK_N))
+    return ((mask >> lane.to(tl.int64)) & 1) != 0
+
+
+@jit
+def store_slot(buffer, kv_head, slot, part, dk0, dk1, dv0, dv1, U, C):
+    """One block of a unit in the buffer [Hk, slots, UNIT, QK_DIM + V_DIM]."""
+    start = at(buffer, 0, kv_head, slot).data + part * C.BLOCK_N * (C.QK_DIM + C.V_DIM)
+    store_qk(start, C.QK_DIM + C.V_DIM, C.BLOCK_N, dk0, dk1, C.BLOCK_N, C)
+    store_v(start + C.QK_DIM, C.QK_DIM + C.V_DIM, C.BLOCK_N, dv0, dv1, C.BLOCK_N, C)
+
+
+@jit
+def add_slots(buffer, dk, dv, source, call, inverse, U, C):
+    """One program: one block of a unit whose jobs were several; adds their parts in order."""
+    job, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    entry = tl.cast(kv_head, tl.int64) * inverse.jobs + job
+    parts = tl.load(inverse.parts + entry)
+    if parts == 0:
+        return
+    slot, s = tl.load(inverse.slot + entry), tl.load(inverse.sequence + entry)
+    dk0 = zeros(C.BLOCK_N, C.QK0, C.ACC)
+    dk1 = zeros(C.BLOCK_N, C.QK1, C.ACC)
+    dv0 = zeros(C.BLOCK_N, C.V0, C.ACC)
+    dv1 = zeros(C.BLOCK_N, C.V1, C.ACC)
+    for i in tl.range(0, parts):
+        start = at(buffer, 0, kv_head, slot + i).data + part * C.BLOCK_N * (C.QK_DIM + C.V_DIM)
+        part0, part1 = load_qk(start, C.QK_DIM + C.V_DIM, C.BLOCK_N, C.BLOCK_N, True, C)
+        dk0 += part0
+        dk1 += part1
+        part0, part1 = load_v(start + C.QK_DIM, C.QK_DIM + C.V_DIM, C.BLOCK_N, C.BLOCK_N, True, C)
+        dv0 += part0
+        dv1 += part1
+    k_start, k_count = span(source.spans, s, source.keys)
+    key = tl.load(inverse.unit + entry) * U.UNIT + part * C.BLOCK_N
+    dk = at(dk, s, kv_head, k_start)
+    dv = at(dv, s, kv_head, k_start)
+    store_qk(token_pointer(dk, key), dk.token, k_count - key, dk0, dk1, C.BLOCK_N, C)
+    store_v(token_pointer(dv, key), dv.token, k_count - key, dv0, dv1, C.BLOCK_N, C)

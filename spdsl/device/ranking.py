@@ -1,0 +1,95 @@
+"""The best units of a list as they are scored, in registers.
+
+A unit is ranked by one integer: its score's bits, made to rise with the score, above its number, made to fall: of equal
+scores the lowest number wins. Forced units stand above every score.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton.language as tl
+
+from spdsl.device.tiles import jit, token_pointer
+
+NOT_RANKED = tl.constexpr(-(2**63))
+_LAST = tl.constexpr(2**31 - 1)
+
+
+class SelectConst(NamedTuple):
+    """What a selecting kernel is compiled for (all tl.constexpr)."""
+
+    UNIT: tl.constexpr  # keys of a unit
+    LANES: tl.constexpr  # queries of a program
+    RANKS: tl.constexpr  # units scored at once
+    KEPT: tl.constexpr  # power of two >= WIDTH
+    WIDTH: tl.constexpr  # most units of a list
+    RATIO: tl.constexpr  # entries from one unit to the next
+    FIRST: tl.constexpr  # entries from a unit's own first to the first that overlaps it
+    ENTRIES: tl.constexpr  # that overlap a unit
+
+
+@jit
+def load_entries(k, pages, entry, inside, C):
+    """Rows of k by their numbers [n], in two parts; 0 outside."""
+    place = tl.maximum(entry, 0).to(tl.int64)
+    start = tl.zeros_like(place)
+    if C.PAGE:
+        start = tl.load(pages + place // C.PAGE, mask=inside, other=0).to(tl.int64) * k.batch
+        place = place % C.PAGE
+    pointers = (k.data + start + place * k.token)[:, None]
+    part0 = load_columns(pointers, inside, 0, C.QK0, C.QK_DIM)
+    part1 = 0.0
+    if C.QK1:
+        part1 = load_columns(pointers, inside, C.QK0, C.QK1, C.QK_DIM)
+    return part0, part1
+
+
+@jit
+def load_columns(pointers, inside, START: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    column = START + tl.arange(0, WIDTH)[None, :]
+    mask = inside[:, None]
+    if START + WIDTH > DIM:
+        mask = mask & (column < DIM)
+    return tl.load(pointers + column, mask=mask, other=0.0)
+
+
+@jit
+def of_list_head(value, seen, BY: tl.constexpr, S, C):
+    """Values [LANES * heads, RANKS] reduced over the score heads of a list -> [LANES, RANKS]."""
+    HEADS: tl.constexpr = C.BLOCK_M // S.LANES
+    some = tl.max(tl.reshape(seen.to(tl.int32), (S.LANES, HEADS, S.RANKS)), 1) > 0
+    if BY == "max":
+        value = tl.max(tl.reshape(tl.where(seen, value, float("-inf")), (S.LANES, HEADS, S.RANKS)), 1)
+    else:
+        value = tl.sum(tl.reshape(tl.where(seen, value, 0.0), (S.LANES, HEADS, S.RANKS)), 1)
+        if BY == "mean":
+            value = value / C.GROUP
+    return value, some
+
+
+@jit
+def ranked(best, score, scored, forced, unit, S):
+    """The KEPT best of `best` and of the units just scored, falling."""
+    score = score.to(tl.float32)
+    scored = scored & (score == score) & (score > float("-inf"))
+    bits = score.to(tl.int32, bitcast=True)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    bits = tl.where(forced, _LAST, tl.minimum(bits, _LAST - 1))
+    rank = (bits.to(tl.int64) << 32) | (-unit + _LAST).to(tl.int64)[None, :]
+    rank = tl.where(scored | forced, rank, NOT_RANKED)
+    if tl.max((tl.max(rank, 1) > tl.min(best, 1)).to(tl.int32), 0) > 0:
+        top = tl.topk(rank, S.KEPT)
+        best = tl.sort(tl.maximum(best, tl.flip(top, 1)), descending=True)  # of both the best: falling meets rising
+    return best
+
+
+@jit
+def store_units(chosen, best, query, q_count, S):
+    """The first WIDTH of `best` as unit numbers, ascending, -1 behind them."""
+    place = tl.arange(0, S.KEPT)[None, :]
+    unit = -(best & 0xFFFFFFFF).to(tl.int32) + _LAST
+    unit = tl.sort(tl.where((best != NOT_RANKED) & (place < S.WIDTH), unit, _LAST))
+    unit = tl.where(unit == _LAST, -1, unit)
+    pointers = token_pointer(chosen, 0) + query.to(tl.int64)[:, None] * chosen.token + place
+    tl.store(pointers, unit, mask=(query[:, None] < q_count) & (place < S.WIDTH))

@@ -1,0 +1,106 @@
+"""Launching the kernels over units: tiles, lists and constants."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spdsl.device.configs import Config
+from spdsl.device.launch import INTERPRETED, Paged, config_for, constants, launch, strided
+from spdsl.device.packed import Inverse, UnitConst, UnitLists, add_slots
+from spdsl.device.ranking import SelectConst
+from spdsl.device.sequences import Layout
+from spdsl.device.tiles import Call, Const, Source
+from spdsl.device.units import UnitJobs, UnitTiles, unit_jobs, unit_tiles
+
+# Tiles of one job of dK and dV: units that every query chooses (the first, say) are shared by several programs.
+JOB_TILES = 4 if INTERPRETED else 512
+MOST_LANES = 64  # queries of a tile: bits of a mask
+MOST_UNIT = 1 << 30  # where no unit bounds the block
+
+
+class UnitShape(NamedTuple):
+    """What the tiles of one call look like."""
+
+    config: Config
+    group: int  # query heads that share a list
+    lanes: int  # queries of a tile
+
+
+def unit_shape(kernel: str, q: Tensor, v_dim: int, lists: int, unit: int, paged: Paged | None = None) -> UnitShape:
+    """Tiles of `lists` list heads for `units_forward`, `units_dq`, `units_dkdv`, `units_decode` or `select`."""
+    config = config_for(kernel, q, v_dim, paged)
+    group = q.shape[1] // lists
+    padded = triton.next_power_of_2(group)
+    block_m = max(config.block_m, padded, 16)
+    lanes = min(block_m // padded, MOST_LANES)
+    block_n = min(config.block_n, unit & -unit)  # the largest power of two that divides the unit
+    rows = max(lanes * padded, 16)
+    return UnitShape(config._replace(block_m=rows, block_n=block_n), group, lanes)
+
+
+def one_query(shape: UnitShape) -> UnitShape:
+    """The shape for decode: rows are the heads that share a list."""
+    rows = max(16, triton.next_power_of_2(shape.group))
+    return shape._replace(config=shape.config._replace(block_m=rows), lanes=1)
+
+
+def unit_lists(chosen: Tensor, shape: UnitShape, unit: int, keys: int, layout: Layout) -> UnitTiles:
+    return unit_tiles(chosen, shape.lanes, max(1, -(-keys // unit)), layout)
+
+
+def lists_of(tiles: UnitTiles) -> UnitLists:
+    """The lists for a kernel."""
+    return UnitLists(tiles.units, tiles.masks, tiles.counts, tiles.first, tiles.tiles)
+
+
+def unit_constants(shape: UnitShape, unit: int, tiles: UnitTiles, lists_per_head: int = 1) -> UnitConst:
+    values = (unit, shape.lanes, lists_per_head, tiles.width)
+    return UnitConst(*(tl.constexpr(value) for value in values))
+
+
+def packed_constants(q: Tensor, v_dim: int, scale: float, shape: UnitShape, splits: int = 1, page: int = 0) -> Const:
+    return constants(q, v_dim, scale, shape.config, shape.group, splits, page)
+
+
+def inverse_of(tiles: UnitTiles, jobs: UnitJobs) -> Inverse:
+    """The inverse lists for a kernel."""
+    return Inverse(*jobs[:-1], tiles.first, jobs.tiles.shape[1], jobs.sequence.shape[1], tiles.tiles)
+
+
+def unit_inverse(tiles: UnitTiles, unit: int, k: Tensor, layout: Layout) -> UnitJobs:
+    return unit_jobs(tiles, unit, k, layout, JOB_TILES)
+
+
+def slot_buffer(jobs: UnitJobs, k: Tensor, v: Tensor, unit: int) -> Tensor:
+    """Room for the parts of dK and dV of units with several jobs: [1, Hk, slots, unit * (Dqk + Dv)]."""
+    dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
+    return torch.empty(1, k.shape[1], max(1, jobs.slots), unit * (k.shape[3] + v.shape[3]), device=k.device, dtype=dtype)
+
+
+def add_parts(
+    buffer: Tensor, dk: Tensor, dv: Tensor, keys: Source, call: Call, jobs: UnitJobs, inverse: Inverse,
+    U: UnitConst, C: Const, sequences: int, blocks: int, config: Config
+) -> None:  # fmt: skip
+    """Adds the parts of units with several jobs, in their order."""
+    if jobs.slots:
+        launch(
+            add_slots, (jobs.sequence.shape[1], dk.shape[1], blocks),
+            strided(buffer), strided(dk, sequences), strided(dv, sequences), keys, call, inverse, U, C,
+            num_warps=config.num_warps, num_stages=1,
+        )  # fmt: skip
+
+
+def select_constants(
+    shape: UnitShape, unit: int, most: int, stride: int, first: int, entries: int
+) -> SelectConst:
+    """`most` units of a list, of an entry grid with `entries` overlapping a unit from entry `first` on."""
+    kept = max(2, triton.next_power_of_2(most))
+    ranks = max(shape.config.block_n, kept, 16)
+    values = (unit, shape.lanes, ranks, kept, most, unit // stride, first, entries)
+    return SelectConst(*(tl.constexpr(value) for value in values))
+

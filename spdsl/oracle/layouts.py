@@ -1,0 +1,92 @@
+"""Packed and left-padded sequences: each sequence is a call of its own on its own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from spdsl.ir.pattern import Choice, Input, Pattern, Query, Stream, Weight
+from spdsl.ir.pattern import Tensor as TensorInput
+from spdsl.oracle.call import Result
+from spdsl.oracle.dense import choices, results
+from spdsl.oracle.sizes import Inputs
+
+
+def cut(pattern: Pattern, inputs: Inputs, first: int, end: int) -> dict[str, Tensor]:
+    """The inputs of the tokens [first, end) of a batch whose queries and keys are the same tokens.
+
+    Lists of a choice for single queries are cut like its queries; those for tiles of rows stay whole.
+    """
+    axes = {name: axis for found in pattern.inputs for name, axis in _token_axes(found)} | {"gates": 2}
+    return {
+        name: x.narrow(axes[name] % x.dim(), first, end - first) if name in axes else x for name, x in inputs.items()
+    }
+
+
+def _token_axes(found: Input) -> Iterator[tuple[str, int]]:
+    """The arguments of an input that run along the tokens, and their axis (from the end, where a batch may lack)."""
+    if isinstance(found, Query):
+        yield found.name, 2
+    elif isinstance(found, Stream) and found.compress is None:
+        yield found.key_argument, 2
+        if found.value_argument:
+            yield found.value_argument, 2
+    elif isinstance(found, TensorInput):
+        for axis, name in enumerate(found.axes):
+            if name in ("token", "query"):
+                yield found.name, axis - len(found.axes)
+    elif isinstance(found, Choice) and found.rows == 1:
+        yield found.name, 2
+
+
+def packed(pattern: Pattern, inputs: Inputs, cu_seqlens: Sequence[int], phase: str = "train") -> list[Result]:
+    """Results of sequences that lie one after the other in a batch of 1: token s of them in [cu[s], cu[s + 1]).
+
+    Units restart with every sequence. Empty sequences have no result. Scores of units cannot be joined: ValueError.
+    """
+    spans = [span for span in pairwise(cu_seqlens) if span[0] < span[1]]
+    found = [results(pattern, cut(pattern, inputs, *span), phase) for span in spans]
+    return [_joined(parts) for parts in zip(*found, strict=True)]
+
+
+def packed_choices(pattern: Pattern, inputs: Inputs, cu_seqlens: Sequence[int]) -> dict[str, Tensor]:
+    """The lists of all sequences in the layout of the queries, [1, heads, N, n], for choices of single queries."""
+    spans = [span for span in pairwise(cu_seqlens) if span[0] < span[1]]
+    found = [choices(pattern, cut(pattern, inputs, *span)) for span in spans]
+    return {name: _lists([one[name] for one in found]) for name in found[0]}
+
+
+def _joined(parts: Sequence[Result]) -> Result:
+    both = [part for part in parts if isinstance(part, tuple)]
+    if both:
+        return torch.cat([out for out, _ in both], 2), torch.cat([lse for _, lse in both], 2)
+    rows = [part for part in parts if isinstance(part, Tensor)]
+    if rows[0].dim() > 3:
+        raise ValueError("sequences have different units: their scores are no tensor")
+    return torch.cat(rows, 2)
+
+
+def _lists(parts: Sequence[Tensor]) -> Tensor:
+    width = max(part.shape[3] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[3]), value=-1) for part in parts], 2)
+
+
+def padded(pattern: Pattern, inputs: Inputs, lengths: Sequence[int], phase: str = "train") -> list[list[Result] | None]:
+    """Results of each row of a batch whose last `lengths[s]` tokens are real; None for a row without any."""
+    size = inputs[next(one.name for one in pattern.inputs if isinstance(one, Query))].shape[2]
+    found: list[list[Result] | None] = []
+    for row, length in enumerate(lengths):
+        own = {name: x[row : row + 1] if _batched(pattern, name, x) else x for name, x in inputs.items()}
+        found.append(results(pattern, cut(pattern, own, size - length, size), phase) if length else None)
+    return found
+
+
+def _batched(pattern: Pattern, name: str, x: Tensor) -> bool:
+    """Whether the first axis is the batch: not of weights, nor of tensors without one."""
+    found = next((one for one in pattern.inputs if one.name == name), None)
+    if isinstance(found, TensorInput):
+        return x.dim() > len(found.axes)
+    return not isinstance(found, Weight)

@@ -1,0 +1,122 @@
+"""Scores of units and the sets that are chosen by them, unit by unit and query by query, as they are defined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, isnan
+
+import torch
+from torch import Tensor
+
+from spdsl.ir.pattern import Choice, Grid, Pooled
+from spdsl.oracle.sizes import Sizes
+
+Scores = tuple[Tensor, Tensor]  # float64, bool: the score, and whether there is one (where not, the score is 0)
+
+
+def overlap(grid: Grid, entry: int, unit: int, number: int) -> int:
+    """Tokens that entry `entry` of the grid has in common with unit `number` of `unit` tokens."""
+    covered = range(entry * grid.stride, entry * grid.stride + grid.width)
+    return sum(number * unit <= token < (number + 1) * unit for token in covered)
+
+
+def pooled(scores: Scores, how: Choice | Pooled, grid: Grid, heads: int, sizes: Sizes) -> Scores:
+    """[B, score heads, N, E] -> [B, heads, row tiles, units]: reduced over heads, then rows, then entries.
+
+    What has no score takes no part, in a mean neither; what nothing takes part in has no score.
+    """
+    over_heads = _over_heads(scores, how.heads_by, heads)
+    return _over_entries(_over_rows(over_heads, how, sizes), how, grid, sizes.units(how.unit))
+
+
+def _over_heads(scores: Scores, by: str | None, heads: int) -> Scores:
+    """List `c` takes the c-th share of the score heads; several lists may share a score head."""
+    given = scores[0].shape[1]
+    if given % heads and heads % given:
+        raise ValueError(f"{given} score heads cannot be shared among {heads} lists")
+    group = max(1, given // heads)
+    first = [c * given // heads for c in range(heads)]
+    return _stacked([_reduced(_cut(scores, 1, range(c, c + group)), by, 1) for c in first], scores, 1)
+
+
+def _over_rows(scores: Scores, how: Choice | Pooled, sizes: Sizes) -> Scores:
+    tiles = []
+    for tile in range(sizes.first_tile(how.rows), sizes.first_tile(how.rows) + sizes.tiles(how.rows)):
+        positions = range(tile * how.rows, (tile + 1) * how.rows)
+        rows = [position - sizes.q_origin for position in positions]
+        tiles.append(_reduced(_cut(scores, 2, [row for row in rows if 0 <= row < sizes.rows]), how.rows_by, 2))
+    return _stacked(tiles, scores, 2)
+
+
+def _over_entries(scores: Scores, how: Choice | Pooled, grid: Grid, units: int) -> Scores:
+    """Of unit u the entries that cover a token of it; without a reduction entry u, on a grid of units."""
+    count, found = scores[0].shape[3], []
+    if how.unit_by is None and how.unit != grid.stride:
+        raise ValueError(f"units of {how.unit} tokens need a reduction of entries at a stride of {grid.stride}")
+    for unit in range(units):
+        shared = {entry: overlap(grid, entry, how.unit, unit) for entry in range(count)}
+        if how.unit_by is None:
+            members = [unit] if unit < count else []
+        else:
+            members = [entry for entry in range(count) if shared[entry]]
+        part = _cut(scores, 3, members)
+        if how.unit_by == "sum":
+            weights = torch.tensor([shared[entry] / grid.stride for entry in members], dtype=torch.float64)
+            part = (part[0] * weights, part[1])
+        found.append(_reduced(part, how.unit_by, 3))
+    return _stacked(found, scores, 3)
+
+
+def _cut(scores: Scores, axis: int, at: Sequence[int]) -> Scores:
+    index = torch.tensor(list(at), dtype=torch.long)
+    return scores[0].index_select(axis, index), scores[1].index_select(axis, index)
+
+
+def _reduced(scores: Scores, by: str | None, axis: int) -> Scores:
+    """One score out of those along `axis`."""
+    x, known = scores
+    some = known.any(axis)
+    if x.shape[axis] == 0:
+        return x.sum(axis), some
+    if by is None and x.shape[axis] > 1:
+        raise ValueError(f"{x.shape[axis]} scores become one, but by no rule")
+    if by == "max":
+        return torch.where(some, torch.where(known, x, -inf).amax(axis), 0.0), some
+    total = torch.where(known, x, 0.0).sum(axis)
+    return (total / known.sum(axis).clamp(min=1) if by == "mean" else total), some
+
+
+def _stacked(parts: list[Scores], like: Scores, axis: int) -> Scores:
+    if not parts:
+        return _cut(like, axis, [])
+    return torch.stack([x for x, _ in parts], axis), torch.stack([known for _, known in parts], axis)
+
+
+def chosen(choice: Choice, scores: Scores, forced: Tensor, allowed: Tensor) -> Tensor:
+    """The lists of `top_k` and `threshold`: int32 [B, heads, row tiles, capacity or units], ascending, -1 at the end.
+
+    `forced` and `allowed` bool, like the scores [B, heads, row tiles, units].
+    """
+    units = forced.shape[3]
+    width = units if choice.capacity is None else choice.capacity
+    found = torch.full((*forced.shape[:3], width), -1, dtype=torch.int32)
+    for batch in range(forced.shape[0]):
+        for head in range(forced.shape[1]):
+            for tile in range(forced.shape[2]):
+                at = (batch, head, tile)
+                values = torch.where(scores[1][at], scores[0][at], -inf).tolist()
+                members = _members(choice, values, forced[at].tolist(), allowed[at].tolist())
+                found[batch, head, tile, : len(members)] = torch.tensor(members, dtype=torch.int32)
+    return found
+
+
+def _members(choice: Choice, scores: list[float], forced: list[bool], allowed: list[bool]) -> list[int]:
+    """The units of one query: the forced ones, then by falling score; ties go to the lowest index."""
+    scores = [-inf if isnan(score) else score for score in scores]
+    first = [unit for unit, one in enumerate(forced) if one and allowed[unit]]
+    rest = [unit for unit, one in enumerate(allowed) if one and unit not in first and scores[unit] > -inf]
+    if choice.rule == "threshold":
+        assert choice.level is not None
+        rest = [unit for unit in rest if scores[unit] >= choice.level]
+    rest.sort(key=lambda unit: (-scores[unit], unit))
+    return sorted([*first, *rest][: choice.capacity])

@@ -1,0 +1,97 @@
+"""choices: what a selected set may still get wrong when all of its words are well formed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import sympy
+
+from spdsl.diagnostics import Report
+from spdsl.ir.pattern import Choice, Kl, Pattern, Phase, Pooled, Score
+from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST
+from spdsl.passes.disjuncts import TooComplex, disjuncts
+from spdsl.passes.ranges import key_range
+from spdsl.passes.split import parts
+
+FAR = 4096  # units before a query that is far enough from the first key to see all that is forced
+
+
+def check_choices(pattern: Pattern, report: Report) -> None:
+    """Adds what is wrong with the selected choices of `pattern` to `report`."""
+    choices = [found for found in pattern.inputs if isinstance(found, Choice) and found.selected]
+    for choice in choices:
+        _room_for_forced(choice, report)
+    for case in pattern.cases:
+        used = [step for step in pattern.steps(case) if isinstance(step, Choice) and step.selected]
+        if pattern.causal and Phase.TRAIN in case.phases:
+            for choice in used:
+                _no_later_queries(choice, report)
+    for score in _scores(pattern, choices):
+        _whole_softmax(pattern, score, report)
+
+
+def _room_for_forced(choice: Choice, report: Report) -> None:
+    capacity, forced = choice.capacity, _forced(choice)
+    if capacity is not None and forced > capacity:
+        report.error(
+            "E203",
+            f"{forced} units are forced for some queries, `{choice.name}` has room for {capacity}",
+            choice.span,
+            "forced units count towards the number",
+            hint="force fewer units, or unite the set with them: `attend(name | first(1, unit = n))`",
+        )
+
+
+def _forced(choice: Choice) -> int:
+    """How many units are certainly forced for one query far from the first key, and not outside of `within`."""
+    try:
+        conjuncts = disjuncts(sympy.And(choice.force, choice.within))
+    except TooComplex:
+        return 0
+    ranges = [key_range(conjunct) for conjunct in conjuncts if not conjunct.residual and not conjunct.uniform]
+    most = 0
+    for q in (FAR * choice.unit, FAR * choice.unit + choice.unit - 1):
+        at = {Q_FIRST: sympy.Integer(q), Q_LAST: sympy.Integer(q), LENGTH: sympy.Integer(q + 1)}
+        units: set[int] = set()
+        for found in ranges:
+            if found.condition.xreplace(at) is sympy.true:
+                first, end = int(found.first.xreplace(at)), int(found.end.xreplace(at))
+                units.update(range(first // choice.unit, (end - 1) // choice.unit + 1) if first < end else ())
+        most = max(most, len(units))
+    return most
+
+
+def _no_later_queries(choice: Choice, report: Report) -> None:
+    """One list for several queries depends on the last of them, which the first must not know."""
+    if choice.rows > 1:
+        report.error(
+            "E310",
+            f"`{choice.name}` is chosen for {choice.rows} queries at once, and a result for training uses it",
+            choice.span,
+            "depends on later queries",
+            hint="leave `rows` out, or add a condition to the result: `return ... if prefill`",
+        )
+
+
+def _scores(pattern: Pattern, choices: list[Choice]) -> Iterator[Score]:
+    """Every score that something is made of."""
+    for choice in choices:
+        if choice.score is not None:
+            yield choice.score
+    for case in pattern.cases:
+        for extra in case.extras:
+            if isinstance(extra, Pooled):
+                yield extra.score
+            elif isinstance(extra, Kl):
+                yield from (extra.target.score, extra.score.score)
+
+
+def _whole_softmax(pattern: Pattern, score: Score, report: Report) -> None:
+    if parts(pattern, score.softmax) != (score.softmax,):
+        report.error(
+            "E105",
+            f"the mass of `{score.softmax.name}`, over selected units and other keys, is not built yet",
+            score.softmax.span,
+            "is computed in parts",
+            hint="take the mass of a branch over one kind of set",
+        )

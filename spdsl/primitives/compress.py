@@ -1,0 +1,91 @@
+"""entries = compress(width, stride, of, by): one entry for each cell of `width` tokens, a cell every `stride` tokens.
+
+Entry i is made of the tokens [i * stride, i * stride + width); cells that are not whole have none. K and V are
+compressed apart, each with weights of its own. `mlp` and `weighted` add a learned position within the cell to each
+token first (Native Sparse Attention, arXiv 2502.11089, 3.3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spdsl.ir.pattern import Compress, Grid, Query, Stream, Values, Weight
+from spdsl.primitives.word import Cells, Kind, Parameter, Scope, Word
+
+LEARNED: dict[str, dict[str, tuple[str, ...]]] = {
+    "weighted": {"weight": ("heads", "width"), "position": ("heads", "width", "dim")},
+    "mlp": {
+        "position": ("heads", "width", "dim"),
+        "up": ("heads", "width", "dim", "hidden"),
+        "down": ("heads", "hidden", "dim"),
+    },
+}
+
+
+def compress(
+    scope: Scope, width: int, stride: int | None, before: int, partial: str, of: Stream | Query | None, by: Cells
+) -> Stream | None:
+    source = of or scope.main_stream()
+    if isinstance(source, Query):
+        scope.refuse("E105", "entries made of queries are not built yet", "compress a stream")
+        return None
+    if source.compress is not None:
+        scope.refuse("E105", "entries made of entries are not built yet", "compress a stream of tokens")
+        return None
+    if before:
+        scope.refuse("E105", "cells that begin before their place are not built yet", "leave `before` out")
+        return None
+    step = stride or width
+    if step > width:
+        scope.refuse("E203", f"a cell of {width} tokens every {step} leaves tokens out", f"use at most {width}")
+        return None
+    if by.logits is not None and not _one_logit_each(scope, source, scope.stream(by.logits)):
+        return None
+    made = Stream(
+        scope.name, source.heads, source.qk, source.v, source.value,
+        grid=Grid(width, step), compress=Compress(source.name, by.by, by.logits), span=scope.span,
+    )  # fmt: skip
+    scope.add(made)
+    for weight in weights(made):
+        scope.add(weight)
+    return made
+
+
+def _one_logit_each(scope: Scope, source: Stream, logits: Stream) -> bool:
+    """Whether the keys of `logits` can have one logit for each number of the source."""
+    if logits.compress is not None:
+        scope.refuse("E105", "logits made of entries are not built yet", "use a stream of tokens")
+        return False
+    heads, own = logits.heads or scope.kv_heads, source.heads or scope.kv_heads
+    if heads != own or logits.qk != source.qk:
+        hint = f"declare `{logits.name}` with the `heads` and `qk` of `{source.name}`"
+        scope.refuse("E201", f"`{logits.name}` has another shape than `{source.name}`", hint)
+        return False
+    return True
+
+
+def weights(entries: Stream) -> Iterator[Weight]:
+    """What is learned, for K and then for V; axes [heads, width, dim, ...] as in `LEARNED`."""
+    assert entries.compress is not None
+    for side, dim in (("k", "qk"), ("v", "v")) if entries.value is Values.OWN else (("k", "qk"),):
+        sizes: dict[str, str | int] = {"width": entries.grid.width, "dim": dim}
+        for role, axes in LEARNED.get(entries.compress.by, {}).items():
+            shape = tuple(sizes.get(axis, axis) for axis in axes)
+            yield Weight(f"{entries.name}_{side}_{role}", entries.name, shape, entries.span)
+
+
+WORD = Word(
+    "compress",
+    Kind.STREAM,
+    (
+        Parameter("width", Kind.SIZE, least=1),
+        Parameter("stride", Kind.SIZE, default=None, least=1),
+        Parameter("before", Kind.SIZE, default=0, least=0),
+        Parameter("partial", Kind.CHOICE, default="drop", words=("drop",), planned=("keep",)),
+        Parameter("of", Kind.VECTORS, default=None),
+        Parameter("by", Kind.CELLS, default=Cells("mean"), words=("mean", "max", "weighted", "mlp")),
+    ),
+    compress,
+    "entries made of cells of `width` tokens, one every `stride` tokens",
+    "pattern p { causal return attend(compress(8, 4, by = weighted)) }",
+)

@@ -1,0 +1,84 @@
+"""Grains: from a score per (head, query, entry) to one per (list head, tile of rows, unit).
+
+Heads are reduced first, then rows, then entries. A bare grain means that there is nothing to reduce, or `sum` for
+probabilities; how logits are reduced must be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spdsl.ir.pattern import Input, Score
+from spdsl.primitives.word import Grain, Kind, Parameter, Scope, stream_of
+
+BARE = Grain(1)
+SHARE = Parameter(
+    "share", Kind.GRAIN, default=Grain("group"), words=("head", "group"), planned=("layer", "union")
+)  # fmt: skip
+ROWS = Parameter("rows", Kind.GRAIN, default=BARE, least=1, planned=("all",))
+UNIT = Parameter("unit", Kind.GRAIN, default=None, least=1, planned=("labels",))
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """The fields of the same names in `Choice` and `Pooled`."""
+
+    unit: int
+    rows: int
+    share: str
+    heads_by: str | None
+    rows_by: str | None
+    unit_by: str | None
+
+
+def unit_of(inputs: Sequence[Input], values: Mapping[str, Any]) -> int:
+    """The unit of a choice: as written, else that of its score's entries. 1 where an argument was wrong."""
+    unit, score = values.get("unit"), values.get("score")
+    if isinstance(unit, Grain):
+        return int(unit.size)
+    return stream_of(inputs, score.stream).grid.stride if isinstance(score, Score) else 1
+
+
+def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | None) -> Reduction | None:
+    """What the grains say of this score; None (and an error) where they do not fit it. No unit: the entries."""
+    grid = scope.stream(score.stream).grid
+    size = grid.stride if unit is None else int(unit.size)
+    several = _several_heads(scope, score, str(share.size))
+    if several is None:
+        return None
+    if size % grid.stride:
+        scope.refuse(
+            "E203", f"unit = {size} is no multiple of the stride {grid.stride}",
+            f"a unit begins where an entry of `{score.stream}` does",
+        )  # fmt: skip
+        return None
+    finer = unit is not None and (size != grid.stride or grid.width != grid.stride)
+    by = {"share": None, "rows": None, "unit": None} | {
+        name: grain.by or ("sum" if score.probability else "")
+        for name, grain, reduces in (("share", share, several), ("rows", rows, rows.size != 1), ("unit", unit, finer))
+        if grain is not None and reduces
+    }
+    for name, grain in (("share", share), ("rows", rows), ("unit", unit)):
+        if grain is not None and by[name] == "":
+            scope.refuse(
+                "E206", f"`{name} = {grain.size}` does not say how logits are reduced",
+                f"write `{name} = max({grain.size})`, `mean(...)` or `sum(...)`, or take `softmax(...)` of the score",
+            )  # fmt: skip
+            return None
+    return Reduction(size, int(rows.size), str(share.size), by["share"], by["rows"], by["unit"])
+
+
+def _several_heads(scope: Scope, score: Score, share: str) -> bool | None:
+    """Whether one list is made from several heads of the score, as far as they are known; None after an error."""
+    own = scope.query(score.softmax.query).heads
+    have, want = own or scope.query_heads, scope.query_heads if share == "head" else scope.kv_heads
+    if share == "head" and own is None:
+        return False
+    if have is None or want is None:
+        return True
+    if have % want:
+        scope.refuse("E306", f"{have} heads of the score cannot be shared out over {want} lists", "")
+        return None
+    return have != want

@@ -1,0 +1,68 @@
+"""What `top_k` and `threshold` share: a Choice by score, and the parameters that shape it."""
+
+from __future__ import annotations
+
+import sympy
+
+from spdsl.ir.pattern import Choice, Score
+from spdsl.ir.symbols import Boolean, K, Q, lookups
+from spdsl.primitives.grains import ROWS, SHARE, UNIT, reduction
+from spdsl.primitives.random import member
+from spdsl.primitives.word import Grain, Kind, Parameter, Scope, SetValue
+
+PARAMETERS = (
+    Parameter("score", Kind.SCORE),
+    SHARE,
+    ROWS,
+    UNIT,
+    Parameter("force", Kind.UNITS, default=None),
+    Parameter("within", Kind.UNITS, default=None),
+    Parameter("least", Kind.SIZE, default=None, least=1),
+    Parameter("most", Kind.SIZE, default=None, least=1),
+)
+PLANNED = ("across", "when")
+
+
+def choose(
+    scope: Scope, rule: str, score: Score, share: Grain, rows: Grain, unit: Grain | None,
+    force: SetValue | None, within: SetValue | None,
+    count: int | None = None, level: float | None = None, most: int | None = None,
+) -> SetValue | None:  # fmt: skip
+    """The set of a new Choice by `score`; None after an error."""
+    grid = scope.stream(score.stream).grid
+    if unit is None and grid.width != grid.stride:
+        scope.refuse(
+            "E105", f"a choice of overlapping entries of `{score.stream}` is not built yet",
+            "choose units of tokens: `unit = n`",
+        )  # fmt: skip
+        return None
+    if any(lookups(term.test) for term in score.softmax.terms):
+        scope.refuse("E105", "a score over a set that reads tensors or choices is not built yet", "")
+        return None
+    grains = reduction(scope, score, share, rows, Grain(grid.stride) if unit is None else unit)
+    forced, candidates = _units(scope, "force", force), _units(scope, "within", within)
+    if grains is None or forced is None or candidates is None:
+        return None
+    scope.add(
+        Choice(
+            scope.name, rule, grains.unit, grains.rows, grains.share, count, most=most, score=score,
+            heads_by=grains.heads_by, rows_by=grains.rows_by, unit_by=grains.unit_by, level=level,
+            force=forced, within=candidates, span=scope.span,
+        )
+    )  # fmt: skip
+    return member(scope.name, grains.unit, grains.rows)
+
+
+def _units(scope: Scope, name: str, members: SetValue | None) -> Boolean | None:
+    """The test over q and k of `force` (no unit if left out) or `within` (all units); None after an error."""
+    if members is None:
+        return sympy.false if name == "force" else sympy.true
+    if [stream for stream, _ in members.parts] != [None]:
+        scope.refuse("E201", f"`{name}` names units of tokens, not entries of a stream", "leave the stream out")
+        return None
+    ((_, test),) = members.parts
+    if lookups(test) or test.free_symbols - {Q, K}:
+        hint = "use sets that depend on positions alone"
+        scope.refuse("E105", f"`{name}` cannot read tensors, choices, `h` or `length` yet", hint)
+        return None
+    return test

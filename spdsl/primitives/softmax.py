@@ -1,0 +1,29 @@
+"""softmax(score): logits as probabilities over the entries that the query sees.
+
+`by = softmax(stream)` of `compress` is another thing of the same name: the weights of the tokens of a cell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from spdsl.ir.pattern import Score
+from spdsl.primitives.word import Kind, Parameter, Scope, Word
+
+
+def softmax(scope: Scope, score: Score) -> Score | None:
+    if score.probability:
+        scope.refuse("E201", "the score holds probabilities already", "leave `softmax` out")
+        return None
+    return replace(score, probability=True)
+
+
+WORD = Word(
+    "softmax",
+    Kind.SCORE,
+    (Parameter("score", Kind.SCORE),),
+    softmax,
+    "logits as probabilities over the visible entries",
+    "pattern p { causal rank = softmax(dot(compress(8, 4))) "
+    "return attend(top_k(2, score = rank, unit = max(16), share = sum(group), force = last(1))) }",
+)

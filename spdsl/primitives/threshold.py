@@ -1,0 +1,35 @@
+"""name = threshold(x, score, ...): for each list the units of a score of at least x, and the forced ones.
+
+With `most` only that many, the forced first, then the best. Ties, NaN and the argument `name` as in `top_k`.
+"""
+
+from __future__ import annotations
+
+from spdsl.ir.pattern import Score
+from spdsl.ir.symbols import Expr
+from spdsl.primitives.grains import unit_of
+from spdsl.primitives.selection import PARAMETERS, PLANNED, choose
+from spdsl.primitives.word import Grain, Kind, Parameter, Scope, SetValue, Word
+
+
+def threshold(
+    scope: Scope, x: Expr, score: Score, share: Grain, rows: Grain, unit: Grain | None,
+    force: SetValue | None, within: SetValue | None, least: int | None, most: int | None,
+) -> SetValue | None:  # fmt: skip
+    if least is not None:
+        scope.refuse("E105", "`least` of a threshold is not built yet", "force the units that must be there")
+        return None
+    return choose(scope, "threshold", score, share, rows, unit, force, within, level=float(x), most=most)
+
+
+WORD = Word(
+    "threshold",
+    Kind.SET,
+    (Parameter("x", Kind.NUMBER), *PARAMETERS),
+    threshold,
+    "the units of a score of at least x",
+    "pattern p { causal rank = softmax(dot(compress(16))) "
+    "return attend(threshold(0.2, score = rank, share = head, force = last(1), most = 4)) }",
+    planned=PLANNED,
+    unit=unit_of,
+)
