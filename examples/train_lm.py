@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import spdsl
-from examples.lm import checkpoint, curves
+from examples.lm import attention, checkpoint, curves
 from examples.lm.attention import Dense, Module, Size
 from examples.lm.data import read_text
 from examples.lm.run import TYPES, Budget, Pace, Run
@@ -56,15 +56,22 @@ def main(words: list[str] | None = None) -> None:
         report(given.plot)
         return
     torch.set_num_threads(given.threads or torch.get_num_threads())
-    torch.set_float32_matmul_precision("high")  # tf32 on GPUs, as is usual in training; a CPU has none
-    text = read_text(given.text, given.length + 1)
+    if given.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")  # tf32, as is usual in training
     size = Size(given.layers, given.heads, given.kv_heads, given.head_dim)
+    modules = load_patterns(given.compare, dict(given.D))
+    try:
+        text = read_text(given.text, given.length + 1)
+        for module in modules.values():
+            attention.arguments(module, size)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     budget = Budget(given.steps, given.length, given.batch, given.rate, size, text.digest, given.dtype)
     pace = Pace(given.out, given.test_every, given.save_every, given.tests)
     console.print(f"{len(text.learn):,} bytes to learn, {len(text.test):,} held out", highlight=False)
-    modules = load_patterns(given.compare, dict(given.D))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[speed]}")) as progress:
+    columns += (TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[speed]}"))
+    with Progress(*columns, console=console) as progress:
         # Seeds outside: stopped early, the runs that are there still compare.
         for seed in given.seeds:
             for name, module in modules.items():

@@ -153,8 +153,10 @@ def test_compression_begins_as_the_mean() -> None:
 
 def test_tensors_over_tokens_are_refused() -> None:
     module = spdsl.load(train_lm.PATTERNS / "document.spat")
-    with pytest.raises(ValueError, match=r"`doc` \[1, 128\] torch.int64 cannot be made from hidden states"):
+    with pytest.raises(ValueError, match=r"`doc`, int64 \[1, 128\], cannot be made from hidden states"):
         arguments(module, SIZE)
+    with pytest.raises(SystemExit, match="`doc`, int64"):
+        train_lm.main(["--pattern", "document"])
 
 
 def test_the_command_compares_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

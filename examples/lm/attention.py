@@ -25,6 +25,7 @@ ROLES = {
     "up": ("heads", "width", "dim", "hidden"),
     "down": ("heads", "hidden", "dim"),
 }
+SUPPORTED = "a pattern may take queries, streams, gates and the weights of compressed streams here"
 
 
 class Module(Protocol):
@@ -108,10 +109,8 @@ def arguments(module: Module, size: Size) -> Arguments:
         elif not growing and len(ROLES.get(role(name), ())) == len(shape):
             weights[name] = shape
         else:
-            raise ValueError(
-                f"`{name}` {list(shape)} {first[name].dtype} cannot be made from hidden states: the example trains "
-                "patterns that take queries, streams, gates and compression weights"
-            )
+            kind = str(first[name].dtype).removeprefix("torch.")
+            raise ValueError(f"`{name}`, {kind} {list(shape)}, cannot be made from hidden states; {SUPPORTED}")
     return Arguments(tuple(vectors), branches, weights)
 
 

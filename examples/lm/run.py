@@ -87,9 +87,14 @@ class Run:
         self.history = History()
         self.about = {"name": name, "module": module.NAMESPACE, "seed": seed, "budget": asdict(budget)}
 
+    @property
+    def title(self) -> str:
+        """For a line of the terminal: without parameters."""
+        return f"{self.name.split()[0]}, seed {self.seed}"
+
     def train(self, text: Text, progress: Progress) -> None:
         """The steps that are left; saves at the end, too."""
-        task = progress.add_task(f"{self.name}, seed {self.seed}", total=self.budget.steps, loss="", speed="")
+        task = progress.add_task(self.title, total=self.budget.steps, loss="", speed="")
         timed_from = self.history.step + FIRST
         while self.history.step < self.budget.steps:
             began = time.perf_counter()
@@ -98,7 +103,7 @@ class Run:
                 self.history.seconds += time.perf_counter() - began
                 self.history.timed_steps += 1
             if not math.isfinite(loss):
-                raise SystemExit(f"{self.name}, seed {self.seed}: the loss of step {self.history.step} is {loss}")
+                raise SystemExit(f"{self.title}: the loss of step {self.history.step} is {loss}")
             told = {"loss": f"loss {loss:.3f}", "speed": f"{self.tokens_per_second:,.0f} tokens/s"}
             progress.update(task, completed=self.history.step, **told)
             self._after_step(text, progress)
@@ -161,7 +166,7 @@ class Run:
         if last or step % self.pace.test_every == 0:
             self.history.tests[step] = self.test(text)
             progress.console.print(
-                f"{self.name}, seed {self.seed}, step {step}: held-out loss {self.history.tests[step]:.4f}, "
+                f"{self.title}, step {step}: held-out loss {self.history.tests[step]:.4f}, "
                 f"{self.tokens_per_second:,.0f} tokens/s",
                 highlight=False,
             )

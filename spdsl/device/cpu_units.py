@@ -16,9 +16,9 @@ from torch import Tensor
 
 from spdsl.device.cpu import Logits, _seen_product
 
+# Query positions [rows, 1], key indices [rows, keys], query heads [G, rows, 1] -> bool, or numbers, broadcastable to
+# [G, rows, keys], or to [B, G, rows, keys] where it differs by batch row.
 UnitTest = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Query positions [rows, 1], key indices [1 or rows, keys], query heads int64 [G, 1 or rows, 1], which broadcast
-together -> bool (or number) broadcastable to [G, rows, keys]."""
 
 _UNIT_RESULTS = 1 << 22  # numbers of a block's results in tile order: 16 MB in fp32
 _UNIT_LOGITS = 1 << 19  # logits of one batched product, of which a few copies live in the cache: 2 MB in fp32
@@ -172,8 +172,7 @@ def _rows_of(x: Tensor, sizes: _UnitSizes) -> Tensor:
 
 def _heads_of(x: Tensor, sizes: _UnitSizes) -> Tensor:
     """[B * Hc * N, G, D] -> [B, Hq, N, D]."""
-    heads: Tensor = x.view(sizes.batch, sizes.lists, sizes.rows, *x.shape[1:]).transpose(2, 3).flatten(1, 2)
-    return heads
+    return x.view(sizes.batch, sizes.lists, sizes.rows, *x.shape[1:]).transpose(2, 3).flatten(1, 2)
 
 
 def _units_of(x: Tensor, sizes: _UnitSizes, dtype: torch.dtype) -> Tensor:
@@ -185,8 +184,7 @@ def _units_of(x: Tensor, sizes: _UnitSizes, dtype: torch.dtype) -> Tensor:
 
 def _keys_of(x: Tensor, sizes: _UnitSizes) -> Tensor:
     """[B * Hk * units, unit, D] -> [B, Hk, M, D]."""
-    x = x.view(sizes.batch, sizes.kv_heads, sizes.units * sizes.unit, x.shape[2])
-    return x[:, :, : sizes.keys]
+    return x.view(sizes.batch, sizes.kv_heads, sizes.units * sizes.unit, x.shape[2])[:, :, : sizes.keys]
 
 
 def _tile_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -286,6 +284,9 @@ def _unit_tests(tiles: _UnitTiles, tests: _UnitTests, sizes: _UnitSizes) -> tupl
 
     def by_tile(x: Tensor) -> Tensor:
         x = x.broadcast_to(torch.broadcast_shapes(x.shape, (1, rows, sizes.unit)))
+        if x.dim() == 4:  # each row keeps what belongs to its batch row
+            batch = tiles.row.flatten() // (sizes.lists * sizes.rows)
+            x = x.expand(sizes.batch, -1, -1, -1)[batch, :, torch.arange(rows)].transpose(0, 1)
         by_head: Tensor = x.unflatten(1, (n, pairs))
         return by_head.permute(1, 2, 0, 3)
 

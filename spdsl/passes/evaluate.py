@@ -42,10 +42,11 @@ def kind_of(names: Names, expr: tree.Expr) -> Kind:
             return Kind.SET if isinstance(base, Stream) or _is_kv(expr.base) else Kind.ELEMENT
         case tree.Unary():
             return kind_of(names, expr.operand)
-        case tree.Binary() if Kind.SCORE in (kind_of(names, expr.left), kind_of(names, expr.right)):
-            return Kind.SCORE
-        case tree.Binary() if expr.operator in ("|", "&", "-"):
-            return kind_of(names, expr.left)
+        case tree.Binary():
+            left = kind_of(names, expr.left)  # once: expressions nest
+            if left is Kind.SCORE or (left is Kind.NUMBER and kind_of(names, expr.right) is Kind.SCORE):
+                return Kind.SCORE
+            return left if expr.operator in ("|", "&", "-") else Kind.NUMBER
     return Kind.NUMBER
 
 

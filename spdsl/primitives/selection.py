@@ -21,6 +21,7 @@ PARAMETERS = (
     Parameter("most", Kind.SIZE, default=None, least=1),
 )
 PLANNED = ("across", "when")
+LARGEST = 2**31 - 1  # positions are int32 in the kernels
 
 
 def choose(
@@ -42,6 +43,11 @@ def choose(
     grains = reduction(scope, score, share, rows, Grain(grid.stride) if unit is None else unit)
     forced, candidates = _units(scope, "force", force), _units(scope, "within", within)
     if grains is None or forced is None or candidates is None:
+        return None
+    if max(count or 0, most or 0) * grains.unit > LARGEST:
+        scope.refuse(
+            "E203", f"units of {grains.unit} tokens, so many of them, exceed any sequence", "choose fewer units"
+        )
         return None
     scope.add(
         Choice(

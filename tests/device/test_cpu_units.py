@@ -49,8 +49,7 @@ def random_lists(case: Case) -> Tensor:
     units = -(-case.keys // case.unit)
     shape = (case.batch, case.lists, case.rows)
     order = torch.rand(*shape, units + case.count).argsort(-1)[..., : case.count]  # numbers past the units: none
-    order = order.masked_fill(torch.rand(*shape, 1) < 0.1, units).masked_fill(order >= units, units)
-    order = order.sort(-1).values
+    order = order.masked_fill(torch.rand(*shape, 1) < 0.1, units).clamp(max=units).sort(-1).values
     return order.masked_fill(order == units, -1).int()
 
 
@@ -241,6 +240,32 @@ def test_nan_reaches_the_rows_that_see_it_and_no_other() -> None:
     assert not bool((dv.isnan().any(-1) & ~reached).any())
 
 
+@pytest.mark.usefixtures("_sizes")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tests_that_differ_by_batch_row(batch: int) -> None:
+    """As a tensor of the caller makes them: [B, 1, rows, keys]."""
+    case = Case(batch=batch, bias=True)
+    torch.manual_seed(4)
+    chosen = random_lists(case)
+    table = torch.rand(batch, 1, case.rows, case.keys) < 0.6
+    at = torch.arange(batch).view(-1, 1, 1, 1)
+    tests = (lambda q, k, h: table[at, 0, q - case.origin, k], lambda q, k, h: bias_of(q, k, h)[None], form_of(case))
+    inputs = inputs_of(case, torch.float64)
+    exact = [x.clone().requires_grad_() for x in inputs]
+    member = (chosen.unsqueeze(-1) == (torch.arange(case.keys) // case.unit)).any(3)
+    rows, keys = case.origin + torch.arange(case.rows).view(-1, 1), torch.arange(case.keys)
+    shown = bias_of(rows, keys, torch.zeros(1, 1, 1)) > -math.inf
+    mask = member.repeat_interleave(case.heads // case.lists, 1) & table & shown
+    want, _ = dense(case, mask, *exact, None)
+    out, lse = units_forward(*inputs, chosen, case.unit, *tests, None)
+    close(out, want, torch.float64)
+    dout = torch.randn(out.shape, dtype=torch.float64)
+    wants = torch.autograd.grad((want * dout).sum(), exact)
+    grads = units_backward(dout, None, *inputs, out, lse, chosen, case.unit, *tests)
+    for got, expected in zip(grads, wants, strict=True):
+        close(got, expected, torch.float64)
+
+
 def test_gradcheck() -> None:
     case = Case(
         batch=1, heads=2, lists=1, kv_heads=1, rows=5, keys=9, unit=4, count=2, qk=3, v=2, origin=4, softcap=2.0
@@ -270,6 +295,6 @@ def test_the_order_of_a_list_changes_nothing_but_rounding() -> None:
     chosen = random_lists(case)
     q, k, v = inputs_of(case, torch.float64)
     tests = (visible_of(case), None, form_of(case))
-    want = units_forward(q, k, v, chosen, 4, *tests, None)
-    for a, b in zip(units_forward(q, k, v, chosen.flip(-1), 4, *tests, None), want, strict=True):
+    found = [units_forward(q, k, v, lists, 4, *tests, None) for lists in (chosen, chosen.flip(-1))]
+    for a, b in zip(*found, strict=True):
         close(a, b, torch.float64)
