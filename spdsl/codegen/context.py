@@ -13,12 +13,14 @@ from spdsl.codegen.texts import (
     CaseText,
     ChoiceText,
     EntriesText,
+    ExtraText,
     ModuleText,
+    PooledText,
     RangeText,
     SoftmaxText,
     SweepText,
 )
-from spdsl.ir.pattern import Case, Choice, Extra, Gate, Kl, Phase, Pooled, Query, Softmax, Stream, Tensor, Weight
+from spdsl.ir.pattern import Branch, Case, Choice, Extra, Gate, Kl, Phase, Pooled, Query, Softmax, Stream, Tensor, Weight
 from spdsl.ir.plan import ChoicePlan, Form, Plan, Range, Role, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
 
@@ -160,12 +162,28 @@ def _case(case: Case, plan: Plan, softmaxes: dict[str, SoftmaxText], choices: di
     calls = tuple(step for step in named if isinstance(step, ChoiceText) or step.is_computed)
     condition = "" if case.condition is None else expression(case.condition, TORCH, lambda read, _: lookup_name(read))
     uses_length = case.condition is not None and LENGTH in case.condition.free_symbols
-    return CaseText(condition, uses_length, calls, _branch(case.branch), tuple(_branch(extra) for extra in case.extras))
+    extras = tuple(_extra(i, extra, softmaxes) for i, extra in enumerate(case.extras, 1))
+    return CaseText(condition, uses_length, calls, _branch(case.branch), extras)
 
 
-def _branch(branch: Extra) -> str:
+def _extra(number: int, extra: Extra, softmaxes: dict[str, SoftmaxText]) -> str | ExtraText:
+    if isinstance(extra, Pooled):
+        return ExtraText(f"result_{number}", (_pooled("score", extra, softmaxes),))
+    if isinstance(extra, Kl):
+        parts = (_pooled("target", extra.target, softmaxes), _pooled("score", extra.score, softmaxes))
+        return ExtraText(f"result_{number}", parts)
+    return _branch(extra)
+
+
+def _pooled(prefix: str, pooled: Pooled, softmaxes: dict[str, SoftmaxText]) -> PooledText:
+    return PooledText(
+        prefix, softmaxes[pooled.score.softmax.name], pooled.score.probability, pooled.unit, pooled.rows, pooled.share,
+        pooled.heads_by, pooled.rows_by, pooled.unit_by,
+    )  # fmt: skip
+
+
+def _branch(branch: Branch) -> str:
     if isinstance(branch, Softmax):
         return f"{branch.name}_part"
-    assert not isinstance(branch, Pooled | Kl)  # refused before
     parts = ", ".join(_branch(inner) for inner in branch.branches)
     return f"gate([{parts}], gates)" if isinstance(branch, Gate) else f"merge([{parts}])"

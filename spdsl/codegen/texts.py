@@ -162,12 +162,56 @@ class EntriesText:
 
 
 @dataclass(frozen=True, slots=True)
+class PooledText:
+    """A score at the grains of a result; `prefix` names it among the parts of the result."""
+
+    prefix: str
+    softmax: SoftmaxText
+    probability: bool
+    unit: int
+    rows: int
+    share: str
+    heads_by: str | None
+    rows_by: str | None
+    unit_by: str | None
+
+    @property
+    def width(self) -> int:
+        return self.softmax.cells[0] if self.softmax.cells else 1
+
+    @property
+    def stride(self) -> int:
+        return self.softmax.cells[1] if self.softmax.cells else 1
+
+    @property
+    def key_argument(self) -> str:
+        return self.softmax.sweeps[0].stream.key_argument
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraText:
+    """A further result that is a score, or the divergence of two: target and score."""
+
+    name: str
+    parts: tuple[PooledText, ...]
+
+    @property
+    def call(self) -> str:
+        lses = "".join(f", {part.softmax.name}_part[1]" for part in self.parts if part.probability)
+        return f"_{self.name}(inputs, layout{lses})"
+
+
+@dataclass(frozen=True, slots=True)
 class CaseText:
     condition: str  # over `length` and scalars; empty: always
     uses_length: bool
     calls: tuple[SoftmaxText | ChoiceText, ...]  # in the order of their use
     result: str  # expression over the names of the softmaxes
-    extras: tuple[str, ...]
+    extras: tuple[str | ExtraText, ...]  # expressions likewise; scores come from `attention` alone
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return tuple(extra for extra in self.extras if isinstance(extra, str))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +229,18 @@ class ModuleText:
     phases: dict[str, tuple[CaseText, ...]]
 
     @property
+    def extras(self) -> tuple[ExtraText, ...]:
+        """Scores that `attention` returns."""
+        cases = self.phases.get("train", ())
+        return tuple(extra for case in cases for extra in case.extras if isinstance(extra, ExtraText))
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """The softmaxes whose logits torch computes as well, for a choice or a result."""
+        chosen = {found.softmax.name for found in self.selected}
+        return frozenset(chosen | {part.softmax.name for extra in self.extras for part in extra.parts})
+
+    @property
     def vectors(self) -> tuple[str, ...]:
         """The arguments with a head dim: queries, keys and values, in the order of the pattern."""
         names: list[str] = []
@@ -194,6 +250,12 @@ class ModuleText:
             elif isinstance(found, Stream) and found.compress is None:
                 names += [name for name in (found.key_argument, found.value_argument) if name]
         return tuple(names)
+
+    def asking(self, stream: Stream) -> str:
+        """The query that asks the keys of a stream, or of the entries made of it."""
+        own = {stream.name, *(found.name for found in self.entries if found.source.name == stream.name)}
+        asking = (s.query for s in self.softmaxes for sweep in s.sweeps if sweep.stream.name in own)
+        return next(asking, self.queries[0].name)
 
     @property
     def lookups(self) -> tuple[str, ...]:

@@ -18,18 +18,18 @@ _KINDS = {"float": "floating point", "int": "an integer dtype", "bool": "bool"}
 
 
 def check_attention(
-    queries: Mapping[str, Tensor],
-    keys: Mapping[str, tuple[Tensor, int | None, int | None]],
-    values: Mapping[str, tuple[Tensor, int | None]],
-    heads: int | None,
-    dim: int | None,
+    queries: Mapping[str, tuple[Tensor, int | None, int | None]],
+    keys: Mapping[str, tuple[Tensor, int | None, str]],
+    values: Mapping[str, tuple[Tensor, int | None, str]],
 ) -> None:
-    """queries name -> [B, Hq, N, D]; keys name -> ([B, Hk, M, D], heads, dim); values name -> ([B, Hk, M, Dv], dim).
+    """queries name -> ([B, Hq, N, D], heads, dim); keys name -> ([B, Hk, M, D], heads, name of the query that asks
+    them); values name -> ([B, Hk, M, Dv], dim, name of their keys).
 
-    Declared heads and dims must match; None leaves them to the call.
+    Declared heads and dims must match; None leaves them to the call. All queries have one number of tokens; heads and dim
+    are those of the first unless declared.
     """
-    first_name, first = next(iter(queries.items()))
-    for name, x in [*queries.items(), *((n, k[0]) for n, k in keys.items()), *((n, v[0]) for n, v in values.items())]:
+    first_name, (first, *_) = next(iter(queries.items()))
+    for name, (x, *_) in [*queries.items(), *keys.items(), *values.items()]:
         expect_tensor(name, x)
         refuse_tangent(name, x)
         expect(x.dim() == 4, name, "4 dimensions [batch, heads, tokens, dim]", list(x.shape))
@@ -37,22 +37,23 @@ def check_attention(
         expect(x.dtype == first.dtype, name, f"dtype {first.dtype} like {first_name}", x.dtype)
         expect(x.device == first.device, name, f"device {first.device} like {first_name}", x.device)
         expect(x.shape[0] == first.shape[0], name, "batch {} like {}", x.shape[0], first.shape[0], first_name)
-    for name, x in queries.items():
-        expect(
-            list(x.shape) == list(first.shape), name, "shape {} like {}", list(x.shape), list(first.shape), first_name
-        )
-    expect(heads is None or first.shape[1] == heads, first_name, f"{heads} heads", first.shape[1])
-    expect(dim is None or first.shape[3] == dim, first_name, f"head dim {dim}", first.shape[3])
+    for name, (x, heads, dim) in queries.items():
+        expect(heads is None or x.shape[1] == heads, name, f"{heads} heads", x.shape[1])
+        expect(dim is None or x.shape[3] == dim, name, f"head dim {dim}", x.shape[3])
+        wanted = [first.shape[0], heads or first.shape[1], first.shape[2], dim or first.shape[3]]
+        expect(list(x.shape) == wanted, name, "shape {} like {}", list(x.shape), wanted, first_name)
     tokens = next(iter(keys.values()))[0].shape[2]
-    for name, (x, own_heads, _) in keys.items():
-        expect(x.shape[3] == first.shape[3], name, "head dim {} like {}", x.shape[3], first.shape[3], first_name)
+    for name, (x, heads, asking) in keys.items():
+        q = queries[asking][0]
+        expect(x.shape[3] == q.shape[3], name, "head dim {} like {}", x.shape[3], q.shape[3], asking)
         expect(x.shape[2] == tokens, name, "{} tokens like the other keys", x.shape[2], tokens)
-        expect(own_heads is None or x.shape[1] == own_heads, name, f"{own_heads} heads", x.shape[1])
-        divides = x.shape[1] > 0 and first.shape[1] % x.shape[1] == 0
-        expect(divides, name, "heads that divide the {} of {}", x.shape[1], first.shape[1], first_name)
-    for (name, (x, own_dim)), (k, *_) in zip(values.items(), keys.values(), strict=False):
+        expect(heads is None or x.shape[1] == heads, name, f"{heads} heads", x.shape[1])
+        divides = x.shape[1] > 0 and q.shape[1] % x.shape[1] == 0
+        expect(divides, name, "heads that divide the {} of {}", x.shape[1], q.shape[1], asking)
+    for name, (x, dim, key) in values.items():
+        k = keys[key][0]
         expect(list(x.shape[:3]) == list(k.shape[:3]), name, "shape {} + [dim]", list(x.shape), list(k.shape[:3]))
-        expect(own_dim is None or x.shape[3] == own_dim, name, f"head dim {own_dim}", x.shape[3])
+        expect(dim is None or x.shape[3] == dim, name, f"head dim {dim}", x.shape[3])
 
 
 def tensor_argument(

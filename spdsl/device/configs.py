@@ -52,7 +52,7 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (128, 4): Config(16, 16, 4, 1),
             (256, 4): Config(16, 16, 8, 1),
         },
-        "units_forward": {
+        "units": {
             (128, 2): Config(64, 64, 4, 2),
             (256, 2): Config(64, 32, 4, 1),
             (128, 4): Config(32, 32, 4, 1),
@@ -118,7 +118,7 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (128, 4): Config(16, 16, 4, 1),
             (256, 4): Config(16, 16, 8, 1),
         },
-        "units_forward": {
+        "units": {
             (128, 2): Config(64, 64, 4, 3),
             (256, 2): Config(64, 32, 4, 2),
             (128, 4): Config(32, 32, 4, 1),
@@ -184,7 +184,7 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (128, 4): Config(16, 16, 4, 1),
             (256, 4): Config(16, 16, 8, 1),
         },
-        "units_forward": {
+        "units": {
             (128, 2): Config(64, 64, 4, 3),
             (256, 2): Config(64, 32, 4, 2),
             (128, 4): Config(32, 32, 4, 1),
@@ -242,7 +242,7 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (128, 4): Config(32, 32, 4, 1),
             (256, 4): Config(16, 16, 4, 1),
         },
-        "units_forward": {
+        "units": {
             (128, 2): Config(64, 64, 4, 1),
             (256, 2): Config(64, 32, 4, 1),
             (128, 4): Config(32, 32, 4, 1),

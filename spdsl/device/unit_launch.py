@@ -32,7 +32,7 @@ class UnitShape(NamedTuple):
 
 
 def unit_shape(kernel: str, q: Tensor, v_dim: int, lists: int, unit: int, paged: Paged | None = None) -> UnitShape:
-    """Tiles of `lists` list heads for `units_forward`, `units_dq`, `units_dkdv`, `units_decode` or `select`."""
+    """Tiles of `lists` list heads for `units`, `units_dq`, `units_dkdv`, `units_decode` or `select`."""
     config = config_for(kernel, q, v_dim, paged)
     group = q.shape[1] // lists
     padded = triton.next_power_of_2(group)

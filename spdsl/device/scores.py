@@ -1,0 +1,66 @@
+"""Scores as results: reduced to heads, tiles of rows and units, and their divergence. Plain torch, in pieces of rows.
+
+The work is O(rows * keys); a piece is computed again in the backward pass, so that no more than one lives at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from spdsl.device.choose import ScoreShape, Selection, _pieces, _unit_scores
+
+Rows = Callable[[int, int], Tensor]
+
+
+def pooled_scores(
+    logits: Rows, lse: Tensor | None, shape: tuple[int, int, int, int, int, int], grains: Selection
+) -> Tensor:
+    """Scores [B, lists, row tiles, units]; where nothing is visible 0 for probabilities, -inf for logits."""
+    sizes = ScoreShape(*shape)
+
+    def piece(first: int, end: int) -> Tensor:
+        own = None if lse is None else lse[:, :, first:end]
+        scores = _unit_scores(logits(first, end), own, first, sizes, grains)
+        return scores if lse is None else scores.masked_fill(scores == -torch.inf, 0.0)
+
+    found = [checkpoint(piece, first, end, use_reentrant=False) for first, end in _pieces(sizes, grains)]
+    return torch.cat(found, 2)
+
+
+def divergence(
+    target: tuple[Rows, Tensor | None, int, Selection], score: tuple[Rows, Tensor | None, int, Selection], shape: tuple[int, ...]
+) -> Tensor:
+    """KL(target || score) of every row, [B, lists, rows]; each side is (logits, lse, heads, grains).
+
+    Both are distributions over the entries that the target sees; a row that sees none has 0. The gradient reaches the
+    score only.
+    """
+    batch, rows, entries, units, q_origin = shape
+
+    def side(part: tuple[Rows, Tensor | None, int, Selection], first: int, end: int) -> Tensor:
+        logits, lse, heads, grains = part
+        sizes = ScoreShape(batch, heads, rows, entries, units, q_origin)
+        return _unit_scores(logits(first, end), None if lse is None else lse[:, :, first:end], first, sizes, grains)
+
+    def piece(first: int, end: int) -> Tensor:
+        with torch.no_grad():
+            wanted = side(target, first, end)
+            seen = wanted > -torch.inf
+            wanted = wanted.masked_fill(~seen, 0.0)
+            total = wanted.sum(-1, keepdim=True)
+            wanted = wanted / total.masked_fill(total == 0, 1.0)
+        found = side(score, first, end)
+        found = found if score[1] is None else torch.log(found)
+        found = found.masked_fill(~seen, -torch.inf)
+        empty = (total == 0) | ~seen.any(-1, keepdim=True)
+        log_found = torch.log_softmax(found.masked_fill(empty, 0.0), -1)
+        terms = torch.xlogy(wanted, wanted) - wanted * log_found.masked_fill(wanted == 0, 0.0)
+        return terms.masked_fill(empty, 0.0).sum(-1)
+
+    sizes = ScoreShape(batch, max(target[2], score[2]), rows, entries, units, q_origin)
+    found = [checkpoint(piece, first, end, use_reentrant=False) for first, end in _pieces(sizes, score[3])]
+    return torch.cat(found, 2)
