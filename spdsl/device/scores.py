@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from spdsl.device.choose import ScoreShape, Selection, _pieces, _unit_scores
 
-Rows = Callable[[int, int], Tensor]
+LogitRows = Callable[[int, int], Tensor]
 
 
 def pooled_scores(
-    logits: Rows, lse: Tensor | None, shape: tuple[int, int, int, int, int, int], grains: Selection
+    logits: LogitRows, lse: Tensor | None, shape: tuple[int, int, int, int, int, int], grains: Selection
 ) -> Tensor:
     """Scores [B, lists, row tiles, units]; where nothing is visible 0 for probabilities, -inf for logits."""
     sizes = ScoreShape(*shape)
@@ -32,7 +32,7 @@ def pooled_scores(
 
 
 def divergence(
-    target: tuple[Rows, Tensor | None, int, Selection], score: tuple[Rows, Tensor | None, int, Selection], shape: tuple[int, ...]
+    target: tuple[LogitRows, Tensor | None, int, Selection], score: tuple[LogitRows, Tensor | None, int, Selection], shape: tuple[int, ...]
 ) -> Tensor:
     """KL(target || score) of every row, [B, lists, rows]; each side is (logits, lse, heads, grains).
 
@@ -41,7 +41,7 @@ def divergence(
     """
     batch, rows, entries, units, q_origin = shape
 
-    def side(part: tuple[Rows, Tensor | None, int, Selection], first: int, end: int) -> Tensor:
+    def side(part: tuple[LogitRows, Tensor | None, int, Selection], first: int, end: int) -> Tensor:
         logits, lse, heads, grains = part
         sizes = ScoreShape(batch, heads, rows, entries, units, q_origin)
         return _unit_scores(logits(first, end), None if lse is None else lse[:, :, first:end], first, sizes, grains)
