@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from spdsl.ir.pattern import Choice, Pattern, Query, Stream, Tensor, Values, Weight
 from spdsl.ir.plan import Role
 
+STREAMED = ("mean", "max", "weighted")
 MOST_RANKED = 256  # a kernel keeps its best units in registers; longer lists are chosen by torch
 
 
@@ -233,6 +234,11 @@ class ModuleText:
         """Scores that `attention` returns."""
         cases = self.phases.get("train", ())
         return tuple(extra for case in cases for extra in case.extras if isinstance(extra, ExtraText))
+
+    @property
+    def streamed(self) -> bool:
+        """Whether kernels make entries: torch makes those of a network."""
+        return any(found.stream.compress and found.stream.compress.by in STREAMED for found in self.entries)
 
     @property
     def scored(self) -> frozenset[str]:
