@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import triton.language as tl
 
-from spdsl.device.tiles import jit, token_pointer
+from spdsl.device.tiles import at, jit, token_pointer
 
 NOT_RANKED = tl.constexpr(-(2**63))
 _LAST = tl.constexpr(2**31 - 1)
@@ -27,6 +27,7 @@ class SelectConst(NamedTuple):
     RATIO: tl.constexpr  # entries from one unit to the next
     FIRST: tl.constexpr  # entries from a unit's own first to the first that overlaps it
     ENTRIES: tl.constexpr  # that overlap a unit
+    SPLITS: tl.constexpr  # programs that share the units of a query; more than one with one query per sequence only
 
 
 @jit
@@ -93,3 +94,23 @@ def store_units(chosen, best, query, q_count, S):
     unit = tl.where(unit == _LAST, -1, unit)
     pointers = token_pointer(chosen, 0) + query.to(tl.int64)[:, None] * chosen.token + place
     tl.store(pointers, unit, mask=(query[:, None] < q_count) & (place < S.WIDTH))
+
+
+@jit
+def store_ranks(ranks, best, row, split, S):
+    """The ranks of one split in the buffer [rows, SPLITS, KEPT]."""
+    place = tl.arange(0, S.KEPT)[None, :] + tl.zeros_like(best).to(tl.int32)
+    tl.store(ranks + (row.to(tl.int64) * S.SPLITS + split) * S.KEPT + place, best)
+
+
+@jit
+def merge_ranks(ranks, chosen, S):
+    """The best units of one query over all splits.  Grid (sequences, lists)."""
+    s, list_head = tl.program_id(0), tl.program_id(1)
+    place = tl.arange(0, S.KEPT)[None, :]
+    row = (s * tl.num_programs(1) + list_head).to(tl.int64) * S.SPLITS
+    best = tl.full((1, S.KEPT), NOT_RANKED, tl.int64)
+    for split in tl.range(0, S.SPLITS):
+        part = tl.load(ranks + (row + split) * S.KEPT + place)  # falling, as it was kept
+        best = tl.sort(tl.maximum(best, tl.flip(part, 1)), descending=True)
+    store_units(at(chosen, s, list_head, 0), best, tl.arange(0, 1), 1, S)

@@ -12,8 +12,9 @@ from torch import Tensor
 from spdsl.device.configs import Config
 from spdsl.device.launch import INTERPRETED, Paged, config_for, constants, launch, strided
 from spdsl.device.packed import Inverse, UnitConst, UnitLists, add_slots
-from spdsl.device.ranking import SelectConst
+from spdsl.device.ranking import SelectConst, merge_ranks
 from spdsl.device.sequences import Layout
+from spdsl.device.splits import split_count
 from spdsl.device.tiles import Call, Const, Source
 from spdsl.device.units import UnitJobs, UnitTiles, unit_jobs, unit_tiles
 
@@ -96,11 +97,26 @@ def add_parts(
 
 
 def select_constants(
-    shape: UnitShape, unit: int, most: int, stride: int, first: int, entries: int
+    shape: UnitShape, unit: int, most: int, stride: int, first: int, entries: int, splits: int
 ) -> SelectConst:
     """`most` units of a list, of an entry grid with `entries` overlapping a unit from entry `first` on."""
-    kept = max(2, triton.next_power_of_2(most))
+    kept = ranks_kept(most)
     ranks = max(shape.config.block_n, kept, 16)
-    values = (unit, shape.lanes, ranks, kept, most, unit // stride, first, entries)
+    values = (unit, shape.lanes, ranks, kept, most, unit // stride, first, entries, splits)
     return SelectConst(*(tl.constexpr(value) for value in values))
+
+
+def ranks_kept(most: int) -> int:
+    return max(2, triton.next_power_of_2(most))
+
+
+def select_splits(queries: int, lists: int, units: int, device: torch.device) -> int:
+    """Programs that share the units of one query, where every sequence has one."""
+    if INTERPRETED:
+        return min(3, units)
+    return split_count(queries * lists, 2 * units, device)  # a unit costs about as much as two keys in decode
+
+
+def merge_splits(ranks: Tensor, chosen: Tensor, S: SelectConst) -> None:
+    launch(merge_ranks, (chosen.shape[0], chosen.shape[1]), ranks, strided(chosen), S, num_warps=1, num_stages=1)
 

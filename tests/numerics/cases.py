@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spdsl.ir.pattern import Choice, Gate, Pattern, Query, Stream
+from spdsl.ir.pattern import Choice, Gate, Pattern, Query, Stream, Weight
 from spdsl.ir.pattern import Tensor as TensorInput
 from spdsl.oracle import dense
 from tests.numerics.patterns import module_of, pattern_of
 
 Inputs = dict[str, Tensor]
 Part = tuple[Tensor, Tensor]
+Result = Part | Tensor  # a branch; a score or a divergence
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,18 @@ def inputs_of(pattern: Pattern, shape: Shape, dtype: torch.dtype = torch.float64
     inputs: Inputs = {}
     for found in pattern.inputs:
         if isinstance(found, Query):
-            inputs[found.name] = normal(shape.batch, shape.heads, shape.rows, shape.qk)
+            inputs[found.name] = normal(shape.batch, found.heads or shape.heads, shape.rows, found.dim or shape.qk)
         elif isinstance(found, Stream):
-            inputs[found.key_argument] = normal(shape.batch, shape.kv_heads, shape.keys, shape.qk)
+            if found.compress is not None:
+                continue
+            heads = found.heads or shape.kv_heads
+            inputs[found.key_argument] = normal(shape.batch, heads, shape.keys, found.qk or shape.qk)
             if found.value_argument:
-                inputs[found.value_argument] = normal(shape.batch, shape.kv_heads, shape.keys, shape.v)
+                inputs[found.value_argument] = normal(shape.batch, heads, shape.keys, found.v or shape.v)
+        elif isinstance(found, Weight):
+            known = {"heads": shape.kv_heads, "qk": shape.qk, "v": shape.v, "hidden": 5}
+            size = [known[axis] if isinstance(axis, str) else axis for axis in found.axes]
+            inputs[found.name] = normal(*size) / (size[1] ** 0.5 if len(size) > 1 else 1)
         elif isinstance(found, TensorInput):
             inputs[found.name] = _tensor(found, shape, make, dtype)
         elif found.rule == "given":
@@ -112,20 +120,21 @@ def guarded(x: Tensor) -> Tensor:
 
 
 def differentiable(pattern: Pattern, inputs: Inputs) -> list[str]:
-    """Vectors, gates and sinks get gradients."""
-    sinks = {softmax.sink for softmax in pattern.softmaxes()}
-    return [name for name, x in inputs.items() if name in sinks or (x.dim() == 4 and x.is_floating_point())]
+    """Vectors, gates, sinks and weights get gradients."""
+    learned = {softmax.sink for softmax in pattern.softmaxes()}
+    learned |= {found.name for found in pattern.inputs if isinstance(found, Weight)}
+    return [name for name, x in inputs.items() if name in learned or (x.dim() == 4 and x.is_floating_point())]
 
 
 @dataclass
 class Found:
     """Results (out, lse) and gradients by name."""
 
-    parts: list[Part]
+    parts: list[Any]
     grads: Inputs = field(default_factory=dict)
 
 
-Run = Callable[[Inputs], Sequence[Part]]
+Run = Callable[[Inputs], Sequence[Result]]
 
 
 def evaluated(run: Run, pattern: Pattern, inputs: Inputs, *, lse_gradient: bool = True, backward: bool = True) -> Found:
@@ -137,18 +146,19 @@ def evaluated(run: Run, pattern: Pattern, inputs: Inputs, *, lse_gradient: bool 
         return Found(parts)
     make = torch.Generator().manual_seed(99)
     total = torch.zeros((), dtype=torch.float64)
-    for out, lse in parts:
+    for part in parts:
+        out, lse = part if isinstance(part, tuple) else (part.new_zeros(0), part)
         weights = torch.randn(out.shape, generator=make, dtype=torch.float64)
         of_lse = torch.randn(lse.shape, generator=make, dtype=torch.float64)
         total = total + (out * weights.to(out.dtype)).sum(dtype=torch.float64)
-        if lse_gradient:
+        if lse_gradient or isinstance(part, Tensor):
             total = total + (lse.masked_fill(lse == -torch.inf, 0.0) * of_lse.to(lse.dtype)).sum(dtype=torch.float64)
     found = torch.autograd.grad(total, [given[name] for name in names], allow_unused=True)
     grads = {name: torch.zeros_like(given[name]) if x is None else x for name, x in zip(names, found, strict=True)}
-    return Found([(out.detach(), lse.detach()) for out, lse in parts], grads)
+    return Found([tuple(x.detach() for x in part) if isinstance(part, tuple) else part.detach() for part in parts], grads)
 
 
-def parts_of(answer: Any) -> list[Part]:
+def parts_of(answer: Any) -> list[Any]:
     """What `attention(..., return_lse=True)` returned, as a list of results."""
     return [answer] if isinstance(answer[0], Tensor) else list(answer)
 
@@ -166,7 +176,11 @@ def meant(pattern: Pattern, inputs: Inputs, call: dict[str, int] | None = None, 
 def assert_same(found: Found, wanted: Found, bound: float = 1e-10) -> None:
     """Every result and gradient within `bound`; never NaN; -inf exactly where it is meant."""
     assert len(found.parts) == len(wanted.parts)
-    for (out, lse), (wanted_out, wanted_lse) in zip(found.parts, wanted.parts, strict=True):
+    for part, wanted_part in zip(found.parts, wanted.parts, strict=True):
+        if isinstance(wanted_part, Tensor):
+            torch.testing.assert_close(part.double(), wanted_part.double(), rtol=bound, atol=bound)
+            continue
+        (out, lse), (wanted_out, wanted_lse) = part, wanted_part
         torch.testing.assert_close(lse.double(), wanted_lse.double(), rtol=bound, atol=bound, msg=lambda m: f"lse: {m}")
         torch.testing.assert_close(out.double(), wanted_out.double(), rtol=bound, atol=bound, msg=lambda m: f"out: {m}")
     assert found.grads.keys() == wanted.grads.keys()
@@ -186,19 +200,22 @@ def checked(name: str, shape: Shape, *, module: ModuleType | None = None, **how:
 
 
 def cut(pattern: Pattern, inputs: Inputs, first: int, end: int) -> Inputs:
-    """The inputs of tokens first..end - 1: vectors, gates and token tensors are cut, the rest stays whole."""
+    """The inputs of tokens first..end - 1: vectors, gates, token tensors and selected lists are cut, the rest is whole."""
     along = {found.name for found in pattern.inputs if isinstance(found, TensorInput) and "token" in found.axes}
-    whole = {found.name for found in pattern.inputs if isinstance(found, TensorInput | Choice)} - along
+    lists = {found.name for found in pattern.inputs if isinstance(found, Choice) and found.selected}
+    whole = {found.name for found in pattern.inputs if isinstance(found, TensorInput | Choice | Weight)} - along - lists
     return {
         name: x if name in whole else x[..., first:end] if name in along else x[:, :, first:end]
         for name, x in inputs.items()
     }  # fmt: skip
 
 
-def joined(found: Sequence[Sequence[Part]]) -> list[Part]:
+def joined(found: Sequence[Sequence[Any]]) -> list[Any]:
     """Results of consecutive tokens as results of all of them."""
     return [
-        (torch.cat([out for out, _ in parts], 2), torch.cat([lse for _, lse in parts], 2))
+        torch.cat(parts, 2)
+        if isinstance(parts[0], Tensor)
+        else (torch.cat([out for out, _ in parts], 2), torch.cat([lse for _, lse in parts], 2))
         for parts in zip(*found, strict=True)
     ]
 
@@ -215,7 +232,7 @@ def separate(pattern: Pattern, inputs: Inputs, bounds: Sequence[tuple[int, int]]
 
 def cached(
     module: ModuleType, pattern: Pattern, inputs: Inputs, chunks: Sequence[int], decoded: int, cache: Any
-) -> list[Part]:
+) -> list[Any]:
     """Prefill by chunks of tokens, then decode token by token, behind what the cache holds."""
     answers, first = [], 0
     for size in (*chunks, *[1] * decoded):
