@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,14 @@ def compile(source: Source, pattern: str | None, params: Params) -> GeneratedMod
     text = dict(stages(source, _chosen(source, pattern, report), params, report))["module"]
     assert isinstance(text, rendering.GeneratedModule)
     return GeneratedModule(text.name, text.text, text.digest, tuple(report.diagnostics))
+
+
+def plan_of(source: Source, pattern: str | None, params: Params) -> Plan:
+    """The plan of the pattern. Raises SpatError."""
+    report = Report(source)
+    found = dict(islice(stages(source, _chosen(source, pattern, report), params, report), 4))["plan"]
+    assert isinstance(found, Plan)
+    return found
 
 
 def emit(source: Source, pattern: str | None, params: Params, stage: str) -> str:

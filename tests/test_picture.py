@@ -69,7 +69,7 @@ def test_heads_that_differ_are_drawn_and_no_others() -> None:
     assert [sketch.head for sketch in found] == [0, 2]
     assert found[0].seen == 32
     assert found[1].seen == 32 * 33 // 2
-    assert notes == ["broad: 0 and 1 in turns"]
+    assert notes == ["example values, broad: 0 and 1 in turns"]
 
 
 def test_every_softmax_and_stream_has_its_picture() -> None:
@@ -93,18 +93,98 @@ def test_every_softmax_and_stream_has_its_picture() -> None:
 )
 def test_example_values_are_told_and_show_something(declared: str, test: str, note: str) -> None:
     found, notes = sketches(pattern(f"pattern p {{ {declared} return attend(where({test})) }}"), 100)
-    assert notes == [note]
+    assert notes == [f"example values, {note}"]
     assert 0 < found[0].seen < found[0].possible
 
 
 def test_given_and_random_sets() -> None:
     found, notes = sketches(pattern("pattern p { causal g = given(rows = 8, unit = 8) return attend(g) }"), 64)
-    assert notes == ["g: 3 random units of 8 keys per tile of 8 queries"]
+    assert notes == ["example values, g: 3 random units of 8 keys per tile of 8 queries"]
     assert all(0 < sketch.seen for sketch in found)
     found, notes = sketches(pattern("pattern p { return attend(random(2, unit = 8, rows = 8)) }"), 64)
     assert notes == []
     assert [sketch.seen for sketch in found] == [64 * 16] * 2
     assert not torch.equal(found[0].mask, found[1].mask)
+
+
+SELECTED = """pattern selected {
+  causal
+  param by = 16
+  far = stream()
+  cells = compress(16, 8)
+  chosen = top_k(4, score = softmax(dot(cells)), share = group, unit = by, force = first(1) | last(2))
+  return gate(attend(cells), attend(far[chosen])) if train
+  return attend(far[chosen]) if length < 64
+  return attend(far[chosen] | far[sliding(4)])
+}"""
+
+
+def test_a_selected_set_is_forced_units_and_an_example() -> None:
+    found, notes = sketches(pattern(SELECTED), 128)
+    fine = next(sketch for sketch in found if sketch.name.startswith("attend_2, "))
+    assert fine.example is not None
+    assert fine.head == 0
+    q, k = torch.arange(128)[:, None], torch.arange(128)[None]
+    forced = (k <= q) & ((k < 16) | (k // 16 >= q // 16 - 1))
+    assert torch.equal(fine.mask & ~fine.example, forced)
+    assert torch.equal(fine.mask | forced, fine.mask)
+    units = fine.mask.view(128, 8, 16).any(2)
+    assert units.sum(1).tolist() == [min(4, row // 16 + 1) for row in range(128)]
+    assert units[::16].repeat_interleave(16, 0).equal(units)  # neighbours have the same example
+    assert notes == [
+        "example values, chosen: forced units of 16 keys, and random ones where scores would choose; 4 at most",
+        "an entry of `cells` stands for 16 tokens, drawn at the first 8 of them",
+    ]
+
+
+def test_panels_say_which_result_they_belong_to_and_what_is_a_score() -> None:
+    names = [sketch.name for sketch in sketches(pattern(SELECTED), 64)[0]]
+    assert names == [
+        "attend, stream cells, if train",
+        "score ranking, stream cells",
+        "attend_2, stream far, if train",
+        "attend_3, stream far, if prefill or decode and length < 64",
+        "attend_4, stream far, if prefill or decode",
+    ]
+
+
+def test_entries_are_drawn_at_their_tokens_and_counted_once() -> None:
+    found, _ = sketches(pattern(SELECTED), 100)
+    coarse = found[0]
+    assert coarse.example is None
+    entries = [max(0, (row - 15) // 8 + 1) for row in range(100)]
+    assert coarse.mask.sum(1).tolist() == [8 * count for count in entries]
+    assert coarse.seen == sum(entries)
+    assert f"{sum(entries):,} pairs with an entry, for 5,050 causal pairs" in printed(SELECTED, 100)
+
+
+def test_drawing_leaves_the_threads_as_they_were() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        sketches(pattern(WINDOW), 16)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("sketches", range(1, 8))
+def test_panels_do_not_share_a_place(sketches: int) -> None:
+    pytest.importorskip("matplotlib")
+    from spdsl.picture.plot import _places
+
+    places = [place for pair in _places(sketches) for place in pair]
+    assert len(set(places)) == len(places) == 2 * sketches
+    assert {column for _, column in places} == set(range(2 if sketches < 3 else 3))
+
+
+def test_several_branches_are_columns_of_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    text = "pattern p { causal return gate(attend(sink(2)), attend(sliding(4)), attend(compress(4))) }"
+    show(Source(text), None, {}, 32, str(tmp_path / "p.png"))
+    data = (tmp_path / "p.png").read_bytes()
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    assert width > height
 
 
 def printed(text: str, length: int, **options: Any) -> str:

@@ -24,6 +24,7 @@ from spdsl.cli.inputs import (
 
 if TYPE_CHECKING:
     from spdsl.diagnostics import Source
+    from spdsl.ir.plan import Plan
 
 _FILE_WIDTH = 200  # columns of a report that does not go to a terminal: no cell wraps
 _STAGES = ["tree", "pattern", "aligned", "plan", "module"]
@@ -52,6 +53,8 @@ def compile_file(
     if targets and not report:
         raise click.UsageError("--target names what --report is about: give both")
     _expect_known(targets)
+    from spdsl.compiler import plan_of
+
     with diagnostics_end_it():
         source = read_source(file)
         names = pattern_names(source, pattern)
@@ -60,7 +63,7 @@ def compile_file(
             return
         written = _write(source, names, parameters(definitions), output, force)
     if report:
-        _report(written, targets)
+        _report(written, targets, [plan_of(source, name, parameters(definitions)) for name in names])
 
 
 def _emit(source: Source, names: Sequence[str], params: dict[str, Fraction], stage: str) -> None:
@@ -102,16 +105,20 @@ def _expect_known(targets: Sequence[str]) -> None:
             raise click.UsageError(str(error)) from None
 
 
-def _report(paths: Sequence[Path], targets: Sequence[str]) -> None:
+def _report(paths: Sequence[Path], targets: Sequence[str], plans: Sequence[Plan]) -> None:
+    """What the kernels of each file use, then what its plan counts."""
     from rich.console import Console
 
     from spdsl.compiler import report
+    from spdsl.runtime.counts import tables
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=_FILE_WIDTH)
-    for path in paths:
+    for path, plan in zip(paths, plans, strict=True):
         try:
             console.print(report(path, targets))
+            for table in tables(plan):
+                console.print(table)
         except (RuntimeError, ImportError) as error:  # interpreter switched on, or no triton on this system
             raise Failed(f"no report: {error}") from None

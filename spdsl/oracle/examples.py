@@ -23,11 +23,12 @@ _SPREAD = 0.1  # standard deviation of weights
 
 
 def example_inputs(
-    pattern: Pattern, sizes: Sizes, *, choices: bool = False, weights: bool = True
+    pattern: Pattern, sizes: Sizes, *, choices: bool = False, weights: bool = True, forced_only: bool = False
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors, given sets and weights of a pattern for one sequence, and a line about each.
 
-    Selected sets are left to their scores; with `choices` lists stand in for them, the forced units and random ones.
+    Selected sets are left to their scores; with `choices` lists stand in for them, the forced units and (unless
+    `forced_only`) random ones.
     """
     inputs: dict[str, Tensor] = {}
     notes: list[str] = []
@@ -37,7 +38,7 @@ def example_inputs(
         elif isinstance(found, Choice) and found.rule == "given":
             inputs[found.name], what = _units(found, pattern.causal, sizes)
         elif isinstance(found, Choice) and found.selected and choices:
-            inputs[found.name], what = _selected(pattern, found, inputs, sizes)
+            inputs[found.name], what = _selected(pattern, found, inputs, sizes, forced_only)
         elif isinstance(found, Weight) and weights:
             inputs[found.name], what = _weight(pattern, found, sizes)
         else:
@@ -107,24 +108,31 @@ def _weight(pattern: Pattern, weight: Weight, sizes: Sizes) -> tuple[Tensor, str
     return _SPREAD * torch.randn(shape, generator=make, dtype=torch.float64), f"normal, {_SPREAD} wide"
 
 
-def _selected(pattern: Pattern, choice: Choice, inputs: dict[str, Tensor], sizes: Sizes) -> tuple[Tensor, str]:
-    """The forced units of each tile of rows and random ones up to the capacity, [1, heads, row tiles, n]."""
+def _selected(
+    pattern: Pattern, choice: Choice, inputs: dict[str, Tensor], sizes: Sizes, forced_only: bool
+) -> tuple[Tensor, str]:
+    """The forced units of each tile of rows and random ones up to the capacity, [1, heads, row tiles, n].
+
+    All heads, and all rows of one unit, draw the same ranks, so that a picture shows units and no noise.
+    """
     heads = sizes.heads if choice.share == "head" else sizes.kv_heads
     around = Call(pattern, inputs, sizes).around()
-    make = torch.Generator().manual_seed(0)
+    least = 2 if forced_only else 0
     last = (sizes.first_tile(choice.rows) + 1 + torch.arange(sizes.tiles(choice.rows))) * choice.rows - 1
-    width = min(choice.capacity or _TILES, sizes.units(choice.unit))
+    units = sizes.units(choice.unit)
+    width = min(choice.capacity or _TILES, units)
+    drawn = torch.rand(int(last[-1]) // choice.unit + 1, units, generator=torch.Generator().manual_seed(0))
     found = []
     for rows in torch.split(last, _ROWS):
         forced, allowed = (_any(test, choice, around, rows) for test in (choice.force, choice.within))
         starts = torch.arange(forced.shape[1]) * choice.unit
         allowed = allowed & (starts <= rows.unsqueeze(1)) if pattern.causal else allowed
         # 2 for a forced unit, less than 1 for any other, -1 for what is no candidate.
-        rank = torch.rand(heads, *forced.shape, generator=make).masked_fill(forced, 2).masked_fill(~allowed, -1)
-        best = rank.sort(dim=2, descending=True, stable=True)
-        found.append(best.indices[..., :width].masked_fill(best.values[..., :width] < 0, -1))
-    lists = torch.cat(found, 1).unsqueeze(0)
-    return lists, f"the forced and random units of {choice.unit} keys, {width} at most, in place of the best"
+        rank = drawn[rows // choice.unit].masked_fill(forced, 2).masked_fill(~allowed, -1)
+        best = rank.sort(dim=1, descending=True, stable=True)
+        found.append(best.indices[..., :width].masked_fill(best.values[..., :width] < least, -1))
+    lists = torch.cat(found).expand(1, heads, -1, -1)
+    return lists, f"forced units of {choice.unit} keys, and random ones where scores would choose; {width} at most"
 
 
 def _any(test: Boolean, choice: Choice, around: Environment, rows: Tensor) -> Tensor:
@@ -132,4 +140,5 @@ def _any(test: Boolean, choice: Choice, around: Environment, rows: Tensor) -> Te
     symbols = {**around.symbols, "q": rows.view(1, 1, -1, 1), "h": torch.zeros(1, 1, 1, 1, dtype=torch.long)}
     keys = around.symbols["k"].shape[3]
     passed = evaluate(test, Environment(symbols, around.tables, around.heads)).expand(1, 1, len(rows), keys)[0, 0]
-    return torch.stack([part.any(1) for part in torch.split(passed, choice.unit, 1)], 1)
+    whole = torch.nn.functional.pad(passed, (0, -keys % choice.unit))
+    return whole.unflatten(1, (-1, choice.unit)).any(2)

@@ -1,17 +1,20 @@
 """Masks in small: how many pairs of each tile are visible, found row block by row block, never as one N x N matrix.
 
-An entry of a compressed stream is drawn as the `stride` tokens from its first one on.
+An entry of a compressed stream is drawn as the `stride` tokens from its first one on. Of a selected set no score is
+computed: example lists stand in, the forced units and random ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import sympy
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, max_pool2d
 
-from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Term
+from spdsl.ir.pattern import Case, Choice, Pattern, Phase, Softmax, Stream, Term
 from spdsl.ir.symbols import lookup_name, lookups
 from spdsl.oracle.dense import Sizes, environment
 from spdsl.oracle.evaluate import Environment, evaluate
@@ -35,6 +38,7 @@ class Sketch:
     pairs: Tensor
     possible: int  # pairs that a dense pattern would visit
     stride: int = 1  # columns of one entry
+    example: Tensor | None = None  # of `mask`: seen only because an example list says so
 
     def states(self) -> Tensor:
         """0 empty, 1 partial, 2 full, per tile."""
@@ -57,25 +61,65 @@ class Sketch:
 
 
 def sketches(pattern: Pattern, length: int) -> tuple[list[Sketch], list[str]]:
-    """A sketch per softmax, stream and differing head (two at most), and what the example values are."""
+    """A sketch per softmax, stream and differing head (two at most), and notes on what is drawn."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # blocks are small: handing them to threads costs more than they do
+    try:
+        return _sketches(pattern, length)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _sketches(pattern: Pattern, length: int) -> tuple[list[Sketch], list[str]]:
     heads = pattern.query_heads or 2 * (pattern.kv_heads or 2)
     kv_heads = pattern.kv_heads or max(1, heads // 2 if heads % 2 == 0 else heads)
     sizes = Sizes(1, heads, kv_heads, length, length, 0, 0)
     inputs, notes = example_inputs(pattern, sizes, choices=True, weights=False)
+    forced, _ = example_inputs(pattern, sizes, choices=True, weights=False, forced_only=True)
     found = []
     for softmax in pattern.softmaxes():
         for term in softmax.terms:
             around = environment(pattern, inputs, sizes, term.stream)
+            certain = environment(pattern, forced, sizes, term.stream) if _is_example(pattern, term) else None
             name = _name(pattern, softmax, term)
             for head in _heads(pattern, term, around, length):
-                found.append(_sketch(pattern, term, name, head, around, length))
-    return found, notes
+                found.append(_sketch(pattern, term, name, head, around, certain, length))
+    return found, [*(f"example values, {note}" for note in notes), *_grid_notes(pattern)]
+
+
+def _grid_notes(pattern: Pattern) -> Iterator[str]:
+    for name in dict.fromkeys(term.stream for softmax in pattern.softmaxes() for term in softmax.terms):
+        stream = pattern.input(name)
+        if isinstance(stream, Stream) and stream.compress:
+            width, stride = stream.grid.width, stream.grid.stride
+            drawn = f", drawn at the first {stride} of them" if stride < width else ""
+            yield f"an entry of `{name}` stands for {width} tokens{drawn}"
 
 
 def _name(pattern: Pattern, softmax: Softmax, term: Term) -> str:
-    parts = [softmax.name] if len(pattern.softmaxes()) > 1 else []
+    several = len(pattern.softmaxes()) > 1
+    used = [case for case in pattern.cases if softmax.name in pattern.outputs(case)]
+    parts = [softmax.name if used else f"score {softmax.name}"] if several else []
     parts += [f"stream {term.stream}"] if len(softmax.terms) > 1 or term.stream != "kv" else []
+    parts += _conditions(pattern, used)
     return ", ".join(parts)
+
+
+def _conditions(pattern: Pattern, used: Sequence[Case]) -> list[str]:
+    """When a softmax is asked, if only one of several results has it."""
+    if len(used) != 1 or len(pattern.cases) == 1:
+        return []
+    (case,) = used
+    phases = [phase.value for phase in Phase if phase in case.phases]
+    found = [] if len(phases) == len(Phase) else [" or ".join(phases)]
+    found += [] if case.condition is None else [str(case.condition)]
+    return [f"if {' and '.join(found)}"] if found else []
+
+
+def _is_example(pattern: Pattern, term: Term) -> bool:
+    """Whether a set is selected by a score, so that only what is forced is certain."""
+    choices = [pattern.choice(lookup_name(read)) for read in lookups(term.test)]
+    return any(choice is not None and choice.selected for choice in choices)
 
 
 def _heads(pattern: Pattern, term: Term, around: Environment, length: int) -> list[int | None]:
@@ -101,18 +145,32 @@ def _block(test: sympy.Basic, around: Environment, rows: Tensor, head: int) -> T
     return found.expand(1, 1, len(rows), around.symbols["k"].shape[3])[0, 0]
 
 
-def _sketch(pattern: Pattern, term: Term, name: str, head: int | None, around: Environment, length: int) -> Sketch:
+def _sketch(
+    pattern: Pattern, term: Term, name: str, head: int | None, around: Environment, certain: Environment | None,
+    length: int,
+) -> Sketch:  # fmt: skip
     stride = _stride(pattern, term)
     step, tile = _power_of_two(-(-length // _PIXELS)), min(64, max(1, _power_of_two(length // 16 + 1) // 2))
-    masks, counts = [], []
+    masks, counts, known = [], [], []
     for first in range(0, length, _ROWS):
-        block = _block(term.test, around, torch.arange(first, min(length, first + _ROWS)), head or 0).long()
-        block = _spread(block, stride, length)
-        masks.append(_summed(block, step) > 0)
-        counts.append(_summed(block, tile))
+        rows = torch.arange(first, min(length, first + _ROWS))
+        end = -(-(first + len(rows)) // stride) if pattern.causal else length
+        block = _spread(_block(term.test, _first_keys(around, end), rows, head or 0), stride, length)
+        masks.append(max_pool2d(block, step, ceil_mode=True)[0, 0] > 0)
+        counts.append(avg_pool2d(block, tile, ceil_mode=True, divisor_override=1)[0, 0].long())
+        if certain is not None:
+            block = _spread(_block(term.test, _first_keys(certain, end), rows, head or 0), stride, length)
+            known.append(max_pool2d(block, step, ceil_mode=True)[0, 0] > 0)
+    mask = torch.cat(masks)
     side = _summed(torch.ones(length, 1, dtype=torch.long), tile)[:, 0]
     possible = length * (length + 1) // 2 if pattern.causal else length * length
-    return Sketch(name, head, torch.cat(masks), step, tile, torch.cat(counts), side[:, None] * side, possible, stride)
+    example = mask & ~torch.cat(known) if known else None
+    return Sketch(name, head, mask, step, tile, torch.cat(counts), side[:, None] * side, possible, stride, example)
+
+
+def _first_keys(around: Environment, end: int) -> Environment:
+    """With `causal` no row sees an entry from `end` on."""
+    return replace(around, symbols={**around.symbols, "k": around.symbols["k"][..., :end]})
 
 
 def _stride(pattern: Pattern, term: Term) -> int:
@@ -121,11 +179,11 @@ def _stride(pattern: Pattern, term: Term) -> int:
 
 
 def _spread(block: Tensor, stride: int, length: int) -> Tensor:
-    """Entries as columns of tokens: [rows, entries] -> [rows, length]."""
-    if block.shape[1] == length:
-        return block
-    columns = block.repeat_interleave(stride, 1)[:, :length]
-    return torch.nn.functional.pad(columns, (0, length - columns.shape[1]))
+    """Entries as columns of tokens: bool [rows, entries] -> float32 [1, 1, rows, length], for pooling."""
+    columns = (block.repeat_interleave(stride, 1) if stride > 1 else block)[:, :length]
+    found = torch.zeros(1, 1, len(block), length)
+    found[..., : columns.shape[1]] = columns
+    return found
 
 
 def _power_of_two(x: int) -> int:

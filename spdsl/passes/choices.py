@@ -11,6 +11,7 @@ from spdsl.ir.pattern import Choice, Kl, Pattern, Phase, Pooled, Score
 from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.ranges import key_range
+from spdsl.passes.selection import NotOfUnits, of_units
 from spdsl.passes.split import parts
 
 FAR = 4096  # units before a query that is far enough from the first key to see all that is forced
@@ -21,6 +22,7 @@ def check_choices(pattern: Pattern, report: Report) -> None:
     choices = [found for found in pattern.inputs if isinstance(found, Choice) and found.selected]
     for choice in choices:
         _room_for_forced(choice, report)
+        _whole_units(choice, report)
     for case in pattern.cases:
         used = [step for step in pattern.steps(case) if isinstance(step, Choice) and step.selected]
         if pattern.causal and Phase.TRAIN in case.phases:
@@ -40,6 +42,20 @@ def _room_for_forced(choice: Choice, report: Report) -> None:
             "forced units count towards the number",
             hint="force fewer units, or unite the set with them: `attend(name | first(1, unit = n))`",
         )
+
+
+def _whole_units(choice: Choice, report: Report) -> None:
+    for name, test in (("force", choice.force), ("within", choice.within)):
+        try:
+            of_units(test, choice.unit)
+        except NotOfUnits:
+            report.error(
+                "E105",
+                f"`{name}` of `{choice.name}` does not follow from the ends of its units of {choice.unit} tokens",
+                choice.span,
+                "not built yet",
+                hint=f"use comparisons of `q` and `k`, or `k // {choice.unit}` in place of `k`",
+            )
 
 
 def _forced(choice: Choice) -> int:

@@ -14,23 +14,30 @@ from spdsl.passes.names import Names
 # Names in the functions of a module that take the inputs as arguments.
 ARGUMENT_WORDS = frozenset(
     """
-    Any C Cache autocast check_sinks FORWARD Inputs Layout Logits NAMESPACE NamedTuple Paged Sequence Tensor
-    bool by_class cache call_of certain check_attention condition config config_for constants corner corners
-    cu_seqlens ctx dk dlse dout dq dv expect expect_gates maximum minimum finish gate gates given_argument grads
-    heads inputs int k k_offset k_spans keys kv_heads launch layout layout_of len length lengths list lists
-    longest lse max_seqlen merge out own page_of paged part_lse part_out parts pending prefill decode attention
-    reference q q_heads q_offset q_spans random_argument refuse_gradient return_lse rows rows_contiguous run
-    sequences settle sink_gradient sizes sizes_of source spans sparse_forward strided t tensor_argument
-    tokens torch triton tuple uses_kernels v v_dim wide x
+    Any C Cache Callable Cells Corner Inputs Layout Logits NAMESPACE NamedTuple Paged Sequence Tensor Tiles U
+    add_parts attention autocast batch blocks bool buffer by_class c cache call call_of certain check_attention
+    check_sinks check_weight chosen_argument columns combine condition config config_for constants corner corners
+    ctx cu_seqlens decode decode_config delta delta_of dk dlse dout dq dv end entry_corners entry_source expect
+    expect_gates finish first form gate gates given_argument grads group h heads inputs int inverse inverse_of jobs
+    k k_at k_first k_last k_offset k_spans key_extremes keys kv_heads launch layout layout_of len length lengths
+    list lists lists_of logits longest lse max_seqlen maximum may merge min minimum must one_query out own
+    packed_constants page_of paged part_lse part_out partial partial_lse parts pending pool_mlp pool_softmax
+    pool_weighted pooled prefill q q_at q_first q_heads q_last q_offset q_spans random_argument reference
+    refuse_gradient return_lse row_extremes rows rows_contiguous run s seen sequences settle shape sink_gradient
+    sizes sizes_of slice slot_buffer source spans sparse_forward split_count splits strided t tensor_argument
+    tensors tiles tokens torch triton tuple unit_constants unit_inverse unit_lists unit_mask unit_shape
+    units_backward units_forward uses_kernels v v_dim wide x
     """.split()
 )
 # Names in the kernels, where streams stand too.
 KERNEL_WORDS = ARGUMENT_WORDS | frozenset(
     """
-    LN2 LOG2E RowGrads Rows acc0 acc1 at call cursor delta divisor dout0 dout1 dq0 dq1 end first group h jit
-    left load_lse load_qk load_row_values load_rows load_v m partial partial_lse position q0 q1 q_count q_first
-    q_last q_start range0 row row_delta row_lse row_origin s sequence_keys sink span split start_softmax
-    store_qk store_row_values store_v tile tl to_blocks token_pointer total visit visit_lists visited zeros
+    LN2 LOG2E NOT_RANKED RowGrads Rows S acc0 acc1 allowed at best chosen cursor divisor dout0 dout1 dq0 dq1 exists
+    forced jit last left list_head load_lse load_packed_lse load_packed_rows load_packed_v load_packed_values
+    load_qk load_row_values load_rows load_v m position q0 q1 q_count q_origin q_start query range0 ranked ranks row
+    row_delta row_lse row_origin score scored sequence_keys sink span split start_softmax step steps store_packed_qk
+    store_packed_v store_packed_values store_qk store_ranks store_row_values store_units store_v tile tl to_blocks
+    token_pointer total unit visit visit_lists visit_units visited zeros
     """.split()
 )
 # A softmax `block` would bring a second `block_lists`.
@@ -40,8 +47,8 @@ PREFIX_WORDS = frozenset(
 # Second parts of the definitions of a softmax: with one of them in its name, a second softmax could meet the first's.
 TAIL_WORDS = frozenset(
     """
-    second backward bias block cached class cpu decode dense dkdv dq forward gradients kernel keys lists mask of part
-    parts places reads rows save scores span tensors unit visible visit visits
+    backward bias block cached class cpu decode dense dkdv dq forward gradients kernel keys lists logits mask of
+    part parts places reads rows save scores second seen span tensors unit units visible visit visits
     """.split()
 )
 
@@ -71,6 +78,9 @@ def _arguments(found: Input) -> Iterator[str]:
     yield found.name
     if isinstance(found, Stream):
         yield from (found.key_argument, f"v_{found.name}", f"{found.name}_keys", f"{found.name}_lists")
+    elif isinstance(found, Choice) and found.selected:
+        parts = ("allowed", "forced", "kernel", "of", "op", "scores_of", "select", "torch", "units")
+        yield from (f"{found.name}_{part}" for part in parts)
     elif isinstance(found, Choice):
         yield from (f"{found.name}_{part}" for part in ("first", "group", "tiles", "units", "sequence"))
     elif isinstance(found, Tensor):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
 import sympy
 
 from spdsl.ir import interval
+from spdsl.ir.conjunct import Conjunct, Linear
 from spdsl.ir.pattern import Choice, Grid, Pattern, Stream, Tensor
 from spdsl.ir.plan import ChoicePlan
-from spdsl.ir.symbols import K_FIRST, Q_FIRST, Q_LAST, Boolean, Q, lookup_name, lookups
+from spdsl.ir.symbols import K_FIRST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, lookup_name, lookups
+from spdsl.passes.disjuncts import TooComplex, disjuncts
+
+
+class NotOfUnits(Exception):
+    """Whether a unit holds a token that passes does not follow from the unit's ends."""
 
 
 def selection(pattern: Pattern, choice: Choice) -> ChoicePlan:
@@ -22,7 +32,7 @@ def selection(pattern: Pattern, choice: Choice) -> ChoicePlan:
     tests = [term.test for term in softmax.terms] + ([softmax.bias] if softmax.bias is not None else [])
     names = dict.fromkeys(lookup_name(read) for test in tests for read in lookups(test))
     reads = tuple(found for found in map(pattern.input, names) if isinstance(found, Tensor | Choice))
-    forced, allowed = sympy.And(_of_unit(choice.force), started), sympy.And(_of_unit(choice.within), started)
+    forced, allowed = (sympy.And(of_units(test, choice.unit), started) for test in (choice.force, choice.within))
     return ChoicePlan(choice, forced, allowed, first, weights, reads)
 
 
@@ -42,6 +52,46 @@ def overlap(grid: Grid, unit: int) -> tuple[int, tuple[float, ...]]:
     return first, tuple(overlaps)
 
 
-def _of_unit(test: Boolean) -> Boolean:
-    """Whether some token of the unit from k_first to k_last passes the test, for the query at q."""
-    return interval.may(test).xreplace({Q_FIRST: Q, Q_LAST: Q})
+def of_units(test: Boolean, unit: int) -> Boolean:
+    """Whether some token of the unit from k_first to k_last passes the test, for the query at q. Raises NotOfUnits.
+
+    Ends of intervals meet in a token of the unit if each two of them do.
+    """
+    try:
+        conjuncts = disjuncts(test)
+    except TooComplex as error:
+        raise NotOfUnits from error
+    found = sympy.Or(*(sympy.And(*_conditions(conjunct, unit)) for conjunct in conjuncts))
+    return found.xreplace({Q_FIRST: Q, Q_LAST: Q})
+
+
+def _conditions(conjunct: Conjunct, unit: int) -> Iterator[Boolean]:
+    yield from conjunct.uniform
+    yield from (_same_for_all(atom, unit) for atom in conjunct.residual)
+    yield from (interval.may(linear.total() >= 0) for linear in conjunct.linears)
+    lower = [linear for linear in conjunct.linears if linear.k and linear.k.coefficient > 0]
+    upper = [linear for linear in conjunct.linears if linear.k and linear.k.coefficient < 0]
+    yield from (sympy.expand(_end(high) - _end(low)) >= 0 for low, high in product(lower, upper))
+
+
+def _end(linear: Linear) -> Expr:
+    """The least k, or the greatest, that a test on k allows the query at q."""
+    assert linear.k is not None
+    step, rest = linear.k, replace(linear, k=None).total()
+    if step.coefficient > 0:
+        return step.unit * -sympy.floor(rest / step.coefficient) - step.shift
+    return step.unit * (sympy.floor(rest / -step.coefficient) + 1) - step.shift - 1
+
+
+def _same_for_all(atom: Boolean, unit: int) -> Boolean:
+    """An atom at the unit's first token, if it cannot tell the tokens of a unit apart."""
+    whole = {found: found.xreplace({K: K_FIRST}) for found in atom.atoms(sympy.floor) if _is_unit(found.args[0], unit)}
+    at_first = atom.xreplace(whole)
+    if at_first.has(K):
+        raise NotOfUnits
+    return at_first
+
+
+def _is_unit(inner: Expr, unit: int) -> bool:
+    size = K / inner if inner.has(K) else sympy.S.Zero
+    return bool(size.is_Integer and size > 0 and size % unit == 0)

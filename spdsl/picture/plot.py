@@ -14,52 +14,76 @@ from spdsl.ir.pattern import Pattern
 from spdsl.oracle.sketch import Sketch, sketches
 from spdsl.picture import heading, percent
 
-HIDDEN, VISIBLE = "#eef1f5", "#1f3a5f"
+HIDDEN, VISIBLE, EXAMPLE = "#eef1f5", "#1f3a5f", "#e09f3e"
 TILES = {"empty": "#eef1f5", "partial": "#8ecae6", "full": "#1f6fb2"}
 INK, QUIET = "#1b2430", "#66707d"
-_WIDTH, _ROW, _GAP = 10.4, 5.35, 1.25  # inches; a row of panels and the gap in it
+_COLUMN, _LEFT, _RIGHT = 5.2, 0.88, 0.36  # inches: a column, left of its panels and right of the last
+_ROW, _GAP = 5.35, 1.25  # inches: a row of panels and the gap in it
 _HEAD, _FOOT, _LINE = 1.35, 0.8, 0.24  # inches: above and below the panels, and of a line below those
+_ABREAST = 3  # sketches side by side, where there are more than two
 
 
 def save(pattern: Pattern, length: int, path: Path) -> None:
-    """Writes the picture: a row of panels per softmax, stream and differing head. Raises OSError."""
+    """Writes the picture: mask and tiles of each softmax, stream and differing head. Raises OSError.
+
+    One or two sketches are rows, tiles at the right of the mask; more are columns, tiles below it.
+    """
     found, notes = sketches(pattern, length)
-    lines = [f"example values, {note}" for note in notes]
-    foot = _FOOT + _LINE * len(lines)
-    height = _HEAD + _ROW * len(found) - _GAP + foot
-    figure = Figure(figsize=(_WIDTH, height), dpi=150, facecolor="white")
+    places = _places(len(found))
+    columns, rows = (1 + max(place[axis] for pair in places for place in pair) for axis in (1, 0))
+    width, height = columns * _COLUMN, _HEAD + _ROW * rows - _GAP + _FOOT + _LINE * len(notes)
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(
-        len(found), 2, squeeze=False,
+        rows, columns, squeeze=False,
         gridspec_kw={
-            "left": 0.085, "right": 0.965, "top": 1 - _HEAD / height, "bottom": foot / height,
+            "left": _LEFT / width, "right": 1 - _RIGHT / width,
+            "top": 1 - _HEAD / height, "bottom": (_FOOT + _LINE * len(notes)) / height,
             "wspace": 0.22, "hspace": _GAP / (_ROW - _GAP),
         },
     )  # fmt: skip
-    _title(figure, pattern, length, height)
-    for (left, right), sketch in zip(axes, found, strict=True):
-        _mask(left, pattern, sketch, length)
-        _tiles(right, sketch, length)
-    for i, line in enumerate(reversed(lines)):
-        figure.text(0.085, (0.16 + _LINE * i) / height, line, color=QUIET, fontsize=9, style="italic")
+    for panel in axes.flat:
+        panel.set_visible(False)
+    _title(figure, pattern, length)
+    for (mask, tiles), sketch in zip(places, found, strict=True):
+        _mask(axes[mask], pattern, sketch, length)
+        _tiles(axes[tiles], sketch, length)
+    for i, line in enumerate(reversed(notes)):
+        figure.text(_LEFT / width, (0.16 + _LINE * i) / height, line, color=QUIET, fontsize=9, style="italic")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _title(figure: Figure, pattern: Pattern, length: int, height: float) -> None:
-    figure.text(0.085, 1 - 0.36 / height, pattern.name, color=INK, fontsize=16, weight="bold", va="center")
+def _places(sketches: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """(row, column) of the mask and of the tiles of each sketch."""
+    if sketches < _ABREAST:
+        return [((i, 0), (i, 1)) for i in range(sketches)]
+    places = [(i // _ABREAST * 2, i % _ABREAST) for i in range(sketches)]
+    return [((row, column), (row + 1, column)) for row, column in places]
+
+
+def _title(figure: Figure, pattern: Pattern, length: int) -> None:
+    width, height = figure.get_size_inches()
+    left = _LEFT / width
+    figure.text(left, 1 - 0.36 / height, pattern.name, color=INK, fontsize=16, weight="bold", va="center")
     parts = [heading(pattern), "causal" if pattern.causal else "", f"{length} queries and keys"]
-    figure.text(0.085, 1 - 0.62 / height, "   ".join(filter(None, parts)), color=QUIET, fontsize=10, va="center")
+    figure.text(left, 1 - 0.62 / height, "   ".join(filter(None, parts)), color=QUIET, fontsize=10, va="center")
 
 
 def _mask(axes: Axes, pattern: Pattern, sketch: Sketch, length: int) -> None:
-    colours = ListedColormap([HIDDEN, VISIBLE])
-    side = len(sketch.mask) * sketch.step
-    axes.imshow(sketch.mask.numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest", extent=(0, side, side, 0))
+    shown, entries = sketch.mask.long(), [(VISIBLE, "visible"), (HIDDEN, "hidden")]
+    remark = f"sparsity {sketch.sparsity:.1%}"
+    if sketch.example is not None:
+        shown = shown + sketch.example.long()
+        entries = [(VISIBLE, "certain"), (EXAMPLE, "example"), (HIDDEN, "hidden")]
+    colours = ListedColormap([HIDDEN, VISIBLE, EXAMPLE])
+    side = len(shown) * sketch.step
+    axes.imshow(shown.numpy(), cmap=colours, vmin=0, vmax=2, interpolation="nearest", extent=(0, side, side, 0))
     name = ", ".join(filter(None, (sketch.name, "" if sketch.head is None else f"head {sketch.head}")))
-    pairs = "causal pairs" if pattern.causal else "pairs"
-    _frame(axes, length, f"{name}: visible keys" if name else "visible keys")
-    _key(axes, [(VISIBLE, "visible"), (HIDDEN, "hidden")], f"sparsity {sketch.sparsity:.1%} of the {pairs}")
+    _frame(axes, length, name or "visible keys")
+    if sketch.example is None:
+        remark += " of the causal pairs" if pattern.causal else " of the pairs"
+    _key(axes, entries, remark)
 
 
 def _tiles(axes: Axes, sketch: Sketch, length: int) -> None:
@@ -80,6 +104,7 @@ def _tiles(axes: Axes, sketch: Sketch, length: int) -> None:
 
 
 def _frame(axes: Axes, length: int, title: str) -> None:
+    axes.set_visible(True)
     axes.set_title(title, color=INK, fontsize=11, loc="left", pad=26)
     axes.set_xlim(0, length)
     axes.set_ylim(length, 0)

@@ -27,7 +27,7 @@ def draw(pattern: Pattern, length: int, console: Console | None = None) -> None:
     for sketch in found:
         _draw_one(console, pattern, sketch)
     for note in notes:
-        console.print(Text(f"example values, {note}", "italic"))
+        console.print(Text(note, "italic"))
 
 
 def _draw_one(console: Console, pattern: Pattern, sketch: Sketch) -> None:
@@ -42,7 +42,11 @@ def _draw_one(console: Console, pattern: Pattern, sketch: Sketch) -> None:
         console.print(line, no_wrap=True, crop=False)
     console.print(_legend(states, shown.tile, shades))
     pairs = "causal pairs" if pattern.causal else "pairs"
-    console.print(Text(f"sparsity {sketch.sparsity:.1%}: {sketch.seen:,} of {sketch.possible:,} {pairs} are visible"))
+    if sketch.stride == 1:
+        line = f"sparsity {sketch.sparsity:.1%}: {sketch.seen:,} of {sketch.possible:,} {pairs} are visible"
+    else:
+        line = f"sparsity {sketch.sparsity:.1%}: {sketch.seen:,} pairs with an entry, for {sketch.possible:,} {pairs}"
+    console.print(Text(line))
 
 
 def _half_blocks(states: list[list[int]]) -> list[Text]:

@@ -87,7 +87,7 @@ WORDS = {
     "forced above room": by_rank(
         "top_k(2, score = rank, share = mean(group), unit = mean(16), force = where((q + k // 16) % 2 == 0))"
     ),
-    "least and most": by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16), least = 3, most = 2)"),
+    "least and most": by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16), least = 2, most = 3)"),
     "softcap": picked("top_k(2, score = mass(coarse), unit = 16, force = last(1))", coarse="entries, softcap = 1.5"),
     "sink": (
         "causal s = tensor(head) entries = compress(8, 4) coarse = attend(entries, sink_logit = s) "
@@ -111,7 +111,6 @@ WORDS = {
         "chosen = top_k(2, score = mass(coarse), unit = 16) return gate(coarse, attend(chosen))"
     ),
     "units of 48": by_rank("top_k(2, score = rank, share = max(group), unit = max(48))", compress="24, 12"),
-    "small units": by_rank("top_k(3, score = rank, share = max(group), unit = max(8))"),
     "two choices": (
         "causal entries = compress(8, 4) rank = dot(entries) far = stream() "
         "a = top_k(1, score = rank, share = max(group), unit = max(16), force = last(1)) "
