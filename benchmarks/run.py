@@ -1,6 +1,6 @@
-"""`python -m benchmarks.run --suite cpu|gpu [--quick] [--out FILE]`.
+"""`python -m benchmarks.run --suite cpu|gpu|nsa [--quick] [--out FILE]`.
 
-cpu: every case in turn, each in its own process. gpu: benchmarks/gpu/suite.py.
+cpu: every case in turn, each in its own process. gpu: benchmarks/gpu/suite.py. nsa: benchmarks/nsa/suite.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks import report, workload
 
-SUITES = ("cpu", "gpu")
+SUITES = ("cpu", "gpu", "nsa")
 Result = dict[str, Any]
 console = Console(stderr=True)
 
@@ -32,11 +32,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON; the table goes beside it as Markdown")
     parser.add_argument("--only", nargs="+", help="cpu: contenders to run")
     add_gpu_options(parser)
+    add_nsa_options(parser)
     options = parser.parse_args()
     if options.suite == "gpu":
         from benchmarks.gpu import suite
 
         return suite.run(options)
+    if options.suite == "nsa":
+        from benchmarks.nsa import suite as nsa
+
+        return nsa.run(options)
     work = workload.read(options.suite, options.quick)
     results: list[Result] = []
     failed: list[Result] = []
@@ -64,6 +69,13 @@ def add_gpu_options(parser: argparse.ArgumentParser) -> None:
     gpu.add_argument("--param", nargs="*", default=[], metavar="NAME=VALUE", help="with --configs")
     gpu.add_argument("--tokens", type=int, default=32768, help="with --configs")
     gpu.add_argument("--dim", type=int, default=128, help="with --configs")
+
+
+def add_nsa_options(parser: argparse.ArgumentParser) -> None:
+    nsa = parser.add_argument_group("nsa")
+    nsa.add_argument("--part", choices=["correctness", "times", "all"], default="all")
+    nsa.add_argument("--lengths", type=int, nargs="+", metavar="N", help="tokens; by default 8k, 32k, 64k and 128k")
+    nsa.add_argument("--dry", action="store_true", help="every step on small shapes; runs without a GPU")
 
 
 def cases(work: workload.Workload, only: list[str] | None) -> Iterator[tuple[str, str, int]]:

@@ -123,6 +123,8 @@ def test_report_of_compiled_kernels(spdsl: Command) -> None:
     assert done.returncode == 0, done.stderr
     assert "attend_forward" in done.stdout
     assert "wgmma" in done.stdout
+    assert re.search(r"8,192 .* 8,192 .* attend 8,192 .* 100.0%", done.stdout), "keys of a decode step"
+    assert f"{2 * 8 * (8192 * 8193 // 2) * 2 * 128:,}" in done.stdout, "FLOPs of a forward pass"
 
 
 BAD = {

@@ -12,7 +12,8 @@ from torch import Tensor
 import spdsl
 
 FOLDER = Path(__file__).parents[2] / "patterns"
-NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.spat")))
+SELECTED = ("infllm_v2", "moba", "msa_minimax", "nsa", "seer_attention")  # choices or results of their own kind
+NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.spat") if path.stem not in SELECTED))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILES_PER_ROW = 16  # of the block-sparse lists: 2048 keys a row
 DOCUMENTS = 12

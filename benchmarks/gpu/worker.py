@@ -13,6 +13,8 @@ import torch
 
 from benchmarks.gpu import clock, configs, numerics, timing
 from benchmarks.gpu.patterns import Case
+from benchmarks.nsa import checks
+from benchmarks.nsa import timing as nsa
 
 RUN = {
     "numerics": numerics.numerics,
@@ -25,6 +27,9 @@ RUN = {
     "decode": timing.decode,
     "sdpa_decode": timing.sdpa_decode,
     "config": configs.config,
+    "nsa_attended": checks.attended,
+    "nsa_selected": checks.selected,
+    **{f"nsa_{name}": function for name, function in nsa.KINDS.items()},
 }
 
 

@@ -37,7 +37,7 @@ _STAGES = ["tree", "pattern", "aligned", "plan", "module"]
 @parameter_option
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="A GPU for --report, such as h200.")
 @click.option("--emit", "stage", type=click.Choice(_STAGES), help="Prints a stage instead of writing files.")
-@click.option("--report", is_flag=True, help="Cross-compiles the kernels and prints what they use.")
+@click.option("--report", is_flag=True, help="Prints what the kernels use, cross-compiled, and FLOPs and bytes.")
 @click.option("--force", is_flag=True, help="Overwrites files that spdsl did not make.")
 def compile_file(
     file: str,
@@ -53,8 +53,6 @@ def compile_file(
     if targets and not report:
         raise click.UsageError("--target names what --report is about: give both")
     _expect_known(targets)
-    from spdsl.compiler import plan_of
-
     with diagnostics_end_it():
         source = read_source(file)
         names = pattern_names(source, pattern)
@@ -63,6 +61,8 @@ def compile_file(
             return
         written = _write(source, names, parameters(definitions), output, force)
     if report:
+        from spdsl.compiler import plan_of
+
         _report(written, targets, [plan_of(source, name, parameters(definitions)) for name in names])
 
 

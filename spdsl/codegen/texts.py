@@ -177,6 +177,11 @@ class PooledText:
     unit_by: str | None
 
     @property
+    def needs_lse(self) -> bool:
+        """From outside: that of a softmax which is no branch has no gradient, the score computes it again."""
+        return self.probability and self.softmax.is_branch
+
+    @property
     def width(self) -> int:
         return self.softmax.cells[0] if self.softmax.cells else 1
 
@@ -198,7 +203,7 @@ class ExtraText:
 
     @property
     def call(self) -> str:
-        lses = "".join(f", {part.softmax.name}_part[1]" for part in self.parts if part.probability)
+        lses = "".join(f", {part.softmax.name}_part[1]" for part in self.parts if part.needs_lse)
         return f"_{self.name}(inputs, layout{lses})"
 
 
@@ -318,7 +323,7 @@ class ModuleText:
         for found in self.selected:
             heads = q_heads if found.choice.share == "head" else kv_heads
             units = f"units of {found.choice.unit} keys to use instead of the computed ones, -1 padded"
-            lines.append(f"{found.name} int [B, {heads}, tiles of {found.choice.rows} rows, most]: {units}")
+            lines.append(f"{found.name} int [B, {heads}, N, any]: {units}")
         text = textwrap.fill("; ".join(lines) + ". -> out [B, Hq, N, Dv] in the dtype of q.", 110)
         return textwrap.indent(text, "    ")
 

@@ -14,26 +14,31 @@ from torch.utils.checkpoint import checkpoint
 from spdsl.device.choose import ScoreShape, Selection, _pieces, _unit_scores
 
 LogitRows = Callable[[int, int], Tensor]
+Lse = Tensor | str | None  # "own": of the logits; None: the score is the logits
+Side = tuple[LogitRows, Lse, int, Selection]  # and the heads
 
 
-def pooled_scores(
-    logits: LogitRows, lse: Tensor | None, shape: tuple[int, int, int, int, int, int], grains: Selection
-) -> Tensor:
+def _lse_of(x: Tensor, lse: Lse, first: int, end: int) -> Tensor | None:
+    """Of the rows first..end - 1 with logits x."""
+    if isinstance(lse, str):
+        return torch.logsumexp(x, -1)
+    return None if lse is None else lse[:, :, first:end]
+
+
+def pooled_scores(logits: LogitRows, lse: Lse, shape: tuple[int, int, int, int, int, int], grains: Selection) -> Tensor:
     """Scores [B, lists, row tiles, units]; where nothing is visible 0 for probabilities, -inf for logits."""
     sizes = ScoreShape(*shape)
 
     def piece(first: int, end: int) -> Tensor:
-        own = None if lse is None else lse[:, :, first:end]
-        scores = _unit_scores(logits(first, end), own, first, sizes, grains)
+        x = logits(first, end)
+        scores = _unit_scores(x, _lse_of(x, lse, first, end), first, sizes, grains)
         return scores if lse is None else scores.masked_fill(scores == -torch.inf, 0.0)
 
     found = [checkpoint(piece, first, end, use_reentrant=False) for first, end in _pieces(sizes, grains)]
     return torch.cat(found, 2)
 
 
-def divergence(
-    target: tuple[LogitRows, Tensor | None, int, Selection], score: tuple[LogitRows, Tensor | None, int, Selection], shape: tuple[int, ...]
-) -> Tensor:
+def divergence(target: Side, score: Side, shape: tuple[int, ...]) -> Tensor:
     """KL(target || score) of every row, [B, lists, rows]; each side is (logits, lse, heads, grains).
 
     Both are distributions over the entries that the target sees; a row that sees none has 0. The gradient reaches the
@@ -41,10 +46,11 @@ def divergence(
     """
     batch, rows, entries, units, q_origin = shape
 
-    def side(part: tuple[LogitRows, Tensor | None, int, Selection], first: int, end: int) -> Tensor:
+    def side(part: Side, first: int, end: int) -> Tensor:
         logits, lse, heads, grains = part
         sizes = ScoreShape(batch, heads, rows, entries, units, q_origin)
-        return _unit_scores(logits(first, end), None if lse is None else lse[:, :, first:end], first, sizes, grains)
+        x = logits(first, end)
+        return _unit_scores(x, _lse_of(x, lse, first, end), first, sizes, grains)
 
     def piece(first: int, end: int) -> Tensor:
         with torch.no_grad():

@@ -141,4 +141,4 @@ def _any(test: Boolean, choice: Choice, around: Environment, rows: Tensor) -> Te
     keys = around.symbols["k"].shape[3]
     passed = evaluate(test, Environment(symbols, around.tables, around.heads)).expand(1, 1, len(rows), keys)[0, 0]
     whole = torch.nn.functional.pad(passed, (0, -keys % choice.unit))
-    return whole.unflatten(1, (-1, choice.unit)).any(2)
+    return whole.view(len(rows), -1, choice.unit).any(2)

@@ -69,7 +69,7 @@ class Step:
         return sum((read.bytes for read in self.reads), Number(0))
 
 
-def shape_of(pattern: Pattern, default: Shape = Shape()) -> Shape:  # noqa: B008 - it is frozen
+def shape_of(pattern: Pattern, default: Shape = Shape()) -> Shape:
     """`default` with what the pattern fixes."""
     return Shape(
         default.batch,

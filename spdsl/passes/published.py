@@ -26,8 +26,8 @@ def published(plan: Plan, length: int) -> Fraction | None:
     names = {part.name for part in branch.branches if isinstance(part, Softmax)}
     parts = [one for one in plan.softmaxes if one.name in names and len(one.sweeps) == 1]
     entries = [found for part in parts if (found := _entries(part, length)) is not None]
-    units = [found for part in parts if (found := _units(part)) is not None]
-    windows = [found for part in parts if (found := _window(part)) is not None]
+    units = [number for part in parts if (number := _units(part)) is not None]
+    windows = [number for part in parts if (number := _window(part)) is not None]
     if (len(entries), len(units), len(windows)) != (1, 1, 1):
         return None
     return entries[0] + units[0] + windows[0]

@@ -1,7 +1,7 @@
 """work: FLOPs and bytes of the kernels of one forward and one backward pass over whole sequences, from the counts.
 
-Visible pairs only, each product once: what a perfect kernel would do. A query-key or weight-value product of d numbers is
-2 d FLOPs; exponentials are not counted. Bytes: every tensor once, so a floor.
+Visible pairs only, each product once: what a perfect kernel would do. A product of d numbers is 2 d FLOPs; exponentials
+are not counted. Bytes: every tensor once, so a floor.
 """
 
 from __future__ import annotations
@@ -102,9 +102,14 @@ def compressed(count: Count, stream: Stream) -> Work:
     heads, qk, v = count.stream(stream)
     entries, width = count.entries(stream), stream.grid.width
     assert stream.compress is not None
-    by, hidden = stream.compress.by, 2 * qk
-    each = {"mlp": lambda d: 2 * width * d * hidden + 2 * hidden * d, "softmax": lambda d: 4 * width * d,
-            "weighted": lambda d: 3 * width * d}.get(by, lambda d: width * d)  # fmt: skip
-    flops = count.shape.batch * heads * entries * sum(each(d) for d in (qk, v) if d)
+    each = sum(_cell(stream.compress.by, width, d, 2 * qk) for d in (qk, v))
+    flops = count.shape.batch * heads * entries * each
     moved = count.shape.batch * heads * (count.length + entries) * (qk + v) * count.shape.size
     return Work(f"{stream.name}_compress", Number(flops), moved)
+
+
+def _cell(by: str, width: int, dim: int, hidden: int) -> int:
+    """FLOPs of one entry of `dim` numbers."""
+    if by == "mlp":
+        return 2 * width * dim * hidden + 2 * hidden * dim
+    return {"softmax": 4, "weighted": 3}.get(by, 1) * width * dim

@@ -43,10 +43,10 @@ def _draw_one(console: Console, pattern: Pattern, sketch: Sketch) -> None:
     console.print(_legend(states, shown.tile, shades))
     pairs = "causal pairs" if pattern.causal else "pairs"
     if sketch.stride == 1:
-        line = f"sparsity {sketch.sparsity:.1%}: {sketch.seen:,} of {sketch.possible:,} {pairs} are visible"
+        summary = f"sparsity {sketch.sparsity:.1%}: {sketch.seen:,} of {sketch.possible:,} {pairs} are visible"
     else:
-        line = f"sparsity {sketch.sparsity:.1%}: {sketch.seen:,} pairs with an entry, for {sketch.possible:,} {pairs}"
-    console.print(Text(line))
+        summary = f"sparsity {sketch.sparsity:.1%}: {sketch.seen:,} pairs with an entry, for {sketch.possible:,} {pairs}"
+    console.print(Text(summary))
 
 
 def _half_blocks(states: list[list[int]]) -> list[Text]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 
@@ -45,7 +46,7 @@ pattern p {
 
 
 def _names(text: str, kernels: bool) -> set[str]:
-    """What functions use that have an input of the pattern (zz...) as an argument or a variable."""
+    """What functions use that have an input of the pattern as an argument or a variable."""
     found: set[str] = set()
     for function in ast.walk(ast.parse(text)):
         if not isinstance(function, ast.FunctionDef):
@@ -55,7 +56,7 @@ def _names(text: str, kernels: bool) -> set[str]:
         names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
         own = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
         own |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
-        if any(name.startswith(("zz", "k_zz", "v_zz")) for name in own):
+        if any(re.fullmatch("(k_|v_)?zz[a-z]+", name) for name in own):
             found |= own | {node.id for node in names}
     return found
 

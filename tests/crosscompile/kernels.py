@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
@@ -28,12 +28,27 @@ def load(pattern: str) -> ModuleType:
     return spdsl.load(folder("patterns") / f"{pattern}.spat")
 
 
-def kernels(pattern: str, target: str, dtype: str, dims: Dims, phases: tuple[str, ...]) -> Iterator[Compiled]:
-    """Every kernel of a pattern in these phases, with the configurations of the target."""
-    gpu = targets.find(target)
-    for launch in survey(load(pattern), (dtype,), (dims,), gpu):
+@cache
+def nsa_of_group(group: int) -> ModuleType:
+    """The pattern nsa with that many query heads for each kv head, and head dims left open."""
+    text = (folder("patterns") / "nsa.spat").read_text()
+    text = re.sub(r"heads .*", f"heads  query = {2 * group}, kv = 2", text)
+    return spdsl.load(re.sub(r"dim .*\n", "", text))
+
+
+def kernels(
+    pattern: str | ModuleType,
+    target: str,
+    dtype: str,
+    dims: Dims,
+    phases: tuple[str, ...],
+    wanted: Callable[[Launch], bool] = lambda launch: True,
+) -> Iterator[Compiled]:
+    """Every wanted kernel of a pattern in these phases, with the configurations of the target."""
+    module, gpu = load(pattern) if isinstance(pattern, str) else pattern, targets.find(target)
+    for launch in survey(module, (dtype,), (dims,), gpu):
         assert launch.workload is not None
-        if launch.workload.phase in phases:
+        if launch.workload.phase in phases and wanted(launch):
             yield compiled(launch, gpu)
 
 
@@ -62,5 +77,5 @@ def _text(kernel: Any) -> str:
 
 
 def kind(one: Compiled) -> str:
-    """`forward`, `dq`, `dkdv`, `decode`; of row_delta and combine_splits the last word."""
+    """`forward`, `dq`, `dkdv`, `decode`, `select`; of row_delta, combine_splits, add_slots and so on the last word."""
     return one.kernel.rsplit("_", 1)[-1]

@@ -25,6 +25,8 @@ from spdsl.runtime.survey import TOKENS  # noqa: E402
 from tests.crosscompile.kernels import Dims, compiled, kernels, kind, load  # noqa: E402
 from tests.crosscompile.spills import most_spills  # noqa: E402
 
+# Those that choose units have a test of their own, and of their other kernels the full product.
+CHOOSING = ("infllm_v2", "moba", "msa_minimax", "nsa", "seer_attention")
 PATTERNS = sorted(path.stem for path in folder("patterns").glob("*.spat"))
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DIMS = ((24, 24), (64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256))
@@ -32,7 +34,7 @@ MAIN = ("forward", "dq", "dkdv")
 PHASES = ("train", "prefill", "decode")
 
 # The range form and the list form stand for the others in the quick part.
-USUAL = [(name, "bf16", (128, 128)) for name in PATTERNS]
+USUAL = [(name, "bf16", (128, 128)) for name in PATTERNS if name not in CHOOSING]
 USUAL += [(name, "bf16", dims) for name in ("streaming_llm", "document") for dims in ((64, 64), (192, 128), (256, 256))]
 USUAL += [("streaming_llm", "fp16", (64, 64)), ("streaming_llm", "fp32", (64, 64)), ("streaming_llm", "bf16", (80, 80))]
 EVERY = [(name, dtype, dims) for name in PATTERNS for dtype in ("bf16", "fp16", "fp32") for dims in DIMS]

@@ -155,7 +155,9 @@ def evaluated(run: Run, pattern: Pattern, inputs: Inputs, *, lse_gradient: bool 
             total = total + (lse.masked_fill(lse == -torch.inf, 0.0) * of_lse.to(lse.dtype)).sum(dtype=torch.float64)
     found = torch.autograd.grad(total, [given[name] for name in names], allow_unused=True)
     grads = {name: torch.zeros_like(given[name]) if x is None else x for name, x in zip(names, found, strict=True)}
-    return Found([tuple(x.detach() for x in part) if isinstance(part, tuple) else part.detach() for part in parts], grads)
+    return Found(
+        [tuple(x.detach() for x in part) if isinstance(part, tuple) else part.detach() for part in parts], grads
+    )
 
 
 def parts_of(answer: Any) -> list[Any]:
@@ -200,7 +202,7 @@ def checked(name: str, shape: Shape, *, module: ModuleType | None = None, **how:
 
 
 def cut(pattern: Pattern, inputs: Inputs, first: int, end: int) -> Inputs:
-    """The inputs of tokens first..end - 1: vectors, gates, token tensors and selected lists are cut, the rest is whole."""
+    """The inputs of tokens first..end - 1: all but tensors without a token axis, given lists and weights is cut."""
     along = {found.name for found in pattern.inputs if isinstance(found, TensorInput) and "token" in found.axes}
     lists = {found.name for found in pattern.inputs if isinstance(found, Choice) and found.selected}
     whole = {found.name for found in pattern.inputs if isinstance(found, TensorInput | Choice | Weight)} - along - lists

@@ -1,4 +1,4 @@
-"""Patterns that compress and select, in sizes that a few dozen tokens fill, as bodies for `pattern_of` and `module_of`."""
+"""Patterns that compress and select, in sizes that a few dozen tokens fill: bodies for `pattern_of` and `module_of`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,6 @@ def by_rank(rule: str, more: str = "causal", compress: str = "8, 4, by = mean", 
     return f"{more} entries = compress({compress}) rank = dot(entries) chosen = {rule} return attend({keys})"
 
 
-# "x" stands for a score: `mass` of a branch (probabilities), `dot` (logits) or `softmax` of it.
 PUBLISHED = {
     "nsa": nsa(),
     "infllm_v2": published(
@@ -76,22 +75,25 @@ WORDS = {
     ),
     "softmax of a stream without values": (
         "causal weigher = stream(value = none) entries = compress(16, 8, by = softmax(weigher)) "
-        "coarse = attend(entries) chosen = top_k(2, score = mass(coarse), unit = 16) return gate(coarse, attend(chosen))"
+        "coarse = attend(entries) chosen = top_k(2, score = mass(coarse), unit = 16) "
+        "return gate(coarse, attend(chosen))"
     ),
     "heads apart": by_rank("top_k(2, score = rank, share = head, unit = max(16), force = last(1))"),
     "threshold": picked(
         "threshold(0.3, score = mass(coarse), share = head, unit = max(16), most = 2, force = last(1))"
     ),
     "threshold of a logit": by_rank("threshold(0.2, score = rank, share = max(group), unit = max(16))"),
-    "within": by_rank("top_k(2, score = softmax(rank), unit = sum(16), within = ~last(2))", keys="chosen | last(2, unit = 16)"),
+    "within": by_rank(
+        "top_k(2, score = softmax(rank), unit = sum(16), within = ~last(2))", keys="chosen | last(2, unit = 16)"
+    ),
     "forced above room": by_rank(
         "top_k(2, score = rank, share = mean(group), unit = mean(16), force = where((q + k // 16) % 2 == 0))"
     ),
     "least and most": by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16), least = 2, most = 3)"),
     "softcap": picked("top_k(2, score = mass(coarse), unit = 16, force = last(1))", coarse="entries, softcap = 1.5"),
     "sink": (
-        "causal s = tensor(head) entries = compress(8, 4) coarse = attend(entries, sink_logit = s) "
-        "chosen = top_k(2, score = mass(coarse), unit = 16) return gate(coarse, attend(chosen, sink_logit = s))"
+        "causal sinks = tensor(head) entries = compress(8, 4) coarse = attend(entries, sink_logit = sinks) "
+        "chosen = top_k(2, score = mass(coarse), unit = 16) return gate(coarse, attend(chosen, sink_logit = sinks))"
     ),
     "bias": (
         "causal slope = tensor(head) entries = compress(8, 4) coarse = attend(entries, bias = -slope[h] * (q - 4 * k)) "

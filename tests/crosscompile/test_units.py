@@ -1,0 +1,82 @@
+"""Kernels over chosen units, and those that choose them, on four architectures; on Hopper all kernels of nsa."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytestmark = [
+    pytest.mark.crosscompile,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") == "1", reason="needs compiled kernels"),
+]
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from spdsl.runtime.crosscompile import Compiled  # noqa: E402
+from spdsl.runtime.launches import Launch  # noqa: E402
+from tests.crosscompile.kernels import Dims, kernels, kind, nsa_of_group  # noqa: E402
+from tests.crosscompile.spills import ALLOWED_UNITS  # noqa: E402
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+MAIN = ("forward", "dq", "dkdv")
+# 16 heads a list, of queries of the call and of an own index query; one head a list.
+PATTERNS: tuple[tuple[str, Dims], ...] = (("nsa", (192, 128)), ("msa_minimax", (128, 128)), ("moba", (128, 128)))
+HOPPER = {
+    "nsa": [f"{branch}_{name}" for branch in ("coarse", "fine", "near") for name in MAIN],
+    "msa_minimax": [f"fine_{name}" for name in MAIN],
+    "moba": [f"attend_{name}" for name in MAIN],
+}
+OPEN = [("bf16", (64, 64)), ("bf16", (128, 128)), ("fp16", (128, 128)), ("fp32", (64, 64)), ("fp32", (128, 128))]
+
+
+# A list of one head stands for the short groups everywhere; what msa_minimax adds is its own index query.
+CASES = [(*pattern, target) for pattern in PATTERNS for target in TARGETS]
+QUICK = [
+    pytest.param(*case, marks=pytest.mark.full) if case[0] == "msa_minimax" and case[2] != "sm_90" else case
+    for case in CASES
+]
+
+
+def of_units(launch: Launch) -> bool:
+    return not {"U.UNIT", "S.UNIT"}.isdisjoint(launch.constexprs)
+
+
+def check(found: list[Compiled], target: str) -> None:
+    """Each compiles, fits, spills nothing (or what the table says), and multiplies by matrix instructions."""
+    assert {kind(one) for one in found} >= {*MAIN, "select", "decode"}
+    for one in found:
+        assert one.ok, f"{one.kernel}: {one.error}"
+        assert one.shared <= one.shared_limit, f"{one.kernel}: {one.shared} bytes of shared memory"
+        assert one.fits, f"{one.kernel}: {one.occupancy}"
+        most = ALLOWED_UNITS.get((target, kind(one)), 0)
+        assert one.spills <= most, f"{one.kernel}: {one.spills} spills"
+        assert one.tensor_core_instructions > 0 or kind(one) in ("slots", "ranks"), one.kernel
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("pattern, dims, target", QUICK)
+def test_kernels(pattern: str, dims: Dims, target: str) -> None:
+    check(list(kernels(pattern, target, "bf16", dims, ("train", "decode"), of_units)), target)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("pattern, dims", PATTERNS)
+def test_hopper(pattern: str, dims: Dims) -> None:
+    """Warp-group products alone, and nothing in local memory."""
+    found = {one.kernel: one for one in kernels(pattern, "sm_90", "bf16", dims, ("train",))}
+    for name in [*HOPPER[pattern], "chosen_select"]:
+        assert found[name].ok, f"{name}: {found[name].error}"
+        assert found[name].mma("wgmma") > 0, name
+        assert found[name].mma("mma") == 0, name
+        assert found[name].spills == 0, f"{name}: {found[name].spills} spills"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype, dims", OPEN)
+@pytest.mark.parametrize("group", [1, 2, 5, 8, 16])
+def test_groups(group: int, dtype: str, dims: Dims, target: str) -> None:
+    check(list(kernels(nsa_of_group(group), target, dtype, dims, ("train", "decode"), of_units)), target)

@@ -1,0 +1,146 @@
+"""One change at a time in the text of a module that compresses and selects; the checks beside must see each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import spdsl
+from spdsl.oracle import dense
+from tests.numerics.cases import Shape, assert_same, generated, inputs_of, meant
+from tests.numerics.conftest import Engine
+from tests.numerics.patterns import module_from, mutated, pattern_of, text_of
+from tests.numerics.selected import by_rank, picked
+from tests.numerics.test_selection import checked
+from tests.numerics.test_selection_choices import scrambled
+from tests.numerics.test_selection_layouts import check_chunks, check_packed
+
+Check = Callable[[str, ModuleType], None]
+SCORED = picked("top_k(2, score = mass(coarse), unit = 16, force = last(1))", "8, 4, by = weighted")
+LOCAL = picked("top_k(3, score = mass(coarse), unit = 16, force = last(2))", "8, 4, by = mlp")
+APART = by_rank("top_k(2, score = rank, share = head, unit = max(16), force = last(1))")
+FIRST = by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16), force = first(1))")
+
+
+def late(body: str, module: ModuleType) -> None:
+    """Rows that see more units than they choose."""
+    checked(body, Shape(25, 80), module)
+
+
+def grouped(body: str, module: ModuleType) -> None:
+    checked(body, Shape(25, 80, heads=4, kv_heads=2), module)
+
+
+def shared(body: str, module: ModuleType) -> None:
+    checked(body, Shape(25, 25, heads=16), module)
+
+
+def packed(body: str, module: ModuleType) -> None:
+    check_packed(body, module, [0, 21, 38])
+
+
+def stepped(body: str, module: ModuleType) -> None:
+    check_chunks(body, module, 16, [17, 5], 3, 1)
+
+
+def passed(body: str, module: ModuleType) -> None:
+    pattern = pattern_of(body)
+    inputs = inputs_of(pattern, Shape(25, 80, heads=4, kv_heads=2))
+    chosen = dense.choices(pattern, inputs)["chosen"]
+    found = generated(module, pattern, {**inputs, "chosen": scrambled(chosen)})
+    assert_same(found, meant(pattern, {**inputs, "chosen": chosen}))
+
+
+class Bug(NamedTuple):
+    title: str
+    pattern: str
+    check: Check
+    old: str
+    new: str
+
+
+BOTH = [
+    Bug("an entry is visible one token late", SCORED, late, "q - 4 * k >= 7", "q - 4 * k > 7"),
+    Bug("an entry is visible one token early", SCORED, late, "q - 4 * k >= 7", "q - 4 * k >= 6"),
+    Bug("entries of all sequences from 0 on", SCORED, packed,
+        "counts.cumsum(0) - counts if packed else", "0 * counts if packed else"),
+    Bug("entries closed too late", SCORED, stepped, "entry_counts(self.lengths - added,", "entry_counts(self.lengths,"),
+    Bug("gelu by tanh", LOCAL, late, "baddbmm(bias, flat, up))", 'baddbmm(bias, flat, up), approximate="tanh")'),
+    Bug("a cell without its position", LOCAL, late, "position.flatten(1).unsqueeze(1)",
+        "0 * position.flatten(1).unsqueeze(1)"),
+    Bug("units given twice count twice", APART, passed, "units.masked_fill(again, most_units)", "units"),
+]  # fmt: skip
+KERNELS = [
+    Bug("an entry across two units weighs as others", SCORED, late, "tl.where(i == 0, 1.0", "tl.where(i == 0, 4.0"),
+    Bug("eq. 9 with the other sign", SCORED, late, "unit * S.RATIO + (S.FIRST + i)", "unit * S.RATIO - (S.FIRST + i)"),
+    Bug("eq. 9 one entry further on", SCORED, late, "(S.FIRST + i)", "(S.FIRST + i + 1)"),
+    Bug("forced units rank by score", SCORED, late, "tl.where(forced, _LAST, tl.minimum(bits, _LAST - 1))",
+        "tl.minimum(bits, _LAST - 1)"),
+    Bug("forced units need a score", FIRST, shared, "tl.where(scored | forced, rank", "tl.where(scored, rank"),
+    Bug("local units one short", LOCAL, late, "- k_last < 17", "- k_last < 1"),
+    Bug("units behind the query", SCORED, late, "    return k_first <= q\n", "    return k_first <= q + 16\n"),
+    Bug("the best head for the sum of heads", SCORED, grouped, "tl.sum(tl.reshape(tl.where(seen, value, 0.0)",
+        "tl.max(tl.reshape(tl.where(seen, value, 0.0)"),
+    Bug("the mask bit of the neighbour", SCORED, late, "(mask >> lane.to(tl.int64))",
+        "(mask >> (lane ^ 1).to(tl.int64))"),
+    Bug("the mask bit of the first query in dK", SCORED, late, ">> rows.lane.to(tl.int64)",
+        ">> 0 * rows.lane.to(tl.int64)"),
+    Bug("the first part of a unit again and again", FIRST, shared, "slot + i).data", "slot).data"),
+    Bug("the first part of a unit twice", FIRST, shared, "in tl.range(0, parts):", "in tl.range(-1, parts):"),
+    Bug("jobs without their last tile", FIRST, shared, "torch.minimum(begin + longest,",
+        "torch.minimum(begin + longest - 1,"),
+    Bug("tiles of the first sequence", SCORED, packed, "inverse.all_tiles - first_tile", "inverse.all_tiles"),
+    Bug("units of the first sequence", SCORED, packed, "tiles.units + first_unit[sequence].view(1, -1, 1)",
+        "tiles.units"),
+    Bug("lists of the first head of a group", APART, grouped, "kv_head * U.LISTS + number // inverse.all_tiles",
+        "kv_head * U.LISTS"),
+]  # fmt: skip
+CPU = [
+    Bug("an entry across two units weighs as others", SCORED, late, "overlap.double() / selection.stride",
+        "(overlap > 0).double()"),
+    Bug("eq. 9 from the unit's own first entry on", SCORED, late, "(start - selection.width) // selection.stride + 1",
+        "start // selection.stride"),
+    Bug("forced units beside the others", SCORED, late, "free = limit - known.sum(-1, keepdim=True)", "free = limit"),
+    Bug("the lowest scores", SCORED, late, "descending=True, stable=True", "descending=False, stable=True"),
+    Bug("the first kv head for all lists", APART, grouped, "sequence * sizes.kv_heads // sizes.lists",
+        "sequence // sizes.lists * sizes.kv_heads"),
+    Bug("no delta", SCORED, late, ".sub_(row_delta)", ""),
+]  # fmt: skip
+UNBROKEN = sorted({(bug.pattern, bug.check.__name__) for bug in [*BOTH, *KERNELS, *CPU]})
+
+
+def _broken(bug: Bug, folder: Path) -> ModuleType:
+    text = spdsl.compile(text_of(bug.pattern)).text
+    return module_from(mutated(text, bug.old, bug.new), folder / "generated.py")
+
+
+@pytest.mark.parametrize("bug", [*BOTH, *KERNELS], ids=lambda bug: bug.title.replace(" ", "_"))
+def test_a_bug_in_the_kernels_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
+    module = kernels(_broken(bug, tmp_path))
+    with pytest.raises(AssertionError):
+        bug.check(bug.pattern, module)
+
+
+@pytest.mark.parametrize("bug", [*BOTH, *CPU], ids=lambda bug: bug.title.replace(" ", "_"))
+def test_a_bug_on_the_cpu_path_is_seen(cpu: Engine, bug: Bug, tmp_path: Path) -> None:
+    module = cpu(_broken(bug, tmp_path))
+    with pytest.raises(AssertionError):
+        bug.check(bug.pattern, module)
+
+
+@pytest.mark.parametrize("pattern, check", UNBROKEN)
+def test_the_same_checks_pass_without_a_bug(engine: Engine, pattern: str, check: str) -> None:
+    globals()[check](pattern, engine(pattern))
+
+
+def test_the_patterns_of_the_bugs_choose_by_score() -> None:
+    """Else no bug in a score could be seen: rows of one call must not choose the same units."""
+    for body in (SCORED, LOCAL, APART):
+        pattern = pattern_of(body)
+        chosen = dense.choices(pattern, inputs_of(pattern, Shape(25, 80)))["chosen"]
+        assert len(torch.unique(chosen.flatten(0, 2), dim=0)) > 2

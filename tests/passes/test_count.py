@@ -1,0 +1,156 @@
+"""What the plan counts against masks of the oracle, pair by pair."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import cache
+
+import pytest
+import sympy
+import torch
+
+from spdsl.compiler import plan_of
+from spdsl.diagnostics import Report, Source
+from spdsl.ir.pattern import Pattern, Phase, Softmax
+from spdsl.ir.plan import Plan
+from spdsl.ir.symbols import LENGTH, Boolean
+from spdsl.oracle.dense import visible
+from spdsl.oracle.sizes import sizes_of
+from spdsl.passes.count import Count, Number, Shape, shape_of
+from spdsl.passes.lower import lower
+from spdsl.passes.published import published
+from spdsl.passes.visible import DependsOnData
+from spdsl.passes.work import backward, forward
+from spdsl.resources import folder
+from spdsl.syntax.parse import parse
+from tests.oracle import built
+
+HEADS, KV_HEADS, DIM = 4, 2, 4
+SMALL: dict[str, dict[str, int]] = {
+    "nsa": {"width": 8, "stride": 4, "block": 16, "count": 4, "window": 10},
+    "moba": {"block": 16, "count": 3},
+    "infllm_v2": {"block": 32, "count": 2, "local": 2},
+    "streaming_llm": {"sinks": 3, "window": 20},
+    "dilated": {},
+    "sparse_transformer": {},
+    "causal": {},
+}
+LENGTHS = (1, 7, 8, 31, 64, 77, 130)
+
+
+def text_of(name: str) -> str:
+    """The pattern with small numbers in place of those it fixes."""
+    text = (folder("patterns") / f"{name}.spat").read_text()
+    changes = {
+        "query = 64, kv = 4": f"query = {HEADS}, kv = {KV_HEADS}",
+        "query = 32, kv = 2": f"query = {HEADS}, kv = {KV_HEADS}",
+        "length < 8192": "length < 64",
+    }
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    return text
+
+
+@cache
+def plan(name: str, text: str | None = None, **params: int) -> Plan:
+    return plan_of(Source(text or text_of(name)), None, {key: Fraction(value) for key, value in params.items()})
+
+
+def count(name: str, length: int) -> tuple[Plan, Count]:
+    found = plan(name, **SMALL[name])
+    return found, Count(found, length, Shape(heads=HEADS, kv_heads=KV_HEADS, qk=DIM, v=DIM))
+
+
+def masks(pattern: Pattern, length: int, phase: Phase = Phase.TRAIN) -> dict[str, torch.Tensor]:
+    """What each softmax of the case that answers sees: [heads, length, entries], of the pattern before it is split."""
+    x = built.numbers(pattern, length, heads=HEADS, kv_heads=KV_HEADS, dim=DIM)
+    sizes = sizes_of(pattern, x)
+    case = next(one for one in pattern.cases_of(phase) if one.condition is None or holds(one.condition, length))
+    found = {}
+    for softmax in (step for step in pattern.steps(case) if isinstance(step, Softmax)):
+        seen = [visible(pattern, term, x, sizes) for term in softmax.terms]
+        whole = [one.expand(1, HEADS, length, one.shape[-1])[0] for one in seen]
+        found[softmax.name] = torch.cat(whole, -1)
+    return found
+
+
+def holds(condition: Boolean, length: int) -> bool:
+    return bool(condition.xreplace({LENGTH: sympy.Integer(length)}))
+
+
+@cache
+def meaning(name: str) -> Pattern:
+    source = Source(text_of(name))
+    report = Report(source)
+    params = {key: Fraction(value) for key, value in SMALL[name].items()}
+    found = lower(parse(source, report).patterns[0], report, params)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", SMALL)
+def test_pairs_and_keys_are_those_of_the_masks(name: str, length: int) -> None:
+    found, own = count(name, length)
+    seen = masks(meaning(name), length)
+    of_plan = own.softmaxes(Phase.TRAIN)
+    counted: dict[str, Number] = {}
+    for softmax in of_plan:  # a softmax that was split has parts: name_listed, name_rest
+        whole = next(one for one in seen if softmax.name in (one, f"{one}_listed", f"{one}_rest"))
+        counted[whole] = counted.get(whole, Number(0)) + own.pairs(softmax)
+    assert counted == {one: Number(int(mask.sum())) for one, mask in seen.items()}
+    step, group = own.step(), HEADS // KV_HEADS
+    per_head = name == "moba"  # a list for each query head
+    last = {one: mask[:, -1] for one, mask in seen.items()}
+    lists = {
+        one: row if per_head and one == "attend" else row.view(KV_HEADS, group, -1).any(1) for one, row in last.items()
+    }
+    assert step.keys == Number(sum(int(row.sum(-1).max()) for row in lists.values()))
+    scores = {read.softmax for read in step.reads if read.softmax == "ranking"}
+    sizes = {one: DIM * 2 * (1 if one in scores else 2) for one in lists}
+    assert step.bytes == Number(sum(int(row.sum()) * sizes[one] for one, row in lists.items()))
+    assert found.pattern.name == name
+
+
+@pytest.mark.parametrize("length, keys", [(8192, 2046), (16384, 2558), (32768, 3582), (65536, 5630)])
+def test_the_paper_has_one_entry_less(length: int, keys: int) -> None:
+    nsa = plan("nsa", (folder("patterns") / "nsa.spat").read_text())
+    step = Count(nsa, length, shape_of(nsa.pattern)).step()
+    assert published(nsa, length) == keys
+    assert step.keys == Number(keys + 1)
+    assert step.bytes == Number((keys + 1) * 4 * (192 + 128) * 2)
+
+
+@pytest.mark.parametrize("name", ["infllm_v2", "moba", "streaming_llm", "causal", "msa_minimax", "longformer"])
+def test_the_formula_is_of_no_other_form(name: str) -> None:
+    assert published(plan(name, (folder("patterns") / f"{name}.spat").read_text()), 8192) is None
+
+
+def test_the_formula_follows_the_form_and_not_the_name() -> None:
+    text = (folder("patterns") / "nsa.spat").read_text().replace("pattern nsa", "pattern mine")
+    assert published(plan("mine", text, window=100, count=8), 1024) == Fraction(1024 - 32, 16) + 8 * 64 + 100
+    dilated = text.replace("recent[sliding(window)]", "recent[dilated(window, 2)]")
+    assert published(plan("mine", dilated), 1024) is None
+
+
+@pytest.mark.parametrize("name", ["document", "block_sparse", "big_bird", "prefix_lm"])
+def test_what_tensors_tell_is_not_counted(name: str) -> None:
+    with pytest.raises(DependsOnData):
+        Count(plan(name), 4096, Shape()).step()
+    assert all(work.flops is None for work in forward(Count(plan(name), 4096, Shape())))
+
+
+def test_a_threshold_is_counted_at_most() -> None:
+    text = text_of("nsa").replace("top_k(count,", "threshold(0.5, most = count,")
+    keys = Count(plan("nsa", text), 4096, Shape(heads=HEADS, kv_heads=KV_HEADS)).step().keys
+    assert keys == Number((4096 - 32) // 16 + 1 + 1024 + 512, exact=False)
+
+
+def test_work_follows_from_the_pairs() -> None:
+    _, own = count("streaming_llm", 40)
+    ((ahead,), (back,)) = forward(own), backward(own)
+    pairs = int(masks(meaning("streaming_llm"), 40)["attend"].sum())
+    assert ahead.flops == Number(pairs * 2 * (DIM + DIM))
+    assert back.flops == Number(pairs * 2 * (3 * DIM + 2 * DIM))
+    rows, keys = 40 * HEADS * (2 * DIM * 2 + 4), 40 * KV_HEADS * 2 * DIM * 2
+    assert (ahead.bytes, back.bytes) == (rows + keys, 2 * (rows + keys))
