@@ -26,8 +26,12 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return out.to(parts[0][0].dtype), lse
 
 
-def gate(parts: Sequence[tuple[Tensor, Tensor]], gates: Tensor) -> tuple[Tensor, Tensor]:
+def gated_sum(parts: Sequence[tuple[Tensor, Tensor]], gates: Tensor) -> tuple[Tensor, Tensor]:
     """Branches and gates [B, H, N, branches] -> (sum of gate * out, lse per branch [B, H, N, branches])."""
     weighted = [gates[..., i, None] * part for i, (part, _) in enumerate(parts)]
-    lses = [lse if lse.dim() == 4 else lse.unsqueeze(-1) for _, lse in parts]
-    return torch.stack(weighted).sum(0).to(parts[0][0].dtype), torch.cat(lses, -1)
+    return torch.stack(weighted).sum(0).to(parts[0][0].dtype), stacked_lse(parts)
+
+
+def stacked_lse(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The lse of every branch, [B, H, N, branches]."""
+    return torch.cat([lse if lse.dim() == 4 else lse.unsqueeze(-1) for _, lse in parts], -1)

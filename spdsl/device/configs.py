@@ -231,7 +231,7 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (256, 4): Config(16, 16, 4, 2),
         },
         "select": {
-            (128, 2): Config(32, 64, 4, 2),
+            (64, 2): Config(32, 64, 4, 2),
             (256, 2): Config(32, 32, 4, 2),
             (64, 4): Config(32, 32, 4, 1),
             (256, 4): Config(16, 16, 4, 1),
