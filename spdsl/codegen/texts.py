@@ -241,6 +241,14 @@ class ModuleText:
         return tuple(extra for case in cases for extra in case.extras if isinstance(extra, ExtraText))
 
     @property
+    def choosing(self) -> tuple[SoftmaxText | ChoiceText, ...]:
+        """What all choices together take, each step after what it reads."""
+        calls = [call for case in self.phases.get("train", ()) for call in case.calls]
+        needed = {found.softmax.name for found in self.selected if found.probability}
+        steps = [call for call in calls if isinstance(call, ChoiceText) or call.name in needed]
+        return tuple({step.name: step for step in steps}.values())
+
+    @property
     def streamed(self) -> bool:
         """Whether kernels make entries: torch makes those of a network."""
         return any(found.stream.compress and found.stream.compress.by in STREAMED for found in self.entries)
