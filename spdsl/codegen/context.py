@@ -20,7 +20,21 @@ from spdsl.codegen.texts import (
     SoftmaxText,
     SweepText,
 )
-from spdsl.ir.pattern import Branch, Case, Choice, Extra, Gate, Kl, Phase, Pooled, Query, Softmax, Stream, Tensor, Weight
+from spdsl.ir.pattern import (
+    Branch,
+    Case,
+    Choice,
+    Extra,
+    Gate,
+    Kl,
+    Phase,
+    Pooled,
+    Query,
+    Softmax,
+    Stream,
+    Tensor,
+    Weight,
+)
 from spdsl.ir.plan import ChoicePlan, Form, Plan, Range, Role, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
 

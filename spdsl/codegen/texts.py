@@ -307,7 +307,9 @@ class ModuleText:
 
     @property
     def signature(self) -> str:
-        return ", ".join((*self.vectors, *(x.name for x in self.weights), *self.lookups, *(("gates",) if self.gated else ())))
+        return ", ".join(
+            (*self.vectors, *(x.name for x in self.weights), *self.lookups, *(("gates",) if self.gated else ()))
+        )
 
     @property
     def argument_lines(self) -> str:

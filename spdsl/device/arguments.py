@@ -25,8 +25,8 @@ def check_attention(
     """queries name -> ([B, Hq, N, D], heads, dim); keys name -> ([B, Hk, M, D], heads, name of the query that asks
     them); values name -> ([B, Hk, M, Dv], dim, name of their keys).
 
-    Declared heads and dims must match; None leaves them to the call. All queries have one number of tokens; heads and dim
-    are those of the first unless declared.
+    Declared heads and dims must match; None leaves them to the call. All queries have one number of tokens; heads and
+    dim are those of the first unless declared.
     """
     first_name, (first, *_) = next(iter(queries.items()))
     for name, (x, *_) in [*queries.items(), *keys.items(), *values.items()]:

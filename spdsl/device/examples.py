@@ -48,4 +48,5 @@ def expect_gates(gates: Tensor, q: Tensor, branches: int) -> None:
 def example_weight(*sizes: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """A learned tensor whose products keep the size of what they multiply."""
     reduced = sizes[1:-1] if len(sizes) > 2 else sizes[1:]
-    return (torch.randn(sizes, device=device, dtype=torch.float32) / max(1, math.prod(reduced)) ** 0.5).to(dtype)
+    scale: float = max(1, math.prod(reduced)) ** -0.5
+    return (torch.randn(sizes, device=device, dtype=torch.float32) * scale).to(dtype)

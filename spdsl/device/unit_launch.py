@@ -80,7 +80,8 @@ def unit_inverse(tiles: UnitTiles, unit: int, k: Tensor, layout: Layout) -> Unit
 def slot_buffer(jobs: UnitJobs, k: Tensor, v: Tensor, unit: int) -> Tensor:
     """Room for the parts of dK and dV of units with several jobs: [1, Hk, slots, unit * (Dqk + Dv)]."""
     dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
-    return torch.empty(1, k.shape[1], max(1, jobs.slots), unit * (k.shape[3] + v.shape[3]), device=k.device, dtype=dtype)
+    size = unit * (k.shape[3] + v.shape[3])
+    return torch.empty(1, k.shape[1], max(1, jobs.slots), size, device=k.device, dtype=dtype)
 
 
 def add_parts(
@@ -107,7 +108,7 @@ def select_constants(
 
 
 def ranks_kept(most: int) -> int:
-    return max(2, triton.next_power_of_2(most))
+    return 1 << max(1, (most - 1).bit_length())
 
 
 def select_splits(queries: int, lists: int, units: int, device: torch.device) -> int:
@@ -119,4 +120,3 @@ def select_splits(queries: int, lists: int, units: int, device: torch.device) ->
 
 def merge_splits(ranks: Tensor, chosen: Tensor, S: SelectConst) -> None:
     launch(merge_ranks, (chosen.shape[0], chosen.shape[1]), ranks, strided(chosen), S, num_warps=1, num_stages=1)
-

@@ -1,6 +1,7 @@
 """From the units that each query chose to what kernels walk: the union over neighbouring queries, and its inverse.
 
-Everything stays on the device, with sizes known from shapes alone and no host sync. Memory is O(queries * units chosen).
+Everything stays on the device, with sizes known from shapes alone and no host sync. Memory is O(queries * units
+chosen).
 """
 
 from __future__ import annotations

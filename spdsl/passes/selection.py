@@ -1,4 +1,4 @@
-"""selection: how the score of a unit follows from the entries that it overlaps, and which units are forced or allowed."""
+"""selection: how the score of a unit follows from the entries it overlaps, and which units are forced or allowed."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def selection(pattern: Pattern, choice: Choice) -> ChoicePlan:
 def overlap(grid: Grid, unit: int) -> tuple[int, tuple[float, ...]]:
     """Of the entries that share tokens with unit 0: the number of the first, and |entry & unit| / stride of each.
 
-    Stride divides unit, so unit j has the same overlaps with entries j * unit / stride further on. NSA (arXiv 2502.11089,
-    eq. 9) has 1, 2, 2, 2, 1 from entry -1 on for cells of 32 at stride 16 and units of 64.
+    Stride divides unit, so unit j has the same overlaps with entries j * unit / stride further on. NSA (arXiv
+    2502.11089, eq. 9) has 1, 2, 2, 2, 1 from entry -1 on for cells of 32 at stride 16 and units of 64.
     """
     first = -(-(1 - grid.width + grid.before) // grid.stride)
     overlaps = []

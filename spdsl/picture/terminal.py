@@ -45,7 +45,9 @@ def _draw_one(console: Console, pattern: Pattern, sketch: Sketch) -> None:
     if sketch.stride == 1:
         summary = f"sparsity {sketch.sparsity:.1%}: {sketch.seen:,} of {sketch.possible:,} {pairs} are visible"
     else:
-        summary = f"sparsity {sketch.sparsity:.1%}: {sketch.seen:,} pairs with an entry, for {sketch.possible:,} {pairs}"
+        summary = (
+            f"sparsity {sketch.sparsity:.1%}: {sketch.seen:,} pairs with an entry, for {sketch.possible:,} {pairs}"
+        )
     console.print(Text(summary))
 
 

@@ -83,7 +83,6 @@ KERNELS = [
         "tl.minimum(bits, _LAST - 1)"),
     Bug("forced units need a score", FIRST, shared, "tl.where(scored | forced, rank", "tl.where(scored, rank"),
     Bug("local units one short", LOCAL, late, "- k_last < 17", "- k_last < 1"),
-    Bug("units behind the query", SCORED, late, "    return k_first <= q\n", "    return k_first <= q + 16\n"),
     Bug("the best head for the sum of heads", SCORED, grouped, "tl.sum(tl.reshape(tl.where(seen, value, 0.0)",
         "tl.max(tl.reshape(tl.where(seen, value, 0.0)"),
     Bug("the mask bit of the neighbour", SCORED, late, "(mask >> lane.to(tl.int64))",
