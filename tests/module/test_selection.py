@@ -101,9 +101,10 @@ def test_one_graph_with_backward(selecting: ModuleType) -> None:
 
 def test_one_graph_for_all_lengths(sparse: ModuleType) -> None:
     compiled = torch.compile(sparse.attention, fullgraph=True, backend="aot_eager", dynamic=True)
-    expect_same(sparse, compiled, arguments(sparse, 112, batch=3))
+    # No two sizes are equal by chance: three branches have gates.
+    expect_same(sparse, compiled, arguments(sparse, 112, batch=5))
     with torch.compiler.set_stance("fail_on_recompile"):
-        expect_same(sparse, compiled, arguments(sparse, 144, batch=5))
+        expect_same(sparse, compiled, arguments(sparse, 144, batch=7))
 
 
 class Layer(nn.Module):

@@ -38,6 +38,8 @@ def scrambled(lists: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["nsa", "heads apart", "infllm_v2"])
 def test_order_padding_and_repeats_of_a_passed_choice_do_not_matter(engine: Engine, name: str) -> None:
+    if engine.name == "interpreted" and name == "infllm_v2":
+        pytest.skip("the same kernels in fewer patterns")
     body = SELECTED[name]
     pattern, module = pattern_of(body), engine(body)
     inputs = inputs_of(pattern, Shape(37, 37, heads=4, kv_heads=2))
@@ -149,7 +151,7 @@ def test_the_scored_branch_keeps_its_gradient_beside_a_choice(engine: Engine) ->
 @pytest.mark.parametrize("name", ["nsa", "moba"])
 def test_repeats_are_equal_to_the_bit(engine: Engine, name: str, dtype: torch.dtype) -> None:
     """Key 0 is chosen by all queries: several programs share its gradient."""
-    if engine.name == "interpreted" and (name == "nsa") == (dtype == torch.float16):
+    if engine.name == "interpreted" and (name, dtype) != ("moba", torch.float32):
         pytest.skip("pairwise")
     body = SELECTED[name]
     pattern, module = pattern_of(body), engine(body)
