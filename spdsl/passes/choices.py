@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import sympy
 
 from spdsl.diagnostics import Report
-from spdsl.ir.pattern import Choice, Kl, Pattern, Phase, Pooled, Score
-from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST
+from spdsl.ir.pattern import Choice, Kl, Pattern, Phase, Pooled, Score, Softmax
+from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, lookup_name, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
+from spdsl.passes.listed import listed
 from spdsl.passes.ranges import key_range
 from spdsl.passes.selection import NotOfUnits, of_units
-from spdsl.passes.split import parts
+from spdsl.passes.split import parts, split
 
 FAR = 4096  # units before a query that is far enough from the first key to see all that is forced
 
@@ -30,6 +31,8 @@ def check_choices(pattern: Pattern, report: Report) -> None:
                 _no_later_queries(choice, report)
     for score in _scores(pattern, choices):
         _whole_softmax(pattern, score, report)
+    for softmax in () if report.failed else split(pattern).softmaxes():
+        _walked(pattern, softmax, report)
 
 
 def _room_for_forced(choice: Choice, report: Report) -> None:
@@ -56,6 +59,22 @@ def _whole_units(choice: Choice, report: Report) -> None:
                 "not built yet",
                 hint=f"use comparisons of `q` and `k`, or `k // {choice.unit}` in place of `k`",
             )
+
+
+def _walked(pattern: Pattern, softmax: Softmax, report: Report) -> None:
+    """Every selected set must be a list of units that a kernel walks."""
+    for term in softmax.terms:
+        reads = [pattern.choice(lookup_name(read)) for read in lookups(term.test)]
+        chosen = dict.fromkeys(found for found in reads if found is not None and found.selected)
+        if not chosen or (len(chosen) == 1 and listed(pattern, term)):
+            continue
+        report.error(
+            "E105",
+            f"this use of {' and '.join(f'`{found.name}`' for found in chosen)} is not built yet",
+            softmax.span,
+            "a selected set is read as the list of its units",
+            hint="select for single queries, in units of 16 tokens or a multiple, and unite the set with others only",
+        )
 
 
 def _forced(choice: Choice) -> int:

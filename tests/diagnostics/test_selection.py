@@ -7,7 +7,7 @@ import pytest
 
 import spdsl
 
-E = "e = compress(8) "
+E = "e = compress(16) "
 W = "e = compress(8, 4) "
 G = "heads query = 8, kv = 2 "
 CASES = [
@@ -61,8 +61,11 @@ CASES = [
     (E + "return attend(top_k(2, score = dot(e), share = head, force = kv[first(1)]))", "E201", "top_k(2, score = dot(e), share = head, force = kv[first(1)])", "`force` names units"),
     (E + "return attend(top_k(2, score = dot(e), share = head, within = where(h > 1)))", "E105", "top_k(2, score = dot(e), share = head, within = where(h > 1))", "`within` cannot read"),
     (E + "return attend(top_k(2, score = dot(e), share = head, force = first(2) | last(1)))", "E203", "top_k(2, score = dot(e), share = head, force = first(2) | last(1))", "3 units are forced"),
-    (E + "return attend(threshold(1, score = dot(e), share = head, force = sliding(10), most = 2))", "E203", "threshold(1, score = dot(e), share = head, force = sliding(10), most = 2)", "3 units are forced"),
+    (E + "return attend(threshold(1, score = dot(e), share = head, force = sliding(20), most = 2))", "E203", "threshold(1, score = dot(e), share = head, force = sliding(20), most = 2)", "3 units are forced"),
     (E + "return attend(top_k(2, score = dot(e), share = head, rows = max(4)))", "E310", "top_k(2, score = dot(e), share = head, rows = max(4))", "4 queries at once"),
+    (E + "return attend(top_k(2, score = dot(e), share = head, rows = max(4))) if prefill return attend(all)", "E105", "attend(top_k(2, score = dot(e), share = head, rows = max(4)))", "this use of `top_k`"),
+    (E + "c = top_k(2, score = dot(e), share = head) return attend(all - c)", "E105", "attend(all - c)", "this use of `c`"),
+    ("e = compress(8) c = top_k(2, score = dot(e), share = head) return attend(c)", "E105", "attend(c)", "this use of `c`"),
     (E + "c = top_k(2, score = dot(e), share = head) return attend(all)", "W107", "c", "never used"),
     ("d = tensor(token) a = attend(where(d[k])) return attend(top_k(2, score = mass(a)))", "E105", "top_k(2, score = mass(a))", "reads tensors or choices"),
     ("e = compress(16) c = top_k(2, score = dot(e), share = head) a = attend(c | sliding(8)) return a, mass(a)", "E105", "attend(c | sliding(8))", "the mass of `a`"),
@@ -96,11 +99,9 @@ def test_code_and_place(body: str, code: str, place: str, message: str) -> None:
         "causal return attend(compress(8, 4))",  # the first queries see nothing: that is what cells are
         "causal e = compress(8) return gate(attend(e), attend(sliding(4)))",
         "causal e = compress(8) return merge(attend(e), attend(sliding(4)))",
-        "causal e = compress(8) c = top_k(2, dot(e), head) return merge(attend(c - sink(9)), attend(sink(9)))",
-        "e = compress(8) return attend(top_k(2, score = dot(e), share = head, rows = max(4)))",
-        "causal e = compress(8) return attend(top_k(2, score = dot(e), share = head, rows = max(4))) if prefill return attend(all)",
-        "causal e = compress(8) return attend(top_k(3, score = dot(e), share = head, force = first(2) | last(1)))",
-        "causal e = compress(8) return attend(top_k(1, score = dot(e), share = head, force = first(9), within = ~first(8)))",
+        "causal e = compress(16) c = top_k(2, dot(e), head) return merge(attend(c - sink(9)), attend(sink(9)))",
+        "causal e = compress(16) return attend(top_k(3, score = dot(e), share = head, force = first(2) | last(1)))",
+        "causal e = compress(16) return attend(top_k(1, score = dot(e), share = head, force = first(9), within = ~first(8)))",
     ],
 )
 def test_no_findings(body: str) -> None:
@@ -117,8 +118,8 @@ def test_long_unions_and_sums_take_no_time(operator: str) -> None:
 
 
 def test_overrides_of_grains() -> None:
-    text = "pattern p { param unit = 16 causal e = compress(8) return attend(top_k(2, score = dot(e), share = head, unit = max(unit))) }"
-    assert spdsl.check(text, unit=24) == []
+    text = "pattern p { param unit = 16 causal e = compress(16) return attend(top_k(2, score = dot(e), share = head, unit = max(unit))) }"
+    assert spdsl.check(text, unit=32) == []
     assert [found.code for found in spdsl.check(text, unit=12)] == ["E502"]
 
 
