@@ -104,7 +104,7 @@ def _no_later_queries(choice: Choice, report: Report) -> None:
             f"`{choice.name}` is chosen for {choice.rows} queries at once, and a result for training uses it",
             choice.span,
             "depends on later queries",
-            hint="leave `rows` out, or add a condition to the result: `return ... if prefill`",
+            hint="leave `rows` out: sets chosen for several queries at once are not built yet",
         )
 
 
