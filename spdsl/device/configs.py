@@ -25,7 +25,8 @@ class Config(NamedTuple):
 SMALL = Config(16, 16, 4, 1)  # what the tables do not know, and the interpreter
 
 # architecture -> kernel -> (head dim up to, bytes per element) -> configuration
-TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
+Tables = dict[str, dict[str, dict[tuple[int, int], Config]]]
+TABLES: Tables = {
     "sm_80": {
         "forward": {
             (64, 2): Config(128, 64, 8, 3),
@@ -51,46 +52,6 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (64, 4): Config(32, 32, 8, 1),
             (128, 4): Config(16, 16, 4, 1),
             (256, 4): Config(16, 16, 8, 1),
-        },
-        "units": {
-            (64, 2): Config(64, 64, 4, 3),
-            (128, 2): Config(64, 64, 4, 2),
-            (192, 2): Config(64, 32, 4, 2),
-            (256, 2): Config(64, 32, 4, 1),
-            (64, 4): Config(32, 32, 4, 2),
-            (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_dq": {
-            (64, 2): Config(64, 64, 4, 2),
-            (128, 2): Config(64, 64, 8, 2),
-            (192, 2): Config(32, 64, 4, 1),
-            (256, 2): Config(64, 32, 4, 1),
-            (64, 4): Config(32, 32, 4, 1),
-            (128, 4): Config(32, 32, 8, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_dkdv": {
-            (64, 2): Config(32, 64, 4, 2),
-            (128, 2): Config(64, 64, 8, 2),
-            (192, 2): Config(64, 32, 8, 1),
-            (256, 2): Config(32, 32, 8, 1),
-            (64, 4): Config(32, 32, 8, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_decode": {
-            (64, 2): Config(16, 64, 4, 3),
-            (128, 2): Config(16, 64, 4, 2),
-            (256, 2): Config(16, 32, 4, 2),
-            (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 4, 2),
-        },
-        "select": {
-            (64, 2): Config(64, 64, 4, 2),
-            (256, 2): Config(64, 32, 4, 2),
-            (64, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
@@ -128,43 +89,6 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (128, 4): Config(16, 16, 4, 1),
             (256, 4): Config(16, 16, 8, 1),
         },
-        "units": {
-            (128, 2): Config(64, 64, 4, 3),
-            (192, 2): Config(64, 64, 4, 2),
-            (256, 2): Config(64, 32, 4, 2),
-            (64, 4): Config(64, 32, 4, 2),
-            (128, 4): Config(64, 32, 8, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_dq": {
-            (128, 2): Config(64, 64, 4, 2),
-            (192, 2): Config(64, 64, 8, 2),
-            (256, 2): Config(64, 32, 4, 1),
-            (64, 4): Config(64, 32, 4, 1),
-            (128, 4): Config(64, 32, 8, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_dkdv": {
-            (64, 2): Config(64, 64, 4, 2),
-            (192, 2): Config(64, 64, 8, 2),
-            (256, 2): Config(32, 32, 4, 1),
-            (64, 4): Config(32, 32, 8, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_decode": {
-            (128, 2): Config(16, 64, 4, 3),
-            (192, 2): Config(16, 64, 4, 3),
-            (256, 2): Config(16, 32, 4, 3),
-            (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 4, 2),
-        },
-        "select": {
-            (64, 2): Config(64, 64, 4, 2),
-            (256, 2): Config(64, 32, 4, 2),
-            (128, 4): Config(64, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
@@ -201,41 +125,6 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (128, 4): Config(16, 16, 4, 1),
             (256, 4): Config(16, 16, 8, 1),
         },
-        "units": {
-            (128, 2): Config(64, 64, 4, 3),
-            (192, 2): Config(64, 64, 4, 2),
-            (256, 2): Config(64, 32, 4, 2),
-            (64, 4): Config(64, 32, 4, 2),
-            (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_dq": {
-            (128, 2): Config(64, 64, 4, 2),
-            (192, 2): Config(64, 64, 4, 1),
-            (256, 2): Config(64, 32, 4, 1),
-            (64, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_dkdv": {
-            (64, 2): Config(64, 64, 4, 2),
-            (192, 2): Config(64, 64, 8, 1),
-            (256, 2): Config(32, 32, 4, 1),
-            (64, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_decode": {
-            (128, 2): Config(16, 64, 4, 3),
-            (192, 2): Config(16, 64, 4, 2),
-            (256, 2): Config(16, 32, 4, 3),
-            (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 4, 2),
-        },
-        "select": {
-            (64, 2): Config(32, 64, 4, 2),
-            (256, 2): Config(32, 32, 4, 2),
-            (64, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
@@ -261,38 +150,6 @@ TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
             (64, 2): Config(64, 64, 4, 1),
             (128, 2): Config(32, 64, 4, 1),
             (256, 2): Config(32, 32, 4, 1),
-            (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units": {
-            (128, 2): Config(64, 64, 4, 1),
-            (256, 2): Config(64, 32, 4, 1),
-            (128, 4): Config(64, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_dq": {
-            (64, 2): Config(64, 64, 4, 1),
-            (256, 2): Config(64, 32, 4, 1),
-            (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_dkdv": {
-            (64, 2): Config(64, 64, 4, 1),
-            (128, 2): Config(32, 64, 4, 1),
-            (256, 2): Config(32, 32, 4, 1),
-            (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "units_decode": {
-            (192, 2): Config(16, 64, 4, 1),
-            (256, 2): Config(16, 32, 4, 1),
-            (128, 4): Config(16, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
-        },
-        "select": {
-            (192, 2): Config(64, 64, 4, 1),
-            (256, 2): Config(64, 32, 4, 1),
-            (64, 4): Config(64, 32, 4, 1),
             (128, 4): Config(32, 32, 4, 1),
             (256, 4): Config(16, 16, 4, 1),
         },
@@ -336,25 +193,25 @@ def _properties(device: torch.device) -> Gpu:
     return Gpu(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
 
 
-def tables_for(architecture: str) -> Mapping[str, dict[tuple[int, int], Config]]:
+def tables_for(architecture: str, tables: Tables = TABLES) -> Mapping[str, dict[tuple[int, int], Config]]:
     """The tables of the architecture, or of the nearest older one.
 
     Compute capability 12 (GeForce, RTX Pro) is near 8 instead: mma and 99 KB of shared memory, no tensor memory.
     """
     if not architecture.startswith("sm_"):
-        return TABLES["gfx942"]
+        return tables["gfx942"]
     number = int(architecture.removeprefix("sm_"))
-    known = sorted(int(name.removeprefix("sm_")) for name in TABLES if name.startswith("sm_"))
+    known = sorted(int(name.removeprefix("sm_")) for name in tables if name.startswith("sm_"))
     older = [x for x in known if x <= number] if number < 120 else []
-    return TABLES[f"sm_{max(older, default=known[0])}"]
+    return tables[f"sm_{max(older, default=known[0])}"]
 
 
-def lookup(kernel: str, architecture: str, dim: int, size: int) -> Config:
+def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables = TABLES) -> Config:
     """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
 
     `forward_bias` and so on: kernels with a bias, which needs registers of its own; without an entry, the plain one.
     """
-    tables = tables_for(architecture)
-    table = {**tables[kernel.removesuffix("_bias")], **tables.get(kernel, {})}
+    own = tables_for(architecture, tables)
+    table = {**own[kernel.removesuffix("_bias")], **own.get(kernel, {})}
     dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
     return table[min(dims), size] if dims else SMALL

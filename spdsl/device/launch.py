@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.combine import combine_splits
-from spdsl.device.configs import SMALL, Config, gpu_of, lookup
+from spdsl.device.configs import SMALL, TABLES, Config, Tables, gpu_of, lookup
 from spdsl.device.sequences import Layout
 from spdsl.device.tiles import Call, Const, Source, Strided, row_delta
 
@@ -41,14 +41,16 @@ def page_of(paged: Paged | None) -> int:
     return paged.page if paged is not None else 0
 
 
-def config_for(kernel: str, q: Tensor, v_dim: int, paged: Paged | None = None, listed: bool = False) -> Config:
+def config_for(
+    kernel: str, q: Tensor, v_dim: int, paged: Paged | None = None, listed: bool = False, tables: Tables = TABLES
+) -> Config:
     """The configuration of `forward`, `dq`, `dkdv` or `decode` for these dims; a block of keys lies in one page.
 
     Triton spreads the stages over a chain of loads: number in a list, page, rows. Each link takes one stage for every
     block loaded ahead, so that rows are loaded as early as without it; two links share two.
     """
     dim = max(q.shape[-1], v_dim)
-    found = SMALL if INTERPRETED else lookup(kernel, gpu_of(q.device).architecture, dim, q.element_size())
+    found = SMALL if INTERPRETED else lookup(kernel, gpu_of(q.device).architecture, dim, q.element_size(), tables)
     page = page_of(paged)
     links = (page > 0) + listed
     stages = found.num_stages + min(links * (found.num_stages - 1), 2)

@@ -16,6 +16,7 @@ from spdsl.device.ranking import SelectConst, merge_ranks
 from spdsl.device.sequences import Layout
 from spdsl.device.splits import split_count
 from spdsl.device.tiles import Call, Const, Source
+from spdsl.device.unit_configs import UNIT_TABLES
 from spdsl.device.units import UnitJobs, UnitTiles, unit_jobs, unit_tiles
 
 # Tiles of one job of dK and dV: units that every query chooses (the first, say) are shared by several programs.
@@ -34,7 +35,7 @@ class UnitShape(NamedTuple):
 
 def unit_shape(kernel: str, q: Tensor, v_dim: int, lists: int, unit: int, paged: Paged | None = None) -> UnitShape:
     """Tiles of `lists` list heads for `units`, `units_dq`, `units_dkdv`, `units_decode` or `select`."""
-    config = config_for(kernel, q, v_dim, paged)
+    config = config_for(kernel, q, v_dim, paged, tables=UNIT_TABLES)
     group = q.shape[1] // lists
     padded = triton.next_power_of_2(group)
     block_m = max(config.block_m, padded, 16)

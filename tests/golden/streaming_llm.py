@@ -75,15 +75,20 @@ class Layout(NamedTuple):
     q_offset: int | None
     k_offset: int | None
     longest: int  # rows, and with spans also keys, of the longest sequence, or more
+    keys: int  # tokens of a batch row of keys
 
 
 class Corner(NamedTuple):
-    """One sequence (or a dense batch of them) as slices, and the positions of its first row and key."""
+    """One sequence (or a dense batch of them) as slices, and the positions of its first row and key.
+
+    `keys` are entries of the stream that is read, `tokens` the tokens that they stand for.
+    """
 
     sequences: slice
     batch: slice
     rows: slice
     keys: slice
+    tokens: slice
     q_origin: int
     k_origin: int
     length: int
@@ -109,7 +114,8 @@ def layout_of(
         expect(whole, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
         expect(cu_seqlens.device == q.device, "cu_seqlens", f"device {q.device}", cu_seqlens.device)
         spans = torch.stack([cu_seqlens[:-1], cu_seqlens[1:] - cu_seqlens[:-1]], 1).int()
-        return Layout(spans, spans, None, None, q.shape[2] if max_seqlen is None else max_seqlen)
+        longest = q.shape[2] if max_seqlen is None else max_seqlen
+        return Layout(spans, spans, None, None, longest, k.shape[2])
     expect(max_seqlen is None, "max_seqlen", "None without cu_seqlens", max_seqlen)
     if lengths is not None:
         expect_tensor("lengths", lengths)
@@ -117,12 +123,13 @@ def layout_of(
         expect(whole, "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
         expect(lengths.device == q.device, "lengths", f"device {q.device}", lengths.device)
         q_spans = _at_the_end(lengths, q.shape[2])
-        return Layout(q_spans, _at_the_end(lengths, k.shape[2]), None, None, max(q.shape[2], k.shape[2]))
+        k_spans, longest = _at_the_end(lengths, k.shape[2]), max(q.shape[2], k.shape[2])
+        return Layout(q_spans, k_spans, None, None, longest, k.shape[2])
     if q_offset is None and k_offset is None:
-        return Layout(None, None, None, None, q.shape[2])
+        return Layout(None, None, None, None, q.shape[2], k.shape[2])
     expect(q_offset is not None and k_offset is not None, "q_offset, k_offset", "both of them", "one")
     expect(k_offset is None or k_offset >= 0, "k_offset", "a position >= 0", k_offset)
-    return Layout(None, None, q_offset, k_offset, q.shape[2])
+    return Layout(None, None, q_offset, k_offset, q.shape[2], k.shape[2])
 
 
 def sizes_of(q: Tensor, k: Tensor, layout: Layout) -> tuple[int, int]:
@@ -139,14 +146,15 @@ def _at_the_end(lengths: Tensor, size: int) -> Tensor:
     return torch.stack([size - counts, counts], 1).int()
 
 
-def corners(q: Tensor, k: Tensor, layout: Layout) -> Iterator[Corner]:
+def corners(q: Tensor, layout: Layout) -> Iterator[Corner]:
     """The sequences one by one; a dense batch is one corner. Reads the spans on the host (CPU tensors)."""
     if layout.k_spans is None:
-        rows, keys = q.shape[2], k.shape[2]
+        rows, keys = q.shape[2], layout.keys
         q_origin = keys - rows if layout.q_offset is None else layout.q_offset
         k_origin = layout.k_offset or 0
         length = _length(q_origin, k_origin, rows, keys)
-        yield Corner(slice(None), slice(None), slice(0, rows), slice(0, keys), q_origin, k_origin, length)
+        tokens = slice(0, keys)
+        yield Corner(slice(None), slice(None), slice(0, rows), tokens, tokens, q_origin, k_origin, length)
         return
     k_spans = layout.k_spans.tolist()
     q_spans = [[0, q.shape[2]]] * len(k_spans) if layout.q_spans is None else layout.q_spans.tolist()
@@ -154,7 +162,7 @@ def corners(q: Tensor, k: Tensor, layout: Layout) -> Iterator[Corner]:
     for s, (q_span, k_span) in enumerate(zip(q_spans, k_spans, strict=True)):
         batch = slice(None) if q.shape[0] == 1 else slice(s, s + 1)
         row_slice, key_slice = slice(q_span[0], sum(q_span)), slice(k_span[0], sum(k_span))
-        yield Corner(slice(s, s + 1), batch, row_slice, key_slice, k_span[1] - q_span[1], 0, k_span[1])
+        yield Corner(slice(s, s + 1), batch, row_slice, key_slice, key_slice, k_span[1] - q_span[1], 0, k_span[1])
 
 
 def _expect_inside(spans: list[list[int]], rows: int, layout: Layout) -> None:
@@ -229,10 +237,12 @@ class Source(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The rows of a call. Row i has position q_offset + i and key j k_offset + j, if given."""
+    """The rows and tokens of a call. Row i has position q_offset + i and token j k_offset + j, if given."""
 
     q_count: int
+    k_count: int
     q_spans: torch.Tensor | None
+    k_spans: torch.Tensor | None
     q_offset: int | None
     k_offset: int | None
 
@@ -340,8 +350,9 @@ def span(spans, s, count):
 
 
 @jit
-def row_origin(call, q_count, k_count):
-    """Position of row 0. By default the last row stands at the last key."""
+def row_origin(call, s, q_count):
+    """Position of row 0. By default the last row stands at the last token."""
+    _, k_count = span(call.k_spans, s, call.k_count)
     origin = k_count - q_count
     if call.q_offset is not None:
         origin = call.q_offset
@@ -526,7 +537,8 @@ def sequence_keys(source, s, h, call, C):
         pages = source.pages + tl.cast(s, tl.int64) * source.page_width
         entry = 0
     head = h // source.GROUP
-    length = origin + count
+    _, tokens = span(call.k_spans, s, call.k_count)
+    length = origin + tokens
     if call.q_offset is not None:  # the part of a longer sequence that this call knows
         length = tl.maximum(length, call.q_offset + call.q_count)
     return Keys(at(source.k, entry, head, start), at(source.v, entry, head, start), pages, origin, count, length)
@@ -771,7 +783,7 @@ def attend_forward(q, kv, out, lse, call, sink, C):
     if left <= 0:  # the grid is made for the longest sequence
         return
     kv_keys = sequence_keys(kv, s, h, call, C)
-    q_first = row_origin(call, q_count, kv_keys.count) + row
+    q_first = row_origin(call, s, q_count) + row
     q_last = q_first + tl.minimum(left, C.BLOCK_M) - 1
     rows = load_rows(at(q, s, h, q_start), row, left, q_first, h, C)
 
@@ -833,7 +845,7 @@ def attend_dq(q, kv, dout, lse, delta, dq, call, C):
     if left <= 0:
         return
     kv_keys = sequence_keys(kv, s, h, call, C)
-    q_first = row_origin(call, q_count, kv_keys.count) + row
+    q_first = row_origin(call, s, q_count) + row
     q_last = q_first + tl.minimum(left, C.BLOCK_M) - 1
     rows = load_rows(at(q, s, h, q_start), row, left, q_first, h, C)
 
@@ -898,7 +910,7 @@ def attend_dkdv(q, source, dout, lse, delta, dk, dv, call, C):
     left = keys.count - key
     if left <= 0:
         return
-    q_origin = row_origin(call, q_count, keys.count)
+    q_origin = row_origin(call, s, q_count)
     k_first = keys.origin + key
     k_last = k_first + tl.minimum(left, C.BLOCK_N) - 1
     k0, k1 = load_qk(token_pointer(keys.k, key), keys.k.token, left, C.BLOCK_N, True, C)
@@ -1376,7 +1388,8 @@ class Config(NamedTuple):
 SMALL = Config(16, 16, 4, 1)  # what the tables do not know, and the interpreter
 
 # architecture -> kernel -> (head dim up to, bytes per element) -> configuration
-TABLES: dict[str, dict[str, dict[tuple[int, int], Config]]] = {
+Tables = dict[str, dict[str, dict[tuple[int, int], Config]]]
+TABLES: Tables = {
     "sm_80": {
         "forward": {
             (64, 2): Config(128, 64, 8, 3),
@@ -1520,18 +1533,18 @@ class Gpu(NamedTuple):
     processors: int
 
 
-_chosen: Gpu | None = None
+_fixed_gpu: Gpu | None = None
 
 
 def use_tables(architecture: str | None, processors: int = 1) -> None:
     """Makes every launch one for that architecture, wherever the tensors lie; with None for theirs, as at first."""
-    global _chosen
-    _chosen = None if architecture is None else Gpu(architecture, processors)
+    global _fixed_gpu
+    _fixed_gpu = None if architecture is None else Gpu(architecture, processors)
 
 
 def gpu_of(device: torch.device) -> Gpu:
-    if _chosen is not None:
-        return _chosen
+    if _fixed_gpu is not None:
+        return _fixed_gpu
     return _properties(device) if device.type == "cuda" else Gpu("sm_90", 1)
 
 
@@ -1543,26 +1556,26 @@ def _properties(device: torch.device) -> Gpu:
     return Gpu(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
 
 
-def tables_for(architecture: str) -> Mapping[str, dict[tuple[int, int], Config]]:
+def tables_for(architecture: str, tables: Tables = TABLES) -> Mapping[str, dict[tuple[int, int], Config]]:
     """The tables of the architecture, or of the nearest older one.
 
     Compute capability 12 (GeForce, RTX Pro) is near 8 instead: mma and 99 KB of shared memory, no tensor memory.
     """
     if not architecture.startswith("sm_"):
-        return TABLES["gfx942"]
+        return tables["gfx942"]
     number = int(architecture.removeprefix("sm_"))
-    known = sorted(int(name.removeprefix("sm_")) for name in TABLES if name.startswith("sm_"))
+    known = sorted(int(name.removeprefix("sm_")) for name in tables if name.startswith("sm_"))
     older = [x for x in known if x <= number] if number < 120 else []
-    return TABLES[f"sm_{max(older, default=known[0])}"]
+    return tables[f"sm_{max(older, default=known[0])}"]
 
 
-def lookup(kernel: str, architecture: str, dim: int, size: int) -> Config:
+def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables = TABLES) -> Config:
     """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
 
     `forward_bias` and so on: kernels with a bias, which needs registers of its own; without an entry, the plain one.
     """
-    tables = tables_for(architecture)
-    table = {**tables[kernel.removesuffix("_bias")], **tables.get(kernel, {})}
+    own = tables_for(architecture, tables)
+    table = {**own[kernel.removesuffix("_bias")], **own.get(kernel, {})}
     dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
     return table[min(dims), size] if dims else SMALL
 
@@ -1605,14 +1618,16 @@ def page_of(paged: Paged | None) -> int:
     return paged.page if paged is not None else 0
 
 
-def config_for(kernel: str, q: Tensor, v_dim: int, paged: Paged | None = None, listed: bool = False) -> Config:
+def config_for(
+    kernel: str, q: Tensor, v_dim: int, paged: Paged | None = None, listed: bool = False, tables: Tables = TABLES
+) -> Config:
     """The configuration of `forward`, `dq`, `dkdv` or `decode` for these dims; a block of keys lies in one page.
 
     Triton spreads the stages over a chain of loads: number in a list, page, rows. Each link takes one stage for every
     block loaded ahead, so that rows are loaded as early as without it; two links share two.
     """
     dim = max(q.shape[-1], v_dim)
-    found = SMALL if INTERPRETED else lookup(kernel, gpu_of(q.device).architecture, dim, q.element_size())
+    found = SMALL if INTERPRETED else lookup(kernel, gpu_of(q.device).architecture, dim, q.element_size(), tables)
     page = page_of(paged)
     links = (page > 0) + listed
     stages = found.num_stages + min(links * (found.num_stages - 1), 2)
@@ -1677,7 +1692,7 @@ def source(q: Tensor, k: Tensor, v: Tensor, sequences: int, layout: Layout, page
 
 
 def call_of(q: Tensor, layout: Layout) -> Call:
-    return Call(q.shape[2], layout.q_spans, layout.q_offset, layout.k_offset)
+    return Call(q.shape[2], layout.keys, layout.q_spans, layout.k_spans, layout.q_offset, layout.k_offset)
 
 
 def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
@@ -1722,7 +1737,7 @@ def attend_parts(heads: int, keys: Sequence[tuple[Tensor, Tensor]], corner: Corn
 def attend_cpu_forward(q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: Layout) -> tuple[Tensor, Tensor]:
     out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
     lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
-    for corner in corners(q, keys[0][0], layout):
+    for corner in corners(q, layout):
         own = [(k[corner.batch, :, corner.keys], v[corner.batch, :, corner.keys]) for k, v in keys]
         parts = attend_parts(q.shape[1], own, corner)
         part_out, part_lse = sparse_forward(
@@ -1743,7 +1758,7 @@ def attend_cpu_backward(
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     dq = torch.zeros_like(q)
     grads = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in keys]
-    for corner in corners(q, keys[0][0], layout):
+    for corner in corners(q, layout):
         rows = (corner.batch, slice(None), corner.rows)
         own = [(k[corner.batch, :, corner.keys], v[corner.batch, :, corner.keys]) for k, v in keys]
         parts = attend_parts(q.shape[1], own, corner)
@@ -1856,7 +1871,7 @@ def attend_keys(
 @torch.library.custom_op(
     f"{NAMESPACE}::attend_forward",
     mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor? q_spans, Tensor? k_spans, SymInt? q_offset, SymInt? k_offset, SymInt longest) -> (Tensor, Tensor)",
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? q_spans, Tensor? k_spans, SymInt? q_offset, SymInt? k_offset, SymInt longest, SymInt tokens) -> (Tensor, Tensor)",
 )
 def attend_forward_op(
     q: Tensor,
@@ -1867,21 +1882,22 @@ def attend_forward_op(
     q_offset: int | None,
     k_offset: int | None,
     longest: int,
+    tokens: int,
 ) -> tuple[Tensor, Tensor]:
-    layout = Layout(q_spans, k_spans, q_offset, k_offset, longest)
+    layout = Layout(q_spans, k_spans, q_offset, k_offset, longest, tokens)
     run = attend_kernel_forward if uses_kernels(q) else attend_cpu_forward
     return run(q, attend_keys(q, k, v), layout)
 
 
 @attend_forward_op.register_fake
-def _(q, k, v, q_spans, k_spans, q_offset, k_offset, longest):
+def _(q, k, v, q_spans, k_spans, q_offset, k_offset, longest, tokens):
     return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
 
 
 @torch.library.custom_op(
     f"{NAMESPACE}::attend_backward",
     mutates_args=(),
-    schema="(Tensor dout, Tensor? dlse, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor? q_spans, Tensor? k_spans, SymInt? q_offset, SymInt? k_offset, SymInt longest) -> Tensor[]",
+    schema="(Tensor dout, Tensor? dlse, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor? q_spans, Tensor? k_spans, SymInt? q_offset, SymInt? k_offset, SymInt longest, SymInt tokens) -> Tensor[]",
 )
 def attend_backward_op(
     dout: Tensor,
@@ -1896,9 +1912,10 @@ def attend_backward_op(
     q_offset: int | None,
     k_offset: int | None,
     longest: int,
+    tokens: int,
 ) -> list[Tensor]:
     """-> gradients of q, k, v"""
-    layout = Layout(q_spans, k_spans, q_offset, k_offset, longest)
+    layout = Layout(q_spans, k_spans, q_offset, k_offset, longest, tokens)
     keys = attend_keys(q, k, v)
     if uses_kernels(q):
         dq, grads = attend_kernel_backward(dout, dlse, q, keys, out, lse, layout)
@@ -1912,7 +1929,7 @@ def attend_backward_op(
 
 
 @attend_backward_op.register_fake
-def _(dout, dlse, out, lse, q, k, v, q_spans, k_spans, q_offset, k_offset, longest):
+def _(dout, dlse, out, lse, q, k, v, q_spans, k_spans, q_offset, k_offset, longest, tokens):
     return [torch.empty_like(x) for x in (q, k, v)]
 
 
@@ -1934,7 +1951,7 @@ def attend_gradients(ctx, dout, dlse):
     out, lse, *inputs = ctx.saved_tensors
     dout = torch.zeros_like(out) if dout is None else dout
     grads = attend_backward_op(dout, dlse, out, lse, *inputs, *ctx.numbers)
-    return *grads, *[None] * 5
+    return *grads, *[None] * 6
 
 
 attend_forward_op.register_autograd(attend_gradients, setup_context=attend_save)
@@ -1948,18 +1965,18 @@ _KINDS = {"float": "floating point", "int": "an integer dtype", "bool": "bool"}
 
 
 def check_attention(
-    queries: Mapping[str, Tensor],
-    keys: Mapping[str, tuple[Tensor, int | None, int | None]],
-    values: Mapping[str, tuple[Tensor, int | None]],
-    heads: int | None,
-    dim: int | None,
+    queries: Mapping[str, tuple[Tensor, int | None, int | None]],
+    keys: Mapping[str, tuple[Tensor, int | None, str]],
+    values: Mapping[str, tuple[Tensor, int | None, str]],
 ) -> None:
-    """queries name -> [B, Hq, N, D]; keys name -> ([B, Hk, M, D], heads, dim); values name -> ([B, Hk, M, Dv], dim).
+    """queries name -> ([B, Hq, N, D], heads, dim); keys name -> ([B, Hk, M, D], heads, name of the query that asks
+    them); values name -> ([B, Hk, M, Dv], dim, name of their keys).
 
-    Declared heads and dims must match; None leaves them to the call.
+    Declared heads and dims must match; None leaves them to the call. All queries have one number of tokens; heads and
+    dim are those of the first unless declared.
     """
-    first_name, first = next(iter(queries.items()))
-    for name, x in [*queries.items(), *((n, k[0]) for n, k in keys.items()), *((n, v[0]) for n, v in values.items())]:
+    first_name, (first, *_) = next(iter(queries.items()))
+    for name, (x, *_) in [*queries.items(), *keys.items(), *values.items()]:
         expect_tensor(name, x)
         refuse_tangent(name, x)
         expect(x.dim() == 4, name, "4 dimensions [batch, heads, tokens, dim]", list(x.shape))
@@ -1967,22 +1984,23 @@ def check_attention(
         expect(x.dtype == first.dtype, name, f"dtype {first.dtype} like {first_name}", x.dtype)
         expect(x.device == first.device, name, f"device {first.device} like {first_name}", x.device)
         expect(x.shape[0] == first.shape[0], name, "batch {} like {}", x.shape[0], first.shape[0], first_name)
-    for name, x in queries.items():
-        expect(
-            list(x.shape) == list(first.shape), name, "shape {} like {}", list(x.shape), list(first.shape), first_name
-        )
-    expect(heads is None or first.shape[1] == heads, first_name, f"{heads} heads", first.shape[1])
-    expect(dim is None or first.shape[3] == dim, first_name, f"head dim {dim}", first.shape[3])
+    for name, (x, heads, dim) in queries.items():
+        expect(heads is None or x.shape[1] == heads, name, f"{heads} heads", x.shape[1])
+        expect(dim is None or x.shape[3] == dim, name, f"head dim {dim}", x.shape[3])
+        wanted = [first.shape[0], heads or first.shape[1], first.shape[2], dim or first.shape[3]]
+        expect(list(x.shape) == wanted, name, "shape {} like {}", list(x.shape), wanted, first_name)
     tokens = next(iter(keys.values()))[0].shape[2]
-    for name, (x, own_heads, _) in keys.items():
-        expect(x.shape[3] == first.shape[3], name, "head dim {} like {}", x.shape[3], first.shape[3], first_name)
+    for name, (x, heads, asking) in keys.items():
+        q = queries[asking][0]
+        expect(x.shape[3] == q.shape[3], name, "head dim {} like {}", x.shape[3], q.shape[3], asking)
         expect(x.shape[2] == tokens, name, "{} tokens like the other keys", x.shape[2], tokens)
-        expect(own_heads is None or x.shape[1] == own_heads, name, f"{own_heads} heads", x.shape[1])
-        divides = x.shape[1] > 0 and first.shape[1] % x.shape[1] == 0
-        expect(divides, name, "heads that divide the {} of {}", x.shape[1], first.shape[1], first_name)
-    for (name, (x, own_dim)), (k, *_) in zip(values.items(), keys.values(), strict=False):
+        expect(heads is None or x.shape[1] == heads, name, f"{heads} heads", x.shape[1])
+        divides = x.shape[1] > 0 and q.shape[1] % x.shape[1] == 0
+        expect(divides, name, "heads that divide the {} of {}", x.shape[1], q.shape[1], asking)
+    for name, (x, dim, key) in values.items():
+        k = keys[key][0]
         expect(list(x.shape[:3]) == list(k.shape[:3]), name, "shape {} + [dim]", list(x.shape), list(k.shape[:3]))
-        expect(own_dim is None or x.shape[3] == own_dim, name, f"head dim {own_dim}", x.shape[3])
+        expect(dim is None or x.shape[3] == dim, name, f"head dim {dim}", x.shape[3])
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -2142,10 +2160,9 @@ def _check(
     v: Tensor,
 ) -> None:
     check_attention(
-        {"q": q, },
-        {"k": (k, None, None), },
-        {"v": (v, None), },
-        None, None,
+        {"q": (q, None, None), },
+        {"k": (k, None, "q"), },
+        {"v": (v, None, "k"), },
     )  # fmt: skip
 
 
@@ -2271,7 +2288,7 @@ def _append(q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> tuple[Inputs, Layo
         {},
     )
     spans = torch.stack([torch.zeros_like(cache.lengths), cache.lengths], 1)
-    layout = Layout(None, spans, None, None, q.shape[2])
+    layout = Layout(None, spans, None, None, q.shape[2], cache.capacity)
     return _prepare(q, k, v, layout, cache.capacity, cache.capacity), layout
 
 
@@ -2325,7 +2342,7 @@ def attend_dense(inputs: Inputs, layout: Layout) -> tuple[Tensor, Tensor]:
     h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
     out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3], dtype=torch.float64)
     lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.float64)
-    for corner in corners(q, keys[0][0], layout):
+    for corner in corners(q, layout):
         rows, columns = q[corner.batch, :, corner.rows], corner.keys.stop - corner.keys.start
         q_at = (corner.q_origin + torch.arange(rows.shape[2], device=q.device)).view(1, 1, -1, 1)
         k_at = (corner.k_origin + torch.arange(columns, device=q.device)).view(1, 1, 1, -1)
@@ -2355,7 +2372,7 @@ def attend_cached(inputs: Inputs, cache: Cache, layout: Layout) -> tuple[Tensor,
         return run(q, keys, layout, paged=paged)
     out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
     lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
-    for corner in corners(q, keys[0][0], layout):
+    for corner in corners(q, layout):
         places = attend_places(corner, q.shape[2])
         s = corner.sequences.start
         gathered = [(cache.rows(k, s, at), cache.rows(v, s, at)) for (k, v), at in zip(keys, places, strict=True)]
