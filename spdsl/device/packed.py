@@ -20,17 +20,17 @@ class UnitConst(NamedTuple):
     UNIT: tl.constexpr  # keys of a unit
     LANES: tl.constexpr  # queries of a tile
     LISTS: tl.constexpr  # lists per kv head
-    WIDTH: tl.constexpr  # most units of a list
 
 
 class UnitLists(NamedTuple):
-    """The units of each tile: units and masks [H, tiles, WIDTH], counts [H, tiles]; a sequence's first tile [S]."""
+    """The units of each tile: units and masks [H, tiles, width], counts [H, tiles]; a sequence's first tile [S]."""
 
     units: torch.Tensor
     masks: torch.Tensor
     counts: torch.Tensor
     first: torch.Tensor
     tiles: int
+    width: int
 
 
 class Inverse(NamedTuple):
@@ -158,10 +158,10 @@ def store_packed_values(x, rows, values, C):
 
 
 @jit
-def visit_units(lists, s, h, tile, U):
+def visit_units(lists, s, h, tile):
     """The units listed for a tile of sequence s and list head h."""
     entry = tl.cast(h, tl.int64) * lists.tiles + tl.load(lists.first + s) + tile
-    return Visit(tl.load(lists.counts + entry), lists.units + entry * U.WIDTH, lists.masks + entry * U.WIDTH)
+    return Visit(tl.load(lists.counts + entry), lists.units + entry * lists.width, lists.masks + entry * lists.width)
 
 
 @jit

@@ -57,11 +57,11 @@ def unit_lists(chosen: Tensor, shape: UnitShape, unit: int, keys: int, layout: L
 
 def lists_of(tiles: UnitTiles) -> UnitLists:
     """The lists for a kernel."""
-    return UnitLists(tiles.units, tiles.masks, tiles.counts, tiles.first, tiles.tiles)
+    return UnitLists(tiles.units, tiles.masks, tiles.counts, tiles.first, tiles.tiles, tiles.width)
 
 
-def unit_constants(shape: UnitShape, unit: int, tiles: UnitTiles, lists_per_head: int = 1) -> UnitConst:
-    values = (unit, shape.lanes, lists_per_head, tiles.width)
+def unit_constants(shape: UnitShape, unit: int, lists_per_head: int = 1) -> UnitConst:
+    values = (unit, shape.lanes, lists_per_head)
     return UnitConst(*(tl.constexpr(value) for value in values))
 
 
