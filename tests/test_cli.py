@@ -55,7 +55,11 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     stand_in.compile = compile_pattern  # type: ignore[attr-defined]
     stand_in.emit = lambda source, pattern, params, stage: f"{pattern} {stage} {params}"  # type: ignore[attr-defined]
     stand_in.report = lambda path, targets: f"report {path.name} {list(targets)}"  # type: ignore[attr-defined]
+    stand_in.plan_of = lambda source, pattern, params: pattern  # type: ignore[attr-defined]
+    counts = ModuleType("spdsl.runtime.counts")
+    counts.tables = lambda plan: [f"counts of {plan}"]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "spdsl.compiler", stand_in)
+    monkeypatch.setitem(sys.modules, "spdsl.runtime.counts", counts)
     return stand_in
 
 
@@ -138,7 +142,7 @@ def test_stages_are_printed(folder: Path) -> None:
 @pytest.mark.usefixtures("folder")
 def test_report() -> None:
     result = spdsl("compile", "good.spat", "-p", "one", "--report", "--target", "h200")
-    assert (result.exit_code, result.stdout) == (0, "one.py\nreport one.py ['h200']\n")
+    assert (result.exit_code, result.stdout) == (0, "one.py\nreport one.py ['h200']\ncounts of one\n")
 
 
 @pytest.mark.usefixtures("folder")

@@ -111,7 +111,7 @@ class Call:
     def softmax(self, softmax: Softmax) -> Part:
         values = [self.values(term.stream) for term in softmax.terms]
         if softmax.sink is not None:
-            values.append(torch.zeros_like(values[0][:, :, :1]))
+            values.append(values[0].new_zeros(*values[0].shape[:2], 1, values[0].shape[3]))
         heads = self.inputs[softmax.query].shape[1]
         shared = [x.repeat_interleave(heads // x.shape[1], 1) for x in values]
         return normalised(self.all_logits(softmax), torch.cat(shared, 2))
