@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.configs import Config
-from spdsl.device.launch import INTERPRETED, Paged, config_for, constants, launch, strided
+from spdsl.device.launch import INTERPRETED, Paged, config_for, constants, launch, strided, wide
 from spdsl.device.packed import Inverse, UnitConst, UnitLists, add_slots
 from spdsl.device.ranking import SelectConst, merge_ranks
 from spdsl.device.sequences import Layout
@@ -80,9 +80,8 @@ def unit_inverse(tiles: UnitTiles, unit: int, k: Tensor, layout: Layout) -> Unit
 
 def slot_buffer(jobs: UnitJobs, k: Tensor, v: Tensor, unit: int) -> Tensor:
     """Room for the parts of dK and dV of units with several jobs: [1, Hk, slots, unit * (Dqk + Dv)]."""
-    dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
     size = unit * (k.shape[3] + v.shape[3])
-    return torch.empty(1, k.shape[1], max(1, jobs.slots), size, device=k.device, dtype=dtype)
+    return torch.empty(1, k.shape[1], max(1, jobs.slots), size, device=k.device, dtype=wide(k.dtype))
 
 
 def add_parts(

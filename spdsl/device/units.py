@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spdsl.device.lists import membership
 from spdsl.device.sequences import Layout
 
 
@@ -154,7 +155,5 @@ def _first_units(unit: int, k: Tensor, layout: Layout, sequences: int) -> tuple[
 def unit_mask(chosen: Tensor, unit: int, keys: int, heads: int) -> Tensor:
     """Lists [B, H, N, n] -> bool [B, heads, N, keys]: which keys lie in a unit of the list."""
     units = max(1, -(-keys // unit))
-    inside = (chosen >= 0) & (chosen < units)
-    found = torch.zeros(*chosen.shape[:3], units + 1, dtype=torch.bool, device=chosen.device)
-    found.scatter_(3, torch.where(inside, chosen, units).long(), True)
-    return found[..., torch.arange(keys, device=chosen.device) // unit].repeat_interleave(heads // chosen.shape[1], 1)
+    of_key = torch.arange(keys, device=chosen.device) // unit
+    return membership(chosen, units)[..., of_key].repeat_interleave(heads // chosen.shape[1], 1)
