@@ -14,6 +14,7 @@ pytestmark = [
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+import spdsl  # noqa: E402
 from spdsl.runtime.crosscompile import Compiled  # noqa: E402
 from spdsl.runtime.launches import Launch  # noqa: E402
 from tests.crosscompile.kernels import Dims, kernels, kind, nsa_of_group  # noqa: E402
@@ -30,6 +31,16 @@ HOPPER = {
 }
 OPEN = [("bf16", (64, 64)), ("bf16", (128, 128)), ("fp16", (128, 128)), ("fp32", (64, 64)), ("fp32", (128, 128))]
 
+# Every kernel beside the attention itself: entries made in three ways, their gradients, the gate, ranks at decode.
+POOLED = """pattern pooled { causal
+    means = compress(32, 16, by = mean)
+    tops = compress(32, 16, by = max)
+    sums = compress(32, 16, by = weighted)
+    coarse = attend(means)
+    chosen = top_k(4, score = mass(coarse), unit = 64, share = group, force = last(1))
+    return gate(coarse, attend(tops), attend(sums), attend(chosen))
+}"""
+BESIDE = {"pool_entries", "spread_entries", "weight_sums", "gate_rows", "gate_gradients", "row_delta", "combine_splits"}
 
 # A list of one head stands for the short groups everywhere; what msa_minimax adds is its own index query.
 CASES = [(*pattern, target) for pattern in PATTERNS for target in TARGETS]
@@ -80,3 +91,20 @@ def test_hopper(pattern: str, dims: Dims) -> None:
 @pytest.mark.parametrize("group", [1, 2, 5, 8, 16])
 def test_groups(group: int, dtype: str, dims: Dims, target: str) -> None:
     check(list(kernels(nsa_of_group(group), target, dtype, dims, ("train", "decode"), of_units)), target)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_beside_attention(target: str) -> None:
+    """They multiply no matrices; each compiles, fits and spills nothing."""
+    found = list(
+        kernels(
+            spdsl.load(POOLED), target, "bf16", (128, 128), ("train", "decode"), lambda launch: launch.name in BESIDE
+        )
+    )
+    names = {one.kernel for one in found}
+    assert names == BESIDE, f"not launched: {BESIDE - names}"
+    for one in found:
+        assert one.ok, f"{one.kernel}: {one.error}"
+        assert one.fits, f"{one.kernel}: {one.occupancy}"
+        assert one.spills == 0, f"{one.kernel}: {one.spills} spills"
