@@ -1,4 +1,4 @@
-"""Configurations of the kernels: data for each architecture, and which architecture a tensor lies on.
+"""Configurations of the kernels: data for each architecture.
 
 Found by cross-compiling what generated modules launch: no spills, shared memory within the limit of the architecture,
 matrix instructions in every loop. benchmarks/NOTES.md has the registers.
@@ -7,10 +7,7 @@ matrix instructions in every loop. benchmarks/NOTES.md has the registers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import NamedTuple
-
-import torch
 
 
 class Config(NamedTuple):
@@ -163,36 +160,6 @@ TABLES: Tables = {
 }
 
 
-class Gpu(NamedTuple):
-    """What kernels are made for: `sm_90` or `gfx942`, and how many programs run side by side."""
-
-    architecture: str
-    processors: int
-
-
-_fixed_gpu: Gpu | None = None
-
-
-def use_tables(architecture: str | None, processors: int = 1) -> None:
-    """Makes every launch one for that architecture, wherever the tensors lie; with None for theirs, as at first."""
-    global _fixed_gpu
-    _fixed_gpu = None if architecture is None else Gpu(architecture, processors)
-
-
-def gpu_of(device: torch.device) -> Gpu:
-    if _fixed_gpu is not None:
-        return _fixed_gpu
-    return _properties(device) if device.type == "cuda" else Gpu("sm_90", 1)
-
-
-@lru_cache
-def _properties(device: torch.device) -> Gpu:
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        return Gpu(properties.gcnArchName.split(":")[0], properties.multi_processor_count)
-    return Gpu(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
-
-
 def tables_for(architecture: str, tables: Tables = TABLES) -> Mapping[str, dict[tuple[int, int], Config]]:
     """The tables of the architecture, or of the nearest older one.
 
@@ -215,3 +182,16 @@ def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables =
     table = {**own[kernel.removesuffix("_bias")], **own.get(kernel, {})}
     dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
     return table[min(dims), size] if dims else SMALL
+
+
+def split_dim(dim: int) -> tuple[int, int]:
+    """dim -> two powers of two >= 16 (the second may be 0) that cover it: 80 -> 64 + 16, 192 -> 128 + 64, 24 -> 32."""
+    whole = max(16, power_of_2(dim))
+    half = whole // 2
+    rest = max(16, power_of_2(dim - half))
+    return (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two >= n; 1 for n < 1."""
+    return 1 << max(0, n - 1).bit_length()

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.combine import combine_splits
-from spdsl.device.configs import SMALL, TABLES, Config, Tables, gpu_of, lookup
+from spdsl.device.configs import SMALL, TABLES, Config, Tables, lookup, split_dim
+from spdsl.device.gpu import gpu_of
 from spdsl.device.sequences import Layout
 from spdsl.device.tiles import Call, Const, Source, Strided, row_delta
 
@@ -60,14 +61,6 @@ def config_for(
 def decode_config(q: Tensor, v_dim: int, group: int, paged: Paged) -> Config:
     """As above, with the group's heads as rows."""
     return config_for("decode", q, v_dim, paged)._replace(block_m=max(16, triton.next_power_of_2(group)))
-
-
-def split_dim(dim: int) -> tuple[int, int]:
-    """dim -> two powers of two >= 16 (the second may be 0) that cover it: 80 -> 64 + 16, 192 -> 128 + 64, 24 -> 32."""
-    whole = max(16, triton.next_power_of_2(dim))
-    half = whole // 2
-    rest = max(16, triton.next_power_of_2(dim - half))
-    return (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
 
 
 def constants(

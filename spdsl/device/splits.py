@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from spdsl.device.configs import gpu_of
+from spdsl.device.gpu import gpu_of
 
 _KEYS_PER_SPLIT = 128  # fewer keys do not pay for one more partial result
 _MOST_SPLITS = 128

@@ -1622,6 +1622,43 @@ TABLES: Tables = {
 }
 
 
+def tables_for(architecture: str, tables: Tables = TABLES) -> Mapping[str, dict[tuple[int, int], Config]]:
+    """The tables of the architecture, or of the nearest older one.
+
+    Compute capability 12 (GeForce, RTX Pro) is near 8 instead: mma and 99 KB of shared memory, no tensor memory.
+    """
+    if not architecture.startswith("sm_"):
+        return tables["gfx942"]
+    number = int(architecture.removeprefix("sm_"))
+    known = sorted(int(name.removeprefix("sm_")) for name in tables if name.startswith("sm_"))
+    older = [x for x in known if x <= number] if number < 120 else []
+    return tables[f"sm_{max(older, default=known[0])}"]
+
+
+def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables = TABLES) -> Config:
+    """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
+
+    `forward_bias` and so on: kernels with a bias, which needs registers of its own; without an entry, the plain one.
+    """
+    own = tables_for(architecture, tables)
+    table = {**own[kernel.removesuffix("_bias")], **own.get(kernel, {})}
+    dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
+    return table[min(dims), size] if dims else SMALL
+
+
+def split_dim(dim: int) -> tuple[int, int]:
+    """dim -> two powers of two >= 16 (the second may be 0) that cover it: 80 -> 64 + 16, 192 -> 128 + 64, 24 -> 32."""
+    whole = max(16, power_of_2(dim))
+    half = whole // 2
+    rest = max(16, power_of_2(dim - half))
+    return (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two >= n; 1 for n < 1."""
+    return 1 << max(0, n - 1).bit_length()
+
+
 class Gpu(NamedTuple):
     """What kernels are made for: `sm_90` or `gfx942`, and how many programs run side by side."""
 
@@ -1650,30 +1687,6 @@ def _properties(device: torch.device) -> Gpu:
     if torch.version.hip is not None:
         return Gpu(properties.gcnArchName.split(":")[0], properties.multi_processor_count)
     return Gpu(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
-
-
-def tables_for(architecture: str, tables: Tables = TABLES) -> Mapping[str, dict[tuple[int, int], Config]]:
-    """The tables of the architecture, or of the nearest older one.
-
-    Compute capability 12 (GeForce, RTX Pro) is near 8 instead: mma and 99 KB of shared memory, no tensor memory.
-    """
-    if not architecture.startswith("sm_"):
-        return tables["gfx942"]
-    number = int(architecture.removeprefix("sm_"))
-    known = sorted(int(name.removeprefix("sm_")) for name in tables if name.startswith("sm_"))
-    older = [x for x in known if x <= number] if number < 120 else []
-    return tables[f"sm_{max(older, default=known[0])}"]
-
-
-def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables = TABLES) -> Config:
-    """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
-
-    `forward_bias` and so on: kernels with a bias, which needs registers of its own; without an entry, the plain one.
-    """
-    own = tables_for(architecture, tables)
-    table = {**own[kernel.removesuffix("_bias")], **own.get(kernel, {})}
-    dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
-    return table[min(dims), size] if dims else SMALL
 
 
 _KEYS_PER_SPLIT = 128  # fewer keys do not pay for one more partial result
@@ -1733,14 +1746,6 @@ def config_for(
 def decode_config(q: Tensor, v_dim: int, group: int, paged: Paged) -> Config:
     """As above, with the group's heads as rows."""
     return config_for("decode", q, v_dim, paged)._replace(block_m=max(16, triton.next_power_of_2(group)))
-
-
-def split_dim(dim: int) -> tuple[int, int]:
-    """dim -> two powers of two >= 16 (the second may be 0) that cover it: 80 -> 64 + 16, 192 -> 128 + 64, 24 -> 32."""
-    whole = max(16, triton.next_power_of_2(dim))
-    half = whole // 2
-    rest = max(16, triton.next_power_of_2(dim - half))
-    return (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
 
 
 def constants(
