@@ -99,7 +99,9 @@ def test_one_graph_with_backward(selecting: ModuleType) -> None:
     expect_same(selecting, compiled, arguments(selecting))
 
 
-def test_one_graph_for_all_lengths(sparse: ModuleType) -> None:
+@pytest.mark.parametrize("name", ["moba", pytest.param("nsa", marks=pytest.mark.full)])
+def test_one_graph_for_all_lengths(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = on_cpu(SELECTED[name], monkeypatch)
     compiled = torch.compile(sparse.attention, fullgraph=True, backend="aot_eager", dynamic=True)
     # No two sizes are equal by chance: three branches have gates.
     expect_same(sparse, compiled, arguments(sparse, 112, batch=5))

@@ -18,13 +18,6 @@ class Engine(Protocol):
     def __call__(self, case: str | ModuleType, **params: int) -> ModuleType: ...
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPDSL_CACHE_DIR", str(tmp_path_factory.mktemp("modules")))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _poisoned() -> Iterator[None]:
     """torch.empty gives NaN: an element that nobody writes is seen."""

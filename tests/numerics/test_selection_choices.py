@@ -38,7 +38,7 @@ def scrambled(lists: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["nsa", "heads apart", "infllm_v2"])
 def test_order_padding_and_repeats_of_a_passed_choice_do_not_matter(engine: Engine, name: str) -> None:
-    if engine.name == "interpreted" and name == "infllm_v2":
+    if engine.name == "interpreted" and name != "heads apart":
         pytest.skip("the same kernels in fewer patterns")
     body = SELECTED[name]
     pattern, module = pattern_of(body), engine(body)
@@ -54,6 +54,8 @@ def test_order_padding_and_repeats_of_a_passed_choice_do_not_matter(engine: Engi
 @pytest.mark.parametrize("name", ["nsa", "heads apart"])
 def test_a_choice_that_no_score_would_make(engine: Engine, name: str) -> None:
     """Random units, later than the query too, one list for all heads and rows of the batch."""
+    if engine.name == "interpreted" and name == "nsa":
+        pytest.skip("the same kernels in fewer patterns")
     body = SELECTED[name]
     pattern, module = pattern_of(body), engine(body)
     inputs = inputs_of(pattern, Shape(37, 37, batch=2, heads=4, kv_heads=2))
@@ -165,8 +167,8 @@ def test_a_unit_of_many_queries_is_shared_by_jobs(kernels: Engine) -> None:
     """16 heads leave a query per tile: unit 0 has one tile per query, more than a job holds."""
     body = by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16), force = first(1))")
     pattern, module = pattern_of(body), kernels(body)
-    assert module.JOB_TILES < 25
-    inputs = inputs_of(pattern, Shape(25, 25, heads=16))
+    assert module.JOB_TILES < 18
+    inputs = inputs_of(pattern, Shape(18, 18, heads=16))
     assert_same(generated(module, pattern, inputs), meant(pattern, inputs))
 
 

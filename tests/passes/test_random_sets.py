@@ -17,7 +17,7 @@ from tests.passes.analyses import Case, Tiles, planned
 from tests.passes.random_sets import Drawn, Maker, Setting, setting
 
 CHUNKS, PER_CHUNK = 40, 50
-FULL = [pytest.param(chunk, marks=() if chunk < 10 else pytest.mark.full) for chunk in range(CHUNKS)]
+FULL = [pytest.param(chunk, marks=() if chunk < 6 else pytest.mark.full) for chunk in range(CHUNKS)]
 
 
 def drawn(seed: int) -> tuple[Drawn, Setting]:

@@ -97,9 +97,9 @@ def bound(expression: str) -> str:
 )
 def test_a_bad_source_is_told_what_it_is(text: str | bytes, expected: set[str]) -> None:
     codes(bound("a"))  # the first call makes the parser
-    start = time.perf_counter()
+    start = time.process_time()
     found = codes(text)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert expected & set(found), found
 
 

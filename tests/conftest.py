@@ -1,0 +1,28 @@
+"""Where the tests keep files: nothing goes to the cache of the user, and Hypothesis reads no generated module."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary folders lie below one named `tests`.
+
+    Hypothesis looks for constants in the source of every loaded module, except below such a folder. A worker has loaded
+    hundreds of generated modules, and reading them takes minutes.
+    """
+    folder = Path(tempfile.gettempdir(), f"spdsl-{os.getuid() if hasattr(os, 'getuid') else 'user'}", "tests")
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPDSL_CACHE_DIR", str(tmp_path_factory.mktemp("modules")))
+        yield
