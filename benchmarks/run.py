@@ -1,6 +1,7 @@
-"""`python -m benchmarks.run --suite cpu|gpu|nsa [--quick] [--out FILE]`.
+"""`python -m benchmarks.run --suite cpu|gpu|nsa|tune [--quick] [--out FILE]`.
 
 cpu: every case in turn, each in its own process. gpu: benchmarks/gpu/suite.py. nsa: benchmarks/nsa/suite.py.
+tune: tuned against default configurations, benchmarks/tune.py; all others run with the default ones.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from benchmarks import report, workload
 
-SUITES = ("cpu", "gpu", "nsa")
+SUITES = ("cpu", "gpu", "nsa", "tune")
 Result = dict[str, Any]
 console = Console(stderr=True)
 
@@ -34,6 +35,11 @@ def main() -> int:
     add_gpu_options(parser)
     add_nsa_options(parser)
     options = parser.parse_args()
+    if options.suite == "tune":
+        from benchmarks import tune
+
+        return tune.run(options)
+    os.environ.setdefault("SPDSL_TUNE", "off")
     if options.suite == "gpu":
         from benchmarks.gpu import suite
 

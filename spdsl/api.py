@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
@@ -16,8 +16,10 @@ from types import CodeType, ModuleType
 from platformdirs import user_cache_path
 
 from spdsl import compiler
+from spdsl.checks.view import Setting
 from spdsl.diagnostics import Diagnostic, Source
 from spdsl.syntax.read import read
+from spdsl.targets import find
 
 Number = int | float
 
@@ -81,9 +83,22 @@ def load(path_or_text: str | os.PathLike[str], /, pattern: str | None = None, **
     return compile(path_or_text, pattern, **params).load()
 
 
-def check(path_or_text: str | os.PathLike[str], /, **params: Number) -> list[Diagnostic]:
-    """Everything there is to say about a file or text; no exception for what is wrong with it."""
-    return compiler.check(source_of(path_or_text), compiler.as_params(params))
+def check(
+    path_or_text: str | os.PathLike[str],
+    /,
+    *,
+    length: int | None = None,
+    target: str | None = None,
+    allow: Iterable[str] = (),
+    **params: Number,
+) -> list[Diagnostic]:
+    """Everything there is to say about a file or text; no exception for what is wrong with it.
+
+    `length` is the one to judge by, in place of that of `expect`; `target` a GPU that the kernels must fit; `allow` are
+    codes of warnings to leave out. Other keyword arguments override `param`s. Raises ValueError for an unknown GPU.
+    """
+    judged = Setting((find(target),) if target is not None else (), length, frozenset(allow))
+    return compiler.check(source_of(path_or_text), compiler.as_params(params), judged)
 
 
 def cache_folder() -> Path:

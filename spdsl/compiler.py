@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spdsl.checks import findings
+from spdsl.checks.view import NOTHING_MORE, Setting, views
 from spdsl.codegen import render as rendering
 from spdsl.codegen.context import context
 from spdsl.diagnostics import Diagnostic, Report, Source, SpatError, did_you_mean
@@ -43,27 +45,35 @@ class GeneratedModule:
     diagnostics: tuple[Diagnostic, ...]
 
 
-def stages(source: Source, tree: PatternTree, params: Params, report: Report) -> Iterator[tuple[str, object]]:
+def stages(
+    source: Source, tree: PatternTree, params: Params, report: Report, setting: Setting = NOTHING_MORE
+) -> Iterator[tuple[str, object]]:
     """The pipeline of one pattern: (stage, its result) in order. Raises SpatError at the first stage with errors."""
+    report.allowed |= setting.allowed
     yield "tree", tree
     meaning = lower(tree, report, params)
     report.check()
     assert meaning is not None
+    report.allowed |= {*meaning.allowed}
     check_meaning(meaning, report)
     report.check()
     yield "pattern", meaning
     plan = aligned(partition(split(meaning), source))
     yield "aligned", plan
+    for view in views(plan, source, tree, setting):
+        for found in findings(view):
+            report.add(found)
+    report.check()
     yield "plan", plan
     yield "module", rendering.render(context(plan), source, source.text[tree.span.start : tree.span.end])
 
 
-def compile(source: Source, pattern: str | None, params: Params) -> GeneratedModule:
+def compile(source: Source, pattern: str | None, params: Params, setting: Setting = NOTHING_MORE) -> GeneratedModule:
     """The module of the pattern (of that name, or the file's only one). Raises SpatError."""
     report = Report(source)
-    text = dict(stages(source, _chosen(source, pattern, report), params, report))["module"]
+    text = dict(stages(source, _chosen(source, pattern, report), params, report, setting))["module"]
     assert isinstance(text, rendering.GeneratedModule)
-    return GeneratedModule(text.name, text.text, text.digest, tuple(report.diagnostics))
+    return GeneratedModule(text.name, text.text, text.digest, tuple(report.told()))
 
 
 def plan_of(source: Source, pattern: str | None, params: Params) -> Plan:
@@ -85,7 +95,7 @@ def emit(source: Source, pattern: str | None, params: Params, stage: str) -> str
     raise ValueError(f"unknown stage {stage!r}: tree, pattern, aligned, plan or module")
 
 
-def check(source: Source, params: Params) -> list[Diagnostic]:
+def check(source: Source, params: Params, setting: Setting = NOTHING_MORE) -> list[Diagnostic]:
     """Everything there is to say about a file, all patterns, in source order."""
     report = Report(source)
     tree = parse(source, report)
@@ -94,14 +104,14 @@ def check(source: Source, params: Params) -> list[Diagnostic]:
         for pattern in tree.patterns:
             own = Report(source)
             try:
-                for stage, _ in stages(source, pattern, params, own):
+                for stage, _ in stages(source, pattern, params, own, setting):
                     if stage == "plan":
                         break
             except SpatError:
                 pass
-            for found in own.diagnostics:
+            for found in own.told():
                 report.add(found)
-    return sorted(report.diagnostics, key=lambda found: found.span.start if found.span else 0)
+    return report.told()
 
 
 def _chosen(source: Source, name: str | None, report: Report) -> PatternTree:

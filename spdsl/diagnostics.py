@@ -94,10 +94,11 @@ class SpatError(Exception):
 
 @dataclass(slots=True)
 class Report:
-    """Collects the findings of a run."""
+    """Collects the findings of a run. Warnings with one of the `allowed` codes are not told."""
 
     source: Source
     diagnostics: list[Diagnostic] = field(default_factory=list)
+    allowed: set[str] = field(default_factory=set)
 
     def add(self, found: Diagnostic) -> None:
         if len(self.diagnostics) < MOST_ERRORS and found not in self.diagnostics:
@@ -119,6 +120,15 @@ class Report:
         hints = (Hint(hint),) if isinstance(hint, str) and hint else (hint,) if isinstance(hint, Hint) else ()
         self.add(Diagnostic(code, message, span, label, (note,) if note else (), hints, severity))
 
+    def told(self) -> list[Diagnostic]:
+        """What is to be shown, in source order."""
+        told = [
+            found
+            for found in self.diagnostics
+            if found.severity is not Severity.WARNING or found.code not in self.allowed
+        ]
+        return sorted(told, key=lambda found: found.span.start if found.span else 0)
+
     @property
     def failed(self) -> bool:
         return any(found.severity is Severity.ERROR for found in self.diagnostics)
@@ -126,8 +136,7 @@ class Report:
     def check(self) -> None:
         """Raises if any error was found."""
         if self.failed:
-            ordered = sorted(self.diagnostics, key=lambda found: found.span.start if found.span else 0)
-            raise SpatError(self.source, ordered)
+            raise SpatError(self.source, self.told())
 
 
 def did_you_mean(word: str, candidates: Iterable[str], span: Span | None = None) -> Hint | None:

@@ -23,13 +23,13 @@ def render(source: Source, found: Diagnostic) -> Text:
     style = _STYLES[found.severity]
     text = Text()
     text.append(f"{found.severity.value}[{found.code}]", style)
-    text.append(f": {_visible(found.message)}\n", "bold")
+    text.append(f": {visible(found.message)}\n", "bold")
     width = _gutter_width(source, found)
     if found.span is None:
-        text.append(f"{' ' * width}--> ", _GUTTER).append(f"{_visible(source.path)}\n")
+        text.append(f"{' ' * width}--> ", _GUTTER).append(f"{visible(source.path)}\n")
     else:
         row, column = source.position(found.span.start)
-        text.append(f"{' ' * width}--> ", _GUTTER).append(f"{_visible(source.path)}:{row}:{column}\n")
+        text.append(f"{' ' * width}--> ", _GUTTER).append(f"{visible(source.path)}:{row}:{column}\n")
         text.append(f"{' ' * width} |\n", _GUTTER)
         _append_span(text, source, found.span, found.label, width, style)
     notes = [("note", note) for note in found.notes]
@@ -38,7 +38,7 @@ def render(source: Source, found: Diagnostic) -> Text:
     if found.span is not None and (notes or found.hints):
         text.append(f"{' ' * width} |\n", _GUTTER)
     for kind, words in [*notes, *(("hint", hint.text) for hint in found.hints)]:
-        text.append(f"{' ' * width} = ", _GUTTER).append(f"{kind}: ", "bold").append(f"{_visible(words)}\n")
+        text.append(f"{' ' * width} = ", _GUTTER).append(f"{kind}: ", "bold").append(f"{visible(words)}\n")
     for hint in found.hints:
         _append_replacement(text, source, hint, width)
     return text
@@ -109,11 +109,11 @@ def _append_span(text: Text, source: Source, span: Span, label: str, width: int,
 def _append_line(text: Text, line: str, row: int, width: int, part: tuple[int, int], label: str, style: str) -> None:
     line = line.rstrip("\r")
     shown, start, end = _cropped(line, *part)
-    text.append(f"{row:>{width}} | ", _GUTTER).append(f"{_visible(shown)}\n")
-    indent = cell_len(_visible(shown[:start]))
-    carets = max(cell_len(_visible(shown[:end])) - indent, 1)
+    text.append(f"{row:>{width}} | ", _GUTTER).append(f"{visible(shown)}\n")
+    indent = cell_len(visible(shown[:start]))
+    carets = max(cell_len(visible(shown[:end])) - indent, 1)
     text.append(f"{' ' * width} | ", _GUTTER).append(f"{' ' * indent}")
-    text.append(f"{'^' * carets}{' ' + _visible(label) if label else ''}\n", style)
+    text.append(f"{'^' * carets}{' ' + visible(label) if label else ''}\n", style)
 
 
 def _cropped(line: str, start: int, end: int) -> tuple[str, int, int]:
@@ -137,11 +137,11 @@ def _append_replacement(text: Text, source: Source, hint: Hint, width: int) -> N
         return  # more than one line: the words have to do
     new = f"{old[: column - 1]}{hint.replacement}{old[column - 1 + hint.span.end - hint.span.start :]}"
     text.append(f"{' ' * width} |\n", _GUTTER)
-    text.append(f"{row:>{width}} ", _GUTTER).append(f"- {_visible(old)}\n", "red")
-    text.append(f"{row:>{width}} ", _GUTTER).append(f"+ {_visible(new)}\n", "green")
+    text.append(f"{row:>{width}} ", _GUTTER).append(f"- {visible(old)}\n", "red")
+    text.append(f"{row:>{width}} ", _GUTTER).append(f"+ {visible(new)}\n", "green")
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """The text with tabs expanded and everything that could steer a terminal spelled out."""
     return "".join(_visible_characters(text))
 

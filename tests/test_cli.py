@@ -36,7 +36,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Compiles to a comment; a parameter `wrong` is an error, `odd` a warning."""
     stand_in = ModuleType("spdsl.compiler")
 
-    def findings(source: Source, params: dict[str, Fraction]) -> list[Diagnostic]:
+    def findings(source: Source, params: dict[str, Fraction], judged: object = None) -> list[Diagnostic]:
         report = Report(source)
         parse(source, report)
         if "wrong" in params:
@@ -45,7 +45,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             report.add(WARNING)
         return report.diagnostics
 
-    def compile_pattern(source: Source, pattern: str | None, params: dict[str, Fraction]) -> Module:
+    def compile_pattern(source: Source, pattern: str | None, params: dict[str, Fraction], judged: object) -> Module:
         found = findings(source, params)
         if any(one.severity is Severity.ERROR for one in found) and pattern == "two":
             raise SpatError(source, found)

@@ -1,4 +1,4 @@
-"""The command `spdsl`: compile, check, explain, show.
+"""The command `spdsl`: compile, check, explain, show, tune.
 
 Exit codes: 0 all is well, 1 the source has diagnostics, 2 the command cannot be carried out.
 What a command needs is imported inside it, so that `explain` and `--help` answer at once.
@@ -12,8 +12,10 @@ import click
 
 from spdsl.cli.check import check
 from spdsl.cli.compile import compile_file
+from spdsl.cli.cost import cost
 from spdsl.cli.explain import explain_code
 from spdsl.cli.show import show
+from spdsl.cli.tune import tune_module
 
 
 def _print_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -36,3 +38,5 @@ main.add_command(compile_file)
 main.add_command(check)
 main.add_command(explain_code)
 main.add_command(show)
+main.add_command(tune_module)
+main.add_command(cost)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spdsl.diagnostics import Diagnostic, Source, SpatError
+
+if TYPE_CHECKING:
+    from spdsl.checks.view import Setting
 
 Definitions = tuple[tuple[str, Fraction], ...]
 
@@ -22,8 +26,10 @@ class Failed(click.ClickException):
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[tuple[str, Fraction]]
+    _LengthType = click.ParamType[int]
+    _CodeType = click.ParamType[str]
 else:
-    _ParamType = click.ParamType  # no generic class before click 8.4
+    _ParamType = _LengthType = _CodeType = click.ParamType  # no generic class before click 8.4
 
 
 class _Parameter(_ParamType):
@@ -43,11 +49,61 @@ class _Parameter(_ParamType):
             self.fail(f"`{value}`: {reason}", param, ctx)
 
 
+class Length(_LengthType):
+    """A number of tokens: `65536`, `64k`, `1M` (1024 of each)."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"([0-9]{1,10})([kKmM]?)", str(value).strip())
+        tokens = int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2].lower()] if found else 0
+        if not 0 < tokens < 2**31:
+            self.fail(f"`{value}` is no number of tokens below 2**31, such as 65536, 64k or 1M", param, ctx)
+        return tokens
+
+
+class _Code(_CodeType):
+    """The code of a warning."""
+
+    name = "code"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from spdsl.catalogue import entries
+        from spdsl.diagnostics import did_you_mean
+
+        code = str(value).upper()
+        warnings = [known for known in entries() if known.startswith("W")]
+        if code in warnings:
+            return code
+        near = did_you_mean(code, warnings)
+        reason = "is an error; only warnings can be allowed" if code in entries() else "is no code of a warning"
+        self.fail(f"{value} {reason}{f'; {near.text}' if near and code not in entries() else ''}", param, ctx)
+
+
 source_file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
 pattern_option = click.option("-p", "--pattern", metavar="NAME", help="Only this pattern of the file.")
 parameter_option = click.option(
     "-D", "--define", "definitions", type=_Parameter(), multiple=True, help="Overrides a `param` of the pattern."
 )
+
+
+length_option = click.option(
+    "--length", type=Length(), metavar="TOKENS", help="The length to judge by, such as 64k; else that of `expect`."
+)
+allow_option = click.option(
+    "--allow", "allowed", type=_Code(), multiple=True, metavar="CODE", help="A warning that is not told, such as W501."
+)
+
+
+def setting(targets: Sequence[str], length: int | None, allowed: Sequence[str]) -> Setting:
+    """What patterns are judged by. Raises a usage error for an unknown GPU."""
+    from spdsl.checks.view import Setting
+    from spdsl.targets import find
+
+    try:
+        return Setting(tuple(find(name) for name in targets), length, frozenset(allowed))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def parameters(definitions: Definitions) -> dict[str, Fraction]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -22,14 +24,14 @@ def write_module(folder: Path, name: str, text: str, *, force: bool = False) -> 
     if not name.isidentifier():
         raise ValueError(f"`{name}` cannot name a module")
     path = folder / f"{name}.py"
-    if not force and os.path.lexists(path) and not _is_ours(path):
+    if not force and os.path.lexists(path) and not is_ours(path):
         raise Foreign(f"{path.as_posix()} was not made by spdsl")
     folder.mkdir(parents=True, exist_ok=True)
     _replace(path, text)
     return path
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """A link or a folder is never ours."""
     if path.is_symlink() or not path.is_file():
         return False
@@ -37,7 +39,20 @@ def _is_ours(path: Path) -> bool:
         return file.read(len(HEADER)) == HEADER.encode()
 
 
-def _replace(path: Path, text: str) -> None:
+def rewrite(path: Path, before: str, text: str) -> None:
+    """Replaces the text of a source, whole or not at all, in the place that a link leads to.
+
+    Its mode, its byte order mark and its line ends stay. Raises OSError, also if it no longer holds `before`.
+    """
+    path = path.resolve(strict=True)
+    data = path.read_bytes()
+    mark = codecs.BOM_UTF8.decode() if data.startswith(codecs.BOM_UTF8) else ""
+    if data.decode("utf-8-sig") != before:
+        raise OSError(f"{path} has changed meanwhile")
+    _replace(path, mark + text, stat.S_IMODE(path.stat().st_mode))
+
+
+def _replace(path: Path, text: str, mode: int = 0o644) -> None:  # mkstemp gives 0600
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
@@ -45,7 +60,7 @@ def _replace(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp gives 0600
+        temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

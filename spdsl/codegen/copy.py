@@ -23,7 +23,8 @@ class DeviceText:
 
 def device_files() -> list[str]:
     """The names of all device files; a module's unused imports are removed once it is whole."""
-    return sorted(path.name.removesuffix(".py") for path in files(DEVICE).iterdir() if path.name.endswith(".py"))
+    names = (path.name for path in files(DEVICE).iterdir())
+    return sorted(name.removesuffix(".py") for name in names if name.endswith(".py") and name != "__init__.py")
 
 
 @lru_cache

@@ -36,7 +36,7 @@ def _reached(module: ast.Module, definitions: list[Definition], public: frozense
     return reached
 
 
-_HARMLESS = ("jit", "lru_cache", "torch.no_grad")
+_HARMLESS = ("jit", "lru_cache", "torch.no_grad", "contextmanager", "tuned")
 
 
 def _registers(node: Definition) -> bool:

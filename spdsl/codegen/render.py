@@ -19,7 +19,10 @@ from spdsl.resources import folder
 from spdsl.version import __version__
 
 LINE = 120
-PUBLIC = frozenset({"attention", "choices", "reference", "prefill", "decode", "Cache", "example_inputs", "use_tables"})
+PUBLIC = frozenset(
+    {"attention", "choices", "reference", "prefill", "decode", "Cache", "example_inputs"}
+    | {"tune", "tuning", "use_tables"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from spdsl.ir.pattern import Choice, Pattern, Query, Stream, Tensor, Values, Weight
 from spdsl.ir.plan import Role
+from spdsl.passes.selection import MOST_RANKED
 
 STREAMED = ("mean", "max", "weighted")
-MOST_RANKED = 256  # a kernel keeps its best units in registers; longer lists are chosen by torch
 
 
 @dataclass(frozen=True, slots=True)

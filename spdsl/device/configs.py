@@ -184,6 +184,17 @@ def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables =
     return table[min(dims), size] if dims else SMALL
 
 
+def chained(config: Config, page: int = 0, listed: bool = False) -> Config:
+    """The configuration where blocks of keys lie in pages (of `page` keys, 0: none), or their numbers in a list.
+
+    Triton spreads the stages over a chain of loads: number in a list, page, rows. Each link takes one stage for every
+    block loaded ahead, so that rows are loaded as early as without it; two links share two.
+    """
+    links = (page > 0) + listed
+    stages = config.num_stages + min(links * (config.num_stages - 1), 2)
+    return config._replace(block_n=min(config.block_n, page or config.block_n), num_stages=stages)
+
+
 def split_dim(dim: int) -> tuple[int, int]:
     """dim -> two powers of two >= 16 (the second may be 0) that cover it: 80 -> 64 + 16, 192 -> 128 + 64, 24 -> 32."""
     whole = max(16, power_of_2(dim))

@@ -10,10 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.combine import combine_splits
-from spdsl.device.configs import SMALL, TABLES, Config, Tables, lookup, split_dim
+from spdsl.device.configs import SMALL, TABLES, Config, Tables, chained, lookup, split_dim
 from spdsl.device.gpu import gpu_of
 from spdsl.device.sequences import Layout
 from spdsl.device.tiles import Call, Const, Source, Strided, row_delta
+from spdsl.device.tuning import tuned_config
 
 # Kernels run on CUDA and ROCm tensors, and on CPU tensors under Triton's interpreter.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -43,24 +44,31 @@ def page_of(paged: Paged | None) -> int:
 
 
 def config_for(
-    kernel: str, q: Tensor, v_dim: int, paged: Paged | None = None, listed: bool = False, tables: Tables = TABLES
+    kernel: str,
+    q: Tensor,
+    v_dim: int,
+    paged: Paged | None = None,
+    listed: bool = False,
+    group: int = 1,
+    most_n: int = 0,
+    tables: Tables = TABLES,
 ) -> Config:
-    """The configuration of `forward`, `dq`, `dkdv` or `decode` for these dims; a block of keys lies in one page.
+    """The configuration of `forward`, `dq`, `dkdv` or `decode` for these dims: tuned, or that of the tables.
 
-    Triton spreads the stages over a chain of loads: number in a list, page, rows. Each link takes one stage for every
-    block loaded ahead, so that rows are loaded as early as without it; two links share two.
+    group: heads that are rows of one tile. A block of keys lies in one page, and has at most `most_n` keys.
     """
+    gpu, page = gpu_of(q.device), page_of(paged)
     dim = max(q.shape[-1], v_dim)
-    found = SMALL if INTERPRETED else lookup(kernel, gpu_of(q.device).architecture, dim, q.element_size(), tables)
-    page = page_of(paged)
-    links = (page > 0) + listed
-    stages = found.num_stages + min(links * (found.num_stages - 1), 2)
-    return found._replace(block_n=min(found.block_n, page or found.block_n), num_stages=stages)
+    found = SMALL if INTERPRETED else lookup(kernel, gpu.architecture, dim, q.element_size(), tables)
+    bound = min(page or most_n, most_n or page)
+    found = found._replace(block_n=min(found.block_n, bound or found.block_n))
+    found = tuned_config(kernel, q, v_dim, gpu, group, bound, page > 0, listed, found)
+    return chained(found, page, listed)
 
 
 def decode_config(q: Tensor, v_dim: int, group: int, paged: Paged) -> Config:
     """As above, with the group's heads as rows."""
-    return config_for("decode", q, v_dim, paged)._replace(block_m=max(16, triton.next_power_of_2(group)))
+    return config_for("decode", q, v_dim, paged, group=group)._replace(block_m=max(16, triton.next_power_of_2(group)))
 
 
 def constants(

@@ -338,6 +338,15 @@ def dot_rows(a0, a1, b0, b1, D1: tl.constexpr, C):
     return product
 
 
+@jit
+def dot_columns(a, b0, b1, total0, total1, D1: tl.constexpr, C):
+    """total + a b, both parts of it."""
+    total0 = dot(a, b0, total0, C)
+    if D1:
+        total1 = dot(a, b1, total1, C)
+    return total0, total1
+
+
 # A range of elements becomes blocks first..end, with full blocks (no mask) full_first..full_end inside:
 #
 #     first ... full_first ... full_end ... end
@@ -412,17 +421,6 @@ def load_lse(lse, row, left, C):
     """lse in base 2.  A row without keys (-inf), or past the end, becomes +inf: p = exp2(s - inf) = 0, never NaN."""
     value = load_row_values(lse, row, left, float("-inf"), C)
     return tl.where(value == float("-inf"), float("inf"), value * LOG2E)
-
-
-@jit
-def start_softmax(sink, h, C):
-    """-> m, total before the first key.  A sink is a key without value that every row sees, there from the start."""
-    m = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
-    total = tl.zeros((C.BLOCK_M,), dtype=C.ACC)
-    if sink is not None:
-        m = tl.zeros((C.BLOCK_M,), dtype=C.ACC) + tl.load(sink + h).to(C.ACC) * LOG2E
-        total = tl.where(m == float("-inf"), 0.0, 1.0).to(C.ACC)
-    return m, total
 
 
 @jit

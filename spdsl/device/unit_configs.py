@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
-from spdsl.device.configs import Config, Tables
+from typing import NamedTuple
+
+from spdsl.device.configs import Config, Tables, power_of_2
+
+MOST_LANES = 64  # queries of a tile: bits of a mask
+
+
+class UnitShape(NamedTuple):
+    """What the tiles of one call look like."""
+
+    config: Config
+    group: int  # query heads that share a list
+    lanes: int  # queries of a tile
+
+
+def fitted(config: Config, group: int, unit: int) -> UnitShape:
+    """Tiles for lists that `group` heads share: queries x heads, both powers of two; blocks that divide a unit."""
+    padded = power_of_2(group)
+    block_m = max(config.block_m, padded, 16)
+    lanes = min(block_m // padded, MOST_LANES)
+    block_n = min(config.block_n, unit & -unit)  # the largest power of two that divides the unit
+    return UnitShape(config._replace(block_m=max(lanes * padded, 16), block_n=block_n), group, lanes)
+
+
+def one_query(shape: UnitShape) -> UnitShape:
+    """The shape for decode: rows are the heads that share a list."""
+    rows = max(16, power_of_2(shape.group))
+    return shape._replace(config=shape.config._replace(block_m=rows), lanes=1)
+
 
 UNIT_TABLES: Tables = {
     "sm_80": {

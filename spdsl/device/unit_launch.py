@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -16,39 +13,19 @@ from spdsl.device.ranking import SelectConst, merge_ranks
 from spdsl.device.sequences import Layout
 from spdsl.device.splits import split_count
 from spdsl.device.tiles import Call, Const, Source
-from spdsl.device.unit_configs import UNIT_TABLES
+from spdsl.device.unit_configs import UNIT_TABLES, UnitShape, fitted
 from spdsl.device.units import UnitJobs, UnitTiles, unit_jobs, unit_tiles
 
 # Tiles of one job of dK and dV: units that every query chooses (the first, say) are shared by several programs.
 JOB_TILES = 4 if INTERPRETED else 512
-MOST_LANES = 64  # queries of a tile: bits of a mask
 MOST_UNIT = 1 << 30  # where no unit bounds the block
-
-
-class UnitShape(NamedTuple):
-    """What the tiles of one call look like."""
-
-    config: Config
-    group: int  # query heads that share a list
-    lanes: int  # queries of a tile
 
 
 def unit_shape(kernel: str, q: Tensor, v_dim: int, lists: int, unit: int, paged: Paged | None = None) -> UnitShape:
     """Tiles of `lists` list heads for `units`, `units_dq`, `units_dkdv`, `units_decode` or `select`."""
-    config = config_for(kernel, q, v_dim, paged, tables=UNIT_TABLES)
     group = q.shape[1] // lists
-    padded = triton.next_power_of_2(group)
-    block_m = max(config.block_m, padded, 16)
-    lanes = min(block_m // padded, MOST_LANES)
-    block_n = min(config.block_n, unit & -unit)  # the largest power of two that divides the unit
-    rows = max(lanes * padded, 16)
-    return UnitShape(config._replace(block_m=rows, block_n=block_n), group, lanes)
-
-
-def one_query(shape: UnitShape) -> UnitShape:
-    """The shape for decode: rows are the heads that share a list."""
-    rows = max(16, triton.next_power_of_2(shape.group))
-    return shape._replace(config=shape.config._replace(block_m=rows), lanes=1)
+    config = config_for(kernel, q, v_dim, paged, group=group, most_n=(unit & -unit) % MOST_UNIT, tables=UNIT_TABLES)
+    return fitted(config, group, unit)
 
 
 def unit_lists(chosen: Tensor, shape: UnitShape, unit: int, keys: int, layout: Layout) -> UnitTiles:

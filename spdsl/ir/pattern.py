@@ -16,6 +16,8 @@ import sympy
 from spdsl.diagnostics import Span
 from spdsl.ir.symbols import Boolean, Expr, lookup_name, lookups
 
+LEAST_BLOCK = 16  # keys of the smallest matrix product: units and pages hold whole blocks
+
 
 class Phase(Enum):
     TRAIN = "train"
@@ -269,6 +271,15 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """The calls that a pattern is written for, as it says itself: its costs are judged by them, no call is bound."""
+
+    length: int | None = None
+    batch: int = 1
+    page: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pattern:
     name: str
     comment: str
@@ -280,6 +291,8 @@ class Pattern:
     causal: bool
     inputs: tuple[Input, ...]
     cases: tuple[Case, ...]
+    expected: Expected = Expected()
+    allowed: tuple[str, ...] = ()  # codes of warnings that are not told
 
     def input(self, name: str) -> Input:
         return next(known for known in self.inputs if known.name == name)

@@ -105,7 +105,7 @@ def _disjoint_terms(merge: Merge, a: Term, b: Term, report: Report) -> None:
     if certain:
         report.error("E304", message, merge.span, "overlapping sets", hint=hint)
     elif may:
-        report.warning("E304", message, merge.span, "not provably disjoint", hint=hint)
+        report.warning("W403", message, merge.span, "not provably disjoint", hint=hint)
 
 
 def _first_query(pattern: Pattern, branch: Branch, report: Report) -> None:

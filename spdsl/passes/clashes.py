@@ -25,7 +25,7 @@ ARGUMENT_WORDS = frozenset(
     pool_softmax pool_weighted pooled prefill q q_at q_first q_heads q_last q_offset q_spans random_argument
     reference refuse_gradient return_lse row_extremes rows rows_contiguous run seen sequences settle shape
     sink_gradient sizes sizes_of slice slot_buffer source spans sparse_forward split_count splits str strided t
-    tensor_argument tensors tokens torch triton tuple unit_constants unit_inverse unit_list unit_lists unit_mask
+    tensor_argument tensors tokens torch triton tuned tuple unit_constants unit_inverse unit_list unit_lists unit_mask
     unit_shape units_backward units_forward uses_kernels v v_dim wide x
     """.split()
 )
@@ -42,7 +42,7 @@ KERNEL_WORDS = ARGUMENT_WORDS | frozenset(
 )
 # A softmax `block` would bring a second `block_lists`.
 PREFIX_WORDS = frozenset(
-    "block compress dense dot entries entry gate gather packed plain row scatter sequence sparse unit units"
+    "block compress dense dot entries entry gate gather matrix packed plain row scatter sequence sparse unit units"
     " visit".split()
 )
 # Second parts of the definitions of a softmax: with one of them in its name, a second softmax could meet the first's.

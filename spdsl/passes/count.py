@@ -14,7 +14,9 @@ import sympy
 from spdsl.ir.pattern import Case, Choice, Pattern, Phase, Query, Softmax, Stream, Values
 from spdsl.ir.plan import ChoicePlan, Plan, Role, SoftmaxPlan
 from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Boolean, K
-from spdsl.passes.visible import DependsOnData, Visible, bits
+from spdsl.passes.series import Trace, total
+from spdsl.passes.spans import Spans, difference, intersection, lowest, size, touched, union, within
+from spdsl.passes.visible import DependsOnData, Visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,15 @@ class Step:
         return sum((read.bytes for read in self.reads), Number(0))
 
 
+@dataclass(frozen=True, slots=True)
+class UnitSets:
+    """The units of one query: forced, those that a score may choose, and how many a list holds."""
+
+    forced: Spans
+    free: Spans
+    room: int
+
+
 def shape_of(pattern: Pattern, default: Shape = Shape()) -> Shape:
     """`default` with what the pattern fixes."""
     return Shape(
@@ -87,7 +98,7 @@ class Count:
     def __init__(self, plan: Plan, length: int, shape: Shape) -> None:
         self.plan, self.length, self.shape = plan, length, shape
         self._visible = cache(self._see)
-        self._sets = cache(self._sets_of)
+        self._known_sets: dict[str, tuple[ChoicePlan, Visible, Visible, Visible]] = {}
         self.pairs = cache(self._pairs)
 
     # ---- sizes of parts
@@ -127,6 +138,13 @@ class Count:
                 return case
         raise DependsOnData
 
+    def computed(self, phase: Phase) -> list[Softmax | Choice]:
+        """What a call computes, in order. Lengths of a cache are known on the device alone: every case is computed."""
+        if phase is Phase.TRAIN:
+            return list(self.plan.pattern.steps(self.case(phase)))
+        steps = [self.plan.pattern.steps(case) for case in self.plan.pattern.cases_of(phase)]
+        return list(dict.fromkeys(step for found in steps for step in found))
+
     def softmaxes(self, phase: Phase) -> list[SoftmaxPlan]:
         names = {step.name for step in self.plan.pattern.steps(self.case(phase)) if isinstance(step, Softmax)}
         return [found for found in self.plan.softmaxes if found.name in names]
@@ -141,67 +159,106 @@ class Count:
     def keys(self, softmax: SoftmaxPlan, q: int, heads: range) -> Number:
         """Different keys that some of the heads see, over all streams; of lists those of one."""
         if softmax.units is not None:
-            return self._listed(softmax, softmax.units, q, heads)
-        total = 0
+            return self._listed(softmax, softmax.units, q, heads.start, Trace())
+        found = 0
         for sweep in softmax.sweeps:
             seen = self._visible(sweep.test, self.entries(sweep.stream))
-            union = 0
+            each = 0
             for head in heads if seen.by_head else heads[:1]:
-                union |= seen.keys(q, head)
-            total += union.bit_count()
-        return Number(total)
+                each |= seen.keys(q, head)
+            found += each.bit_count()
+        return Number(found)
 
     def _pairs(self, softmax: SoftmaxPlan) -> Number:
         """Visible (query, key) pairs of a whole sequence, over all query heads."""
         heads = self.heads(softmax.softmax)
-        by_head = softmax.units is None and any(
-            self._visible(sweep.test, self.entries(sweep.stream)).by_head for sweep in softmax.sweeps
-        )
-        groups = [range(h, h + 1) for h in range(heads)] if by_head else [range(1)]
-        counts = [self.keys(softmax, q, group) for group in groups for q in range(self.length)]
-        total = Number(sum(one.value for one in counts), all(one.exact for one in counts))
-        return total if by_head else total * heads
+        if softmax.units is not None:
+            return self._listed_pairs(softmax, softmax.units) * heads
+        seen = [self._visible(sweep.test, self.entries(sweep.stream)) for sweep in softmax.sweeps]
+        units = [unit for one in seen for unit in one.units()]
+        alike: dict[tuple[tuple[bool, ...], ...], list[int]] = {}
+        for head in range(heads):
+            alike.setdefault(tuple(one.signature(head) for one in seen), []).append(head)
+        found = 0
+        for members in alike.values():
+            head = members[0]
 
-    def _listed(self, softmax: SoftmaxPlan, choice: Choice, q: int, heads: range) -> Number:
+            def size(q: int, trace: Trace, head: int = head) -> int:
+                return sum(one.size(q, head, trace) for one in seen)
+
+            found += len(members) * total(size, self.length, units)
+        return Number(found)
+
+    def _listed_pairs(self, softmax: SoftmaxPlan, choice: Choice) -> Number:
+        """Of one head: the pairs of a list, all queries together."""
+        exact = True
+        rest = self._visible(softmax.sweeps[0].test, self.length)
+        _, allowed, forced, entries = self._sets(choice)
+        stride = self._scorer(choice).grid.stride
+        units = [choice.unit, choice.unit // stride * stride, stride]
+        units += [unit for one in (rest, allowed, forced, entries) for unit in one.units()]
+
+        def keys(q: int, trace: Trace) -> int:
+            nonlocal exact
+            found = self._listed(softmax, choice, q, 0, trace)
+            exact = exact and bool(trace.constant(found.exact))
+            return found.value
+
+        found = total(keys, self.length, units)
+        return Number(found, exact)
+
+    def _listed(self, softmax: SoftmaxPlan, choice: Choice, q: int, head: int, trace: Trace) -> Number:
         """Tokens of the units of one list that the rest of the test lets the query see.
 
         Which units of those with a score are taken is not known. Units that are seen in part (the query's own) make a
         difference only if they are not forced.
         """
-        forced, free, room = self._units(choice, q, heads.start)
-        seen = self._visible(softmax.sweeps[0].test, self.length).keys(q, heads.start)
-        whole, part = self._seen_units(seen, choice.unit)
-        number = Number(sum(_tokens(seen, unit, choice.unit) for unit in _places(forced, room)))
-        room -= min(room, forced.bit_count())
-        taken = min(room, free.bit_count())
-        most = sorted((_tokens(seen, unit, choice.unit) for unit in _places(free & part)), reverse=True)
-        full = min(taken, (free & whole).bit_count())
-        best = full * choice.unit + sum(most[: taken - full])
-        exact = taken == free.bit_count() or not (free & ~whole)
-        return number + Number(best, exact and choice.rule == "top_k")
+        sets = self.units(choice, q, head, trace)
+        seen = self._visible(softmax.sweeps[0].test, self.length).spans(q, head, trace)
+        whole, some = within(seen, choice.unit, trace), touched(seen, choice.unit, trace)
+        forced = lowest(sets.forced, sets.room, trace)
+        number = size(intersection(_tokens_of(forced, choice.unit), seen, trace))
+        room = sets.room - size(forced)
+        scored = size(sets.free)
+        taken = trace.least(room, scored)
+        full = trace.least(taken, size(intersection(sets.free, whole, trace)))
+        part = difference(intersection(sets.free, some, trace), whole, trace)
+        best = full * choice.unit + self._best(part, taken - full, seen, choice.unit, trace)
+        hidden = scored - size(intersection(sets.free, whole, trace))
+        exact = not trace.less(taken, scored) or not trace.less(0, hidden)
+        return Number(number + best, exact and choice.rule == "top_k")
 
     @staticmethod
-    def _seen_units(seen: int, unit: int) -> tuple[int, int]:
-        """Units that are seen whole, and in part."""
-        if not seen & (seen + 1):  # a prefix
-            count = seen.bit_length()
-            return bits(0, count // unit), bits(count // unit, -(-count // unit))
-        tokens = [_tokens(seen, i, unit) for i in range(-(-seen.bit_length() // unit))]
-        return (
-            sum(1 << i for i, n in enumerate(tokens) if n == unit),
-            sum(1 << i for i, n in enumerate(tokens) if 0 < n < unit),
-        )
+    def _best(units: Spans, most: int, seen: Spans, unit: int, trace: Trace) -> int:
+        """Tokens of the `most` units with most seen tokens."""
+        found: list[int] = []
+        for first, end in units:
+            for i in range(trace.constant(end - first)):
+                own = (first + i) * unit
+                tokens = size(intersection([(own, own + unit)], seen, trace))
+                place = len(found)
+                while place and trace.less(found[place - 1], tokens):
+                    place -= 1
+                found.insert(place, tokens)
+        count = trace.constant(most if most < len(found) else len(found)) if found else 0
+        return sum(found[: max(0, count)])
 
-    def _units(self, choice: Choice, q: int, head: int) -> tuple[int, int, int]:
+    def units(self, choice: Choice, q: int, head: int, trace: Trace) -> UnitSets:
         """Units that are forced, those that a score may choose, and how many a list holds."""
         plan, allowed_units, forced_units, entries = self._sets(choice)
-        allowed = allowed_units.keys(q, head)
-        forced = forced_units.keys(q, head) & allowed
+        allowed = allowed_units.spans(q, head, trace)
+        forced = intersection(forced_units.spans(q, head, trace), allowed, trace)
         room = allowed_units.length if choice.capacity is None else choice.capacity
-        return forced, self._scored(plan, entries.keys(q, head)) & allowed & ~forced, room
+        scored = self._scored(plan, entries.spans(q, head, trace), trace)
+        return UnitSets(forced, difference(intersection(scored, allowed, trace), forced, trace), room)
+
+    def _sets(self, choice: Choice) -> tuple[ChoicePlan, Visible, Visible, Visible]:
+        """Units that are allowed and forced, and the entries that have a score."""
+        if choice.name not in self._known_sets:
+            self._known_sets[choice.name] = self._sets_of(choice)
+        return self._known_sets[choice.name]
 
     def _sets_of(self, choice: Choice) -> tuple[ChoicePlan, Visible, Visible, Visible]:
-        """Units that are allowed and forced, and the entries that have a score."""
         plan = next(found for found in self.plan.choices if found.choice == choice)
         assert choice.score is not None
         units = -(-self.length // choice.unit)
@@ -209,30 +266,33 @@ class Count:
         (term,) = choice.score.softmax.terms
         return plan, allowed, forced, self._see(term.test, self.entries(self._scorer(choice)))
 
+    def stride(self, choice: Choice) -> int:
+        """Tokens between the entries that score a choice."""
+        return self._scorer(choice).grid.stride
+
     def _scorer(self, choice: Choice) -> Stream:
         assert choice.score is not None
         stream = self.plan.pattern.input(choice.score.stream)
         assert isinstance(stream, Stream)
         return stream
 
-    def _scored(self, plan: ChoicePlan, seen: int) -> int:
+    def _scored(self, plan: ChoicePlan, seen: Spans, trace: Trace) -> Spans:
         """Units with a seen entry."""
-        each, first = plan.choice.unit // self._scorer(plan.choice).grid.stride, plan.first
+        each, before = plan.choice.unit // self._scorer(plan.choice).grid.stride, plan.first + len(plan.weights)
         units = -(-self.length // plan.choice.unit)
-        if not seen & (seen + 1):  # a prefix: a unit has an entry if the first that touches it is seen
-            return bits(0, min(units, -(-(seen.bit_length() - first) // each))) if seen else 0
-        spans = ((max(0, u * each + first), u * each + first + len(plan.weights)) for u in range(units))
-        return sum(1 << u for u, span in enumerate(spans) if seen & bits(*span))
+        parts = ((trace.floor(a - before, each) + 1, trace.ceil(b - plan.first, each)) for a, b in seen)
+        return union(((trace.most(a, 0), trace.least(b, units)) for a, b in parts), trace)
 
     # ---- a decode step
 
     def step(self) -> Step:
         """What one new token at the end of the sequence reads."""
-        reads = tuple(self._read(softmax) for softmax in self.softmaxes(Phase.DECODE))
+        reads = tuple(self.read(softmax) for softmax in self.softmaxes(Phase.DECODE))
         row = self.shape.kv_heads * (self.shape.qk + self.shape.v) * self.shape.size
         return Step(self.length, reads, self.shape.batch * self.length * row)
 
-    def _read(self, softmax: SoftmaxPlan) -> Read:
+    def read(self, softmax: SoftmaxPlan) -> Read:
+        """What it reads for the last token."""
         streams = [sweep.stream for sweep in softmax.sweeps]
         heads, qk, v = self.stream(streams[0])
         row = qk + (v if softmax.role is Role.BRANCH and streams[0].value is Values.OWN else 0)
@@ -250,15 +310,5 @@ def _of_units(test: Boolean, unit: int) -> Boolean:
     return test.xreplace({K_FIRST: unit * K, K_LAST: unit * K + unit - 1})
 
 
-def _tokens(seen: int, unit: int, size: int) -> int:
-    return ((seen >> (unit * size)) & ((1 << size) - 1)).bit_count()
-
-
-def _places(found: int, most: int | None = None) -> list[int]:
-    """Numbers of the set bits, the lowest `most` of them."""
-    places: list[int] = []
-    while found and (most is None or len(places) < most):
-        low = found & -found
-        places.append(low.bit_length() - 1)
-        found ^= low
-    return places
+def _tokens_of(units: Spans, unit: int) -> Spans:
+    return [(first * unit, end * unit) for first, end in units]

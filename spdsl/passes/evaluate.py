@@ -9,7 +9,7 @@ import sympy
 
 from spdsl.diagnostics import did_you_mean
 from spdsl.ir.pattern import Gate, Kl, Merge, Pooled, Query, Score, Softmax, Stream, Tensor
-from spdsl.passes import arithmetic, grains
+from spdsl.passes import arithmetic, codes, grains, written
 from spdsl.passes.names import Names
 from spdsl.primitives.attend import on_stream
 from spdsl.primitives.planned import PLANNED
@@ -77,6 +77,8 @@ def evaluate(names: Names, expr: tree.Expr, parameter: Parameter, binding: str |
             return _cells(names, expr, parameter)
         case Kind.GRAIN:
             return grains.grain(names, expr, parameter)
+        case Kind.CODE:
+            return codes.code(names, expr)
     return _bound_value(names, expr, parameter.kind, binding)
 
 
@@ -195,6 +197,9 @@ def scope_of(names: Names, name: str, expr: tree.Expr) -> Scope:
         name, expr.span, names.inputs, names.query_heads, names.kv_heads, names.causal,
         lambda code, message, hint: names.report.error(
             names.out_of_domain(expr) if code == "E203" else code, message, expr.span, hint=hint
+        ),
+        lambda name, actual, wanted, applicability: written.instead(
+            names.pattern, expr.span, name, actual, wanted, applicability
         ),
     )  # fmt: skip
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import sympy
 
-from spdsl.ir.pattern import Choice, Pattern, Term
+from spdsl.ir.pattern import LEAST_BLOCK, Choice, Pattern, Term
 from spdsl.ir.symbols import Boolean, is_membership, lookup_name, lookups
-
-LEAST_UNIT = 16  # keys of the smallest matrix product
 
 
 def listed(pattern: Pattern, term: Term) -> tuple[Choice, Boolean] | None:
@@ -21,7 +19,7 @@ def listed(pattern: Pattern, term: Term) -> tuple[Choice, Boolean] | None:
     """
     for read in lookups(term.test):
         choice = pattern.choice(lookup_name(read)) if is_membership(read) else None
-        if choice is None or not choice.selected or choice.rows != 1 or choice.unit % LEAST_UNIT:
+        if choice is None or not choice.selected or choice.rows != 1 or choice.unit % LEAST_BLOCK:
             continue
         member = sympy.Ne(read, 0)
         if term.test.xreplace({member: sympy.false}) is not sympy.false:

@@ -14,7 +14,7 @@ from spdsl.passes.evaluate import call, evaluate, kind_of
 from spdsl.passes.names import Names
 from spdsl.passes.results import lone_extras, results, uncovered_phases
 from spdsl.passes.split import parts
-from spdsl.primitives.planned import PLANNED
+from spdsl.primitives.registry import WORDS
 from spdsl.primitives.word import Kind, Parameter
 from spdsl.syntax import tree
 
@@ -27,9 +27,10 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
 
     `overrides` replace the values of `param`s (`-D name=value`).
     """
-    names = Names(report, causal=any(isinstance(item, tree.Causal) for item in pattern.items))
+    names = Names(report, pattern, causal=any(isinstance(item, tree.Causal) for item in pattern.items))
     _declarations(names, pattern, dict(overrides or {}))
     cases: list[Case] = []
+    statements: dict[str, tree.Policy] = {}
     for before, item in zip((None, *pattern.items), pattern.items, strict=False):
         match item:
             case tree.Binding() if _missing_comma(names, before, item):
@@ -37,7 +38,7 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
             case tree.Binding():
                 _bind(names, item)
             case tree.Policy():
-                _policy(names, item)
+                _statement(names, item, statements)
             case tree.Result():
                 cases += results(names, item, cases)
     if not any(isinstance(item, tree.Result) for item in pattern.items):
@@ -58,7 +59,8 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
         return None
     _unused(names)
     uncovered_phases(names, pattern, cases)
-    return replace(meaning, inputs=tuple(found for found in meaning.inputs if _needed(meaning, found)))
+    needed = tuple(found for found in meaning.inputs if _needed(meaning, found))
+    return replace(meaning, inputs=needed, **names.stated)
 
 
 def _declarations(names: Names, pattern: tree.PatternTree, overrides: dict[str, Fraction]) -> None:
@@ -140,6 +142,11 @@ def _bind(names: Names, item: tree.Binding) -> None:
     parameter = Parameter(item.name.text, Kind.NUMBER if kind in (Kind.ELEMENT, Kind.CONDITION) else kind)
     if not names.claim(item.name):
         return
+    if kind is Kind.STATEMENT:
+        names.report.error(
+            "E205", "a statement has no value", item.value.span, "stands alone", hint="leave `name =` out"
+        )
+        return
     if item.name.text == "kv" and kind is not Kind.STREAM:
         names.report.error(
             "E201", "`kv` can be rebound to a stream only", item.value.span, "not a stream", hint="choose another name"
@@ -153,18 +160,31 @@ def _bind(names: Names, item: tree.Binding) -> None:
         names.bound[item.name.text] = value
 
 
-def _policy(names: Names, item: tree.Policy) -> None:
-    word = item.call.function
-    if word.text in PLANNED:
-        call(names, item.call, None)
+def _statement(names: Names, item: tree.Policy, before: dict[str, tree.Policy]) -> None:
+    """A call that stands alone: what it states about the pattern. `before` are the statements by their word."""
+    text = item.call.function.text
+    word = WORDS.get(text)
+    if text in arithmetic.MATH or (word is not None and word.states is None):
+        statements = [f"`{known.name}`" for known in WORDS.values() if known.states]
+        names.report.error(
+            "E205",
+            f"`{text}(...)` stands alone",
+            item.span,
+            "its value is lost",
+            hint=f"bind it: `name = ...`; only {' and '.join(statements)} are statements",
+        )
         return
-    names.report.error(
-        "E205",
-        f"`{word.text}(...)` stands alone",
-        item.span,
-        "its value is lost",
-        hint="bind it: `name = ...`; only `keep` and `tier` are statements",
-    )
+    if text in before:
+        line, _ = names.report.source.position(before[text].span.start)
+        names.report.error(
+            "E106", f"`{text}` is written twice", item.span, "again here", note=f"first written in line {line}",
+            hint="write it once, with all of its arguments",
+        )  # fmt: skip
+        return
+    before[text] = item
+    value = call(names, item.call, None)  # reports a word that is unknown or not built
+    if value is not None and word is not None and word.states is not None:
+        names.stated[word.states] = value
 
 
 def _softmaxes(pattern: Pattern) -> tuple[Softmax, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 from spdsl.diagnostics import Hint, Report, Span, did_you_mean
 from spdsl.ir.pattern import Input
@@ -25,6 +26,7 @@ class Names:
     """The names of one pattern. A name is bound once, before use; nothing shadows."""
 
     report: Report
+    pattern: tree.PatternTree | None = None
     params: dict[str, Fraction] = field(default_factory=dict)
     overridden: set[str] = field(default_factory=set)
     bound: dict[str, Value | Expr] = field(default_factory=dict)
@@ -38,6 +40,7 @@ class Names:
     v_dim: int | None = None
     causal: bool = False
     unit: int = 1  # of the choice whose arguments are read
+    stated: dict[str, Any] = field(default_factory=dict)  # by fields of the Pattern
 
     def claim(self, name: tree.Name) -> bool:
         """Notes that `name` is bound here; false (and an error) if it is taken."""

@@ -15,6 +15,8 @@ from spdsl.ir.plan import ChoicePlan
 from spdsl.ir.symbols import K_FIRST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, lookup_name, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 
+MOST_RANKED = 256  # a kernel keeps its best units in registers; longer lists are chosen by torch
+
 
 class NotOfUnits(Exception):
     """Whether a unit holds a token that passes does not follow from the unit's ends."""

@@ -11,9 +11,8 @@ from dataclasses import replace
 
 import sympy
 
-from spdsl.ir.pattern import Branch, Choice, Extra, Gate, Grid, Merge, Pattern, Softmax, Stream, Term
+from spdsl.ir.pattern import LEAST_BLOCK, Branch, Choice, Extra, Gate, Grid, Merge, Pattern, Softmax, Stream, Term
 from spdsl.ir.symbols import Boolean, is_membership, lookup_name, lookups
-from spdsl.passes.listed import LEAST_UNIT
 
 
 def split(pattern: Pattern) -> Pattern:
@@ -99,7 +98,7 @@ def _listed(pattern: Pattern, term: Term) -> tuple[Boolean, Boolean] | None:
 
 
 def _walkable(choice: Choice) -> bool:
-    return choice.rows == 1 and choice.unit % LEAST_UNIT == 0
+    return choice.rows == 1 and choice.unit % LEAST_BLOCK == 0
 
 
 def _without(test: Boolean, known: Boolean) -> Boolean:

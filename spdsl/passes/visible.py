@@ -1,8 +1,13 @@
-"""visible: the keys that one query sees, found from the element test alone. Bit k of a number stands for key k."""
+"""visible: the keys that one query sees, found from the element test alone.
+
+A conjunct of linear atoms is one span of keys; further atoms keep those of its keys whose position repeats with a
+period. What is neither is listed key by key.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from math import lcm
 
@@ -11,12 +16,27 @@ import sympy
 from spdsl.ir.conjunct import Conjunct, Linear
 from spdsl.ir.symbols import LENGTH, Boolean, H, K, Q, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
+from spdsl.passes.numbers import NotWhole, compiled
+from spdsl.passes.series import Trace
+from spdsl.passes.spans import Spans, size, union
 
 Residual = Callable[[int, int, int], int]  # (q, head, length) -> bits
 
 
+MOST_LISTED = 4096  # keys of a test that has to be looked at pair by pair: above it nothing is counted
+
+
 class DependsOnData(Exception):
-    """Only the values of tensors, or the scores, tell."""
+    """Only the values of tensors, or the scores, tell; or a walk over more pairs than is worth it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A conjunct: its linear atoms, and the others with the number of positions after which they repeat."""
+
+    conjunct: Conjunct
+    residuals: tuple[Residual, ...]
+    period: int | None  # None: they do not repeat
 
 
 class Visible:
@@ -27,25 +47,82 @@ class Visible:
         if lookups(test):
             raise DependsOnData
         try:
-            self._conjuncts = [(conjunct, [_residual(atom) for atom in conjunct.residual])
-                               for conjunct in disjuncts(test)]  # fmt: skip
+            self._parts = [_part(conjunct) for conjunct in disjuncts(test)]
         except TooComplex:
             raise DependsOnData from None
         self.length = length
         self._holds = cache(_holds)
+        self._places = cache(self._classes)
         self.by_head = H in test.free_symbols
 
     def keys(self, q: int, head: int = 0) -> int:
-        """What the query at position q sees, as bits."""
+        """What the query at position q sees: bit k of the number stands for key k."""
         found = 0
-        for conjunct, residuals in self._conjuncts:
-            if not self._holds(conjunct, head):
-                continue
-            seen = _interval(conjunct.linears, q, self.length)
-            for residual in residuals:
+        for part in self._of(head):
+            seen = bits(*_span(part.conjunct.linears, q, self.length, Trace()))
+            for residual in part.residuals:
                 seen &= residual(q, head, self.length)
             found |= seen
         return found
+
+    def spans(self, q: int, head: int, trace: Trace) -> Spans:
+        """The same as spans. Raises DependsOnData where a key is left out by its number alone."""
+        parts = self._of(head)
+        if any(part.residuals for part in parts):
+            raise DependsOnData
+        return union((_span(part.conjunct.linears, q, self.length, trace) for part in parts), trace)
+
+    def size(self, q: int, head: int, trace: Trace) -> int:
+        """How many keys the query sees."""
+        parts = self._of(head)
+        if not any(part.residuals for part in parts):
+            return size(self.spans(q, head, trace))
+        if any(part.period is None for part in parts):
+            if self.length > MOST_LISTED:
+                raise DependsOnData
+            return self.keys(trace.constant(q), head).bit_count()  # no stretch of queries is alike
+        period = lcm(*(part.period for part in parts if part.period))
+        spans = [_span(part.conjunct.linears, q, self.length, trace) for part in parts]
+        remainder = trace.remainder(q, period)
+        every = [span for part, span in zip(parts, spans, strict=True) if not part.residuals]
+        plain = union(every, trace)
+        found = size(plain)
+        for place, chosen in self._places(remainder, head, period):
+            own = [_of_class(spans[i], place, period, trace) for i in chosen]
+            own += [_of_class(span, place, period, trace) for span in every]
+            known = [_of_class(span, place, period, trace) for span in plain]
+            found += size(union(own, trace)) - size(union(known, trace))
+        return found
+
+    def units(self) -> Iterator[int]:
+        """What positions of queries are divided by, and periods."""
+        for part in self._parts:
+            yield part.period or 1
+            for linear in part.conjunct.linears:
+                yield linear.q.unit if linear.q else 1
+                if linear.k is not None and linear.q is not None:
+                    yield abs(linear.k.coefficient) * linear.q.unit
+
+    def signature(self, head: int) -> tuple[bool, ...]:
+        """Heads of one signature see the same; heads that atoms of other shapes read have one of their own."""
+        own = any(H in atom.free_symbols for part in self._parts for atom in part.conjunct.residual)
+        found = tuple(self._holds(part.conjunct, head) for part in self._parts)
+        return (*found, *(bool(head >> i & 1) for i in range(16))) if own else found
+
+    def _of(self, head: int) -> list[_Part]:
+        return [part for part in self._parts if self._holds(part.conjunct, head)]
+
+    def _classes(self, q: int, head: int, period: int) -> list[tuple[int, list[int]]]:
+        """For each remainder of k that some conjunct of several atoms lets pass, those conjuncts by their numbers."""
+        passes: dict[int, list[int]] = {}
+        for i, part in enumerate(self._of(head)):
+            if part.residuals:
+                seen = bits(0, period)
+                for residual in part.residuals:
+                    seen &= residual(q, head, period)
+                for place in _members(seen):
+                    passes.setdefault(place, []).append(i)
+        return list(passes.items())
 
 
 def bits(first: int, end: int) -> int:
@@ -53,41 +130,57 @@ def bits(first: int, end: int) -> int:
     return ((1 << end) - (1 << first)) if end > first else 0
 
 
+def _members(found: int) -> Iterator[int]:
+    while found:
+        low = found & -found
+        yield low.bit_length() - 1
+        found ^= low
+
+
+def _part(conjunct: Conjunct) -> _Part:
+    periods = [_period(atom) for atom in conjunct.residual]
+    known = [period for period in periods if period is not None]
+    whole = lcm(*known) if len(known) == len(periods) else None
+    return _Part(conjunct, tuple(_residual(atom) for atom in conjunct.residual), whole)
+
+
 def _holds(conjunct: Conjunct, head: int) -> bool:
     return all(bool(atom.xreplace({H: sympy.Integer(head)})) for atom in conjunct.uniform)
 
 
-def _interval(linears: tuple[Linear, ...], q: int, length: int) -> int:
+def _of_class(span: tuple[int, int], place: int, period: int, trace: Trace) -> tuple[int, int]:
+    """The members of a span with remainder `place`, numbered."""
+    return trace.ceil(span[0] - place, period), trace.ceil(span[1] - place, period)
+
+
+def _span(linears: tuple[Linear, ...], q: int, length: int, trace: Trace) -> tuple[int, int]:
     """The k for which every linear is >= 0: each solved for k, as in `ranges`, with numbers."""
     first, end = 0, length
     for linear in linears:
         rest = int(linear.constant)
         if linear.q:
-            rest += linear.q.coefficient * ((q + linear.q.shift) // linear.q.unit)
+            rest += linear.q.coefficient * trace.floor(q + linear.q.shift, linear.q.unit)
         k = linear.k
         if k is None:
-            end = end if rest >= 0 else 0
+            end = 0 if trace.less(rest, 0) else end
         elif k.coefficient > 0:
-            first = max(first, -(rest // k.coefficient) * k.unit - k.shift)
+            first = trace.most(first, -trace.floor(rest, k.coefficient) * k.unit - k.shift)
         else:
-            end = min(end, (rest // -k.coefficient + 1) * k.unit - k.shift)
-    return bits(first, end)
+            end = trace.least(end, (trace.floor(rest, -k.coefficient) + 1) * k.unit - k.shift)
+    return first, trace.most(first, end)
 
 
 def _residual(atom: Boolean) -> Residual:
     """The keys for which an atom of another shape holds; one whose positions stand in remainders only repeats."""
-    period = _period(atom)
+    period, listed = _period(atom), _lister(atom)
     by_head, known = H in atom.free_symbols, dict[tuple[int, int], int]()
 
     def repeated(q: int, head: int, length: int) -> int:
         assert period is not None
         place = (q % period, head if by_head else 0)
         if place not in known:
-            known[place] = _tiled(_listed(atom, *place, range(min(period, length))), period, length)
-        return known[place]
-
-    def listed(q: int, head: int, length: int) -> int:
-        return _listed(atom, q, head, range(length))
+            known[place] = listed(*place, period)
+        return _tiled(known[place], period, length)
 
     return listed if period is None else repeated
 
@@ -107,9 +200,17 @@ def _steps(inner: sympy.Expr) -> bool:
     return bool(inner.coeff(Q).is_Integer and inner.coeff(K).is_Integer and not rest.free_symbols & {Q, K})
 
 
-def _listed(atom: Boolean, q: int, head: int, keys: range) -> int:
-    own = atom.xreplace({Q: sympy.Integer(q), H: sympy.Integer(head)})
-    return sum(1 << k for k in keys if own.xreplace({K: sympy.Integer(k)}) == sympy.true)
+def _lister(atom: Boolean) -> Residual:
+    """The first `length` keys for which an atom holds, as bits."""
+    try:
+        test = compiled(atom)
+    except NotWhole:
+        raise DependsOnData from None
+
+    def listed(q: int, head: int, length: int) -> int:
+        return sum(1 << k for k in range(length) if test({Q: q, H: head, K: k}, Trace()))
+
+    return listed
 
 
 def _tiled(pattern: int, period: int, length: int) -> int:

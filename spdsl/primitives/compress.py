@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from spdsl.diagnostics import Applicability
 from spdsl.ir.pattern import Compress, Grid, Query, Stream, Values, Weight
 from spdsl.primitives.word import Cells, Kind, Parameter, Scope, Word
 
@@ -37,7 +38,11 @@ def compress(
         return None
     step = stride or width
     if step > width:
-        scope.refuse("E203", f"a cell of {width} tokens every {step} leaves tokens out", f"use at most {width}")
+        scope.refuse(
+            "E203",
+            f"a cell of {width} tokens every {step} leaves tokens out",
+            scope.instead("stride", step, width, Applicability.MAYBE),
+        )
         return None
     if by.logits is not None and not _one_logit_each(scope, source, scope.stream(by.logits)):
         return None

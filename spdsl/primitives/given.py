@@ -26,5 +26,5 @@ WORD = Word(
     ),
     given,
     "a set that the caller passes: unit indices per tile of rows, padded with -1",
-    "pattern p { tiles = given(rows = 32, unit = 32, share = head) return attend(tiles) }",
+    "pattern p { allow(W504) tiles = given(rows = 32, unit = 32, share = head) return attend(tiles) }",
 )

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
+from spdsl.diagnostics import Applicability
 from spdsl.ir.pattern import Input, Score
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, stream_of
 
@@ -41,8 +43,18 @@ def unit_of(inputs: Sequence[Input], values: Mapping[str, Any]) -> int:
     return stream_of(inputs, score.stream).grid.stride if isinstance(score, Score) else 1
 
 
-def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | None) -> Reduction | None:
-    """What the grains say of this score; None (and an error) where they do not fit it. No unit: the entries."""
+def nearest(number: int, step: int) -> int:
+    """The nearest multiple of `step` above 0, the larger of two that are as near."""
+    return max(step, (2 * number + step) // (2 * step) * step)
+
+
+def reduction(
+    scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | None, whole: int = 1
+) -> Reduction | None:
+    """What the grains say of this score; None (and an error) where they do not fit it. No unit: the entries.
+
+    A written unit is a multiple of `whole`, too.
+    """
     grid = scope.stream(score.stream).grid
     size = grid.stride if unit is None else int(unit.size)
     several = _several_heads(scope, score, str(share.size))
@@ -50,8 +62,14 @@ def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain
         return None
     if size % grid.stride:
         scope.refuse(
-            "E203", f"unit = {size} is no multiple of the stride {grid.stride}",
-            f"a unit begins where an entry of `{score.stream}` does",
+            "E203", f"unit = {size} is no multiple of the stride {grid.stride} of `{score.stream}`",
+            scope.instead("unit", size, nearest(size, lcm(grid.stride, whole)), Applicability.MACHINE),
+        )  # fmt: skip
+        return None
+    if unit is not None and size % whole:
+        scope.refuse(
+            "E105", f"units of {size} tokens are not built yet: a block of {whole} keys lies in one unit",
+            scope.instead("unit", size, nearest(size, lcm(grid.stride, whole)), Applicability.MACHINE),
         )  # fmt: skip
         return None
     finer = unit is not None and (size != grid.stride or grid.width != grid.stride)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from spdsl.primitives import (
+    allow,
     attend,
     compress,
     cover,
     dilated,
     dot,
+    expect,
     first,
     fixed,
     gate,
@@ -40,5 +42,6 @@ WORDS: dict[str, Word] = {
         mass, dot, softmax, top_k, threshold,
         attend, gate, merge,
         pool, kl,
+        expect, allow,
     )
 }  # fmt: skip

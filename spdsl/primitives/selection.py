@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sympy
 
-from spdsl.ir.pattern import Choice, Score
+from spdsl.ir.pattern import LEAST_BLOCK, Choice, Score
 from spdsl.ir.symbols import Boolean, K, Q, lookups
 from spdsl.primitives.grains import ROWS, SHARE, UNIT, reduction
 from spdsl.primitives.random import member
@@ -40,7 +40,7 @@ def choose(
     if any(lookups(term.test) for term in score.softmax.terms):
         scope.refuse("E105", "a score over a set that reads tensors or choices is not built yet", "")
         return None
-    grains = reduction(scope, score, share, rows, Grain(grid.stride) if unit is None else unit)
+    grains = reduction(scope, score, share, rows, unit, LEAST_BLOCK)
     forced, candidates = _units(scope, "force", force), _units(scope, "within", within)
     if grains is None or forced is None or candidates is None:
         return None

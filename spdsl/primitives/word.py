@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from spdsl.diagnostics import Span
+from spdsl.diagnostics import Applicability, Hint, Span
 from spdsl.ir.pattern import Branch, Input, Kl, Pooled, Query, Score, Stream, Tensor
 from spdsl.ir.symbols import Boolean
 
@@ -36,6 +36,8 @@ class Kind(Enum):
     GRAIN = "a grain"  # a size, or one of Parameter.words; with a reduction: `max(64)`, `sum(group)`
     AXIS = "an axis"  # a size, or one of the words head, kv_head, query, token
     CHOICE = "one of its words"  # one of Parameter.words
+    CODE = "the code of a warning"
+    STATEMENT = "a statement"  # of the pattern itself; stands alone and has no name
 
 
 class Default:
@@ -98,7 +100,8 @@ class Scope:
     query_heads: int | None
     kv_heads: int | None
     causal: bool
-    refuse: Callable[[str, str, str], None]  # (code, message, hint): reports an error at the call
+    refuse: Callable[[str, str, str | Hint], None]  # (code, message, hint): reports an error at the call
+    instead: Callable[[str, int, int, Applicability], Hint]  # (argument, number, wanted one): the hint to write that
 
     def add(self, made: Input) -> None:
         self.inputs.append(made)
@@ -144,7 +147,7 @@ class Word:
 
     `planned` are parameters that are not built. A value that is bound to no name is called `unnamed`, or as the word;
     names in the module begin with it. `unit` tells from the inputs and the other arguments what the UNITS among the
-    arguments count.
+    arguments count. The value of a statement becomes the field `states` of the Pattern.
     """
 
     name: str
@@ -156,3 +159,4 @@ class Word:
     planned: tuple[str, ...] = ()
     unnamed: str | None = None
     unit: Callable[[Sequence[Input], Mapping[str, Any]], int] | None = None
+    states: str | None = None

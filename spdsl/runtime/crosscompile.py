@@ -9,13 +9,14 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
+from spdsl.runtime.kernel_text import multiplies
 from spdsl.runtime.launches import Launch, Workload
 from spdsl.runtime.machine_code import Code, read_amdgcn, read_cubin
 from spdsl.runtime.occupancy import Occupancy, occupancy
 from spdsl.runtime.record import refuse_interpreter
 from spdsl.targets import Target
 
-_NOTHING = Code(registers=0, spills=0, scalar_spills=0, scratch=0, mma=(), async_copies=(), widest_load=0)
+_NOTHING = Code(registers=0, spills=0, scalar_spills=0, scratch=0, mma=(), loop_mma=(), async_copies=(), widest_load=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Compiled:
     occupancy: Occupancy = field(default=Occupancy(0, "error", 0))
     workload: Workload | None = None
     """The call that makes this launch, where it is known."""
+    multiplies: bool = False
+    """Whether the kernel's text has a matrix product."""
 
     @property
     def ok(self) -> bool:
@@ -58,6 +61,11 @@ class Compiled:
     @property
     def tensor_core_instructions(self) -> int:
         return sum(count for _, count in self.code.mma)
+
+    @property
+    def loop_instructions(self) -> int:
+        """Tensor-core instructions that stand in a loop."""
+        return sum(count for _, count in self.code.loop_mma)
 
     @property
     def async_copies(self) -> int:
@@ -94,6 +102,7 @@ def failed(launch: Launch, target: Target, error: str) -> Compiled:
         error=error,
         shared_limit=target.shared_per_block,
         workload=launch.workload,
+        multiplies=multiplies(launch.kernel),
     )
 
 
@@ -117,6 +126,7 @@ def _compile(launch: Launch, target: Target) -> Compiled:
         fits=resident.blocks > 0 and tensor_memory <= target.tensor_memory_columns,
         occupancy=resident,
         workload=launch.workload,
+        multiplies=multiplies(launch.kernel),
     )
 
 

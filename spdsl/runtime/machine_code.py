@@ -11,14 +11,18 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import triton
 
 # CUDA Binary Utilities, instruction set reference. A mnemonic stands after the address and an optional predicate.
-_SASS_LINE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?P<op>[A-Z][\w.]*)", re.MULTILINE)
+_SASS_LINE = re.compile(
+    r"^\s*/\*(?P<place>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<op>[A-Z][\w.]*)(?P<operands>[^;\n]*)", re.MULTILINE
+)
+_SASS_JUMP = re.compile(r"(?:BRA|JMP)\b")
+_SASS_GOAL = re.compile(r"\b0x([0-9a-f]+)\s*$")
 _SASS_MMA = (
     ("tcgen05", re.compile(r"UTC\w*MMA\b")),
     ("wgmma", re.compile(r"[HIQBD]GMMA\b")),
@@ -29,7 +33,7 @@ _SASS_LOAD = re.compile(r"(?:LDG|LDGSTS)\.(?P<modifiers>.*)")
 _SASS_WIDTHS = {"256": 256, "128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
 
 # AMD Instinct MI300 (CDNA3) instruction set architecture.
-_GCN_LINE = re.compile(r"^\s+(?P<op>[a-z]+_\w+)(?P<operands>[^;\n]*)", re.MULTILINE)
+_GCN_LINE = re.compile(r"^(?P<label>\.L\w+):|^\s+(?P<op>[a-z]+_\w+)(?P<operands>[^;\n]*)", re.MULTILINE)
 _GCN_MMA = re.compile(r"v_s?mfmac?_")
 _GCN_LOAD = re.compile(r"(?:global|buffer)_load_(?:lds_)?(?P<width>[a-z]+\d?)")
 _GCN_WIDTHS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}
@@ -50,6 +54,8 @@ class Code:
     """Local memory in bytes per thread."""
     mma: tuple[tuple[str, int], ...]
     """Matrix instructions by kind: `wgmma`, `mma`, `tcgen05`, `mfma`."""
+    loop_mma: tuple[tuple[str, int], ...]
+    """Those of them that stand in a loop; a product before or behind it is run once."""
     async_copies: tuple[tuple[str, int], ...]
     """Copies from global to shared memory without registers, by kind."""
     widest_load: int
@@ -70,16 +76,19 @@ def read_cubin(cubin: bytes) -> Code:
 
 def read_sass(sass: str, registers: int, scratch: int) -> Code:
     """The code of a SASS listing; the two numbers are not in it."""
-    ops = [match["op"] for match in _SASS_LINE.finditer(sass)]
+    lines = [(int(match["place"], 16), match["op"], match["operands"]) for match in _SASS_LINE.finditer(sass)]
+    ops = [op for _, op, _ in lines]
     stems = Counter(op.split(".", 1)[0] for op in ops)
-    mma = (kind for op in ops for kind, pattern in _SASS_MMA if pattern.match(op))
+    mma = [(place, kind) for place, op, _ in lines for kind, pattern in _SASS_MMA if pattern.match(op)]
+    loops = list(_sass_loops(lines))
     copies = (kind for op in ops for kind, stem in _SASS_COPY if op.split(".", 1)[0] == stem)
     return Code(
         registers=registers,
         spills=stems["STL"] + stems["LDL"],
         scalar_spills=0,
         scratch=scratch,
-        mma=_counts(mma),
+        mma=_counts(kind for _, kind in mma),
+        loop_mma=_counts(kind for place, kind in mma if _inside(place, loops)),
         async_copies=_counts(copies),
         widest_load=max(map(_sass_width, ops), default=0),
     )
@@ -88,7 +97,10 @@ def read_sass(sass: str, registers: int, scratch: int) -> Code:
 def read_amdgcn(assembly: str) -> Code:
     """The code of an AMD assembly file with one kernel. RuntimeError when it has no metadata."""
     body, _, metadata = assembly.partition(".amdgpu_metadata")
-    lines = [(match["op"], match["operands"]) for match in _GCN_LINE.finditer(body)]
+    matches = list(_GCN_LINE.finditer(body))
+    places = [(place, match["op"]) for place, match in enumerate(matches) if match["op"]]
+    lines = [(match["op"], match["operands"]) for match in matches if match["op"]]
+    loops = list(_gcn_loops(matches))
     loads = [(match["width"], operands) for op, operands in lines if (match := _GCN_LOAD.match(op))]
     to_lds = sum(op.startswith("global_load_lds_") or _writes_lds(op, operands) for op, operands in lines)
     return Code(
@@ -97,9 +109,32 @@ def read_amdgcn(assembly: str) -> Code:
         scalar_spills=_number(metadata, "sgpr_spill_count"),
         scratch=_number(metadata, "private_segment_fixed_size"),
         mma=_counts("mfma" for op, _ in lines if _GCN_MMA.match(op)),
+        loop_mma=_counts("mfma" for place, op in places if _GCN_MMA.match(op) and _inside(place, loops)),
         async_copies=(("buffer_load_lds", to_lds),) if to_lds else (),
         widest_load=max((_gcn_width(width) for width, _ in loads), default=0),
     )
+
+
+def _sass_loops(lines: Iterable[tuple[int, str, str]]) -> Iterator[tuple[int, int]]:
+    """First and last address of every loop: what a backward branch runs again."""
+    for place, op, operands in lines:
+        goal = _SASS_GOAL.search(operands) if _SASS_JUMP.match(op) else None
+        if goal is not None and int(goal[1], 16) < place:  # one to itself fills the end of the code
+            yield int(goal[1], 16), place
+
+
+def _gcn_loops(matches: Iterable[re.Match[str]]) -> Iterator[tuple[int, int]]:
+    """The same as numbers of lines; the goal of a branch is a label."""
+    labels: dict[str, int] = {}
+    for place, match in enumerate(matches):
+        if match["label"]:
+            labels[match["label"]] = place
+        elif match["op"].startswith(("s_branch", "s_cbranch")) and match["operands"].strip() in labels:
+            yield labels[match["operands"].strip()], place
+
+
+def _inside(place: int, loops: Iterable[tuple[int, int]]) -> bool:
+    return any(first <= place <= last for first, last in loops)
 
 
 def _writes_lds(op: str, operands: str) -> bool:

@@ -17,6 +17,7 @@ from rich.table import Table
 from spdsl import targets
 from spdsl.runtime import report as tables
 from spdsl.runtime.crosscompile import Compiled
+from spdsl.runtime.cubins import write
 from spdsl.runtime.record import refuse_interpreter
 from spdsl.runtime.survey import survey
 from spdsl.targets import Target
@@ -38,15 +39,22 @@ def compile_file(path: Path, wanted: Sequence[Target], console: Console | None =
     """Every kernel of the generated file for every target, with the configurations of the target's architecture."""
     refuse_interpreter()
     compiled: list[Compiled] = []
-    with _loaded(path) as module:
+    with loaded(path) as module:
         for _, group in groupby(wanted, key=lambda target: target.architecture):
             same = list(group)
             compiled += tables.compile_all(survey(module, target=same[0]), same, console=console)
     return compiled
 
 
+def write_binaries(path: Path, wanted: Sequence[Target], folder: Path) -> list[Path]:
+    """The binaries of every launch of the generated file for every target, with manifest and loader."""
+    refuse_interpreter()
+    with loaded(path) as module:
+        return write(folder, [(launch, target) for target in wanted for launch in survey(module, target=target)])
+
+
 @contextmanager
-def _loaded(path: Path) -> Iterator[ModuleType]:
+def loaded(path: Path) -> Iterator[ModuleType]:
     """The file as a module under a name of its own, there for as long as it is used."""
     name = f"spdsl_report_{path.stem}_{sha256(path.read_bytes()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)

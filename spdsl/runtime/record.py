@@ -32,7 +32,7 @@ def record(module: ModuleType, call: Callable[[], object]) -> list[Launch]:
             launch = specialise(kernel, args, named)
             found.setdefault(launch.key, launch)
 
-    with _replaced(module, launch=note, KERNELS_ON_CPU=True):
+    with replaced(module, launch=note, KERNELS_ON_CPU=True):
         call()
     return list(found.values())
 
@@ -44,7 +44,7 @@ def refuse_interpreter() -> None:
 
 
 @contextmanager
-def _replaced(module: ModuleType, **attributes: object) -> Iterator[None]:
+def replaced(module: ModuleType, **attributes: object) -> Iterator[None]:
     missing = [name for name in attributes if not hasattr(module, name)]
     if missing:
         raise RuntimeError(f"module {module.__name__} has no {' and no '.join(missing)}: not made by spdsl")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -24,14 +25,15 @@ _jobs: Sequence[Job] = ()  # of a worker process, which inherits it: a kernel ca
 
 
 def compile_all(
-    launches: Iterable[Launch], targets: Iterable[Target], workers: int = 2, console: Console | None = None
+    launches: Iterable[Launch], targets: Iterable[Target], workers: int | None = None, console: Console | None = None
 ) -> list[Compiled]:
     """Every launch for every target, in that order; with a console a progress bar is drawn on it.
 
-    The work is done in forked processes, so a compiler that ends its process costs one result. Where there is no fork,
-    or with one worker, it is done here.
+    The work is done in forked processes, by default one for each core, so a compiler that ends its process costs one
+    result. Where there is no fork, or with one worker, it is done here.
     """
     refuse_interpreter()
+    workers = workers or most_workers()
     every = list(targets)
     jobs = [(launch, target) for launch in launches for target in every]
     forks = workers > 1 and "fork" in multiprocessing.get_all_start_methods()
@@ -45,12 +47,18 @@ def compile_all(
     return [results[index] for index in range(len(jobs))]
 
 
+def most_workers() -> int:
+    """Processes that compile at once: one for each core this process may use, at most 16, since one takes 0.5 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, 16))
+
+
 def report(compiled: Iterable[Compiled]) -> Table:
     """One row for each kernel and target; what costs speed or does not fit is in colour."""
     table = Table(title="compiled kernels")
     for heading in ("kernel", "workload", "target", "warps", "stages", "registers", "spills", "shared", "blocks/SM"):
         table.add_column(heading, justify="left" if heading in ("kernel", "workload", "target") else "right")
-    for heading in ("matrix", "async copies", "load bits"):
+    for heading in ("matrix in loops", "async copies", "load bits"):
         table.add_column(heading)
     for one in compiled:
         table.add_row(*(_failure(one) if one.error is not None else _numbers(one)))
@@ -62,6 +70,11 @@ def to_json(compiled: Iterable[Compiled]) -> str:
     return json.dumps([asdict(one) for one in compiled], indent=2)
 
 
+def to_json_of_files(compiled: Mapping[str, Iterable[Compiled]]) -> str:
+    """A JSON list with one object for each kernel and target of every file, which it names."""
+    return json.dumps([{"file": file} | asdict(one) for file, rows in compiled.items() for one in rows], indent=2)
+
+
 def _numbers(one: Compiled) -> list[Text | str]:
     over = not one.fits
     shared = f"{one.shared:,}" + (f" > {one.shared_limit:,}" if one.shared > one.shared_limit else "")
@@ -71,7 +84,7 @@ def _numbers(one: Compiled) -> list[Text | str]:
         Text(str(one.spills), style="red" if one.spills else ""),
         Text(shared, style="red" if one.shared > one.shared_limit else ""),
         Text(f"{one.occupancy.blocks} ({one.occupancy.limit})", style="red" if over else ""),
-        _kinds(one.code.mma),
+        _kinds(one.code.loop_mma),
         _kinds(one.code.async_copies),
         str(one.code.widest_load),
     ]

@@ -32,6 +32,10 @@ class Target:
     bandwidth: float
     """Bytes per second."""
     l2: int
+    clock: float
+    """Boost clock in hertz: what the rates are given for."""
+    exponentials: float
+    """Base-2 exponentials per second of the special-function units; 0 where no source tells."""
 
     shared_per_sm: int
     shared_per_block: int
@@ -52,6 +56,8 @@ class Target:
     """Matrix instructions, fastest first: `tcgen05`, `wgmma`, `mma`, `mfma`."""
     async_copy: tuple[str, ...]
     rates: tuple[tuple[str, float], ...]
+    shapes: tuple[tuple[str, tuple[str, ...]], ...]
+    """For each dtype the shapes of one matrix instruction: `m16n8k16`, `m64n8..256k16`; on AMD `32x32x8`."""
 
     def rate(self, dtype: str) -> float:
         """Dense matrix FLOP/s for a dtype such as `bf16`. ValueError when this GPU has no such rate."""
@@ -99,5 +105,6 @@ def _plain(name: str) -> str:
 def _read(path: Path) -> Target:
     data = tomllib.loads(path.read_text(encoding="utf-8"))
     rates = tuple((dtype, float(value)) for dtype, value in data.pop("rates").items())
+    shapes = tuple((dtype, tuple(found)) for dtype, found in data.pop("shapes").items())
     lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
-    return Target(name=path.stem, **{**data, **lists, "rates": rates})
+    return Target(name=path.stem, **{**data, **lists, "rates": rates, "shapes": shapes})

@@ -68,7 +68,7 @@ pattern two { return attend(sample(4)) }
 
 
 TENSOR = "pattern p {{ {0} = tensor(token) causal return attend(sliding(9), bias = {0}[k]) }}"
-SET = "pattern p {{ {0} = given(unit = 4, rows = 4) causal return attend(sliding(2) | {0}) }}"
+SET = "pattern p {{ allow(W504) {0} = given(unit = 4, rows = 4) causal return attend(sliding(2) | {0}) }}"
 STREAM = "pattern p {{ {0} = stream() causal return attend({0}[sliding(9)]) }}"
 QUERY = "pattern p {{ {0} = query() causal return attend(sliding(9), query = {0}) }}"
 BRANCH = "pattern p {{ {0} = attend(sliding(9)) causal return {0} }}"

@@ -72,7 +72,7 @@ CASES = [
     ("e = compress(16) c = top_k(2, score = dot(e), share = head) a = attend(c | sliding(8)) a_rest = attend(sink(2)) return gate(a, a_rest)", "E104", "attend(sink(2))", "`a_rest` cannot name"),
     (E + "return attend(top_k(2 * 10000 * 30000, score = dot(e), share = head))", "E203", "top_k(2 * 10000 * 30000, score = dot(e), share = head)", "exceed any sequence"),
     (E + "return merge(attend(e), attend(e))", "E304", "merge(attend(e), attend(e))", "share keys of `e`"),
-    (E + "c = top_k(2, score = dot(e), share = head) return merge(attend(c), attend(sink(9)))", "E304", "merge(attend(c), attend(sink(9)))", "may share keys of `kv`"),
+    (E + "c = top_k(2, score = dot(e), share = head) return merge(attend(c), attend(sink(9)))", "W403", "merge(attend(c), attend(sink(9)))", "may share keys of `kv`"),
     (E + "z = stream() c = top_k(2, score = dot(e), share = head) return attend(z[c] | sink(9))", "E303", "attend(z[c] | sink(9))", "may both bring"),
     # results
     ("a = attend(all) return mass(a)", "E201", "mass(a)", "a branch is expected"),

@@ -19,12 +19,25 @@ Needs torch, and triton on a GPU. How to read: 1 what the pattern says, 2 tiles,
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import math
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from contextlib import contextmanager
+from functools import lru_cache, partial, wraps
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -490,6 +503,15 @@ def dot_rows(a0, a1, b0, b1, D1: tl.constexpr, C):
     return product
 
 
+@jit
+def dot_columns(a, b0, b1, total0, total1, D1: tl.constexpr, C):
+    """total + a b, both parts of it."""
+    total0 = dot(a, b0, total0, C)
+    if D1:
+        total1 = dot(a, b1, total1, C)
+    return total0, total1
+
+
 # A range of elements becomes blocks first..end, with full blocks (no mask) full_first..full_end inside:
 #
 #     first ... full_first ... full_end ... end
@@ -558,17 +580,6 @@ def load_lse(lse, row, left, C):
 
 
 @jit
-def start_softmax(sink, h, C):
-    """-> m, total before the first key.  A sink is a key without value that every row sees, there from the start."""
-    m = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
-    total = tl.zeros((C.BLOCK_M,), dtype=C.ACC)
-    if sink is not None:
-        m = tl.zeros((C.BLOCK_M,), dtype=C.ACC) + tl.load(sink + h).to(C.ACC) * LOG2E
-        total = tl.where(m == float("-inf"), 0.0, 1.0).to(C.ACC)
-    return m, total
-
-
-@jit
 def row_delta(out, dout, dlse, delta, q_count, C):
     """delta of one tile of rows.  Rows outside of all spans get one too; nobody reads it."""
     tile, h, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -584,6 +595,40 @@ def row_delta(out, dout, dlse, delta, q_count, C):
     if dlse is not None:
         total -= load_row_values(at(dlse, s, h, 0), row, left, 0.0, C)
     store_row_values(at(delta, s, h, 0), row, left, total, C)
+
+
+@jit
+def start_softmax(sink, h, C):
+    """-> m, total before the first key.  A sink is a key without value that every row sees, there from the start."""
+    m = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
+    total = tl.zeros((C.BLOCK_M,), dtype=C.ACC)
+    if sink is not None:
+        m = tl.zeros((C.BLOCK_M,), dtype=C.ACC) + tl.load(sink + h).to(C.ACC) * LOG2E
+        total = tl.where(m == float("-inf"), 0.0, 1.0).to(C.ACC)
+    return m, total
+
+
+@jit
+def softmax_step(s, unit, m, total):
+    """-> p, decay, m, total with one more block of scores s, which are in base 2 once multiplied by `unit`.
+
+    m is the running maximum and total the sum of p = exp2(s - m); earlier sums shrink by decay.
+    """
+    m_new = tl.maximum(m, tl.max(s, 1) * unit)
+    shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # no key so far: -inf - -inf would be NaN
+    p = tl.exp2(s * unit - shift[:, None])
+    decay = tl.exp2(m - shift)
+    return p, decay, m_new, total * decay + tl.sum(p, 1)
+
+
+@jit
+def add_values(acc0, acc1, p, decay, v0, v1, C):
+    """Adds p v to both parts of the output."""
+    p = p.to(v0.dtype)
+    acc0 = dot(p, v0, acc0 * decay[:, None], C)
+    if C.V1:
+        acc1 = dot(p, v1, acc1 * decay[:, None], C)
+    return acc0, acc1
 
 
 @jit
@@ -756,18 +801,9 @@ def attend_forward_blocks(acc0, acc1, m, total, rows, keys, visit, count, MASKED
             seen = attend_visible(rows.position, k_position, rows.head, keys.length)
             s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
 
-        m_new = tl.maximum(m, tl.max(s, 1) * attend_unit(C))
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # no key so far: -inf - -inf would be NaN
-        p = tl.exp2(s * attend_unit(C) - shift[:, None])
-        decay = tl.exp2(m - shift)
-        total = total * decay + tl.sum(p, 1)
-        m = m_new
-
+        p, decay, m, total = softmax_step(s, attend_unit(C), m, total)
         v0, v1 = load_v(key_pointer(keys.v, keys.pages, block, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        p = p.to(v0.dtype)
-        acc0 = dot(p, v0, acc0 * decay[:, None], C)
-        if C.V1:
-            acc1 = dot(p, v1, acc1 * decay[:, None], C)
+        acc0, acc1 = add_values(acc0, acc1, p, decay, v0, v1, C)
     return acc0, acc1, m, total
 
 
@@ -827,9 +863,7 @@ def attend_dq_blocks(dq0, dq1, rows, grads, keys, visit, count, MASKED: tl.const
         v0, v1 = load_v(key_pointer(keys.v, keys.pages, block, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
         dp = dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
         ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
-        dq0 = dot(ds, k0, dq0, C)
-        if C.QK1:
-            dq1 = dot(ds, k1, dq1, C)
+        dq0, dq1 = dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
     return dq0, dq1
 
 
@@ -882,17 +916,12 @@ def attend_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.c
         p = tl.exp2(s * attend_unit(C) - load_lse(rows.lse, row, left, C)[None, :])
 
         dout0, dout1 = load_v(token_pointer(rows.dout, row), rows.dout.token, left, C.BLOCK_M, MASKED, C)
-        p_cast = p.to(dout0.dtype)
-        dv0 = dot(p_cast, dout0, dv0, C)
-        if C.V1:
-            dv1 = dot(p_cast, dout1, dv1, C)
+        dv0, dv1 = dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
 
         dp = dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
         ds = p * (dp - load_row_values(rows.delta, row, left, 0.0, C)[None, :]) * slope
         ds = ds.to(q0.dtype)
-        dk0 = dot(ds, q0, dk0, C)
-        if C.QK1:
-            dk1 = dot(ds, q1, dk1, C)
+        dk0, dk1 = dot_columns(ds, q0, q1, dk0, dk1, C.QK1, C)
     return dk0, dk1, dv0, dv1
 
 
@@ -953,18 +982,10 @@ def attend_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, see
     s, _ = attend_scores(product, rows.position, k_position, rows.head, keys.length, C)
     s = tl.where(seen, s, float("-inf"))
 
-    m_new = tl.maximum(m, tl.max(s, 1) * attend_unit(C))
-    shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # no key so far: -inf - -inf would be NaN
-    p = tl.exp2(s * attend_unit(C) - shift[:, None])
-    decay = tl.exp2(m - shift)
-    total = total * decay + tl.sum(p, 1)
-
+    p, decay, m, total = softmax_step(s, attend_unit(C), m, total)
     v0, v1 = load_v(key_pointer(keys.v, keys.pages, block, C), keys.v.token, left, C.BLOCK_N, True, C)
-    p = p.to(v0.dtype)
-    acc0 = dot(p, v0, acc0 * decay[:, None], C)
-    if C.V1:
-        acc1 = dot(p, v1, acc1 * decay[:, None], C)
-    return acc0, acc1, m_new, total
+    acc0, acc1 = add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
 
 
 @jit
@@ -1550,6 +1571,17 @@ def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables =
     return table[min(dims), size] if dims else SMALL
 
 
+def chained(config: Config, page: int = 0, listed: bool = False) -> Config:
+    """The configuration where blocks of keys lie in pages (of `page` keys, 0: none), or their numbers in a list.
+
+    Triton spreads the stages over a chain of loads: number in a list, page, rows. Each link takes one stage for every
+    block loaded ahead, so that rows are loaded as early as without it; two links share two.
+    """
+    links = (page > 0) + listed
+    stages = config.num_stages + min(links * (config.num_stages - 1), 2)
+    return config._replace(block_n=min(config.block_n, page or config.block_n), num_stages=stages)
+
+
 def split_dim(dim: int) -> tuple[int, int]:
     """dim -> two powers of two >= 16 (the second may be 0) that cover it: 80 -> 64 + 16, 192 -> 128 + 64, 24 -> 32."""
     whole = max(16, power_of_2(dim))
@@ -1593,6 +1625,914 @@ def _properties(device: torch.device) -> Gpu:
     return Gpu(f"sm_{properties.major}{properties.minor}", properties.multi_processor_count)
 
 
+FITTED_WITH = "3.7.1"  # triton
+
+# architecture -> bytes of shared memory that one block can have (spdsl/targets)
+SHARED_LIMITS = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+
+# matrix unit -> what the arithmetic is multiplied with: never under a sample it was fitted to
+FACTORS = {"mma": 1.001, "wgmma": 1.001, "tcgen05": 1.001, "mfma": 1.001}
+
+# matrix unit -> words of a thread for accumulators and scores with which some kernel of the tables does not spill
+REGISTERS = {"mma": 160, "wgmma": 160, "tcgen05": 160, "mfma": 80}
+
+
+_BACKWARD = ("dq", "dkdv", "units_dq", "units_dkdv")
+_MOST_LANES = 64
+_ALIGNED = 1024  # bytes to which tiles of the large matrix units are aligned
+
+
+class KernelShape(NamedTuple):
+    """A kernel of a call: `forward dq dkdv decode units units_dq units_dkdv units_decode select`."""
+
+    name: str
+    qk: int
+    v: int
+    size: int  # bytes per element
+    group: int = 1  # query heads per list of units, or per kv head
+    bias: bool = False
+    paged: bool = False  # rows are found through a page table
+    listed: bool = False  # blocks are found in a list
+    reads: int = 0  # bytes that the mask reads for each key
+    guarded: bool = False  # decode skips the blocks that tensors leave out
+
+
+class Tile(NamedTuple):
+    """Bytes of one step: rows that stay (`q`; in a backward `v`, too) and those that the loop loads (`k`, `value`)."""
+
+    q: int
+    v: int
+    k: int
+    value: int
+    part: int  # the wider of the first parts of k and value
+    scores: int
+    resident: int  # rows that stay
+    looped: int  # rows of a step
+
+
+def shared_bytes(kernel: KernelShape, config: Config, architecture: str) -> int:
+    """Shared memory of one block in bytes, never under what the compiler gives. `config` as in the tables."""
+    config = config._replace(block_m=rows_of(kernel, config))
+    unit = matrix_unit(kernel, config, architecture)
+    known = {"mfma": _mfma, "mma": _mma, "wgmma": _wgmma, "tcgen05": _tcgen05}[unit]
+    return round(known(kernel, config, tile_of(kernel, config)) * FACTORS[unit])
+
+
+def rows_of(kernel: KernelShape, config: Config) -> int:
+    """Rows of a tile: in decode the heads of a group, over units some queries times their heads."""
+    heads = power_of_2(kernel.group)
+    if kernel.name.endswith("decode"):
+        return max(16, heads)
+    if not kernel.name.startswith("units") and kernel.name != "select":
+        return config.block_m
+    return max(min(max(config.block_m, heads, 16) // heads, _MOST_LANES) * heads, 16)
+
+
+def matrix_unit(kernel: KernelShape, config: Config, architecture: str) -> str:
+    """`mma`, `wgmma`, `tcgen05` or `mfma`: the two large ones multiply 64 rows at least."""
+    if not architecture.startswith("sm_"):
+        return "mfma"
+    rows = config.block_n if kernel.name.endswith("dkdv") else rows_of(kernel, config)
+    number = int(architecture.removeprefix("sm_"))
+    if rows < 64 or number < 90 or number >= 120:
+        return "mma"
+    return "wgmma" if number < 100 else "tcgen05"
+
+
+def tile_of(kernel: KernelShape, config: Config) -> Tile:
+    qk, v = split_dim(kernel.qk), split_dim(kernel.v) if kernel.name != "select" else (0, 0)
+    resident, looped = config.block_m, config.block_n
+    if kernel.name.endswith("dkdv"):
+        resident, looped = looped, resident
+    backward = kernel.name in _BACKWARD
+    size = kernel.size
+    return Tile(
+        resident * sum(qk) * size, resident * sum(v) * size if backward else 0,
+        looped * sum(qk) * size, looped * sum(v) * size, looped * max(qk[0], v[0]) * size,
+        config.block_m * config.block_n * size, resident, looped,
+    )  # fmt: skip
+
+
+def depth_of(kernel: KernelShape, config: Config, amd: bool) -> int:
+    """Steps whose rows are loaded ahead."""
+    return 0 if _narrow(kernel) else _ahead(kernel, config, amd)
+
+
+def _narrow(kernel: KernelShape) -> bool:
+    """Rows of 2-byte elements that are no multiple of 16 are loaded too narrowly for asynchronous copies."""
+    train = kernel.name in (*_BACKWARD, "forward", "units") and not kernel.paged
+    return kernel.size == 2 and train and kernel.qk % 16 + kernel.v % 16 > 0
+
+
+def _ahead(kernel: KernelShape, config: Config, amd: bool) -> int:
+    """Steps for which anything is loaded ahead. Triton spreads the stages over a chain of loads."""
+    if config.num_stages == 1 or (kernel.guarded and kernel.name == "decode"):
+        return 0
+    stages = config.num_stages + min((kernel.paged + kernel.listed) * (config.num_stages - 1), 2)
+    if not (kernel.paged or (kernel.listed and kernel.reads)):
+        return stages - 1
+    return stages - 2 if amd else (stages - 1) // 2
+
+
+def _small(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """Numbers of blocks, lse and delta of rows, what a mask reads; barriers."""
+    of_step = tile.looped * (8 * kernel.name.endswith("dkdv") + 2 * kernel.reads) + 40
+    return _ahead(kernel, config, amd=False) * of_step + _ranks(kernel, config)
+
+
+def _ranks(kernel: KernelShape, config: Config) -> int:
+    """Of `select`: 8 bytes for each query and unit of a step, as they are sorted."""
+    queries = config.block_m // power_of_2(kernel.group)
+    return max(queries * config.block_n * 8, 256 * config.num_warps) if kernel.name == "select" else 0
+
+
+def _mask(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """The mask of a list that a tensor gives, in another layout than narrow scores."""
+    given = kernel.guarded and kernel.listed and not kernel.reads and max(kernel.qk, kernel.v) <= 16
+    return config.block_m * config.block_n * 2 if given else 0
+
+
+def _staged(kernel: KernelShape, tile: Tile) -> bool:
+    """Whether scores go through shared memory between two products: their rows do not stay with one warp."""
+    qk, v = (part[1] or part[0] for part in (split_dim(kernel.qk), split_dim(kernel.v)))
+    return tile.resident < {"dq": qk, "units_dq": qk, "dkdv": max(qk, v), "units_dkdv": max(qk, v)}.get(kernel.name, v)
+
+
+def _mma(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """sm_80 and sm_89, and small tiles elsewhere. An fp32 operand has two tf32 parts, and one layout for each use."""
+    depth = depth_of(kernel, config, amd=False)
+    scores, small = tile.scores * _staged(kernel, tile), _small(kernel, config, tile)
+    stays, ring = tile.q + tile.v, depth * (tile.k + tile.value)
+    if kernel.size == 4:
+        if kernel.name.endswith("dkdv"):
+            few = min(tile.looped, tile.resident) < 32 or tile.part <= 4096
+            few = few or (config.num_warps > 4 and tile.resident >= 64)
+            return 2 * stays + tile.part + max(2 * scores, tile.part // (1 if few else 2)) + small
+        if kernel.name.endswith("dq"):
+            return 2 * stays + depth * tile.value + (tile.part if depth else max(tile.part, 2 * scores)) + small
+        if depth:
+            return 2 * stays + ring + 2 * scores + small
+        return stays * (1 if kernel.guarded and kernel.name == "decode" else 2) + max(tile.part, 2 * scores) + small
+    if depth:
+        return stays + ring + scores + _mask(kernel, config, tile) + small
+    if kernel.name == "select":
+        return stays + max(tile.part, small)
+    if kernel.name.endswith("dkdv"):
+        return stays + max(tile.k, tile.value) + 2 * tile.part + small
+    if kernel.name.endswith("dq"):
+        return stays + tile.k + max(scores, min(tile.part, 8192)) + small
+    return stays + max(tile.part, tile.value) + scores + small
+
+
+def _wgmma(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """sm_90: products run while the next ones are started, so that one step more is kept."""
+    depth = depth_of(kernel, config, amd=False)
+    stays, small = tile.q + tile.v, _small(kernel, config, tile)
+    backward = kernel.name in _BACKWARD
+    if kernel.size == 2:
+        once = tile.k + tile.value if backward else max(tile.k, tile.value)
+        steps = (depth + 1) * (tile.k + tile.value)
+        return stays + small + (steps + min(_ALIGNED, 64 + (stays + steps) // 16) if depth else once)
+    if kernel.name.endswith("dkdv"):
+        second = 5 * depth * (tile.k + tile.value - 2 * tile.part) // 3 if depth else 0
+        return 2 * stays + tile.part * (4 + depth if depth else 2) + max(second, 0) + small
+    if backward:
+        return 2 * stays + depth * tile.value + (5 if depth else 3) * tile.part + 3 * max(tile.k - tile.part, 0) + small
+    return 2 * stays + depth * (tile.k + tile.value) + 2 * tile.part + small
+
+
+def _tcgen05(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """sm_100: as above; fp32 operands that stay lie in tensor memory."""
+    depth = depth_of(kernel, config, amd=False)
+    stays, small = tile.q + tile.v, _small(kernel, config, tile)
+    if kernel.size == 4:
+        scores = tile.scores * (2 if kernel.name.endswith("dkdv") and config.num_warps > 4 else 1)
+        return _aligned(depth * (tile.k + tile.value) + max(2 * tile.part, scores) + small)
+    used_twice = {"dq": 1, "units_dq": 1, "dkdv": 2, "units_dkdv": 2}.get(kernel.name, 0)
+    once = tile.k + tile.value if used_twice else max(tile.k, tile.value)
+    steps = (depth + 1) * (tile.k + tile.value) if depth else once
+    again = tile.k + (tile.value if used_twice == 2 else 0) if used_twice and config.num_stages > 1 else 0
+    wide = (split_dim(kernel.qk), split_dim(kernel.v))[:used_twice]
+    two_parts = sum(tile.looped * first * kernel.size for first, second in wide if second and depth)
+    scores = 2 * tile.scores if used_twice == 2 and depth and min(tile.resident, tile.looped) == 128 else 0
+    if _narrow(kernel) and not used_twice and config.num_stages > 1:
+        steps = tile.k + 2 * tile.value
+    return _aligned(stays + steps + again + two_parts + scores + small)
+
+
+def _aligned(total: int) -> int:
+    """With the gaps in front of tiles that begin at multiples of 1 KB."""
+    return total + min(2560, 64 + total // 16)
+
+
+def _mfma(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """gfx942: rows that stay are kept in registers."""
+    depth = depth_of(kernel, config, amd=True)
+    first = tile.resident * max(split_dim(kernel.qk)[0], split_dim(kernel.v)[0] if tile.v else 0) * kernel.size
+    both = 2 if kernel.reads and kernel.name == "dkdv" and config.num_stages > 1 else 1  # p and ds
+    scores = both * tile.scores if _staged_mfma(kernel, config, tile) else 0
+    ranks = _ranks(kernel, config)
+    if depth:
+        slim = 16 * 16 * kernel.size * (split_dim(kernel.qk)[1] == 16) if tile.looped == 16 and kernel.size == 2 else 0
+        slim *= 2 if kernel.v == kernel.qk else 1  # a part of 16 x 16 is too small to be loaded ahead
+        return max(first, depth * (tile.k + tile.value - slim) + slim + scores + ranks)
+    together = kernel.size == 2 and split_dim(kernel.v)[1] and tile.resident >= 64
+    return max(first, tile.part + scores if together else max(tile.part, scores), ranks)
+
+
+def _staged_mfma(kernel: KernelShape, config: Config, tile: Tile) -> bool:
+    if max(kernel.qk, kernel.v) <= 16:
+        return True
+    return tile.resident < 32 * config.num_warps and (kernel.size == 4 or tile.resident > 16)
+
+
+def spills(kernel: KernelShape, config: Config, architecture: str) -> bool:
+    """Whether a thread needs more words for accumulators and scores than any kernel of the tables has.
+
+    A coarse bound: operands are not in it. benchmarks/NOTES.md, "Footprint of a block", says how often it is right.
+    """
+    config = config._replace(block_m=rows_of(kernel, config))
+    unit = matrix_unit(kernel, config, architecture)
+    return registers(kernel, config, unit) > REGISTERS[unit]
+
+
+def registers(kernel: KernelShape, config: Config, unit: str) -> int:
+    """Of a thread, for accumulators and scores alone."""
+    qk, v = sum(split_dim(kernel.qk)), sum(split_dim(kernel.v))
+    threads = config.num_warps * (64 if unit == "mfma" else 32)
+    rows = config.block_n if kernel.name.endswith("dkdv") else config.block_m
+    width = {"dq": qk, "units_dq": qk, "dkdv": qk + v, "units_dkdv": qk + v, "select": 0}.get(kernel.name, v)
+    scores = config.block_m * config.block_n * (2 if kernel.name in _BACKWARD else 1)
+    return (rows * width + scores) // threads
+
+
+def fits(kernel: KernelShape, config: Config, architecture: str) -> bool:
+    """Shared memory within the limit of one block, and no spills predicted."""
+    limit = SHARED_LIMITS.get(architecture, min(SHARED_LIMITS.values()))
+    return shared_bytes(kernel, config, architecture) <= limit and not spills(kernel, config, architecture)
+
+
+_WARPS = (4, 8)
+
+# One step from the configuration of the tables: factors of block_m, block_n and warps, stages more. Rows and warps also
+# change together, which leaves the registers of a thread as they are; so do wider blocks and fewer of them ahead.
+_STEPS = (
+    (1, 1, 1, 1),
+    (1, 1, 1, -1),
+    (1, 2, 1, 0),
+    (1, 0.5, 1, 0),
+    (2, 1, 1, 0),
+    (0.5, 1, 1, 0),
+    (1, 1, 2, 0),
+    (1, 1, 0.5, 0),
+    (2, 1, 2, 0),
+    (0.5, 1, 0.5, 0),
+    (1, 2, 1, -1),
+)
+
+
+def candidates(kernel: KernelShape, default: Config, architecture: str, most_n: int, rows_fixed: bool) -> list[Config]:
+    """The default, then its neighbours (nine at most) that are predicted to fit, in the order of `rank`.
+
+    most_n: keys of a page or a unit, which a block does not exceed (0: no bound). rows_fixed: the heads of a group are
+    the rows, whatever block_m says.
+    """
+    near = dict.fromkeys(_stepped(default, step) for step in _STEPS)
+    allowed = [x for x in near if _is_block(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
+    fitting = [x for x in allowed if x != default and fits(kernel, x, architecture)]
+    return [default, *sorted(fitting, key=lambda x: rank(kernel.name, x, default))]
+
+
+def rank(kernel: str, config: Config, default: Config) -> tuple[bool, float, float]:
+    """What a loop costs beside its products, which all tiles share: (loads are hidden less than by the default, loads
+    for each pair of query and key, steps for each pair). Smaller is better.
+
+    A tile keeps its rows and loads keys; that of dK and dV keeps its keys and loads rows. This is an order and no time:
+    it does not know what is computed at the edges of a set and thrown away, nor how many tiles fill the device.
+    """
+    kept = config.block_n if kernel.endswith("dkdv") else config.block_m
+    return config.num_stages < default.num_stages, 1 / kept, 1 / (config.block_m * config.block_n)
+
+
+def _stepped(config: Config, step: tuple[float, float, float, int]) -> Config:
+    m, n, warps, stages = step
+    return Config(
+        int(config.block_m * m), int(config.block_n * n), int(config.num_warps * warps), config.num_stages + stages
+    )
+
+
+def _is_block(config: Config, most_n: int) -> bool:
+    """Products have at least 16 rows and columns."""
+    sizes = config.block_m >= 16 and 16 <= config.block_n <= (most_n or config.block_n)
+    return sizes and config.num_warps in _WARPS and config.num_stages >= 1
+
+
+_SHORT = 128  # lengths up to here are one bucket: a tile of rows or two
+
+
+class Bucket(NamedTuple):
+    """Calls that share a configuration."""
+
+    function: str  # which launches the kernel: its name holds that of the softmax or choice
+    kernel: str  # as in the tables
+    architecture: str
+    processors: int
+    triton: str
+    dtype: str
+    size: int  # bytes per element
+    qk: int
+    v: int
+    group: int  # heads that are rows of one tile
+    queries: int  # up to
+    keys: int  # up to
+    most_n: int  # keys of a page or unit; 0: no bound
+    paged: bool
+    listed: bool
+
+
+def length_bucket(length: int) -> int:
+    """1, 128, 256, 512, ..."""
+    return 1 if length <= 1 else max(_SHORT, 1 << (length - 1).bit_length())
+
+
+@lru_cache(maxsize=4096)
+def bucket_key(bucket: Bucket) -> str:
+    return " ".join(f"{name}={value}" for name, value in bucket._asdict().items())
+
+
+def bucket_candidates(bucket: Bucket, default: Config) -> list[Config]:
+    return candidates(_kernel_shape(bucket), default, bucket.architecture, bucket.most_n, rows_fixed(bucket))
+
+
+def rows_fixed(bucket: Bucket) -> bool:
+    """The heads of a group are the rows of a tile, whatever the table says."""
+    return bucket.kernel.endswith("decode") or (bucket.kernel == "select" and bucket.queries == 1)
+
+
+def _kernel_shape(bucket: Bucket) -> KernelShape:
+    name = bucket.kernel.removesuffix("_bias")
+    size = min(bucket.size, 4)  # fp64 is for the interpreter
+    return KernelShape(
+        name, bucket.qk, bucket.v, size, bucket.group, name != bucket.kernel, bucket.paged, bucket.listed
+    )
+
+
+def bucket_allows(bucket: Bucket, config: Config) -> bool:
+    """A configuration from a file, or for another call: it is predicted to run here."""
+    return fits(_kernel_shape(bucket), config, bucket.architecture)
+
+
+_FLUSH_BYTES = 256 << 20  # more than any L2 cache; as triton.testing.do_bench does
+_ENOUGH_MS, _MOST_RUNS = 50.0, 25
+# fp32 products may be tf32, of 10 bits; sums of fp64 in another order differ by more than one rounding.
+_EPS = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-10, torch.float64: 2.0**-40}
+_OTHER_ROWS = 0.01  # of lists: units with nearly the same score change places when sums have another order
+_PIECE = 1 << 24  # elements that are compared at a time
+
+
+def milliseconds(run: Callable[[], object], most: float = math.inf) -> float:
+    """The median of a few calls on the device, each after a write that empties the L2 cache.
+
+    The writes last until the host has queued the call, so that its own time does not count. A call that takes twice as
+    long as `most` is not repeated.
+    """
+    run()  # compiles
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    first, start, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+    times: list[float] = []
+    writes = 1
+    while len(times) < 3 or (sum(times) < _ENOUGH_MS and len(times) < _MOST_RUNS):
+        torch.cuda.synchronize()
+        first.record()
+        for _ in range(writes):
+            flush.zero_()
+        start.record()
+        began = time.perf_counter()
+        run()
+        host = time.perf_counter() - began
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+        writes = min(64, 1 + math.ceil(writes * host * 1e3 / max(first.elapsed_time(start), 1e-3)))
+        if times[0] > 2 * most:
+            break
+    return statistics.median(times[1:] or times)  # the first one was queued behind too few writes
+
+
+def difference(wanted: object, found: object) -> str:
+    """What is wrong with `found`, the results of a candidate; empty if nothing is.
+
+    Another tile adds in another order and rounds the weights at another maximum: one rounding to the dtype each, in
+    `wanted` as in `found`. So numbers may differ by two, measured at the largest; NaN and infinities stay in place.
+    """
+    return next((text for pair in zip(_leaves(wanted), _leaves(found), strict=True) if (text := _wrong(*pair))), "")
+
+
+def _leaves(x: Any) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, tuple | list):
+        for part in x:
+            yield from _leaves(part)
+
+
+def _wrong(wanted: Tensor, found: Tensor) -> str:
+    if wanted.shape != found.shape or wanted.dtype != found.dtype:
+        return "results of another shape"
+    if not wanted.is_floating_point():
+        share = (wanted != found).any(-1).double().mean().item() if wanted.numel() else 0.0
+        return f"{share:.0%} of the lists differ" if share > _OTHER_ROWS else ""
+    most, largest = 0.0, 0.0
+    for a, b in zip(wanted.reshape(-1).split(_PIECE), found.reshape(-1).split(_PIECE), strict=True):
+        finite = a.isfinite()
+        same = torch.equal(finite, b.isfinite()) and torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num())
+        if not same:
+            return "NaN or infinity in other places"
+        if finite.any():
+            most = max(most, (a[finite] - b[finite]).abs().max().item())
+            largest = max(largest, a[finite].abs().max().item())
+    bound = 2 * _EPS[wanted.dtype] * largest
+    return f"results differ by {most:.2e}, over {bound:.2e}" if most > bound else ""
+
+
+def progress(text: str) -> None:
+    """One line of a terminal, written over."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+def device_name() -> str:
+    """For the reader of a file: the GPU, and the CUDA or ROCm version of torch."""
+    if not torch.cuda.is_available():
+        return "no GPU"
+    return f"{torch.cuda.get_device_name()}, {torch.version.cuda or torch.version.hip}"
+
+
+def config_text(config: Config) -> str:
+    return f"{config.block_m} x {config.block_n}, {config.num_warps} warps, {config.num_stages} stages"
+
+
+def failure(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+
+
+STORE_FORMAT = 1
+_MOST_BYTES = 1 << 22
+_LOCK_SECONDS = 10.0  # a lock is held for a read and a write; its holder's death frees it
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor waiting for the writer of a pipe
+_log = logging.getLogger("spdsl")
+_said: set[str] = set()
+
+
+class Winner(NamedTuple):
+    """The configuration that was found for one key."""
+
+    config: Config
+    milliseconds: float | None  # of the calls that were timed; None: ranked by the model alone
+    default: float | None  # the same for the configuration of the tables
+    tried: int  # configurations
+    gpu: str  # for the reader of the file
+
+
+def say_once(text: str) -> None:
+    """On standard error, unless the program's logging sends it elsewhere."""
+    if text not in _said:
+        _said.add(text)
+        _log.warning("spdsl: %s", text)
+
+
+class Store(NamedTuple):
+    """A file of winners for one text of a module: winners of another text say nothing about this one."""
+
+    path: Path
+    digest: str
+    owner: int | None = None  # of the module it lies beside, who may own the file too; None: private to the user
+
+
+def store_at(path: Path, module: Path) -> Store:
+    return Store(path, _text_digest(module), module.stat().st_uid)
+
+
+def store_beside(module: Path) -> Store:
+    return store_at(module.with_name(f"{module.stem}.tuned.json"), module)
+
+
+def store_in_cache(module: Path) -> Store:
+    """In the cache folder that `spdsl.load` uses."""
+    folder = os.environ.get("SPDSL_CACHE_DIR")
+    if not folder:
+        folder = os.path.join(os.environ.get("XDG_CACHE_HOME", "").strip() or os.path.expanduser("~/.cache"), "spdsl")
+    digest = _text_digest(module)
+    return Store(Path(folder) / f"{module.stem}_{digest[:16]}.tuned.json", digest)
+
+
+def _text_digest(module: Path) -> str:
+    return hashlib.sha256(module.read_bytes()).hexdigest()
+
+
+def stored_winners(module: Path) -> dict[str, Winner]:
+    """What both files know; measured winners before those of the model, then those beside the module."""
+    return merged_winners(read_winners(store_in_cache(module)), read_winners(store_beside(module)))
+
+
+def default_store(module: Path) -> Store:
+    """The file beside the module where it can be written, else the one in the cache."""
+    own = store_beside(module)
+    usable = own.path.is_file() and not own.path.is_symlink() and os.access(own.path, os.W_OK)
+    return own if usable else store_in_cache(module)
+
+
+def merged_winners(old: Mapping[str, Winner], new: Mapping[str, Winner]) -> dict[str, Winner]:
+    """New ones replace old ones, but a measured one is not replaced by one that the model ranked."""
+    better = {key: x for key, x in new.items() if x.milliseconds is not None or key not in old or _ranked(old[key])}
+    return {**old, **better}
+
+
+def _ranked(winner: Winner) -> bool:
+    return winner.milliseconds is None
+
+
+def read_winners(store: Store) -> dict[str, Winner]:
+    """Of a file that is missing, damaged, a link, for another text or somebody else's: none."""
+    try:
+        return _parsed(_own_bytes(store), store.digest)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        say_once(f"{store.path} is not used: {error}")
+        return {}
+
+
+def write_winners(store: Store, found: Mapping[str, Winner]) -> None:
+    """Adds what was found; the winners of other processes stay. Readers see the old file or the new one, whole."""
+    try:
+        if store.owner is None:
+            _make_private(store.path.parent)
+        with _locked(store.path.with_name(f".{store.path.name}.lock")):
+            whole = merged_winners(read_winners(store), found)
+            _replace_file(store.path, _printed(whole, store.digest), 0o600 if store.owner is None else 0o644)
+    except OSError as error:
+        say_once(f"{store.path} cannot be written, found configurations stay in memory: {error.strerror or error}")
+
+
+def _make_private(folder: Path) -> None:
+    """The cache folder, made if needed. PermissionError if it is somebody else's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid"):
+        state = folder.stat()
+        if {state.st_uid, folder.lstat().st_uid} != {os.getuid()}:
+            raise PermissionError(f"{folder} belongs to another user")
+        if state.st_mode & 0o077:
+            folder.chmod(0o700)
+
+
+def _own_bytes(store: Store) -> bytes:
+    with os.fdopen(os.open(store.path, os.O_RDONLY | _NO_LINK), "rb") as file:
+        state = os.fstat(file.fileno())
+        if hasattr(os, "getuid") and state.st_uid not in (os.getuid(), store.owner):
+            raise PermissionError("it belongs to another user")
+        if state.st_size > _MOST_BYTES:
+            raise ValueError("it is too large")
+        return file.read(_MOST_BYTES)
+
+
+def _body_digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _printed(found: Mapping[str, Winner], digest: str) -> bytes:
+    """One line for each winner."""
+    winners = {key: {**x._asdict(), "config": list(x.config)} for key, x in sorted(found.items())}
+    body = {"format": STORE_FORMAT, "module": digest, "winners": winners}
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(x)}" for key, x in winners.items())
+    head = json.dumps({"format": STORE_FORMAT, "module": digest, "sha256": _body_digest(body)})
+    return f'{head[:-1]}, "winners": {{\n{lines}\n}}}}\n'.encode()
+
+
+def _parsed(data: bytes, digest: str) -> dict[str, Winner]:
+    """ValueError for anything but what `_printed` wrote for this text."""
+    body = json.loads(data)
+    _expect_stored(
+        isinstance(body, dict) and body.pop("sha256", None) == _body_digest(body),
+        "its contents do not match their hash",
+    )
+    _expect_stored(body.get("format") == STORE_FORMAT, "it has another format")
+    _expect_stored(body.get("module") == digest, "it was made for another text of the module")
+    _expect_stored(
+        body.keys() == {"format", "module", "winners"} and isinstance(body["winners"], dict), "unknown fields"
+    )
+    return {key: _winner(x) for key, x in body["winners"].items()}
+
+
+def _winner(x: Any) -> Winner:
+    _expect_stored(isinstance(x, dict) and x.keys() == set(Winner._fields), "unknown fields")
+    config = x["config"]
+    numbers = isinstance(config, list) and len(config) == 4 and all(type(n) is int for n in config)
+    _expect_stored(numbers and _is_possible(Config(*config)), f"no configuration: {config!r:.60}")
+    times = all(
+        t is None or (type(t) is float and math.isfinite(t) and t >= 0) for t in (x["milliseconds"], x["default"])
+    )
+    _expect_stored(times and type(x["tried"]) is int and isinstance(x["gpu"], str), "unknown values")
+    return Winner(Config(*config), x["milliseconds"], x["default"], x["tried"], x["gpu"])
+
+
+def _is_possible(config: Config) -> bool:
+    """Powers of two that a kernel can have; whether it fits the GPU is asked where it is used."""
+    blocks = all(16 <= size <= 512 and size & (size - 1) == 0 for size in config[:2])
+    return blocks and config.num_warps in (1, 2, 4, 8, 16) and 1 <= config.num_stages <= 8
+
+
+def _expect_stored(holds: bool, reason: str) -> None:
+    if not holds:
+        raise ValueError(reason)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; TimeoutError if that takes too long. Without flock (Windows) the last writer wins."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
+    try:
+        end = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TimeoutError("another process holds its lock") from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _replace_file(path: Path, data: bytes, mode: int) -> None:
+    """Under the lock: drafts that are there now were left by processes that died."""
+    prefix = f".{path.name}.draft-"
+    for left in path.parent.glob(f"{prefix}*"):
+        left.unlink(missing_ok=True)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=prefix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+        os.chmod(draft, mode)
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+
+
+TUNING_MODES = ("on", "stored", "off")
+_FASTER = 0.98  # what a candidate must reach of the best time so far: less is noise between two runs
+_SEARCH_SECONDS = 60.0  # for one kernel, compilations included
+
+
+class Sought(NamedTuple):
+    """What `tune` is looking for: everything anew."""
+
+    group: Any  # torch.distributed.ProcessGroup, or None
+    store: Store | None
+    found: dict[Bucket, Winner]
+
+
+class Search:
+    """What one call of a host function asks for."""
+
+    def __init__(self, function: str, layout: Layout) -> None:
+        self.function, self.queries, self.keys = function, length_bucket(layout.longest), length_bucket(layout.keys)
+        self.asked: dict[Bucket, Config] = {}  # buckets without a winner, and their defaults
+        self.trial: dict[Bucket, Config] = {}  # what is tried in place of them
+        self.last: tuple[Bucket, Config] | None = None
+
+
+_mode: str | None = None
+_sought: Sought | None = None
+_winners: dict[str, Winner] | None = None
+_present = threading.local()  # its `search`: that of the call under way; a backward pass has a thread of its own
+_searching = threading.Lock()
+
+
+def tuning(mode: str | None) -> None:
+    """`on`: kernels are tuned at their first call; `stored`: what was found before is used; `off`: the tables alone.
+
+    None is as at first: what the environment variable SPDSL_TUNE says, `on` without it.
+    """
+    global _mode
+    expect(mode is None or mode in TUNING_MODES, "mode", "on, stored, off or None", mode)
+    _mode = mode
+
+
+def tune(
+    call: Callable[[], object], *, group: Any = None, store: str | os.PathLike[str] | None = None
+) -> dict[Bucket, Winner]:
+    """Finds the configurations of all kernels that `call()` launches, anew, and keeps them. -> winners by bucket.
+
+    group: a torch.distributed process group. Its ranks make the same calls, and the slowest counts, so all choose the
+    same. store: the file to keep them in; by default `<module>.tuned.json` where it can be written, else the cache.
+    Raises RuntimeError if no kernel was launched, or a kernel runs in no configuration.
+    """
+    global _sought
+    path = None if store is None else Path(store)
+    before, _sought = _sought, Sought(group, _store(path), {})
+    try:
+        call()
+        found = _sought.found
+    finally:
+        _sought = before
+    if not found:
+        raise RuntimeError("nothing to tune: the call launched no kernel on a GPU")
+    return found
+
+
+def tuned(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A host function with the best configurations that are known, found at its first call in a bucket.
+
+    It takes a Layout and gives fresh tensors, so it can be run again. Nothing is found during a graph capture, nor by
+    one rank of many on its own, since they must not choose differently: they use what is stored.
+    """
+
+    @wraps(function)
+    def call(*args: Any, **named: Any) -> Any:
+        if not on_gpu(args) or (tuning_mode() == "off" and _sought is None):
+            return function(*args, **named)
+        run = partial(function, *args, **named)
+        with _present_search(Search(function.__name__, next(x for x in args if isinstance(x, Layout)))) as search:
+            return find_all(run, search) if may_search() else run()
+
+    return call
+
+
+def tuned_config(
+    kernel: str, q: Tensor, v_dim: int, gpu: Gpu, group: int, most_n: int, paged: bool, listed: bool, default: Config
+) -> Config:
+    """The configuration for the call under way: on trial, the winner of its bucket, or the default."""
+    search: Search | None = getattr(_present, "search", None)
+    if search is None:
+        return default
+    bucket = Bucket(
+        search.function, kernel, *gpu, triton.__version__, str(q.dtype).removeprefix("torch."), q.element_size(),
+        q.shape[-1], v_dim, group, search.queries, search.keys, most_n, paged, listed,
+    )  # fmt: skip
+    if rows_fixed(bucket):
+        default = default._replace(block_m=max(16, power_of_2(group)))
+    search.last = (bucket, default)
+    if bucket in search.trial:
+        return search.trial[bucket]
+    winner = known_winners().get(bucket_key(bucket)) if _sought is None else _sought.found.get(bucket)
+    if winner is not None and bucket_allows(bucket, winner.config):
+        return winner.config
+    search.asked[bucket] = default
+    return default
+
+
+def on_gpu(args: tuple[Any, ...]) -> bool:
+    return next(x for x in args if isinstance(x, Tensor)).is_cuda
+
+
+def tuning_mode() -> str:
+    mode = _mode or os.environ.get("SPDSL_TUNE") or "on"
+    expect(mode in TUNING_MODES, "SPDSL_TUNE", "on, stored or off", mode)
+    return mode
+
+
+def may_search() -> bool:
+    if capturing():
+        return False
+    alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+    return _sought is not None or (tuning_mode() == "on" and alone)
+
+
+def capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+@contextmanager
+def _present_search(search: Search) -> Iterator[Search]:
+    before = getattr(_present, "search", None)
+    _present.search = search
+    try:
+        yield search
+    finally:
+        _present.search = before
+
+
+def find_all(run: Callable[[], Any], search: Search) -> Any:
+    """The results of the call, from the first configurations that run; afterwards its buckets have winners."""
+    result = _first_result(run, search)
+    if search.asked and _searching.acquire(blocking=False):  # another thread's search would disturb the times
+        try:
+            if _sought is None:
+                say_once("tuning kernels at the first call for a length; SPDSL_TUNE=off: never, `spdsl tune`: before")
+            for bucket, default in list(search.asked.items()):
+                _keep(bucket, _found(run, search, bucket, default, result))
+        finally:
+            _searching.release()
+    return result
+
+
+def _first_result(run: Callable[[], Any], search: Search) -> Any:
+    """The default configurations are the first to be tried. RuntimeError if one kernel runs in none."""
+    failed: dict[Bucket, dict[Config, str]] = {}
+    while True:
+        try:
+            return run()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if search.last is None:
+                raise
+            bucket, default = search.last
+            reasons = failed.setdefault(bucket, {})
+            reasons[search.trial.get(bucket, default)] = failure(error)
+            search.asked.setdefault(bucket, default)
+            left = [x for x in bucket_candidates(bucket, default) if x not in reasons]
+            if not left:
+                told = "; ".join(f"{config_text(config)}: {reason}" for config, reason in reasons.items())
+                raise RuntimeError(f"{bucket.function}: no configuration of {bucket.kernel} runs: {told}") from error
+            search.trial[bucket] = left[0]
+
+
+def _found(run: Callable[[], Any], search: Search, bucket: Bucket, default: Config, wanted: Any) -> Winner:
+    """The fastest candidate whose results are those of the first. Leaves it on trial for the buckets that follow."""
+    began = time.monotonic()
+    first = search.trial.get(bucket, default)
+    best, best_ms, first_ms, tried = first, math.inf, math.inf, 0
+    configs = [first, *(x for x in bucket_candidates(bucket, default) if x != first)]
+    for config in configs:
+        progress(f"{bucket.function} {bucket.kernel}: {tried}/{len(configs)}, {config_text(best)} {best_ms:.3f} ms")
+        search.trial[bucket] = config
+        ms, reason = _attempt(run, wanted, best_ms * _FASTER)
+        if reason:
+            say_once(f"{bucket.function}: {bucket.kernel} with {config_text(config)} is skipped: {reason}")
+        ms, seconds = agreed(ms, time.monotonic() - began)
+        first_ms = ms if config == first else first_ms
+        tried += 1
+        if ms < best_ms * _FASTER:
+            best, best_ms = config, ms
+        if seconds > _SEARCH_SECONDS:
+            break
+    progress("")
+    search.trial[bucket] = best
+    best_time, first_time = (x if math.isfinite(x) else None for x in (best_ms, first_ms))
+    return Winner(best, best_time, first_time, tried, device_name())
+
+
+def _attempt(run: Callable[[], Any], wanted: Any, limit: float) -> tuple[float, str]:
+    """-> its time, infinite if it fails or would win with other results; and why it is skipped."""
+    try:
+        ms = milliseconds(run, limit)
+        reason = difference(wanted, run()) if ms < limit else ""
+    except Exception as error:
+        return math.inf, failure(error)
+    return (math.inf if reason else ms), reason
+
+
+def agreed(ms: float, seconds: float) -> tuple[float, float]:
+    """The largest of all ranks of `tune`'s group: what follows from them is the same everywhere."""
+    group = None if _sought is None else _sought.group
+    if group is None:
+        return ms, seconds
+    device = "cuda" if "nccl" in dist.get_backend(group) else "cpu"
+    numbers = torch.tensor([ms, seconds], dtype=torch.float64, device=device)
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=group)
+    return numbers[0].item(), numbers[1].item()
+
+
+def known_winners() -> dict[str, Winner]:
+    global _winners
+    if _winners is None:
+        _winners = {}
+        path = globals().get("__file__")
+        if path and Path(path).is_file():
+            _winners = stored_winners(Path(path).absolute())
+    return _winners
+
+
+def _keep(bucket: Bucket, winner: Winner) -> None:
+    key = bucket_key(bucket)
+    known_winners()[key] = winner
+    if _sought is not None:
+        _sought.found[bucket] = winner
+    store = _store(None) if _sought is None else _sought.store
+    if store is not None and winner.milliseconds is not None:  # else nothing could be timed: for this process only
+        write_winners(store, {key: winner})
+
+
+def _store(path: Path | None) -> Store | None:
+    own = globals().get("__file__")
+    if not own or not Path(own).is_file():
+        return None
+    return default_store(Path(own).absolute()) if path is None else store_at(path, Path(own).absolute())
+
+
 _KEYS_PER_SPLIT = 128  # fewer keys do not pay for one more partial result
 _MOST_SPLITS = 128
 _PROGRAMS_PER_PROCESSOR = 2
@@ -1632,24 +2572,31 @@ def page_of(paged: Paged | None) -> int:
 
 
 def config_for(
-    kernel: str, q: Tensor, v_dim: int, paged: Paged | None = None, listed: bool = False, tables: Tables = TABLES
+    kernel: str,
+    q: Tensor,
+    v_dim: int,
+    paged: Paged | None = None,
+    listed: bool = False,
+    group: int = 1,
+    most_n: int = 0,
+    tables: Tables = TABLES,
 ) -> Config:
-    """The configuration of `forward`, `dq`, `dkdv` or `decode` for these dims; a block of keys lies in one page.
+    """The configuration of `forward`, `dq`, `dkdv` or `decode` for these dims: tuned, or that of the tables.
 
-    Triton spreads the stages over a chain of loads: number in a list, page, rows. Each link takes one stage for every
-    block loaded ahead, so that rows are loaded as early as without it; two links share two.
+    group: heads that are rows of one tile. A block of keys lies in one page, and has at most `most_n` keys.
     """
+    gpu, page = gpu_of(q.device), page_of(paged)
     dim = max(q.shape[-1], v_dim)
-    found = SMALL if INTERPRETED else lookup(kernel, gpu_of(q.device).architecture, dim, q.element_size(), tables)
-    page = page_of(paged)
-    links = (page > 0) + listed
-    stages = found.num_stages + min(links * (found.num_stages - 1), 2)
-    return found._replace(block_n=min(found.block_n, page or found.block_n), num_stages=stages)
+    found = SMALL if INTERPRETED else lookup(kernel, gpu.architecture, dim, q.element_size(), tables)
+    bound = min(page or most_n, most_n or page)
+    found = found._replace(block_n=min(found.block_n, bound or found.block_n))
+    found = tuned_config(kernel, q, v_dim, gpu, group, bound, page > 0, listed, found)
+    return chained(found, page, listed)
 
 
 def decode_config(q: Tensor, v_dim: int, group: int, paged: Paged) -> Config:
     """As above, with the group's heads as rows."""
-    return config_for("decode", q, v_dim, paged)._replace(block_m=max(16, triton.next_power_of_2(group)))
+    return config_for("decode", q, v_dim, paged, group=group)._replace(block_m=max(16, triton.next_power_of_2(group)))
 
 
 def constants(
@@ -1776,6 +2723,7 @@ def attend_cpu_backward(
     return dq, grads
 
 
+@tuned
 def attend_kernel_forward(
     q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: Layout, paged: Paged | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -1796,6 +2744,7 @@ def attend_kernel_forward(
     return out, lse
 
 
+@tuned
 def attend_kernel_backward(
     dout: Tensor,
     dlse: Tensor | None,
@@ -1835,6 +2784,7 @@ def attend_kernel_backward(
     return dq, grads
 
 
+@tuned
 def attend_kernel_decode(
     q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: Layout, paged: Paged
 ) -> tuple[Tensor, Tensor]:

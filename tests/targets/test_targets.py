@@ -62,10 +62,11 @@ def test_numbers_agree_with_each_other(name: str) -> None:
 def test_every_number_has_its_source(name: str) -> None:
     text = (Path(targets.__file__).parent / f"{name}.toml").read_text(encoding="utf-8")
     keys = ("sm_count", "memory", "bandwidth", "l2", "shared_per_", "registers_per_", "warps_per_sm", "blocks_per_sm")
+    keys += ("clock", "exponentials")
     lines = [line for line in text.splitlines() if line.startswith(keys)]
-    rates = text.split("[rates]\n")[1].splitlines()
-    assert len(lines) == 10
-    assert [line for line in lines + rates if "#" not in line] == []
+    tables = [line for line in text.split("[rates]\n")[1].splitlines() if "=" in line]
+    assert len(lines) == 12
+    assert [line for line in lines + tables if "#" not in line] == []
 
 
 def test_known_values() -> None:
@@ -84,3 +85,28 @@ def test_no_heavy_imports() -> None:
     code = "import sys, spdsl.targets as t; t.find('h100'); print({'torch', 'triton'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_matrix_dtype_has_shapes(name: str) -> None:
+    gpu = targets.find(name)
+    shapes = dict(gpu.shapes)
+    plain = {"fp32"} if gpu.backend == "cuda" else set()  # CUDA cores
+    assert set(shapes) == {dtype for dtype, _ in gpu.rates} - plain
+    depth = 16 if gpu.backend == "cuda" else 8
+    assert any(shape.endswith((f"k{depth}", f"x{depth}")) for shape in shapes["bf16"])
+
+
+@pytest.mark.parametrize(("name", "flops"), [("a100", 2048), ("h100", 4096), ("h200", 4096), ("b200", 8192)])
+def test_the_clock_is_that_of_the_rates(name: str, flops: int) -> None:
+    gpu = targets.find(name)
+    assert gpu.clock * gpu.sm_count * flops == pytest.approx(gpu.rate("bf16"), rel=0.01)
+
+
+def test_exponentials_are_sixteen_for_each_sm_and_clock() -> None:
+    for name in ALL:
+        gpu = targets.find(name)
+        if gpu.backend == "cuda":
+            assert gpu.exponentials == pytest.approx(16 * gpu.sm_count * gpu.clock, rel=0.01)
+        else:
+            assert gpu.exponentials == 0

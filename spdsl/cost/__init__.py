@@ -1,0 +1,1 @@
+"""What a pattern costs, before anything runs: operations, bytes and launches of every kernel, time by a roofline."""

@@ -1,0 +1,147 @@
+"""around: what a call starts besides attention and selection: entries, the cache, gates and merges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spdsl.cost.kernels import LSE_BYTES, Call, Kernel
+from spdsl.ir.pattern import Branch, Gate, Merge, Phase, Stream, Values
+from spdsl.passes.count import Number
+
+STREAMING = ("mean", "max", "weighted")  # made by kernels in `attention`; with a cache by torch
+# Operators of torch, as the tests count them in generated modules.
+APPEND_STEPS, STORE_STEPS = 20, 1
+CLOSE_STEPS, ENTRY_STEPS = 17, 12
+POOL_STEPS = {"mean": 2, "max": 1, "weighted": 7, "mlp": 8, "softmax": 8}
+POOL_BACKWARD_STEPS = {"mlp": 8, "softmax": 8}
+LSE_STEPS = 1  # one lse per branch, beside each other
+MERGE_STEPS = 24  # of two branches
+SETTLE_STEPS = 3  # a condition, and the choice of out and lse by it
+
+
+def compress(call: Call) -> Iterator[Kernel]:
+    """`attention` makes the entries of all tokens."""
+    for stream in call.compressed:
+        assert stream.compress is not None
+        by, sides = stream.compress.by, _sides(call, stream)
+        launches = len(sides) if by in STREAMING and call.count.entries(stream) > 0 else 0
+        steps = 0 if by in STREAMING else POOL_STEPS[by] * len(sides)
+        flops = _flops(call, stream, call.count.entries(stream))
+        moved = _moved(call, stream, call.length, call.count.entries(stream))
+        yield Kernel(
+            f"{stream.name} entries", "compress", "forward", launches, steps, flops, flops, bytes=moved, moved=moved
+        )
+
+
+def compress_backward(call: Call) -> Iterator[Kernel]:
+    for stream in call.compressed:
+        assert stream.compress is not None
+        by = stream.compress.by
+        if not _differentiable(call, stream):
+            continue
+        sides = len(_sides(call, stream))
+        kernels = {"mean": 1, "max": 2, "weighted": 2}.get(by, 0) * sides if call.count.entries(stream) else 0
+        flops = _flops(call, stream, call.count.entries(stream)) * 2
+        moved = _moved(call, stream, call.length, call.count.entries(stream)) * 2
+        steps = POOL_BACKWARD_STEPS.get(by, 0) * sides
+        yield Kernel(
+            f"{stream.name} entries, backward", "compress", "forward", kernels, steps, flops, flops,
+            bytes=moved, moved=moved,
+        )  # fmt: skip
+
+
+def cached(call: Call) -> Iterator[Kernel]:
+    """New tokens are stored, then the entries that closed are made from the cache."""
+    sides = [(stream, _sides(call, stream)) for stream in call.streams]
+    row = sum(call.count.stream(stream)[0] * sum(dims) for stream, dims in sides)
+    moved = call.many(2 * call.queries * row * call.shape.size)
+    steps = APPEND_STEPS + STORE_STEPS * sum(len(dims) for _, dims in sides)
+    yield Kernel("append", "cache", "copy", launches=0, steps=steps, bytes=moved, moved=moved)
+    for stream in call.compressed:
+        assert stream.compress is not None
+        entries = -(-call.queries // stream.grid.stride)
+        flops, dims = _flops(call, stream, entries), _sides(call, stream)
+        moved = _moved(call, stream, entries * stream.grid.width, entries)
+        steps = CLOSE_STEPS + (ENTRY_STEPS + POOL_STEPS[stream.compress.by]) * len(dims)
+        yield Kernel(f"{stream.name} close", "compress", "forward", 0, steps, flops, flops, bytes=moved, moved=moved)
+
+
+def together(call: Call) -> Iterator[Kernel]:
+    """How the branches of each result become one, and which result answers."""
+    for branch in _branches(call):
+        found = _together_bytes(call, branch)
+        if isinstance(branch, Gate):
+            yield Kernel("gate_rows", "combine", "copy", 1, LSE_STEPS, bytes=found, moved=found)
+        elif isinstance(branch, Merge):
+            yield Kernel("merge", "combine", "copy", 0, MERGE_STEPS, bytes=found, moved=found)
+    conditions = [one for one in call.plan.pattern.cases_of(call.phase) if one.condition is not None]
+    if conditions and call.phase is not Phase.TRAIN:
+        moved = _together_bytes(call, conditions[0].branch) * len(conditions)
+        steps = SETTLE_STEPS * len(conditions)
+        yield Kernel("choice of results", "combine", "copy", 0, steps, bytes=moved, moved=moved)
+
+
+def together_backward(call: Call) -> Iterator[Kernel]:
+    for branch in _branches(call):
+        found = _together_bytes(call, branch) * 2
+        if isinstance(branch, Gate):
+            yield Kernel("gate_gradients", "combine", "copy", 1, bytes=found, moved=found)
+        elif isinstance(branch, Merge):
+            yield Kernel("merge, backward", "combine", "copy", 0, MERGE_STEPS, bytes=found, moved=found)
+
+
+def _branches(call: Call) -> list[Branch]:
+    """With a cache every case is computed."""
+    if call.phase is Phase.TRAIN:
+        return [call.count.case(call.phase).branch]
+    return [case.branch for case in call.plan.pattern.cases_of(call.phase)]
+
+
+def _together_bytes(call: Call, branch: Branch) -> Number:
+    parts = len(branch.branches) if isinstance(branch, Gate | Merge) else 1
+    heads, v = call.shape.heads, call.shape.v
+    return call.many(call.queries * heads * ((parts + 1) * v * call.shape.size + parts * LSE_BYTES))
+
+
+def _sides(call: Call, stream: Stream) -> list[int]:
+    """Head dims of K and, where it has any, of V."""
+    _, qk, v = call.count.stream(stream)
+    source = stream
+    if stream.compress is not None:
+        found = call.plan.pattern.input(stream.compress.source)
+        assert isinstance(found, Stream)
+        source = found
+        needed = any(
+            sweep.stream.name == stream.name and softmax.role.value == "branch"
+            for softmax in call.plan.softmaxes
+            for sweep in softmax.sweeps
+        )
+        return [qk, v] if needed and source.value is Values.OWN else [qk]
+    return [qk, v] if source.value is Values.OWN else [qk]
+
+
+def _differentiable(call: Call, stream: Stream) -> bool:
+    """Entries that only choose get no gradient."""
+    return any(
+        sweep.stream.name == stream.name and softmax.role.value == "branch"
+        for softmax in call.softmaxes
+        for sweep in softmax.sweeps
+    )
+
+
+def _flops(call: Call, stream: Stream, entries: int) -> Number:
+    """A gelu network has 2 d hidden numbers, as in `example_inputs`."""
+    assert stream.compress is not None
+    by, width, qk = stream.compress.by, stream.grid.width, call.count.stream(stream)[1]
+    found = 0
+    for dim in _sides(call, stream):
+        if by == "mlp":
+            found += 2 * width * dim * 2 * qk + 2 * 2 * qk * dim
+        else:
+            found += {"softmax": 4, "weighted": 3}.get(by, 1) * width * dim
+    return call.many(call.count.stream(stream)[0] * entries * found)
+
+
+def _moved(call: Call, stream: Stream, tokens: int, entries: int) -> Number:
+    dims = sum(_sides(call, stream))
+    return call.many(call.count.stream(stream)[0] * (tokens + entries) * dims * call.shape.size)

@@ -1,0 +1,199 @@
+"""chosen: the kernels that choose units and those that walk them, and the lists that torch makes for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spdsl.cost.attend import combined, delta, entry_steps, step_pairs
+from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
+from spdsl.cost.machine import padded
+from spdsl.cost.unions import select_steps, tile_units
+from spdsl.device.unit_configs import UnitShape
+from spdsl.ir.pattern import Choice, Phase
+from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
+from spdsl.passes.count import Number
+from spdsl.passes.selection import MOST_RANKED
+from spdsl.passes.series import Trace
+from spdsl.passes.spans import size
+
+# Operators of torch, as the tests count them in generated modules.
+UNION_STEPS, CACHED_UNION_STEPS, STEP_UNION_STEPS = 47, 53, 51
+INVERSE_STEPS = 50
+FILL_STEPS, BACKWARD_STEPS = 2, 4  # results; dQ, dK, dV and the gradient of lse that nobody gave
+SELECT_STEPS = 1  # the lists are filled
+MOST_UNIT = 1 << 30  # as in device.unit_launch: no unit bounds the block of a selecting kernel
+
+
+def _shape(call: Call, softmax: SoftmaxPlan, choice: Choice, kernel: str) -> UnitShape:
+    qk, v = call.dims(softmax)
+    group = call.group(choice, softmax)
+    make = call.machine.unit_step if call.phase is Phase.DECODE else call.machine.unit_shape
+    return make(kernel, max(qk, v), call.shape.size, group, choice.unit)
+
+
+def _union(call: Call, choice: Choice, softmax: SoftmaxPlan, lanes: int) -> Number:
+    """Units of all tiles of all lists of the batch."""
+    found = tile_units(call.count, choice, lanes, call.options.overlap)
+    return found * (call.lists(choice, softmax) * call.shape.batch)
+
+
+def _union_bytes(call: Call, softmax: SoftmaxPlan, choice: Choice, lanes: int) -> Number:
+    """Lists in, units and masks out, both padded to the room of a tile."""
+    tiles = -(-call.queries // lanes)
+    width = max(1, min(call.capacity(choice) * lanes, -(-call.length // choice.unit)))
+    out = call.many(tiles * call.lists(choice, softmax) * width * (INDEX_BYTES + 8))
+    return call.list_bytes(choice, softmax) + out
+
+
+def forward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
+    (qk, v), shape = call.dims(softmax), _shape(call, softmax, choice, "units")
+    config = shape.config
+    blocks = _union(call, choice, softmax, shape.lanes) * (choice.unit // config.block_n)
+    area = config.block_m * config.block_n
+    steps = UNION_STEPS if call.phase is Phase.TRAIN else CACHED_UNION_STEPS
+    lists = _union_bytes(call, softmax, choice, shape.lanes)
+    yield Kernel(f"{softmax.name} unions", "lists", "copy", launches=0, steps=steps, bytes=lists, moved=lists)
+    moved = call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax)
+    yield Kernel(
+        f"{softmax.name}_forward", "attend", "units", steps=FILL_STEPS,
+        flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
+        machine=blocks * (2 * area * sum(call.tile_dims(softmax))), exps=blocks * area,
+        bytes=moved + call.list_bytes(choice, softmax), moved=moved + lists,
+    )  # fmt: skip
+
+
+def backward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
+    (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
+    shape, pairs = _shape(call, softmax, choice, "units_dq"), call.pairs(softmax)
+    per_unit = choice.unit // shape.config.block_n
+    blocks, area = _union(call, choice, softmax, shape.lanes) * per_unit, shape.config.block_m * shape.config.block_n
+    rows, keys = call.rows_bytes(softmax, qk + v), call.keys_bytes(softmax)
+    yield delta(call, softmax)
+    lists = _union_bytes(call, softmax, choice, shape.lanes)
+    yield Kernel(f"{softmax.name} unions", "lists", "copy", launches=0, steps=UNION_STEPS, bytes=lists, moved=lists)
+    yield Kernel(
+        f"{softmax.name}_dq", "backward", "units_backward", steps=BACKWARD_STEPS,
+        flops=pairs * (2 * (2 * qk + v) * call.shape.batch),
+        machine=blocks * (2 * area * (2 * wide_qk + wide_v)), exps=blocks * area,
+        bytes=rows + rows + keys, moved=rows + rows + keys + lists,
+    )  # fmt: skip
+    lanes, shape = shape.lanes, _shape(call, softmax, choice, "units_dkdv")
+    again = UNION_STEPS if shape.lanes != lanes else 0
+    visits = _union(call, choice, softmax, shape.lanes)
+    area = shape.config.block_m * shape.config.block_n
+    blocks = visits * (choice.unit // shape.config.block_n)
+    inverse = visits * (3 * (INDEX_BYTES + 8))  # sorted by unit: numbers and masks, read and written
+    yield Kernel(
+        f"{softmax.name} inverse lists", "lists", "copy", launches=0, steps=INVERSE_STEPS + again,
+        bytes=inverse, moved=inverse,
+    )  # fmt: skip
+    yield Kernel(
+        f"{softmax.name}_dkdv", "backward", "units_backward",
+        flops=pairs * (2 * (qk + v) * call.shape.batch),
+        machine=blocks * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=blocks * area,
+        bytes=rows + keys * 2, moved=rows + keys * 2,
+    )  # fmt: skip
+    if slots := _slots(call, choice, softmax, shape.lanes):
+        heads = call.count.stream(softmax.sweeps[0].stream)[0]
+        parts = Number(heads * slots * choice.unit * (qk + v) * LSE_BYTES, exact=False)
+        yield Kernel("add_slots", "backward", "copy", bytes=parts, moved=parts)
+
+
+def _slots(call: Call, choice: Choice, softmax: SoftmaxPlan, lanes: int) -> int:
+    """Room for the parts of units that several jobs share, known from sizes alone."""
+    tiles = call.shape.batch * -(-call.length // lanes)
+    width = max(1, min(call.capacity(choice) * lanes, -(-call.length // choice.unit)))
+    lists = call.lists(choice, softmax) // call.count.stream(softmax.sweeps[0].stream)[0]
+    return 2 * (tiles * width * max(1, lists) // call.machine.job_tiles)
+
+
+def decode(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
+    (qk, v), shape = call.dims(softmax), _shape(call, softmax, choice, "units_decode")
+    lists = call.lists(choice, softmax)
+    sets = call.count.units(choice, call.length - 1, 0, Trace())
+    units = min(sets.room, size(sets.forced) + size(sets.free))
+    exact = choice.rule == "top_k"
+    blocks = call.many(lists * units * (choice.unit // shape.config.block_n), exact)
+    area, row = shape.config.block_m * shape.config.block_n, (qk + v) * call.shape.size
+    steps = STEP_UNION_STEPS
+    moved = _union_bytes(call, softmax, choice, 1)
+    yield Kernel(f"{softmax.name} unions", "lists", "copy", launches=0, steps=steps, bytes=moved, moved=moved)
+    read = call.count.read(softmax)
+    own = call.rows_bytes(softmax, qk + v)
+    yield Kernel(
+        f"{softmax.name}_decode", "attend", "decode",
+        flops=call.many(step_pairs(call, softmax), read.keys.exact) * (2 * (qk + v)),
+        machine=blocks * (2 * area * sum(call.tile_dims(softmax))), exps=blocks * area,
+        bytes=call.thinned(softmax, read.bytes) + own,
+        moved=call.many(lists * min(units * choice.unit, call.length) * row, exact) + own,
+    )  # fmt: skip
+    width = max(1, min(call.capacity(choice), -(-call.length // choice.unit)))
+    keys = min(call.length, width * choice.unit)
+    yield combined(call, softmax, call.machine.splits(call.shape.batch * lists, keys))
+
+
+def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
+    """Scores again what the coarse softmax scored: an entry once for each unit that it overlaps."""
+    choice, softmax = plan.choice, _scoring(call, plan)
+    qk, _ = call.dims(softmax)
+    pairs = (
+        call.many(step_pairs(call, softmax)) if call.phase is Phase.DECODE else call.pairs(softmax) * call.shape.batch
+    )
+    moved = call.rows_bytes(softmax, qk) + _scored_bytes(call, softmax) + call.list_bytes(choice, softmax)
+    name, steps = f"{choice.name}_select", SELECT_STEPS + entry_steps(call, softmax)
+    if choice.rows != 1 or (choice.capacity or MOST_RANKED + 1) > MOST_RANKED:
+        yield _by_torch(call, plan, softmax, moved)
+        return
+    group, lists = call.group(choice, softmax), call.lists(choice, softmax)
+    make = call.machine.unit_step if call.phase is Phase.DECODE else call.machine.unit_shape
+    shape = make("select", max(qk, 16), call.shape.size, group, MOST_UNIT)
+    most = call.capacity(choice)
+    ranks = max(shape.config.block_n, 1 << max(1, (most - 1).bit_length()), 16)
+    units = -(-call.length // choice.unit)
+    if call.phase is Phase.DECODE:
+        rows = -(-units // ranks)
+    else:
+        rows = select_steps(call.count, choice, shape.lanes, ranks, call.plan.pattern.causal)
+    products = call.many(rows * lists * len(plan.weights))
+    area = shape.config.block_m * ranks
+    assert choice.score is not None
+    exps = products * area if choice.score.probability else NONE
+    yield Kernel(
+        name, "select", "select", steps=steps, flops=pairs * (2 * qk),
+        machine=products * (2 * area * padded(qk)), exps=exps, bytes=moved, moved=moved,
+    )  # fmt: skip
+    splits = call.machine.select_splits(call.shape.batch * lists, units) if call.phase is Phase.DECODE else 1
+    if splits > 1:
+        kept = call.many(lists * splits * (1 << max(1, (most - 1).bit_length())) * 8)
+        yield Kernel("merge_ranks", "select", "copy", bytes=kept, moved=kept)
+
+
+def _scoring(call: Call, plan: ChoicePlan) -> SoftmaxPlan:
+    assert plan.choice.score is not None
+    name = plan.choice.score.softmax.name
+    return next(one for one in call.count.plan.softmaxes if one.name == name)
+
+
+def _scored_pairs(call: Call, softmax: SoftmaxPlan) -> Number:
+    if call.phase is Phase.DECODE:
+        return call.many(step_pairs(call, softmax))
+    return call.pairs(softmax) * call.shape.batch
+
+
+def _scored_bytes(call: Call, softmax: SoftmaxPlan) -> Number:
+    heads, qk, _ = call.count.stream(softmax.sweeps[0].stream)
+    return call.many(heads * call.count.entries(softmax.sweeps[0].stream) * qk * call.shape.size)
+
+
+def _by_torch(call: Call, plan: ChoicePlan, softmax: SoftmaxPlan, moved: Number) -> Kernel:
+    """Lists that no kernel ranks: all scores of all entries, hidden ones too, in memory."""
+    qk, _ = call.dims(softmax)
+    heads = call.count.heads(softmax.softmax)
+    every = call.many(heads * call.queries * call.count.entries(softmax.sweeps[0].stream))
+    pairs = (
+        call.many(step_pairs(call, softmax)) if call.phase is Phase.DECODE else call.pairs(softmax) * call.shape.batch
+    )
+    return Kernel(
+        f"{plan.choice.name} by torch", "select", "select", launches=0, flops=pairs * (2 * qk),
+        machine=every * (2 * qk), bytes=moved, moved=moved + every * (3 * LSE_BYTES),
+    )  # fmt: skip

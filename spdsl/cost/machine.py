@@ -1,0 +1,59 @@
+"""machine: the tiles that kernels work in on one architecture, as the launches choose them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spdsl.device.configs import SMALL, Config, lookup, power_of_2, split_dim
+from spdsl.device.unit_configs import UNIT_TABLES, UnitShape, fitted, one_query
+from spdsl.targets import Target
+
+_KEYS_PER_SPLIT, _MOST_SPLITS, _PROGRAMS_PER_PROCESSOR = 128, 128, 2  # as in device.splits, which needs torch
+_JOB_TILES, _JOB_TILES_INTERPRETED = 512, 4  # as in device.unit_launch
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """An architecture and how many programs run side by side. None: the interpreter, which has one configuration."""
+
+    architecture: str | None = None
+    processors: int = 1
+
+    def config(self, kernel: str, dim: int, size: int, bias: bool = False) -> Config:
+        if self.architecture is None:
+            return SMALL
+        return lookup(f"{kernel}_bias" if bias else kernel, self.architecture, dim, size)
+
+    def unit_shape(self, kernel: str, dim: int, size: int, group: int, unit: int) -> UnitShape:
+        found = SMALL if self.architecture is None else lookup(kernel, self.architecture, dim, size, UNIT_TABLES)
+        return fitted(found, group, unit)
+
+    def unit_step(self, kernel: str, dim: int, size: int, group: int, unit: int) -> UnitShape:
+        """For one query of each sequence."""
+        return one_query(self.unit_shape(kernel, dim, size, group, unit))
+
+    @property
+    def job_tiles(self) -> int:
+        return _JOB_TILES_INTERPRETED if self.architecture is None else _JOB_TILES
+
+    def splits(self, groups: int, keys: int) -> int:
+        """Programs that share the keys of one decode step."""
+        fill = -(-_PROGRAMS_PER_PROCESSOR * self.processors // max(groups, 1))
+        return max(1, min(fill, keys // _KEYS_PER_SPLIT, _MOST_SPLITS))
+
+    def select_splits(self, groups: int, units: int) -> int:
+        return min(3, units) if self.architecture is None else self.splits(groups, 2 * units)
+
+
+def machine_of(target: Target) -> Machine:
+    return Machine(target.architecture, target.sm_count)
+
+
+def padded(dim: int) -> int:
+    """The columns that kernels multiply for a head dim; none for none."""
+    return sum(split_dim(dim)) if dim else 0
+
+
+def padded_group(group: int) -> int:
+    """The rows of a product in decode."""
+    return max(16, power_of_2(group))

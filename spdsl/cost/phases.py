@@ -1,0 +1,83 @@
+"""phases: the kernels of training forward and backward, of prefill and of a decode step."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from spdsl.cost import around, attend, chosen
+from spdsl.cost.kernels import USUAL, Call, Kernel, Options
+from spdsl.cost.machine import Machine
+from spdsl.ir.pattern import Phase
+from spdsl.ir.plan import Plan, Role
+from spdsl.passes.count import Shape
+
+
+class Stage(Enum):
+    """What is costed: a call, or the backward of one."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+    @property
+    def phase(self) -> Phase:
+        return {"prefill": Phase.PREFILL, "decode": Phase.DECODE}.get(self.value, Phase.TRAIN)
+
+
+def stages(plan: Plan) -> list[Stage]:
+    """Those that the pattern answers."""
+    return [stage for stage in Stage if plan.pattern.cases_of(stage.phase)]
+
+
+def kernels(
+    plan: Plan, stage: Stage, length: int, shape: Shape, machine: Machine, options: Options = USUAL
+) -> list[Kernel]:
+    """Of a call with `length` tokens for each sequence: all new, or in a decode step the last. Raises DependsOnData."""
+    call = Call(plan, stage.phase, length, shape, machine, options)
+    return {
+        Stage.FORWARD: _train, Stage.BACKWARD: _backward, Stage.PREFILL: _cached, Stage.DECODE: _cached,
+    }[stage](call)  # fmt: skip
+
+
+def _train(call: Call) -> list[Kernel]:
+    return [*around.compress(call), *_attention(call), *around.together(call)]
+
+
+def _cached(call: Call) -> list[Kernel]:
+    return [*around.cached(call), *_attention(call), *around.together(call)]
+
+
+def _attention(call: Call) -> list[Kernel]:
+    """In the order in which each needs the other."""
+    found: list[Kernel] = []
+    softmaxes = {one.name: one for one in call.softmaxes}
+    choices = {one.choice: one for one in call.choices}
+    for step in call.count.computed(call.phase):
+        if step in choices:
+            found += chosen.select(call, choices[step])
+        elif step.name in softmaxes:
+            found += _softmax(call, step.name)
+    return found
+
+
+def _softmax(call: Call, name: str) -> list[Kernel]:
+    softmax = next(one for one in call.softmaxes if one.name == name)
+    if softmax.role is Role.LOGITS:
+        return []
+    one_query = call.phase is Phase.DECODE
+    if softmax.units is not None:
+        return list((chosen.decode if one_query else chosen.forward)(call, softmax, softmax.units))
+    return list((attend.decode if one_query else attend.forward)(call, softmax))
+
+
+def _backward(call: Call) -> list[Kernel]:
+    found: list[Kernel] = list(around.together_backward(call))
+    for softmax in reversed(call.softmaxes):
+        if softmax.role is not Role.BRANCH:
+            continue
+        if softmax.units is not None:
+            found += chosen.backward(call, softmax, softmax.units)
+        else:
+            found += attend.backward(call, softmax)
+    return found + list(around.compress_backward(call))

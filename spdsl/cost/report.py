@@ -1,0 +1,160 @@
+"""report: curves as tables and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from spdsl.cost.crossing import told
+from spdsl.cost.efficiency import borrowed, efficiency, launch_seconds
+from spdsl.cost.estimate import Curve, Point
+from spdsl.cost.kernels import Kernel
+from spdsl.cost.roofline import time
+from spdsl.passes.count import Number, Shape
+from spdsl.targets import Target
+
+_HEADINGS = ("length", "time", "dense", "faster", "selection", "FLOPs", "of the machine", "bytes", "launches", "torch")
+
+
+def table(curve: Curve) -> Table:
+    found = Table(title=f"{curve.stage.value} on {curve.target.name}: {sizes(curve.shape)}")
+    for heading in _HEADINGS:
+        found.add_column(heading, justify="right")
+    for point in curve.points:
+        found.add_row(*_row(point))
+    return found
+
+
+def _row(point: Point) -> tuple[str, ...]:
+    bound = "" if point.exact else "<= "
+    return (
+        f"{point.length:,}",
+        bound + duration(point.seconds),
+        duration(point.dense),
+        f"{'' if point.exact else '>= '}{point.ratio:.2f}x",
+        f"{point.selecting:.0%}",
+        number(point.flops),
+        number(point.machine),
+        number(point.moved),
+        f"{point.launches}",
+        f"{point.steps}",
+    )
+
+
+def detail(point: Point, target: Target, size: int) -> Table:
+    """The kernels of one call."""
+    found = Table(title=f"its kernels at {point.length:,} tokens")
+    for heading in ("kernel", "part", "time", "bound by", "FLOPs", "of the machine", "bytes"):
+        found.add_column(heading, justify="left" if heading in ("kernel", "part", "bound by") else "right")
+    for kernel in point.kernels:
+        found.add_row(
+            kernel.name, kernel.part, duration(time(kernel, target, size).seconds), bound(kernel, target, size),
+            number(kernel.flops), number(kernel.machine), number(kernel.moved),
+        )  # fmt: skip
+    return found
+
+
+def bound(kernel: Kernel, target: Target, size: int) -> str:
+    """What its time is made of."""
+    found = time(kernel, target, size)
+    parts = {
+        "products": found.products,
+        "exponentials": found.exponentials,
+        "bytes": found.bytes,
+        "launches": found.launches,
+    }
+    return max(parts, key=lambda name: parts[name])
+
+
+def crossing(curve: Curve) -> str:
+    return f"{curve.stage.value}: {told(curve.crossings, curve.wins_first, [one.length for one in curve.points])}"
+
+
+def notes(target: Target) -> Iterator[str]:
+    """What the numbers of a GPU rest on."""
+    for owner, kinds in borrowed(target.name).items():
+        yield f"no source for {target.name}: {', '.join(kinds)} as on {owner}"
+    if not target.exponentials:
+        yield f"no source for the exponentials of {target.name}: they cost nothing here"
+
+
+def sizes(shape: Shape) -> str:
+    dims = f"dim {shape.qk}" if shape.qk == shape.v else f"dims {shape.qk} and {shape.v}"
+    return f"batch {shape.batch}, heads {shape.heads} and {shape.kv_heads}, {dims}, {shape.size} bytes an element"
+
+
+def duration(seconds: float) -> str:
+    """Three digits with a unit."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def number(value: Number) -> str:
+    """Three digits with a prefix; `<=` for a bound."""
+    sign, found = "" if value.exact else "<= ", float(value.value)
+    for prefix, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if found >= scale:
+            return f"{sign}{found / scale:.3g} {prefix}"
+    return f"{sign}{found:.3g}"
+
+
+# ---- JSON
+
+
+def document(name: str, curves: Sequence[Curve]) -> dict[str, Any]:
+    targets = {curve.target.name: curve.target for curve in curves}
+    return {
+        "pattern": name,
+        "curves": [_curve(curve) for curve in curves],
+        "efficiencies": {one: _efficiencies(target) for one, target in targets.items()},
+        "seconds_per_launch": launch_seconds(),
+    }
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    shape = curve.shape
+    return {
+        "phase": curve.stage.value,
+        "target": curve.target.name,
+        "shape": {name: getattr(shape, name) for name in ("batch", "heads", "kv_heads", "qk", "v", "size")},
+        "overtakes": [{"length": one.length, "faster": one.wins} for one in curve.crossings],
+        "points": [_point(point, curve) for point in curve.points],
+    }
+
+
+def _point(point: Point, curve: Curve) -> dict[str, Any]:
+    return {
+        "length": point.length,
+        "seconds": point.seconds,
+        "dense_seconds": point.dense,
+        "selection": point.selecting,
+        "exact": point.exact,
+        "kernels": [_kernel(kernel, curve) for kernel in point.kernels],
+    }
+
+
+def _kernel(kernel: Kernel, curve: Curve) -> dict[str, Any]:
+    counts = {name: getattr(kernel, name).value for name in ("flops", "machine", "exps", "bytes", "moved")}
+    return {
+        "name": kernel.name,
+        "part": kernel.part,
+        "launches": kernel.launches,
+        "torch": kernel.steps,
+        **counts,
+        "exact": kernel.machine.exact and kernel.moved.exact,
+        "seconds": time(kernel, curve.target, curve.shape.size).seconds,
+    }
+
+
+def _efficiencies(target: Target) -> dict[str, Any]:
+    from spdsl.cost.efficiency import KINDS
+
+    found = {}
+    for kind in KINDS:
+        one = efficiency(target.name, kind)
+        found[kind] = {"value": one.value, "of": one.of, "gpu": one.gpu, "derived": one.derived, "source": one.source}
+    return found

@@ -1,0 +1,60 @@
+"""Which configurations of a kernel are worth a try."""
+
+from __future__ import annotations
+
+from spdsl.device.configs import Config
+from spdsl.device.footprint import KernelShape, fits
+
+_WARPS = (4, 8)
+
+# One step from the configuration of the tables: factors of block_m, block_n and warps, stages more. Rows and warps also
+# change together, which leaves the registers of a thread as they are; so do wider blocks and fewer of them ahead.
+_STEPS = (
+    (1, 1, 1, 1),
+    (1, 1, 1, -1),
+    (1, 2, 1, 0),
+    (1, 0.5, 1, 0),
+    (2, 1, 1, 0),
+    (0.5, 1, 1, 0),
+    (1, 1, 2, 0),
+    (1, 1, 0.5, 0),
+    (2, 1, 2, 0),
+    (0.5, 1, 0.5, 0),
+    (1, 2, 1, -1),
+)
+
+
+def candidates(kernel: KernelShape, default: Config, architecture: str, most_n: int, rows_fixed: bool) -> list[Config]:
+    """The default, then its neighbours (nine at most) that are predicted to fit, in the order of `rank`.
+
+    most_n: keys of a page or a unit, which a block does not exceed (0: no bound). rows_fixed: the heads of a group are
+    the rows, whatever block_m says.
+    """
+    near = dict.fromkeys(_stepped(default, step) for step in _STEPS)
+    allowed = [x for x in near if _is_block(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
+    fitting = [x for x in allowed if x != default and fits(kernel, x, architecture)]
+    return [default, *sorted(fitting, key=lambda x: rank(kernel.name, x, default))]
+
+
+def rank(kernel: str, config: Config, default: Config) -> tuple[bool, float, float]:
+    """What a loop costs beside its products, which all tiles share: (loads are hidden less than by the default, loads
+    for each pair of query and key, steps for each pair). Smaller is better.
+
+    A tile keeps its rows and loads keys; that of dK and dV keeps its keys and loads rows. This is an order and no time:
+    it does not know what is computed at the edges of a set and thrown away, nor how many tiles fill the device.
+    """
+    kept = config.block_n if kernel.endswith("dkdv") else config.block_m
+    return config.num_stages < default.num_stages, 1 / kept, 1 / (config.block_m * config.block_n)
+
+
+def _stepped(config: Config, step: tuple[float, float, float, int]) -> Config:
+    m, n, warps, stages = step
+    return Config(
+        int(config.block_m * m), int(config.block_n * n), int(config.num_warps * warps), config.num_stages + stages
+    )
+
+
+def _is_block(config: Config, most_n: int) -> bool:
+    """Products have at least 16 rows and columns."""
+    sizes = config.block_m >= 16 and 16 <= config.block_n <= (most_n or config.block_n)
+    return sizes and config.num_warps in _WARPS and config.num_stages >= 1

@@ -1,0 +1,246 @@
+"""What a configuration takes of one block: shared memory and registers, without compiling.
+
+Buffers as Triton allocates them; benchmarks/footprint.py has compared them with what it gives. Rows of tensors are
+taken as aligned to 16 bytes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from spdsl.device.configs import Config, power_of_2, split_dim
+from spdsl.device.footprint_terms import FACTORS, REGISTERS, SHARED_LIMITS
+
+_BACKWARD = ("dq", "dkdv", "units_dq", "units_dkdv")
+_MOST_LANES = 64
+_ALIGNED = 1024  # bytes to which tiles of the large matrix units are aligned
+
+
+class KernelShape(NamedTuple):
+    """A kernel of a call: `forward dq dkdv decode units units_dq units_dkdv units_decode select`."""
+
+    name: str
+    qk: int
+    v: int
+    size: int  # bytes per element
+    group: int = 1  # query heads per list of units, or per kv head
+    bias: bool = False
+    paged: bool = False  # rows are found through a page table
+    listed: bool = False  # blocks are found in a list
+    reads: int = 0  # bytes that the mask reads for each key
+    guarded: bool = False  # decode skips the blocks that tensors leave out
+
+
+class Tile(NamedTuple):
+    """Bytes of one step: rows that stay (`q`; in a backward `v`, too) and those that the loop loads (`k`, `value`)."""
+
+    q: int
+    v: int
+    k: int
+    value: int
+    part: int  # the wider of the first parts of k and value
+    scores: int
+    resident: int  # rows that stay
+    looped: int  # rows of a step
+
+
+def shared_bytes(kernel: KernelShape, config: Config, architecture: str) -> int:
+    """Shared memory of one block in bytes, never under what the compiler gives. `config` as in the tables."""
+    config = config._replace(block_m=rows_of(kernel, config))
+    unit = matrix_unit(kernel, config, architecture)
+    known = {"mfma": _mfma, "mma": _mma, "wgmma": _wgmma, "tcgen05": _tcgen05}[unit]
+    return round(known(kernel, config, tile_of(kernel, config)) * FACTORS[unit])
+
+
+def rows_of(kernel: KernelShape, config: Config) -> int:
+    """Rows of a tile: in decode the heads of a group, over units some queries times their heads."""
+    heads = power_of_2(kernel.group)
+    if kernel.name.endswith("decode"):
+        return max(16, heads)
+    if not kernel.name.startswith("units") and kernel.name != "select":
+        return config.block_m
+    return max(min(max(config.block_m, heads, 16) // heads, _MOST_LANES) * heads, 16)
+
+
+def matrix_unit(kernel: KernelShape, config: Config, architecture: str) -> str:
+    """`mma`, `wgmma`, `tcgen05` or `mfma`: the two large ones multiply 64 rows at least."""
+    if not architecture.startswith("sm_"):
+        return "mfma"
+    rows = config.block_n if kernel.name.endswith("dkdv") else rows_of(kernel, config)
+    number = int(architecture.removeprefix("sm_"))
+    if rows < 64 or number < 90 or number >= 120:
+        return "mma"
+    return "wgmma" if number < 100 else "tcgen05"
+
+
+def tile_of(kernel: KernelShape, config: Config) -> Tile:
+    qk, v = split_dim(kernel.qk), split_dim(kernel.v) if kernel.name != "select" else (0, 0)
+    resident, looped = config.block_m, config.block_n
+    if kernel.name.endswith("dkdv"):
+        resident, looped = looped, resident
+    backward = kernel.name in _BACKWARD
+    size = kernel.size
+    return Tile(
+        resident * sum(qk) * size, resident * sum(v) * size if backward else 0,
+        looped * sum(qk) * size, looped * sum(v) * size, looped * max(qk[0], v[0]) * size,
+        config.block_m * config.block_n * size, resident, looped,
+    )  # fmt: skip
+
+
+def depth_of(kernel: KernelShape, config: Config, amd: bool) -> int:
+    """Steps whose rows are loaded ahead."""
+    return 0 if _narrow(kernel) else _ahead(kernel, config, amd)
+
+
+def _narrow(kernel: KernelShape) -> bool:
+    """Rows of 2-byte elements that are no multiple of 16 are loaded too narrowly for asynchronous copies."""
+    train = kernel.name in (*_BACKWARD, "forward", "units") and not kernel.paged
+    return kernel.size == 2 and train and kernel.qk % 16 + kernel.v % 16 > 0
+
+
+def _ahead(kernel: KernelShape, config: Config, amd: bool) -> int:
+    """Steps for which anything is loaded ahead. Triton spreads the stages over a chain of loads."""
+    if config.num_stages == 1 or (kernel.guarded and kernel.name == "decode"):
+        return 0
+    stages = config.num_stages + min((kernel.paged + kernel.listed) * (config.num_stages - 1), 2)
+    if not (kernel.paged or (kernel.listed and kernel.reads)):
+        return stages - 1
+    return stages - 2 if amd else (stages - 1) // 2
+
+
+def _small(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """Numbers of blocks, lse and delta of rows, what a mask reads; barriers."""
+    of_step = tile.looped * (8 * kernel.name.endswith("dkdv") + 2 * kernel.reads) + 40
+    return _ahead(kernel, config, amd=False) * of_step + _ranks(kernel, config)
+
+
+def _ranks(kernel: KernelShape, config: Config) -> int:
+    """Of `select`: 8 bytes for each query and unit of a step, as they are sorted."""
+    queries = config.block_m // power_of_2(kernel.group)
+    return max(queries * config.block_n * 8, 256 * config.num_warps) if kernel.name == "select" else 0
+
+
+def _mask(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """The mask of a list that a tensor gives, in another layout than narrow scores."""
+    given = kernel.guarded and kernel.listed and not kernel.reads and max(kernel.qk, kernel.v) <= 16
+    return config.block_m * config.block_n * 2 if given else 0
+
+
+def _staged(kernel: KernelShape, tile: Tile) -> bool:
+    """Whether scores go through shared memory between two products: their rows do not stay with one warp."""
+    qk, v = (part[1] or part[0] for part in (split_dim(kernel.qk), split_dim(kernel.v)))
+    return tile.resident < {"dq": qk, "units_dq": qk, "dkdv": max(qk, v), "units_dkdv": max(qk, v)}.get(kernel.name, v)
+
+
+def _mma(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """sm_80 and sm_89, and small tiles elsewhere. An fp32 operand has two tf32 parts, and one layout for each use."""
+    depth = depth_of(kernel, config, amd=False)
+    scores, small = tile.scores * _staged(kernel, tile), _small(kernel, config, tile)
+    stays, ring = tile.q + tile.v, depth * (tile.k + tile.value)
+    if kernel.size == 4:
+        if kernel.name.endswith("dkdv"):
+            few = min(tile.looped, tile.resident) < 32 or tile.part <= 4096
+            few = few or (config.num_warps > 4 and tile.resident >= 64)
+            return 2 * stays + tile.part + max(2 * scores, tile.part // (1 if few else 2)) + small
+        if kernel.name.endswith("dq"):
+            return 2 * stays + depth * tile.value + (tile.part if depth else max(tile.part, 2 * scores)) + small
+        if depth:
+            return 2 * stays + ring + 2 * scores + small
+        return stays * (1 if kernel.guarded and kernel.name == "decode" else 2) + max(tile.part, 2 * scores) + small
+    if depth:
+        return stays + ring + scores + _mask(kernel, config, tile) + small
+    if kernel.name == "select":
+        return stays + max(tile.part, small)
+    if kernel.name.endswith("dkdv"):
+        return stays + max(tile.k, tile.value) + 2 * tile.part + small
+    if kernel.name.endswith("dq"):
+        return stays + tile.k + max(scores, min(tile.part, 8192)) + small
+    return stays + max(tile.part, tile.value) + scores + small
+
+
+def _wgmma(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """sm_90: products run while the next ones are started, so that one step more is kept."""
+    depth = depth_of(kernel, config, amd=False)
+    stays, small = tile.q + tile.v, _small(kernel, config, tile)
+    backward = kernel.name in _BACKWARD
+    if kernel.size == 2:
+        once = tile.k + tile.value if backward else max(tile.k, tile.value)
+        steps = (depth + 1) * (tile.k + tile.value)
+        return stays + small + (steps + min(_ALIGNED, 64 + (stays + steps) // 16) if depth else once)
+    if kernel.name.endswith("dkdv"):
+        second = 5 * depth * (tile.k + tile.value - 2 * tile.part) // 3 if depth else 0
+        return 2 * stays + tile.part * (4 + depth if depth else 2) + max(second, 0) + small
+    if backward:
+        return 2 * stays + depth * tile.value + (5 if depth else 3) * tile.part + 3 * max(tile.k - tile.part, 0) + small
+    return 2 * stays + depth * (tile.k + tile.value) + 2 * tile.part + small
+
+
+def _tcgen05(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """sm_100: as above; fp32 operands that stay lie in tensor memory."""
+    depth = depth_of(kernel, config, amd=False)
+    stays, small = tile.q + tile.v, _small(kernel, config, tile)
+    if kernel.size == 4:
+        scores = tile.scores * (2 if kernel.name.endswith("dkdv") and config.num_warps > 4 else 1)
+        return _aligned(depth * (tile.k + tile.value) + max(2 * tile.part, scores) + small)
+    used_twice = {"dq": 1, "units_dq": 1, "dkdv": 2, "units_dkdv": 2}.get(kernel.name, 0)
+    once = tile.k + tile.value if used_twice else max(tile.k, tile.value)
+    steps = (depth + 1) * (tile.k + tile.value) if depth else once
+    again = tile.k + (tile.value if used_twice == 2 else 0) if used_twice and config.num_stages > 1 else 0
+    wide = (split_dim(kernel.qk), split_dim(kernel.v))[:used_twice]
+    two_parts = sum(tile.looped * first * kernel.size for first, second in wide if second and depth)
+    scores = 2 * tile.scores if used_twice == 2 and depth and min(tile.resident, tile.looped) == 128 else 0
+    if _narrow(kernel) and not used_twice and config.num_stages > 1:
+        steps = tile.k + 2 * tile.value
+    return _aligned(stays + steps + again + two_parts + scores + small)
+
+
+def _aligned(total: int) -> int:
+    """With the gaps in front of tiles that begin at multiples of 1 KB."""
+    return total + min(2560, 64 + total // 16)
+
+
+def _mfma(kernel: KernelShape, config: Config, tile: Tile) -> int:
+    """gfx942: rows that stay are kept in registers."""
+    depth = depth_of(kernel, config, amd=True)
+    first = tile.resident * max(split_dim(kernel.qk)[0], split_dim(kernel.v)[0] if tile.v else 0) * kernel.size
+    both = 2 if kernel.reads and kernel.name == "dkdv" and config.num_stages > 1 else 1  # p and ds
+    scores = both * tile.scores if _staged_mfma(kernel, config, tile) else 0
+    ranks = _ranks(kernel, config)
+    if depth:
+        slim = 16 * 16 * kernel.size * (split_dim(kernel.qk)[1] == 16) if tile.looped == 16 and kernel.size == 2 else 0
+        slim *= 2 if kernel.v == kernel.qk else 1  # a part of 16 x 16 is too small to be loaded ahead
+        return max(first, depth * (tile.k + tile.value - slim) + slim + scores + ranks)
+    together = kernel.size == 2 and split_dim(kernel.v)[1] and tile.resident >= 64
+    return max(first, tile.part + scores if together else max(tile.part, scores), ranks)
+
+
+def _staged_mfma(kernel: KernelShape, config: Config, tile: Tile) -> bool:
+    if max(kernel.qk, kernel.v) <= 16:
+        return True
+    return tile.resident < 32 * config.num_warps and (kernel.size == 4 or tile.resident > 16)
+
+
+def spills(kernel: KernelShape, config: Config, architecture: str) -> bool:
+    """Whether a thread needs more words for accumulators and scores than any kernel of the tables has.
+
+    A coarse bound: operands are not in it. benchmarks/NOTES.md, "Footprint of a block", says how often it is right.
+    """
+    config = config._replace(block_m=rows_of(kernel, config))
+    unit = matrix_unit(kernel, config, architecture)
+    return registers(kernel, config, unit) > REGISTERS[unit]
+
+
+def registers(kernel: KernelShape, config: Config, unit: str) -> int:
+    """Of a thread, for accumulators and scores alone."""
+    qk, v = sum(split_dim(kernel.qk)), sum(split_dim(kernel.v))
+    threads = config.num_warps * (64 if unit == "mfma" else 32)
+    rows = config.block_n if kernel.name.endswith("dkdv") else config.block_m
+    width = {"dq": qk, "units_dq": qk, "dkdv": qk + v, "units_dkdv": qk + v, "select": 0}.get(kernel.name, v)
+    scores = config.block_m * config.block_n * (2 if kernel.name in _BACKWARD else 1)
+    return (rows * width + scores) // threads
+
+
+def fits(kernel: KernelShape, config: Config, architecture: str) -> bool:
+    """Shared memory within the limit of one block, and no spills predicted."""
+    limit = SHARED_LIMITS.get(architecture, min(SHARED_LIMITS.values()))
+    return shared_bytes(kernel, config, architecture) <= limit and not spills(kernel, config, architecture)

@@ -1,0 +1,115 @@
+"""Where a number of the plan stands in the source, so that a finding can point at it and a fix can replace it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from spdsl.diagnostics import Applicability, Hint, Span
+from spdsl.passes.grains import REDUCTIONS
+from spdsl.primitives.registry import WORDS
+from spdsl.syntax import tree
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """`place` is the expression in its call; `literal` its digits, in a `param` or binding perhaps, if it has some."""
+
+    place: Span
+    literal: tree.Number | None = None
+
+    def hint(self, text: str, actual: int, wanted: int, applicability: Applicability) -> Hint:
+        """A way out that replaces the digits. Where the number comes from elsewhere (arithmetic, `-D`) only words."""
+        if self.literal is None or self.literal.value != actual:
+            return Hint(text)
+        return Hint(text, applicability, self.literal.span, str(wanted))
+
+
+def argument(pattern: tree.PatternTree | None, call: Span | None, name: str) -> Written | None:
+    """The argument `name` of the call that stands at a place; None where it is left out."""
+    found = next((one for one in calls(pattern) if one.span == call), None)
+    if pattern is None or found is None or found.function.text not in WORDS:
+        return None
+    places = [parameter.name for parameter in WORDS[found.function.text].parameters]
+    for i, given in enumerate(found.arguments):
+        if (given.name.text if given.name else places[min(i, len(places) - 1)]) == name:
+            return Written(given.value.span, _literal(pattern, _inner(given.value)))
+    return None
+
+
+def instead(
+    pattern: tree.PatternTree | None, call: Span, name: str, actual: int, wanted: int, applicability: Applicability
+) -> Hint:
+    """The hint to write `wanted` for an argument that is `actual`."""
+    found, text = argument(pattern, call, name), f"use `{name} = {wanted}`"
+    return found.hint(text, actual, wanted, applicability) if found else Hint(text)
+
+
+def declared(pattern: tree.PatternTree | None, keyword: str, name: str) -> Written | None:
+    """The value of `name` in `heads`, `dim` or `param`."""
+    value = dict(_pairs(pattern, keyword)).get(name) if pattern is not None else None
+    return Written(value.span, _literal(pattern, value)) if pattern is not None and value is not None else None
+
+
+def statement(pattern: tree.PatternTree | None, word: str) -> Span | None:
+    """Where the statement of that word stands."""
+    items = () if pattern is None else pattern.items
+    return next((one.span for one in items if isinstance(one, tree.Policy) and one.call.function.text == word), None)
+
+
+def calls(pattern: tree.PatternTree | None) -> Iterator[tree.Call]:
+    """Every call of a pattern."""
+    for item in () if pattern is None else pattern.items:
+        match item:
+            case tree.Binding():
+                yield from _calls(item.value)
+            case tree.Policy():
+                yield from _calls(item.call)
+            case tree.Result():
+                for value in item.values:
+                    yield from _calls(value)
+
+
+def _calls(expr: tree.Expr) -> Iterator[tree.Call]:
+    match expr:
+        case tree.Call():
+            yield expr
+            for given in expr.arguments:
+                yield from _calls(given.value)
+        case tree.Unary():
+            yield from _calls(expr.operand)
+        case tree.Binary():
+            yield from _calls(expr.left)
+            yield from _calls(expr.right)
+        case tree.Restrict():
+            yield from _calls(expr.base)
+            yield from _calls(expr.index)
+
+
+def _inner(expr: tree.Expr) -> tree.Expr:
+    """The size inside of a grain: of `max(64)` the 64."""
+    if isinstance(expr, tree.Call) and expr.function.text in REDUCTIONS and len(expr.arguments) == 1:
+        return expr.arguments[0].value
+    return expr
+
+
+def _literal(pattern: tree.PatternTree, expr: tree.Expr) -> tree.Number | None:
+    """The digits of a number, through the names that stand for it; a wrong pattern may name them in a circle."""
+    values = dict(_pairs(pattern, "param")) | dict(_bindings(pattern))
+    seen: set[str] = set()
+    while isinstance(expr, tree.Name) and expr.text in values and expr.text not in seen:
+        seen.add(expr.text)
+        expr = values[expr.text]
+    return expr if isinstance(expr, tree.Number) else None
+
+
+def _pairs(pattern: tree.PatternTree | None, keyword: str) -> Iterator[tuple[str, tree.Expr]]:
+    for item in () if pattern is None else pattern.items:
+        if isinstance(item, tree.Declaration) and item.keyword == keyword:
+            yield from ((pair.name.text, pair.value) for pair in item.pairs)
+
+
+def _bindings(pattern: tree.PatternTree) -> Iterator[tuple[str, tree.Expr]]:
+    for item in pattern.items:
+        if isinstance(item, tree.Binding):
+            yield item.name.text, item.value

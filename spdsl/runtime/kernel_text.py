@@ -1,0 +1,34 @@
+"""What stands in a kernel and in all that it calls."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from functools import cache
+from typing import Any
+
+from triton.runtime.jit import JITFunction
+
+_PRODUCTS = ("tl.dot", "tl.dot_scaled")
+
+
+@cache
+def multiplies(kernel: Any) -> bool:
+    """Whether the kernel, or a function that it reaches, writes a matrix product."""
+    calls = {ast.unparse(node.func) for text in texts(kernel) for node in ast.walk(text) if isinstance(node, ast.Call)}
+    return not calls.isdisjoint(_PRODUCTS)
+
+
+def texts(kernel: Any) -> list[ast.Module]:
+    """The kernel and every jit function that it reaches by a name of its module, as syntax trees."""
+    found: dict[str, ast.Module] = {}
+    waiting = [kernel]
+    while waiting:
+        function = waiting.pop()
+        if not isinstance(function, JITFunction) or function.fn.__name__ in found:
+            continue
+        tree = ast.parse(textwrap.dedent(function.src))
+        found[function.fn.__name__] = tree
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        waiting += [function.fn.__globals__[name] for name in names if name in function.fn.__globals__]
+    return list(found.values())

@@ -1,0 +1,111 @@
+"""Counts at any length against counts query by query, and formulas against counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from spdsl.cost.formulas import N, formula
+from spdsl.cost.kernels import Options
+from spdsl.cost.machine import Machine
+from spdsl.cost.phases import Stage, kernels
+from spdsl.ir.pattern import Phase
+from spdsl.ir.plan import Plan
+from spdsl.passes.count import Count, Shape
+from tests.cost.plans import CHOSEN, STATIC, plan
+
+SHAPE = Shape(heads=4, kv_heads=2, qk=16, v=16)
+
+
+def by_query(found: Plan, length: int) -> dict[str, int]:
+    own = Count(found, length, SHAPE)
+    counted = {}
+    for softmax in own.softmaxes(Phase.TRAIN):
+        heads = range(own.heads(softmax.softmax))
+        some = heads[:1] if softmax.units is not None else heads
+        seen = sum(own.keys(softmax, q, range(h, h + 1)).value for h in some for q in range(length))
+        counted[softmax.name] = seen * (len(heads) // len(some))
+    return counted
+
+
+@pytest.mark.parametrize("length", [5, 64, 131])
+@pytest.mark.parametrize("name", [*STATIC, *CHOSEN])
+def test_sums_are_those_of_every_query(name: str, length: int) -> None:
+    found = plan(name, small=True)
+    own = Count(found, length, SHAPE)
+    assert {one.name: own.pairs(one).value for one in own.softmaxes(Phase.TRAIN)} == by_query(found, length)
+
+
+@pytest.mark.parametrize("name", [*STATIC, "nsa", "moba", "msa_minimax"])
+def test_formulas_are_the_counts(name: str) -> None:
+    found = plan(name, small=True)
+    for softmax in Count(found, 64, SHAPE).softmaxes(Phase.TRAIN):
+
+        def pairs(length: int, name: str = softmax.name) -> int:
+            own = Count(found, length, SHAPE)
+            return next(own.pairs(one).value for one in own.softmaxes(Phase.TRAIN) if one.name == name)
+
+        units = {"sparse_transformer": [6], "dilated": [3], "nsa": [4, 16], "moba": [16], "msa_minimax": [16]}
+        known = formula(pairs, units.get(name, ()), whole=48)
+        assert known is not None
+        for length in (known.start + 48 * known.modulus, 3 * known.start + 144 * known.modulus):
+            length -= length % known.modulus
+            assert known.at(length) == pairs(length)
+
+
+def test_a_window_is_two_terms() -> None:
+    found = plan("sliding_window", window=100)
+    known = formula(lambda n: Count(found, n, SHAPE).pairs(found.softmaxes[0]).value)
+    assert known is not None
+    assert known.modulus == 1
+    assert known.expression == 4 * (100 * N - 100 * 99 // 2)
+
+
+def test_below_its_start_a_formula_does_not_answer() -> None:
+    known = formula(lambda n: min(n, 300))
+    assert known is not None
+    assert known.start == 1024
+    with pytest.raises(ValueError, match="from 1024 on"):
+        known.at(100)
+
+
+@pytest.mark.parametrize("count", [lambda n: n**3, lambda n: n.bit_length()])
+def test_what_is_no_polynomial_has_no_formula(count: object) -> None:
+    assert formula(count) is None  # type: ignore[arg-type]
+
+
+def test_a_window_as_long_as_the_sequence_costs_as_much_as_all() -> None:
+    wide, every = (plan("sliding_window", window=512), plan("causal"))
+    for stage in (Stage.FORWARD, Stage.BACKWARD):
+        one, two = (kernels(found, stage, 512, SHAPE, Machine("sm_90", 132), Options()) for found in (wide, every))
+        assert [(k.flops, k.machine, k.bytes) for k in one] == [(k.flops, k.machine, k.bytes) for k in two]
+
+
+def test_more_window_costs_more() -> None:
+    def flops(window: int) -> list[int]:
+        found = kernels(plan("sliding_window", window=window), Stage.FORWARD, 4096, SHAPE, Machine("sm_90"), Options())
+        return [found[0].flops.value, found[0].machine.value]
+
+    costs = [flops(window) for window in (1, 64, 200, 1024, 4096)]
+    assert costs == sorted(costs)
+
+
+def test_where_tensors_decide_counts_are_bounds() -> None:
+    document, every = plan("document"), plan("causal")
+    most = kernels(document, Stage.FORWARD, 1024, SHAPE, Machine("sm_90"), Options())[0]
+    thin = kernels(document, Stage.FORWARD, 1024, SHAPE, Machine("sm_90"), Options(density=0.1))[0]
+    dense = kernels(every, Stage.FORWARD, 1024, SHAPE, Machine("sm_90"), Options())[0]
+    assert not most.flops.exact
+    assert not most.machine.exact
+    assert (most.flops.value, most.machine.value) == (dense.flops.value, dense.machine.value)
+    assert thin.flops.value == pytest.approx(most.flops.value / 10, rel=1e-6)
+
+
+def test_neighbours_that_choose_alike_visit_less() -> None:
+    def machine(overlap: float) -> int:
+        found = kernels(
+            plan("nsa"), Stage.FORWARD, 8192, Shape(1, 64, 4, 192, 128), Machine("sm_90"), Options(1, overlap)
+        )
+        return next(one.machine.value for one in found if one.name == "fine_forward")
+
+    assert machine(1.0) < machine(0.5) < machine(0.0)
+    assert machine(0.0) < 4 * machine(1.0)  # four queries share a tile, and their own blocks

@@ -1,0 +1,97 @@
+"""The FLOPs of the machine are those that interpreted kernels really do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from spdsl.cost.kernels import Options
+from spdsl.cost.machine import Machine
+from spdsl.cost.phases import Stage, kernels
+from spdsl.passes.count import Shape
+from tests.cost.plans import module_of, plan_of_text
+
+pytestmark = pytest.mark.interpret
+
+HEADS, KV_HEADS, DIM, TOKENS = 2, 1, 16, 41  # a head dim of 16 is one part: every product is one dot
+TEXTS = {
+    "causal": "pattern p { causal return attend(all) }",
+    "sliding": "pattern p { causal return attend(sliding(17)) }",
+    "sinks": "pattern p { causal return attend(first(3) | sliding(16)) }",
+    "both_sides": "pattern p { return attend(sliding(9, ahead = 8)) }",
+    "by_class": "pattern p { causal return attend(dilated(5, 3)) }",
+    "by_head": "pattern p { causal return attend(sliding(8) & where(h % 2 == 0) | strided(8) & where(h % 2 == 1)) }",
+    "entries": "pattern p { causal means = compress(8, 4, by = mean) return gate(attend(means), attend(sliding(12))) }",
+    # lists that hold every unit: their unions are known
+    "chosen": """
+        pattern p {
+            causal
+            means  = compress(8, 4, by = mean)
+            chosen = top_k(8, score = softmax(dot(means)), unit = 16, share = group, force = last(1))
+            return attend(chosen)
+        }
+    """,
+}
+
+
+def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch) -> Counter[str]:
+    """FLOPs of the products of each kernel of a decode step, or of attention and its backward."""
+    found: Counter[str] = Counter()
+    now = [""]
+    launch, dot, dot_rows = module.launch, module.dot, module.dot_rows
+
+    def started(kernel: Any, *args: Any, **named: Any) -> None:
+        now[0] = kernel.fn.__name__
+        launch(kernel, *args, **named)
+
+    def counted(function: Any, columns: int) -> Any:
+        def product(a: Any, *rest: Any) -> Any:
+            b = rest[columns]
+            m, k = (int(size) for size in a.shape)
+            n = int(b.shape[0]) * int(b.shape[1]) // k
+            found[now[0]] += 2 * m * n * k
+            return function(a, *rest)
+
+        return product
+
+    patch.setattr(module, "launch", started)
+    patch.setattr(module, "dot", counted(dot, 0))
+    patch.setattr(module, "dot_rows", counted(dot_rows, 1))
+    patch.setattr(module, "KERNELS_ON_CPU", True)
+    inputs = module.example_inputs(
+        1, 1 if decode else TOKENS, heads=HEADS, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM,
+        dtype=torch.float32, device="cpu",
+    )  # fmt: skip
+    if decode:
+        cache = module.Cache(1, TOKENS + 1, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM, dtype=torch.float32, device="cpu")
+        before = module.example_inputs(
+            1, TOKENS - 1, heads=HEADS, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM, dtype=torch.float32, device="cpu"
+        )
+        patch.setattr(module, "KERNELS_ON_CPU", False)  # the CPU path fills the cache faster
+        module.prefill(**before, cache=cache)
+        patch.setattr(module, "KERNELS_ON_CPU", True)
+        module.decode(**inputs, cache=cache)
+        return found
+    for x in inputs.values():
+        if x.is_floating_point():
+            x.requires_grad_()
+    module.attention(**inputs).sum().backward()
+    return found
+
+
+@pytest.mark.parametrize("decode", [False, True], ids=["train", "decode"])
+@pytest.mark.parametrize("name", TEXTS)
+def test_machine_flops_are_those_of_the_kernels(name: str, decode: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = module_of(TEXTS[name])
+    if not module.INTERPRETED:
+        pytest.skip("needs TRITON_INTERPRET=1")
+    real = done(module, decode, monkeypatch)
+    shape, found = Shape(1, HEADS, KV_HEADS, DIM, DIM, 4), plan_of_text(TEXTS[name])
+    stages = [Stage.DECODE] if decode else [Stage.FORWARD, Stage.BACKWARD]
+    own = [one for stage in stages for one in kernels(found, stage, TOKENS, shape, Machine(), Options())]
+    expected = {one.name: one.machine.value for one in own if one.part != "compress" and one.machine.value}
+    assert {kernel: flops for kernel, flops in real.items() if flops} == expected

@@ -1,0 +1,66 @@
+"""The kernels and torch operators of the model are those that generated modules start."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from spdsl.cost.kernels import Options
+from spdsl.cost.machine import Machine
+from spdsl.cost.phases import Stage, kernels
+from spdsl.passes.count import shape_of
+from spdsl.runtime import survey
+from tests.cost.launched import Started, started
+from tests.cost.plans import module_of, plan, plan_of_text, text_of
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") == "1", reason="needs compiled kernels")
+
+MEANS = """
+pattern means {
+    causal
+    coarse = compress(32, 16, by = mean)
+    return gate(attend(coarse), attend(sliding(64)))
+}
+"""
+CASES = {
+    "causal": {}, "streaming_llm": {}, "dilated": {}, "nsa": {}, "moba": {"block": 16}, "infllm_v2": {}, "document": {},
+    "sparse_transformer": {}, MEANS: {},
+}  # fmt: skip
+TOKENS = 256
+PHASES = {"train": (Stage.FORWARD, Stage.BACKWARD), "prefill": (Stage.PREFILL,), "decode": (Stage.DECODE,)}
+LISTED = ("document",)  # torch builds lists from what the test reads: more operators than the model's least
+
+
+def run(name: str, phase: str) -> Started:
+    text = name if name.strip().startswith("pattern") else text_of(name)
+    module = module_of(text, **CASES[name])
+    heads, kv_heads = survey._heads(module)
+    ((qk, v),) = survey._open_dims(module, [(64, 64)])
+    return started(module, phase, TOKENS, survey._Sizes(heads, kv_heads, qk, v, torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", CASES, ids=lambda name: name.split("{")[0].strip()[-10:])
+def test_every_launch_is_in_the_model(name: str) -> None:
+    found = plan_of_text(name) if name.strip().startswith("pattern") else plan(name, **CASES[name])
+    shape = shape_of(found.pattern)
+    shape = type(shape)(survey.BATCH, shape.heads, shape.kv_heads, shape.qk, shape.v, shape.size)
+    for phase, stages in {
+        "train": (Stage.FORWARD, Stage.BACKWARD),
+        "prefill": (Stage.PREFILL,),
+        "decode": (Stage.DECODE,),
+    }.items():
+        real = run(name, phase)
+        for stage, names, steps in zip(
+            stages, (real.kernels, real.back_kernels), (real.steps, real.back_steps), strict=False
+        ):
+            own = kernels(found, stage, TOKENS, shape, Machine("sm_90", 1), Options())
+            assert sum(one.launches for one in own) == len(names), stage
+            of_model = {one.name for one in own if one.launches and "entries" not in one.name}
+            assert of_model == {one for one in names if "entries" not in one}, stage
+            least, counted = sum(one.steps for one in own), sum(steps.values())
+            if name in LISTED:
+                assert least <= counted <= 3 * least, stage
+            elif name != MEANS or stage is not Stage.BACKWARD:
+                assert least == counted, stage
