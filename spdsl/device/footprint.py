@@ -117,7 +117,8 @@ def _small(kernel: KernelShape, config: Config, tile: Tile) -> int:
 def _ranks(kernel: KernelShape, config: Config) -> int:
     """Of `select`: 8 bytes for each query and unit of a step, as they are sorted."""
     queries = config.block_m // power_of_2(kernel.group)
-    return max(queries * config.block_n * 8, 256 * config.num_warps) if kernel.name == "select" else 0
+    scores = config.block_m * config.block_n * 2 if config.num_warps > 4 else 0  # as the heads of a query are added
+    return max(queries * config.block_n * 8, 256 * config.num_warps, scores) if kernel.name == "select" else 0
 
 
 def _mask(kernel: KernelShape, config: Config, tile: Tile) -> int:
@@ -217,7 +218,8 @@ def _mfma(kernel: KernelShape, config: Config, tile: Tile) -> int:
 def _staged_mfma(kernel: KernelShape, config: Config, tile: Tile) -> bool:
     if max(kernel.qk, kernel.v) <= 16:
         return True
-    return tile.resident < 32 * config.num_warps and (kernel.size == 4 or tile.resident > 16)
+    one_each = tile.resident >= 32 * config.num_warps and not (kernel.reads and tile.looped < 32)
+    return not one_each and (kernel.size == 4 or tile.resident > 16)
 
 
 def spills(kernel: KernelShape, config: Config, architecture: str) -> bool:

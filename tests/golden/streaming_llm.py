@@ -14,7 +14,7 @@
     out = streaming_llm.decode(q, k, v, cache)
 
 Needs torch, and triton on a GPU. How to read: 1 what the pattern says, 2 tiles, 3 kernels, 4 the CPU path,
-5 launches, 6 operators, 7 public functions.
+5 configurations, 6 launches, 7 operators, 8 public functions.
 """
 
 from __future__ import annotations
@@ -1394,7 +1394,7 @@ def dense_softmax(
     return out, lse
 
 
-# ---- 5. Launches ----------------------------------------------------------------------------------------------------
+# ---- 5. Configurations: the tables, and what tuning found -----------------------------------------------------------
 
 
 class Config(NamedTuple):
@@ -1743,7 +1743,8 @@ def _small(kernel: KernelShape, config: Config, tile: Tile) -> int:
 def _ranks(kernel: KernelShape, config: Config) -> int:
     """Of `select`: 8 bytes for each query and unit of a step, as they are sorted."""
     queries = config.block_m // power_of_2(kernel.group)
-    return max(queries * config.block_n * 8, 256 * config.num_warps) if kernel.name == "select" else 0
+    scores = config.block_m * config.block_n * 2 if config.num_warps > 4 else 0  # as the heads of a query are added
+    return max(queries * config.block_n * 8, 256 * config.num_warps, scores) if kernel.name == "select" else 0
 
 
 def _mask(kernel: KernelShape, config: Config, tile: Tile) -> int:
@@ -1843,7 +1844,8 @@ def _mfma(kernel: KernelShape, config: Config, tile: Tile) -> int:
 def _staged_mfma(kernel: KernelShape, config: Config, tile: Tile) -> bool:
     if max(kernel.qk, kernel.v) <= 16:
         return True
-    return tile.resident < 32 * config.num_warps and (kernel.size == 4 or tile.resident > 16)
+    one_each = tile.resident >= 32 * config.num_warps and not (kernel.reads and tile.looped < 32)
+    return not one_each and (kernel.size == 4 or tile.resident > 16)
 
 
 def spills(kernel: KernelShape, config: Config, architecture: str) -> bool:
@@ -2533,6 +2535,9 @@ def _store(path: Path | None) -> Store | None:
     return default_store(Path(own).absolute()) if path is None else store_at(path, Path(own).absolute())
 
 
+# ---- 6. Launches ----------------------------------------------------------------------------------------------------
+
+
 _KEYS_PER_SPLIT = 128  # fewer keys do not pay for one more partial result
 _MOST_SPLITS = 128
 _PROGRAMS_PER_PROCESSOR = 2
@@ -2809,7 +2814,7 @@ def attend_kernel_decode(
     return out, lse
 
 
-# ---- 6. Operators ---------------------------------------------------------------------------------------------------
+# ---- 7. Operators ---------------------------------------------------------------------------------------------------
 
 
 def attend_keys(
@@ -2912,7 +2917,7 @@ def attend_gradients(ctx, dout, dlse):
 attend_forward_op.register_autograd(attend_gradients, setup_context=attend_save)
 
 
-# ---- 7. Public functions --------------------------------------------------------------------------------------------
+# ---- 8. Public functions --------------------------------------------------------------------------------------------
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
