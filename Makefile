@@ -56,6 +56,7 @@ bench-cpu: $(VENV)/.ready
 bench-gpu: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.run --suite gpu
 	$(BIN)/python -m benchmarks.run --suite nsa
+	$(BIN)/python -m benchmarks.run --suite tune
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(NEWEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
