@@ -55,9 +55,11 @@ def test_other_numbers_of_rows_and_keys(engine: Engine, name: str, rows: int, ke
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 2), (3, 1), (10, 2), (16, 1)])
-@pytest.mark.parametrize("name", ["nsa", "heads apart", "threshold"])
+@pytest.mark.parametrize("name", ["nsa", "heads apart", "threshold", "threshold of a logit"])
 def test_groups_of_heads(engine: Engine, name: str, heads: int, kv_heads: int) -> None:
-    if engine.name == "interpreted" and name != {16: "nsa", 10: "threshold"}.get(heads, "heads apart"):
+    if engine.name == "interpreted" and name != {16: "threshold of a logit", 10: "threshold of a logit"}.get(
+        heads, "heads apart"
+    ):
         pytest.skip("pairwise")
     rows = 18 if engine.name == "interpreted" else 35
     checked(SELECTED[name], Shape(rows, 35, heads=heads, kv_heads=kv_heads), engine(SELECTED[name]))

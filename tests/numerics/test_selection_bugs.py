@@ -29,11 +29,11 @@ FIRST = by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16), forc
 
 def late(body: str, module: ModuleType) -> None:
     """Rows that see more units than they choose."""
-    checked(body, Shape(25, 80), module)
+    checked(body, Shape(17, 80), module)
 
 
 def grouped(body: str, module: ModuleType) -> None:
-    checked(body, Shape(25, 80, heads=4, kv_heads=2), module)
+    checked(body, Shape(17, 80, heads=4, kv_heads=2), module)
 
 
 def shared(body: str, module: ModuleType) -> None:
@@ -52,7 +52,7 @@ def stepped(body: str, module: ModuleType) -> None:
 
 def passed(body: str, module: ModuleType) -> None:
     pattern = pattern_of(body)
-    inputs = inputs_of(pattern, Shape(25, 80, heads=4, kv_heads=2))
+    inputs = inputs_of(pattern, Shape(17, 80, heads=4, kv_heads=2))
     chosen = dense.choices(pattern, inputs)["chosen"]
     found = generated(module, pattern, {**inputs, "chosen": scrambled(chosen)})
     assert_same(found, meant(pattern, {**inputs, "chosen": chosen}))

@@ -42,7 +42,8 @@ def test_order_padding_and_repeats_of_a_passed_choice_do_not_matter(engine: Engi
         pytest.skip("the same kernels in fewer patterns")
     body = SELECTED[name]
     pattern, module = pattern_of(body), engine(body)
-    inputs = inputs_of(pattern, Shape(37, 37, heads=4, kv_heads=2))
+    rows = 21 if engine.name == "interpreted" else 37
+    inputs = inputs_of(pattern, Shape(rows, 37, heads=4, kv_heads=2))
     chosen = dense.choices(pattern, inputs)["chosen"]
     own = generated(module, pattern, inputs)
     for lists in (chosen, scrambled(chosen), scrambled(chosen).long()):
