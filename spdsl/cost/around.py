@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spdsl.cost.kernels import LSE_BYTES, Call, Kernel
+from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, Call, Kernel
 from spdsl.ir.pattern import Branch, Gate, Merge, Phase, Stream, Values
 from spdsl.passes.count import Number
 
 STREAMING = ("mean", "max", "weighted")  # made by kernels in `attention`; with a cache by torch
+VALUE_BYTES = {"bool": 1, "int": 8, "float": 4}  # of token tensors in the cache
 # Operators of torch, as the tests count them in generated modules.
-APPEND_STEPS, STORE_STEPS = 20, 1
 CLOSE_STEPS, ENTRY_STEPS = 17, 12
 POOL_STEPS = {"mean": 2, "max": 1, "weighted": 7, "mlp": 8, "softmax": 8}
 POOL_BACKWARD_STEPS = {"mlp": 8, "softmax": 8}
@@ -52,11 +52,15 @@ def compress_backward(call: Call) -> Iterator[Kernel]:
 
 def cached(call: Call) -> Iterator[Kernel]:
     """New tokens are stored, then the entries that closed are made from the cache."""
-    sides = [(stream, _sides(call, stream)) for stream in call.streams]
-    row = sum(call.count.stream(stream)[0] * sum(dims) for stream, dims in sides)
-    moved = call.many(2 * call.queries * row * call.shape.size)
-    steps = APPEND_STEPS + STORE_STEPS * sum(len(dims) for _, dims in sides)
-    yield Kernel("append", "cache", "copy", launches=0, steps=steps, bytes=moved, moved=moved)
+    new = call.many(2 * call.queries)
+    for stream in call.streams:
+        moved = new * (call.count.stream(stream)[0] * sum(_sides(call, stream)) * call.shape.size)
+        yield Kernel("append_rows", "cache", "copy", bytes=moved, moved=moved)
+    for tensor in call.token_tensors:
+        moved = new * VALUE_BYTES[tensor.dtype]
+        yield Kernel("append_values", "cache", "copy", bytes=moved, moved=moved)
+    counts = call.many(4 * INDEX_BYTES)  # lengths and dropped tokens, read and written
+    yield Kernel("append_lengths", "cache", "copy", bytes=counts, moved=counts)
     for stream in call.compressed:
         assert stream.compress is not None
         entries = -(-call.queries // stream.grid.stride)

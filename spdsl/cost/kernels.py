@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 
 from spdsl.cost.machine import Machine, padded
 from spdsl.cost.relaxed import depends, relaxed
-from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Values
+from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Tensor, Values
 from spdsl.ir.plan import ChoicePlan, Form, Plan, Role, SoftmaxPlan
 from spdsl.passes.count import Count, Number, Shape
 
@@ -88,6 +88,11 @@ class Call:
     def compressed(self) -> list[Stream]:
         """Streams of entries."""
         return [one for one in self.plan.pattern.inputs if isinstance(one, Stream) and one.compress is not None]
+
+    @property
+    def token_tensors(self) -> list[Tensor]:
+        """Tensors with a value for each token: cached, too."""
+        return [one for one in self.plan.pattern.inputs if isinstance(one, Tensor) and "token" in one.axes]
 
     # ---- sizes
 

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spdsl.device.append_kernel import Append, launch_lengths, launch_rows, launch_values
 from spdsl.device.entries import Cells, entry_count, entry_counts
+from spdsl.device.launch import uses_kernels
 from spdsl.device.sequences import expect
 
 
@@ -26,7 +28,8 @@ class CacheStore:
 
     Paged (`page` tokens, a power of two >= 16): k[stream] [pages, heads, page, qk], page_table int32
     [batch, pages per sequence] (-1: none). `page=None`: k[stream] [batch, heads, capacity, qk].
-    `lengths` and `dropped` (tokens that found no room) are int32 [batch] on the device and updated in place.
+    `lengths` and `dropped` (tokens that found no room) are int32 [batch] on the device and updated in place; `lengths`
+    is a view of `spans` [batch, 2] = (0, length), which is what kernels read.
     """
 
     def __init__(
@@ -49,7 +52,8 @@ class CacheStore:
             expect(min(shape.heads, shape.qk_dim) > 0, name, "positive heads and dims", tuple(shape))
         self.batch, self.capacity, self.page = batch, capacity, page
         self.at_least = 0  # tokens that every sequence holds for certain, known without asking the device
-        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.spans = torch.zeros(batch, 2, dtype=torch.int32, device=device)
+        self.lengths = self.spans[:, 1]
         self.dropped = torch.zeros(batch, dtype=torch.int32, device=device)
         self.page_table = self._table(page_table, device)
         # One home more than there are tokens: what finds no room is written there and never read.
@@ -74,7 +78,7 @@ class CacheStore:
         expect(list(table.shape) == [self.batch, width], "page_table", f"[{self.batch}, {width}]", list(table.shape))
         used = table[table >= 0]
         expect(used.unique().numel() == used.numel(), "page_table", "pages that are used once", "a page used twice")
-        return table.to(device, copy=True)
+        return table.to(device, copy=True).contiguous()
 
     def _pages(self) -> int:
         table = self.page_table
@@ -89,6 +93,26 @@ class CacheStore:
         added = next(iter(k.values())).shape[2]
         free = self.capacity - self.at_least
         expect(added <= free, "k", f"at most {free} more tokens (capacity {self.capacity})", added)
+        append = self._append_by_kernels if uses_kernels(self.lengths) else self._append_by_torch
+        append(k, v, tokens, added)
+        capturing = self.lengths.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not capturing:  # a capture records the step without running it
+            self.at_least = min(self.at_least + added, self.capacity)
+
+    def _append_by_kernels(
+        self, k: Mapping[str, Tensor], v: Mapping[str, Tensor], tokens: Mapping[str, Tensor], added: int
+    ) -> None:
+        width = 0 if self.page_table is None else self.page_table.shape[1]
+        call, page = Append(self.spans, self.page_table, width, self.capacity, added), self.page or 0
+        for name, new in k.items():
+            launch_rows(new, self.k[name], v.get(name), self.v[name] if name in v else None, call, page)
+        for name, values in tokens.items():
+            launch_values(values, self.tokens[name], call, page)
+        launch_lengths(self.dropped, call, page)
+
+    def _append_by_torch(
+        self, k: Mapping[str, Tensor], v: Mapping[str, Tensor], tokens: Mapping[str, Tensor], added: int
+    ) -> None:
         position = self.lengths.long()[:, None] + torch.arange(added, device=self.lengths.device)
         home, slot, room = self._places(position)
         for store, new in [(self.k[name], x) for name, x in k.items()] + [(self.v[name], x) for name, x in v.items()]:
@@ -99,9 +123,6 @@ class CacheStore:
         kept = room.int().cumprod(1).sum(1, dtype=torch.int32)  # a length never covers a hole
         self.lengths += kept
         self.dropped += added - kept
-        capturing = self.lengths.is_cuda and torch.cuda.is_current_stream_capturing()
-        if not capturing:  # a capture records the step without running it
-            self.at_least = min(self.at_least + added, self.capacity)
 
     def expect_fits(self, name: str, store: Tensor, new: Tensor) -> None:
         """New keys or values [B, heads, T, dim] against the cache of their stream."""

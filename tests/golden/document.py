@@ -2771,6 +2771,122 @@ def combine(partial: Tensor, partial_lse: Tensor, sink: Tensor | None, out: Tens
     )  # fmt: skip
 
 
+_APPENDED = 32  # new tokens of a program; a decode step has one
+_TABLE_ENTRIES = 64  # entries of the page table that are looked at at once
+
+
+class Append(NamedTuple):
+    """`added` tokens behind the last one of each sequence: spans int32 [S, 2] = (0, length), pages [S, page_width]."""
+
+    spans: torch.Tensor
+    pages: torch.Tensor | None
+    page_width: int
+    capacity: int
+    added: int
+
+
+@jit
+def append_places(call, s, BLOCK: tl.constexpr, PAGE: tl.constexpr):
+    """The new tokens of a program: number, position, home (page or sequence), slot, and whether it has room: [BLOCK]"""
+    token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    position = tl.load(call.spans + 2 * s + 1) + token
+    room = (token < call.added) & (position < call.capacity)
+    home, slot = tl.zeros_like(position) + s, position
+    if PAGE:
+        entry = tl.cast(s, tl.int64) * call.page_width + position // PAGE
+        home = tl.load(call.pages + entry, mask=room, other=-1).to(tl.int64)
+        room, slot = room & (home >= 0), position % PAGE
+    return token, position, home, slot, room
+
+
+@jit
+def copy_rows(new, store, s, h, token, home, slot, room, DIM: tl.constexpr, DIM_PADDED: tl.constexpr):
+    """Rows `token` of a sequence and head of `new` to (home, slot) of `store`."""
+    column = tl.arange(0, DIM_PADDED)[None, :]
+    mask = room[:, None] & (column < DIM)
+    new = at(new, s, h, 0)
+    value = tl.load(new.data + token[:, None] * new.token + column, mask=mask, other=0)
+    row = tl.cast(h, tl.int64) * store.head + home * store.batch + slot * store.token
+    tl.store(store.data + row[:, None] + column, value.to(store.data.dtype.element_ty), mask=mask)
+
+
+@jit
+def append_rows(
+    new_k, k, new_v, v, call,
+    QK_DIM: tl.constexpr, QK_PADDED: tl.constexpr, V_DIM: tl.constexpr, V_PADDED: tl.constexpr,
+    BLOCK: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """Keys, and values if there are any, of one stream.  Grid (blocks of new tokens, heads, sequences)."""
+    h, s = tl.program_id(1), tl.program_id(2)
+    token, _, home, slot, room = append_places(call, s, BLOCK, PAGE)
+    copy_rows(new_k, k, s, h, token, home, slot, room, QK_DIM, QK_PADDED)
+    if V_DIM:
+        copy_rows(new_v, v, s, h, token, home, slot, room, V_DIM, V_PADDED)
+
+
+@jit
+def append_values(new, store, call, BLOCK: tl.constexpr, PAGE: tl.constexpr):
+    """One value per token, never in pages.  Grid (blocks of new tokens, 1, sequences)."""
+    s = tl.program_id(2)
+    token, position, _, _, room = append_places(call, s, BLOCK, PAGE)
+    value = tl.load(at(new, s, 0, 0).data + token * new.token, mask=room, other=0)
+    tl.store(at(store, s, 0, 0).data + position * store.token, value.to(store.data.dtype.element_ty), mask=room)
+
+
+@jit
+def append_lengths(dropped, call, ENTRIES: tl.constexpr, PAGE: tl.constexpr):
+    """Lengths grow up to the capacity or the first hole in the pages; other tokens count as dropped.  Grid (S,)."""
+    s = tl.program_id(0)
+    length = tl.load(call.spans + 2 * s + 1).to(tl.int64)
+    end = tl.minimum(length + call.added, call.capacity)
+    if PAGE:
+        last = ((end + (PAGE - 1)) // PAGE).to(tl.int32)
+        hole = last
+        for first in tl.range((length // PAGE).to(tl.int32), last, ENTRIES):
+            entry = first + tl.arange(0, ENTRIES)
+            page = tl.load(call.pages + tl.cast(s, tl.int64) * call.page_width + entry, mask=entry < last, other=0)
+            hole = tl.minimum(hole, tl.min(tl.where(page < 0, entry, last), 0))
+        end = tl.maximum(length, tl.minimum(end, hole.to(tl.int64) * PAGE))
+    tl.store(call.spans + 2 * s + 1, end.to(tl.int32))
+    tl.store(dropped + s, tl.load(dropped + s) + (call.added - (end - length)).to(tl.int32))
+
+
+def append_block(call: Append) -> int:
+    return 1 if call.added == 1 else _APPENDED
+
+
+def launch_rows(new_k: Tensor, k: Tensor, new_v: Tensor | None, v: Tensor | None, call: Append, page: int) -> None:
+    """New keys [B, heads, T, qk], and values if there are any, to the stores of their stream."""
+    block, qk, v_dim = append_block(call), k.shape[3], 0 if v is None else v.shape[3]
+    launch(
+        append_rows, (triton.cdiv(call.added, block), k.shape[1], len(call.spans)),
+        strided(rows_contiguous(new_k)), strided(k),
+        None if new_v is None else strided(rows_contiguous(new_v)), None if v is None else strided(v), call,
+        num_warps=1 if block == 1 else 4, num_stages=1,
+        QK_DIM=qk, QK_PADDED=triton.next_power_of_2(qk), V_DIM=v_dim, V_PADDED=triton.next_power_of_2(max(1, v_dim)),
+        BLOCK=block, PAGE=page,
+    )  # fmt: skip
+
+
+def launch_values(new: Tensor, store: Tensor, call: Append, page: int) -> None:
+    """New values [B, T], one per token, to [B, tokens]."""
+    new = (new.view(torch.uint8) if new.dtype == torch.bool else new).to(store.dtype)
+    block = append_block(call)
+    launch(
+        append_values, (triton.cdiv(call.added, block), 1, len(call.spans)),
+        Strided(new, new.stride(0), 0, new.stride(1)), Strided(store, store.stride(0), 0, store.stride(1)), call,
+        num_warps=1, num_stages=1, BLOCK=block, PAGE=page,
+    )  # fmt: skip
+
+
+def launch_lengths(dropped: Tensor, call: Append, page: int) -> None:
+    """After everything that is stored at the old lengths."""
+    launch(
+        append_lengths, (len(call.spans),), dropped, call, num_warps=1, num_stages=1,
+        ENTRIES=_TABLE_ENTRIES, PAGE=page,
+    )  # fmt: skip
+
+
 def attend_reads(heads: int, doc) -> AttendReads:
     return AttendReads(
         doc,
@@ -3212,7 +3328,8 @@ class CacheStore:
 
     Paged (`page` tokens, a power of two >= 16): k[stream] [pages, heads, page, qk], page_table int32
     [batch, pages per sequence] (-1: none). `page=None`: k[stream] [batch, heads, capacity, qk].
-    `lengths` and `dropped` (tokens that found no room) are int32 [batch] on the device and updated in place.
+    `lengths` and `dropped` (tokens that found no room) are int32 [batch] on the device and updated in place; `lengths`
+    is a view of `spans` [batch, 2] = (0, length), which is what kernels read.
     """
 
     def __init__(
@@ -3235,7 +3352,8 @@ class CacheStore:
             expect(min(shape.heads, shape.qk_dim) > 0, name, "positive heads and dims", tuple(shape))
         self.batch, self.capacity, self.page = batch, capacity, page
         self.at_least = 0  # tokens that every sequence holds for certain, known without asking the device
-        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.spans = torch.zeros(batch, 2, dtype=torch.int32, device=device)
+        self.lengths = self.spans[:, 1]
         self.dropped = torch.zeros(batch, dtype=torch.int32, device=device)
         self.page_table = self._table(page_table, device)
         # One home more than there are tokens: what finds no room is written there and never read.
@@ -3260,7 +3378,7 @@ class CacheStore:
         expect(list(table.shape) == [self.batch, width], "page_table", f"[{self.batch}, {width}]", list(table.shape))
         used = table[table >= 0]
         expect(used.unique().numel() == used.numel(), "page_table", "pages that are used once", "a page used twice")
-        return table.to(device, copy=True)
+        return table.to(device, copy=True).contiguous()
 
     def _pages(self) -> int:
         table = self.page_table
@@ -3275,6 +3393,26 @@ class CacheStore:
         added = next(iter(k.values())).shape[2]
         free = self.capacity - self.at_least
         expect(added <= free, "k", f"at most {free} more tokens (capacity {self.capacity})", added)
+        append = self._append_by_kernels if uses_kernels(self.lengths) else self._append_by_torch
+        append(k, v, tokens, added)
+        capturing = self.lengths.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not capturing:  # a capture records the step without running it
+            self.at_least = min(self.at_least + added, self.capacity)
+
+    def _append_by_kernels(
+        self, k: Mapping[str, Tensor], v: Mapping[str, Tensor], tokens: Mapping[str, Tensor], added: int
+    ) -> None:
+        width = 0 if self.page_table is None else self.page_table.shape[1]
+        call, page = Append(self.spans, self.page_table, width, self.capacity, added), self.page or 0
+        for name, new in k.items():
+            launch_rows(new, self.k[name], v.get(name), self.v[name] if name in v else None, call, page)
+        for name, values in tokens.items():
+            launch_values(values, self.tokens[name], call, page)
+        launch_lengths(self.dropped, call, page)
+
+    def _append_by_torch(
+        self, k: Mapping[str, Tensor], v: Mapping[str, Tensor], tokens: Mapping[str, Tensor], added: int
+    ) -> None:
         position = self.lengths.long()[:, None] + torch.arange(added, device=self.lengths.device)
         home, slot, room = self._places(position)
         for store, new in [(self.k[name], x) for name, x in k.items()] + [(self.v[name], x) for name, x in v.items()]:
@@ -3285,9 +3423,6 @@ class CacheStore:
         kept = room.int().cumprod(1).sum(1, dtype=torch.int32)  # a length never covers a hole
         self.lengths += kept
         self.dropped += added - kept
-        capturing = self.lengths.is_cuda and torch.cuda.is_current_stream_capturing()
-        if not capturing:  # a capture records the step without running it
-            self.at_least = min(self.at_least + added, self.capacity)
 
     def expect_fits(self, name: str, store: Tensor, new: Tensor) -> None:
         """New keys or values [B, heads, T, dim] against the cache of their stream."""
@@ -3484,8 +3619,7 @@ def _append(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache) -> tuple
             "doc": doc,
         },
     )
-    spans = torch.stack([torch.zeros_like(cache.lengths), cache.lengths], 1)
-    layout = Layout(None, spans, None, None, q.shape[2], cache.capacity)
+    layout = Layout(None, cache.spans, None, None, q.shape[2], cache.capacity)
     doc = cache.tokens["doc"][:, : cache.capacity]
     return _prepare(q, k, v, doc, layout, cache.capacity, cache.capacity), layout
 

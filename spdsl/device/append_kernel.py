@@ -1,0 +1,131 @@
+"""Kernels that append to a cache: new rows go to their pages, then lengths move on.
+
+A token without room, beyond the capacity or in a page that is not handed out, is not stored at all.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spdsl.device.launch import launch, rows_contiguous, strided
+from spdsl.device.tiles import Strided, at, jit
+
+_APPENDED = 32  # new tokens of a program; a decode step has one
+_TABLE_ENTRIES = 64  # entries of the page table that are looked at at once
+
+
+class Append(NamedTuple):
+    """`added` tokens behind the last one of each sequence: spans int32 [S, 2] = (0, length), pages [S, page_width]."""
+
+    spans: torch.Tensor
+    pages: torch.Tensor | None
+    page_width: int
+    capacity: int
+    added: int
+
+
+@jit
+def append_places(call, s, BLOCK: tl.constexpr, PAGE: tl.constexpr):
+    """The new tokens of a program: number, position, home (page or sequence), slot, and whether it has room: [BLOCK]"""
+    token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    position = tl.load(call.spans + 2 * s + 1) + token
+    room = (token < call.added) & (position < call.capacity)
+    home, slot = tl.zeros_like(position) + s, position
+    if PAGE:
+        entry = tl.cast(s, tl.int64) * call.page_width + position // PAGE
+        home = tl.load(call.pages + entry, mask=room, other=-1).to(tl.int64)
+        room, slot = room & (home >= 0), position % PAGE
+    return token, position, home, slot, room
+
+
+@jit
+def copy_rows(new, store, s, h, token, home, slot, room, DIM: tl.constexpr, DIM_PADDED: tl.constexpr):
+    """Rows `token` of a sequence and head of `new` to (home, slot) of `store`."""
+    column = tl.arange(0, DIM_PADDED)[None, :]
+    mask = room[:, None] & (column < DIM)
+    new = at(new, s, h, 0)
+    value = tl.load(new.data + token[:, None] * new.token + column, mask=mask, other=0)
+    row = tl.cast(h, tl.int64) * store.head + home * store.batch + slot * store.token
+    tl.store(store.data + row[:, None] + column, value.to(store.data.dtype.element_ty), mask=mask)
+
+
+@jit
+def append_rows(
+    new_k, k, new_v, v, call,
+    QK_DIM: tl.constexpr, QK_PADDED: tl.constexpr, V_DIM: tl.constexpr, V_PADDED: tl.constexpr,
+    BLOCK: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """Keys, and values if there are any, of one stream.  Grid (blocks of new tokens, heads, sequences)."""
+    h, s = tl.program_id(1), tl.program_id(2)
+    token, _, home, slot, room = append_places(call, s, BLOCK, PAGE)
+    copy_rows(new_k, k, s, h, token, home, slot, room, QK_DIM, QK_PADDED)
+    if V_DIM:
+        copy_rows(new_v, v, s, h, token, home, slot, room, V_DIM, V_PADDED)
+
+
+@jit
+def append_values(new, store, call, BLOCK: tl.constexpr, PAGE: tl.constexpr):
+    """One value per token, never in pages.  Grid (blocks of new tokens, 1, sequences)."""
+    s = tl.program_id(2)
+    token, position, _, _, room = append_places(call, s, BLOCK, PAGE)
+    value = tl.load(at(new, s, 0, 0).data + token * new.token, mask=room, other=0)
+    tl.store(at(store, s, 0, 0).data + position * store.token, value.to(store.data.dtype.element_ty), mask=room)
+
+
+@jit
+def append_lengths(dropped, call, ENTRIES: tl.constexpr, PAGE: tl.constexpr):
+    """Lengths grow up to the capacity or the first hole in the pages; other tokens count as dropped.  Grid (S,)."""
+    s = tl.program_id(0)
+    length = tl.load(call.spans + 2 * s + 1).to(tl.int64)
+    end = tl.minimum(length + call.added, call.capacity)
+    if PAGE:
+        last = ((end + (PAGE - 1)) // PAGE).to(tl.int32)
+        hole = last
+        for first in tl.range((length // PAGE).to(tl.int32), last, ENTRIES):
+            entry = first + tl.arange(0, ENTRIES)
+            page = tl.load(call.pages + tl.cast(s, tl.int64) * call.page_width + entry, mask=entry < last, other=0)
+            hole = tl.minimum(hole, tl.min(tl.where(page < 0, entry, last), 0))
+        end = tl.maximum(length, tl.minimum(end, hole.to(tl.int64) * PAGE))
+    tl.store(call.spans + 2 * s + 1, end.to(tl.int32))
+    tl.store(dropped + s, tl.load(dropped + s) + (call.added - (end - length)).to(tl.int32))
+
+
+def append_block(call: Append) -> int:
+    return 1 if call.added == 1 else _APPENDED
+
+
+def launch_rows(new_k: Tensor, k: Tensor, new_v: Tensor | None, v: Tensor | None, call: Append, page: int) -> None:
+    """New keys [B, heads, T, qk], and values if there are any, to the stores of their stream."""
+    block, qk, v_dim = append_block(call), k.shape[3], 0 if v is None else v.shape[3]
+    launch(
+        append_rows, (triton.cdiv(call.added, block), k.shape[1], len(call.spans)),
+        strided(rows_contiguous(new_k)), strided(k),
+        None if new_v is None else strided(rows_contiguous(new_v)), None if v is None else strided(v), call,
+        num_warps=1 if block == 1 else 4, num_stages=1,
+        QK_DIM=qk, QK_PADDED=triton.next_power_of_2(qk), V_DIM=v_dim, V_PADDED=triton.next_power_of_2(max(1, v_dim)),
+        BLOCK=block, PAGE=page,
+    )  # fmt: skip
+
+
+def launch_values(new: Tensor, store: Tensor, call: Append, page: int) -> None:
+    """New values [B, T], one per token, to [B, tokens]."""
+    new = (new.view(torch.uint8) if new.dtype == torch.bool else new).to(store.dtype)
+    block = append_block(call)
+    launch(
+        append_values, (triton.cdiv(call.added, block), 1, len(call.spans)),
+        Strided(new, new.stride(0), 0, new.stride(1)), Strided(store, store.stride(0), 0, store.stride(1)), call,
+        num_warps=1, num_stages=1, BLOCK=block, PAGE=page,
+    )  # fmt: skip
+
+
+def launch_lengths(dropped: Tensor, call: Append, page: int) -> None:
+    """After everything that is stored at the old lengths."""
+    launch(
+        append_lengths, (len(call.spans),), dropped, call, num_warps=1, num_stages=1,
+        ENTRIES=_TABLE_ENTRIES, PAGE=page,
+    )  # fmt: skip
