@@ -17,10 +17,9 @@ from spdsl.passes.series import Trace
 from spdsl.passes.spans import size
 
 # Operators of torch, as the tests count them in generated modules.
-UNION_STEPS, CACHED_UNION_STEPS, STEP_UNION_STEPS = 47, 53, 51
+UNION_STEPS, CACHED_UNION_STEPS = 47, 53
 INVERSE_STEPS = 50
 FILL_STEPS, BACKWARD_STEPS = 2, 4  # results; dQ, dK, dV and the gradient of lse that nobody gave
-SELECT_STEPS = 1  # the lists are filled
 MOST_UNIT = 1 << 30  # as in device.unit_launch: no unit bounds the block of a selecting kernel
 
 
@@ -115,17 +114,15 @@ def decode(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]
     exact = choice.rule == "top_k"
     blocks = call.many(lists * units * (choice.unit // shape.config.block_n), exact)
     area, row = shape.config.block_m * shape.config.block_n, (qk + v) * call.shape.size
-    steps = STEP_UNION_STEPS
-    moved = _union_bytes(call, softmax, choice, 1)
-    yield Kernel(f"{softmax.name} unions", "lists", "copy", launches=0, steps=steps, bytes=moved, moved=moved)
+    listed = call.list_bytes(choice, softmax)
     read = call.count.read(softmax)
     own = call.rows_bytes(softmax, qk + v)
     yield Kernel(
         f"{softmax.name}_decode", "attend", "decode",
         flops=call.many(step_pairs(call, softmax), read.keys.exact) * (2 * (qk + v)),
         machine=blocks * (2 * area * sum(call.tile_dims(softmax))), exps=blocks * area,
-        bytes=call.thinned(softmax, read.bytes) + own,
-        moved=call.many(lists * min(units * choice.unit, call.length) * row, exact) + own,
+        bytes=call.thinned(softmax, read.bytes) + own + listed,
+        moved=call.many(lists * min(units * choice.unit, call.length) * row, exact) + own + listed,
     )  # fmt: skip
     width = max(1, min(call.capacity(choice), -(-call.length // choice.unit)))
     keys = min(call.length, width * choice.unit)
@@ -140,7 +137,7 @@ def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
         call.many(step_pairs(call, softmax)) if call.phase is Phase.DECODE else call.pairs(softmax) * call.shape.batch
     )
     moved = call.rows_bytes(softmax, qk) + _scored_bytes(call, softmax) + call.list_bytes(choice, softmax)
-    name, steps = f"{choice.name}_select", SELECT_STEPS + entry_steps(call, softmax)
+    name, steps = f"{choice.name}_select", entry_steps(call, softmax)
     if choice.rows != 1 or (choice.capacity or MOST_RANKED + 1) > MOST_RANKED:
         yield _by_torch(call, plan, softmax, moved)
         return

@@ -13,6 +13,8 @@ import triton.language as tl
 
 from spdsl.device.tiles import LOG2E, at, jit, load_qk, load_v, span, store_qk, store_v, token_pointer, zeros
 
+_COUNTED = tl.constexpr(256)  # entries of a list that are looked at at once
+
 
 class UnitConst(NamedTuple):
     """What kernels over units are compiled for (all tl.constexpr); BLOCK_N divides UNIT."""
@@ -30,6 +32,13 @@ class UnitLists(NamedTuple):
     counts: torch.Tensor
     first: torch.Tensor
     tiles: int
+    width: int
+
+
+class StepLists(NamedTuple):
+    """The units of one query per sequence: [S, H, width], contiguous, each unit once, -1 only at the end."""
+
+    units: torch.Tensor
     width: int
 
 
@@ -165,6 +174,18 @@ def visit_units(lists, s, h, tile):
 
 
 @jit
+def visit_step(lists, s, h):
+    """The units listed for the one query of sequence s; their number is counted here, masks are not needed."""
+    units = lists.units + (tl.cast(s, tl.int64) * tl.num_programs(1) + h) * lists.width
+    count = 0
+    for first in tl.range(0, lists.width, _COUNTED):
+        place = first + tl.arange(0, _COUNTED)
+        unit = tl.load(units + place, mask=place < lists.width, other=-1)
+        count += tl.sum((unit >= 0).to(tl.int32), 0)
+    return Visit(count, units, units)
+
+
+@jit
 def unit_block(units, i, U, C):
     """Number of the i-th visited block of keys: a unit is UNIT / BLOCK_N blocks."""
     place = i // (U.UNIT // C.BLOCK_N)
@@ -173,9 +194,13 @@ def unit_block(units, i, U, C):
 
 @jit
 def chose(masks, i, lane, U, C):
-    """Which rows chose the unit of the i-th visited block."""
-    mask = tl.load(masks + i // (U.UNIT // C.BLOCK_N))
-    return ((mask >> lane.to(tl.int64)) & 1) != 0
+    """Which rows chose the unit of the i-th visited block; with one query per tile, all of them."""
+    if U.LANES == 1:
+        found = lane >= 0
+    else:
+        mask = tl.load(masks + i // (U.UNIT // C.BLOCK_N))
+        found = ((mask >> lane.to(tl.int64)) & 1) != 0
+    return found
 
 
 @jit

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spdsl.device.configs import Config
 from spdsl.device.launch import INTERPRETED, Paged, config_for, constants, launch, strided, wide
-from spdsl.device.packed import Inverse, UnitConst, UnitLists, add_slots
+from spdsl.device.packed import Inverse, StepLists, UnitConst, UnitLists, add_slots
 from spdsl.device.ranking import SelectConst, merge_ranks
 from spdsl.device.sequences import Layout
 from spdsl.device.splits import split_count
@@ -35,6 +35,11 @@ def unit_lists(chosen: Tensor, shape: UnitShape, unit: int, keys: int, layout: L
 def lists_of(tiles: UnitTiles) -> UnitLists:
     """The lists for a kernel."""
     return UnitLists(tiles.units, tiles.masks, tiles.counts, tiles.first, tiles.tiles, tiles.width)
+
+
+def step_lists(chosen: Tensor) -> StepLists:
+    """Lists [S, H, 1, n], ascending with -1 at the end, for a kernel with one query per sequence."""
+    return StepLists(chosen.int().contiguous(), chosen.shape[3])
 
 
 def unit_constants(shape: UnitShape, unit: int, lists_per_head: int = 1) -> UnitConst:
@@ -91,7 +96,7 @@ def ranks_kept(most: int) -> int:
 def select_splits(queries: int, lists: int, units: int, device: torch.device) -> int:
     """Programs that share the units of one query, where every sequence has one."""
     if INTERPRETED:
-        return min(3, units)
+        return max(1, min(3, units))
     return split_count(queries * lists, 2 * units, device)  # a unit costs about as much as two keys in decode
 
 

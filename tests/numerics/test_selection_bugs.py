@@ -50,6 +50,10 @@ def stepped(body: str, module: ModuleType) -> None:
     check_chunks(body, module, 16, [17, 5], 3, 1)
 
 
+def apart(body: str, module: ModuleType) -> None:
+    check_chunks(body, module, 16, [37], 1, 2)
+
+
 def passed(body: str, module: ModuleType) -> None:
     pattern = pattern_of(body)
     inputs = inputs_of(pattern, Shape(17, 80, heads=4, kv_heads=2))
@@ -98,6 +102,10 @@ KERNELS = [
     Bug("tiles of the first sequence", SCORED, packed, "inverse.all_tiles - first_tile", "inverse.all_tiles"),
     Bug("units of the first sequence", SCORED, packed, "tiles.units + first_unit[sequence].view(1, -1, 1)",
         "tiles.units"),
+    Bug("the last unit of a step left out", SCORED, stepped, "tl.sum((unit >= 0).to(tl.int32), 0)",
+        "tl.sum((unit >= 0).to(tl.int32), 0) - 1"),
+    Bug("the list of the first head in a step", APART, apart, "(tl.cast(s, tl.int64) * tl.num_programs(1) + h)",
+        "(tl.cast(s, tl.int64) * tl.num_programs(1))"),
     Bug("lists of the first head of a group", APART, grouped, "kv_head * U.LISTS + number // inverse.all_tiles",
         "kv_head * U.LISTS"),
 ]  # fmt: skip

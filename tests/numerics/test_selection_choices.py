@@ -6,17 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from spdsl.ir.pattern import Pattern
 from spdsl.oracle import dense
 from tests.numerics.cases import (
     Found,
     Inputs,
     Shape,
     assert_same,
+    cut,
     differentiable,
     evaluated,
     generated,
     inputs_of,
     meant,
+    nan_cache,
     parts_of,
 )  # fmt: skip
 from tests.numerics.conftest import Engine
@@ -64,6 +67,32 @@ def test_a_choice_that_no_score_would_make(engine: Engine, name: str) -> None:
     lists = 4 if name == "heads apart" else 2
     found = generated(module, pattern, {**inputs, "chosen": units})
     assert_same(found, meant(pattern, {**inputs, "chosen": units.expand(2, lists, -1, -1)}))
+
+
+@pytest.mark.parametrize("name", ["moba", "heads apart"])
+def test_a_choice_passed_to_a_step_of_generation(engine: Engine, name: str) -> None:
+    """In any order, with repeats, and far longer than its units: the bits of the step that chose by itself."""
+    if engine.name == "interpreted" and name != "moba":
+        pytest.skip("the same kernels in fewer patterns")
+    body, shape = SELECTED[name], Shape(37, 37, batch=1 if engine.name == "interpreted" else 2, heads=4, kv_heads=2)
+    pattern, module = pattern_of(body), engine(body)
+    inputs = inputs_of(pattern, shape)
+    chosen = dense.choices(pattern, inputs)["chosen"][:, :, -1:]
+    padded = torch.cat([torch.full_like(chosen[..., :1], -1).expand(-1, -1, -1, 300), scrambled(chosen)], 3)
+    assert (chosen >= 0).sum(-1).max() > 1
+    found = []
+    for passed in ({}, {"chosen": chosen}, {"chosen": padded.long()}):
+        cache = nan_cache(module, shape, 50, 16)
+        module.prefill(**cut(pattern, inputs, 0, 36), cache=cache)
+        found.append(parts_of(module.decode(**cut(pattern, inputs, 36, 37), **passed, cache=cache, return_lse=True)))
+    for other in found[1:]:
+        for part, wanted in zip(other, found[0], strict=True):
+            assert all(torch.equal(one, own) for one, own in zip(part, wanted, strict=True))
+    assert_same(Found([(out[:, :, -1:], lse[:, :, -1:]) for out, lse in found[0]]), last_row(pattern, inputs))
+
+
+def last_row(pattern: Pattern, inputs: Inputs) -> Found:
+    return Found([(out[:, :, -1:], lse[:, :, -1:]) for out, lse in dense.results(pattern, inputs, "decode")])
 
 
 def test_empty_lists_give_nothing(engine: Engine) -> None:

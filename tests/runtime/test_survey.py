@@ -58,8 +58,8 @@ def by_phase(launches: list[Launch]) -> dict[str, list[str]]:
 def test_phases(module: ModuleType) -> None:
     assert by_phase(survey(module, dims=((64, 64),))) == {
         "train": ["attend_forward", "row_delta", "attend_dq", "attend_dkdv"],
-        "prefill": ["attend_forward"],
-        "decode": ["attend_decode", "combine_splits"],
+        "prefill": ["append_rows", "append_lengths", "attend_forward"],
+        "decode": ["append_rows", "append_lengths", "attend_decode", "combine_splits"],
     }
 
 
