@@ -11,8 +11,8 @@ from spdsl.passes.count import Number
 STREAMING = ("mean", "max", "weighted")  # made by kernels in `attention`; with a cache by torch
 VALUE_BYTES = {"bool": 1, "int": 8, "float": 4}  # of token tensors in the cache
 # Operators of torch, as the tests count them in generated modules.
-CLOSE_STEPS, ENTRY_STEPS = 17, 12
-POOL_STEPS = {"mean": 2, "max": 1, "weighted": 7, "mlp": 8, "softmax": 8}
+POOL_STEPS = {"mean": 2, "max": 1, "weighted": 9, "mlp": 8, "softmax": 5}
+COPY_STEPS = {"mlp": 2}  # cells put heads first, which takes a copy where both batch and entries are more than one
 POOL_BACKWARD_STEPS = {"mlp": 8, "softmax": 8}
 LSE_STEPS = 1  # one lse per branch, beside each other
 MERGE_STEPS = 24  # of two branches
@@ -65,9 +65,17 @@ def cached(call: Call) -> Iterator[Kernel]:
         assert stream.compress is not None
         entries = -(-call.queries // stream.grid.stride)
         flops, dims = _flops(call, stream, entries), _sides(call, stream)
-        moved = _moved(call, stream, entries * stream.grid.width, entries)
-        steps = CLOSE_STEPS + (ENTRY_STEPS + POOL_STEPS[stream.compress.by]) * len(dims)
-        yield Kernel(f"{stream.name} close", "compress", "forward", 0, steps, flops, flops, bytes=moved, moved=moved)
+        sources = 1 if stream.compress.logits is None else 2
+        cells = _moved(call, stream, entries * stream.grid.width, 0)
+        yield Kernel(
+            "take_cells", "compress", "copy", launches=sources, bytes=cells * sources, moved=cells * (2 * sources)
+        )
+        by = stream.compress.by
+        copied = COPY_STEPS.get(by, 0) if min(call.shape.batch, entries) == 1 else 0
+        moved, made = _moved(call, stream, entries * stream.grid.width, entries), _moved(call, stream, 0, entries)
+        steps = (POOL_STEPS[by] - copied) * len(dims)
+        yield Kernel(f"{stream.name} pools", "compress", "forward", 0, steps, flops, flops, bytes=moved, moved=moved)
+        yield Kernel("put_entries", "compress", "copy", bytes=made, moved=made * 2)
 
 
 def together(call: Call) -> Iterator[Kernel]:

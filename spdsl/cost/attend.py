@@ -14,7 +14,6 @@ from spdsl.passes.count import Number
 FORWARD_STEPS = 2  # the results are filled before the launch
 BACKWARD_STEPS = 2  # dQ is filled, and the gradient of lse that nobody gave; and dK, dV for each stream
 STREAM_STEPS = 2
-ENTRY_STEPS = 6
 LIST_STEPS = 44  # for the lists of one softmax; what its test reads comes on top
 CLASS_STEPS, CLASS_BACKWARD_STEPS = 82, 12  # reordering by residue class, forward and backward
 
@@ -30,7 +29,7 @@ def forward(call: Call, softmax: SoftmaxPlan) -> Iterator[Kernel]:
     lists = LIST_STEPS if listed(own) else 0
     yield Kernel(
         f"{own.name}_forward", "attend" if softmax.role is Role.BRANCH else "score", "forward",
-        steps=FORWARD_STEPS + entry_steps(call, softmax) + lists + (CLASS_STEPS if own is not softmax else 0),
+        steps=FORWARD_STEPS + lists + (CLASS_STEPS if own is not softmax else 0),
         flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
         machine=tiles * (2 * area * sum(call.tile_dims(softmax))), exps=tiles * area,
         bytes=moved, moved=moved + _class_bytes(call, softmax, own),
@@ -103,7 +102,6 @@ def decode(call: Call, softmax: SoftmaxPlan) -> Iterator[Kernel]:
     own = call.rows_bytes(softmax, qk + v)
     yield Kernel(
         f"{softmax.name}_decode", "attend" if softmax.role is Role.BRANCH else "score", "decode",
-        steps=entry_steps(call, softmax),
         flops=pairs * (2 * (qk + v)),
         machine=tiles * (2 * area * sum(call.tile_dims(softmax))), exps=tiles * area,
         bytes=call.thinned(softmax, read.bytes) + own,
@@ -119,13 +117,6 @@ def combined(call: Call, softmax: SoftmaxPlan, splits: int) -> Kernel:
     found = call.many(heads * (splits * ((v or 16) + 1) * LSE_BYTES + (v or 16) * call.shape.size + LSE_BYTES))
     part = "combine" if softmax.role is Role.BRANCH else "score"
     return Kernel("combine_splits", part, "copy", bytes=found, moved=found)
-
-
-def entry_steps(call: Call, softmax: SoftmaxPlan) -> int:
-    """With a cache the entries of each sequence are counted on the device."""
-    if call.phase is Phase.TRAIN or softmax.sweeps[0].stream.grid.is_tokens:
-        return 0
-    return ENTRY_STEPS
 
 
 def step_pairs(call: Call, softmax: SoftmaxPlan) -> int:

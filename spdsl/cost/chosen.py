@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spdsl.cost.attend import combined, delta, entry_steps, step_pairs
+from spdsl.cost.attend import combined, delta, step_pairs
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
 from spdsl.cost.machine import padded
 from spdsl.cost.unions import select_steps, tile_units
@@ -137,7 +137,7 @@ def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
         call.many(step_pairs(call, softmax)) if call.phase is Phase.DECODE else call.pairs(softmax) * call.shape.batch
     )
     moved = call.rows_bytes(softmax, qk) + _scored_bytes(call, softmax) + call.list_bytes(choice, softmax)
-    name, steps = f"{choice.name}_select", entry_steps(call, softmax)
+    name = f"{choice.name}_select"
     if choice.rows != 1 or (choice.capacity or MOST_RANKED + 1) > MOST_RANKED:
         yield _by_torch(call, plan, softmax, moved)
         return
@@ -156,7 +156,7 @@ def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
     assert choice.score is not None
     exps = products * area if choice.score.probability else NONE
     yield Kernel(
-        name, "select", "select", steps=steps, flops=pairs * (2 * qk),
+        name, "select", "select", flops=pairs * (2 * qk),
         machine=products * (2 * area * padded(qk)), exps=exps, bytes=moved, moved=moved,
     )  # fmt: skip
     splits = call.machine.select_splits(call.shape.batch * lists, units) if call.phase is Phase.DECODE else 1

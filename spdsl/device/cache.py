@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spdsl.device.append_kernel import Append, launch_lengths, launch_rows, launch_values
+from spdsl.device.close_kernel import Close, launch_entries, taken_cells
 from spdsl.device.entries import Cells, entry_count, entry_counts
 from spdsl.device.launch import uses_kernels
 from spdsl.device.sequences import expect
@@ -200,6 +201,8 @@ class EntryStore(CacheStore):
     ) -> None:
         super().__init__(batch, capacity, streams, tokens, page=page, device=device, dtype=dtype, page_table=page_table)
         self.entries = dict(entries)
+        # (0, number of entries) of each sequence, as the kernels of the last close left it.
+        self.entry_spans = {name: torch.zeros_like(self.spans) for name in entries}
         for name, shape in entries.items():
             expect(name not in streams, name, "a name that no stream has", name)
             expect(min(shape.heads, shape.qk_dim, *shape.cells) > 0, name, "positive heads, dims and cells", shape)
@@ -236,6 +239,42 @@ class EntryStore(CacheStore):
         tokens, they are called with its cells as a second argument: its keys for pool_k, and for pool_v its values, or
         its keys where it has none. The number n depends on `added` only; an entry that was there gets the same value.
         """
+        close = self._close_by_kernels if uses_kernels(self.lengths) else self._close_by_torch
+        close(name, source, added, pool_k, pool_v, logits)
+
+    def _close_by_kernels(
+        self,
+        name: str,
+        source: str,
+        added: int,
+        pool_k: Callable[..., Tensor],
+        pool_v: Callable[..., Tensor] | None,
+        logits: str | None,
+    ) -> None:
+        shape, page = self.entries[name], self.page or 0
+        width = 0 if self.page_table is None else self.page_table.shape[1]
+        call = Close(self.spans, self.entry_spans[name], self.page_table, width, added)
+        number = -(-added // shape.stride)
+        made_k: list[Tensor] = []
+        made_v: list[Tensor] = []
+        for stream in (source,) if logits is None else (source, logits):
+            values = None if pool_v is None else self.v.get(stream)
+            cells_k, cells_v = taken_cells(self.k[stream], values, call, number, shape.cells, page)
+            made_k.append(cells_k)
+            made_v.append(cells_k if cells_v is None else cells_v)
+        new_v = None if pool_v is None else pool_v(*made_v)
+        store_v = None if pool_v is None else self.v[name]
+        launch_entries(pool_k(*made_k), self.k[name], new_v, store_v, call, shape.cells)
+
+    def _close_by_torch(
+        self,
+        name: str,
+        source: str,
+        added: int,
+        pool_k: Callable[..., Tensor],
+        pool_v: Callable[..., Tensor] | None,
+        logits: str | None,
+    ) -> None:
         shape = self.entries[name]
         number = torch.arange(-(-added // shape.stride), device=self.lengths.device)
         entry = entry_counts(self.lengths - added, shape.cells)[:, None] + number

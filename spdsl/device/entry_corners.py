@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.entries import Cells, entry_count, entry_spans
-from spdsl.device.launch import rows_contiguous, strided
+from spdsl.device.launch import Paged, rows_contiguous, strided
 from spdsl.device.sequences import Corner, Layout, corners, expect
 from spdsl.device.tiles import Source
 
@@ -30,9 +30,11 @@ def entry_layout(q: Tensor, layout: Layout, cells: Cells) -> Layout:
     return layout._replace(k_spans=entry_spans(layout.k_spans, cells, packed))
 
 
-def entry_source(q: Tensor, k: Tensor, v: Tensor, sequences: int, layout: Layout, cells: Cells) -> Source:
-    """Compressed keys for a kernel; in a cache they are never in pages."""
+def entry_source(
+    q: Tensor, k: Tensor, v: Tensor, sequences: int, layout: Layout, cells: Cells, paged: Paged | None = None
+) -> Source:
+    """Compressed keys for a kernel; in a cache they are never in pages, and it knows how many there are."""
     k, v = rows_contiguous(k), rows_contiguous(v)
-    spans = entry_layout(q, layout, cells).k_spans
+    spans = entry_layout(q, layout, cells).k_spans if paged is None else paged.spans
     group = tl.constexpr(q.shape[1] // k.shape[1])
     return Source(strided(k, sequences), strided(v, sequences), k.shape[2], spans, None, 0, group)

@@ -2661,11 +2661,15 @@ def uses_kernels(x: Tensor) -> bool:
 
 
 class Paged(NamedTuple):
-    """Keys that lie in a cache: its page table (None: one piece per sequence), tokens per page (0) and capacity."""
+    """Keys that lie in a cache: its page table (None: one piece per sequence), tokens per page (0) and capacity.
+
+    spans: int32 [S, 2] = (0, entries), of a compressed stream.
+    """
 
     table: Tensor | None
     page: int
     capacity: int
+    spans: Tensor | None = None
 
 
 def page_of(paged: Paged | None) -> int:

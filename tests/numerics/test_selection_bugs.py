@@ -75,13 +75,15 @@ BOTH = [
     Bug("an entry is visible one token early", SCORED, late, "q - 4 * k >= 7", "q - 4 * k >= 6"),
     Bug("entries of all sequences from 0 on", SCORED, packed,
         "counts.cumsum(0) - counts if packed else", "0 * counts if packed else"),
-    Bug("entries closed too late", SCORED, stepped, "entry_counts(self.lengths - added,", "entry_counts(self.lengths,"),
     Bug("gelu by tanh", LOCAL, late, "baddbmm(bias, flat, up))", 'baddbmm(bias, flat, up), approximate="tanh")'),
     Bug("a cell without its position", LOCAL, late, "position.flatten(1).unsqueeze(1)",
         "0 * position.flatten(1).unsqueeze(1)"),
     Bug("units given twice count twice", APART, passed, "units.masked_fill(again, most_units)", "units"),
 ]  # fmt: skip
 KERNELS = [
+    Bug("entries closed too late", SCORED, stepped, "whole_cells(length - call.added,", "whole_cells(length,"),
+    Bug("cells of the first page", SCORED, stepped, "call.pages + page, mask=there",
+        "call.pages + 0 * page, mask=there"),
     Bug("an entry across two units weighs as others", SCORED, late, "tl.where(i == 0, 1.0", "tl.where(i == 0, 4.0"),
     Bug("eq. 9 with the other sign", SCORED, late, "unit * S.RATIO + (S.FIRST + i)", "unit * S.RATIO - (S.FIRST + i)"),
     Bug("eq. 9 one entry further on", SCORED, late, "(S.FIRST + i)", "(S.FIRST + i + 1)"),
@@ -110,6 +112,7 @@ KERNELS = [
         "kv_head * U.LISTS"),
 ]  # fmt: skip
 CPU = [
+    Bug("entries closed too late", SCORED, stepped, "entry_counts(self.lengths - added,", "entry_counts(self.lengths,"),
     Bug("an entry across two units weighs as others", SCORED, late, "overlap.double() / selection.stride",
         "(overlap > 0).double()"),
     Bug("eq. 9 from the unit's own first entry on", SCORED, late, "(start - selection.width) // selection.stride + 1",
