@@ -24,7 +24,8 @@ ARGUMENT_WORDS = frozenset(
     packed_constants page_of paged part_lse part_out partial partial_lse parts pending per_unit pool_mlp
     pool_softmax pool_weighted pooled prefill q q_at q_first q_heads q_last q_offset q_spans random_argument
     reference refuse_gradient return_lse row_extremes rows rows_contiguous run seen sequences settle shape
-    sink_gradient sizes sizes_of slice slot_buffer source spans sparse_forward split_count splits step_lists str strided t
+    sink_gradient sizes sizes_of slice slot_buffer source spans sparse_forward split_count splits step_lists str
+    strided t
     tensor_argument tensors tokens torch triton tuned tuple unit_constants unit_inverse unit_list unit_lists unit_mask
     unit_shape units_backward units_forward uses_kernels v v_dim wide x
     """.split()
@@ -37,7 +38,7 @@ KERNEL_WORDS = ARGUMENT_WORDS | frozenset(
     load_qk load_row_values load_rows load_v m position q0 q1 q_count q_origin q_start query range0 ranked ranks row
     row_delta row_lse row_origin s score scored sequence_keys sink span split start_softmax step steps
     store_packed_qk store_packed_v store_packed_values store_qk store_ranks store_row_values store_units store_v
-    tile tl to_blocks token_pointer total unit visit visit_lists visit_units visited zeros
+    tile tl to_blocks token_pointer total unit visit visit_lists visit_step visit_units visited zeros
     """.split()
 )
 # A softmax `block` would bring a second `block_lists`.
