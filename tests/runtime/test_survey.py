@@ -168,11 +168,12 @@ def test_report_of_a_file(tmp_path: Path) -> None:
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in screen.getvalue().splitlines() if "│" in line]
     assert [row[0] for row in rows] == 2 * [
         *("attend_forward", "row_delta", "attend_dq", "attend_dkdv"),
-        *("attend_forward", "attend_decode", "combine_splits"),
+        *("append_rows", "append_lengths", "attend_forward"),
+        *("append_rows", "append_lengths", "attend_decode", "combine_splits"),
     ]
     assert rows[0][1:3] == ["train bf16 64/64", "h200"]
     assert "wgmma" in rows[0][9]
-    assert "mfma" in rows[7][9]
+    assert "mfma" in rows[11][9]
     assert all(int(row[5]) > 0 for row in rows)
 
 
