@@ -18,11 +18,13 @@ from spdsl.cost.roofline import dense_seconds, selecting_share, time
 from spdsl.diagnostics import Diagnostic
 from spdsl.ir.pattern import Phase
 from spdsl.ir.plan import Role
+from spdsl.passes.series import TooMuch, at_most
 from spdsl.passes.visible import DependsOnData
 from spdsl.targets import Target, find
 
 USUAL_TARGET = "h100"
 AT_BEST = Options(overlap=1.0)
+MOST_EVALUATIONS = 60_000  # two or three seconds; nsa at 1M tokens takes 24,489
 
 
 def slower_than_dense(view: View) -> Iterator[Diagnostic]:
@@ -32,8 +34,9 @@ def slower_than_dense(view: View) -> Iterator[Diagnostic]:
         return
     target = view.target or find(USUAL_TARGET)
     try:
-        slower = list(_slower(view, length, target))
-    except (DependsOnData, ValueError):
+        with at_most(MOST_EVALUATIONS):
+            slower = list(_slower(view, length, target))
+    except (DependsOnData, TooMuch, ValueError):
         return
     if not slower:
         return

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _STAGES = ["forward", "backward", "prefill", "decode"]
 _WIDTH = 160  # columns where the output is no terminal
 _MOST = 1 << 22
+_MOST_EVALUATIONS = 5_000_000  # some minutes
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[tuple[int, int]]
@@ -171,11 +172,15 @@ def _curves(
     options: Options,
 ) -> list[Curve]:
     from spdsl.cost.estimate import curve, doubling
+    from spdsl.passes.series import TooMuch, at_most
     from spdsl.passes.visible import DependsOnData
 
     try:
         lengths = doubling(*length)
-        return [curve(plan, stage, lengths, shape, target, options) for target in targets for stage in stages]
+        with at_most(_MOST_EVALUATIONS):
+            return [curve(plan, stage, lengths, shape, target, options) for target in targets for stage in stages]
+    except TooMuch:
+        raise Failed(f"{plan.pattern.name}: its sets repeat too seldom to be counted; try shorter lengths") from None
     except DependsOnData:
         raise Failed(f"{plan.pattern.name}: only the values of tensors tell which result answers") from None
     except ValueError as error:

@@ -17,13 +17,15 @@ from spdsl.ir.conjunct import Conjunct, Linear
 from spdsl.ir.symbols import LENGTH, Boolean, H, K, Q, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.numbers import NotWhole, compiled
-from spdsl.passes.series import Trace
+from spdsl.passes.series import Trace, spend
 from spdsl.passes.spans import Spans, size, union
 
 Residual = Callable[[int, int, int], int]  # (q, head, length) -> bits
 
 
 MOST_LISTED = 4096  # keys of a test that has to be looked at pair by pair: above it nothing is counted
+MOST_PERIOD = 65536  # positions after which a test repeats: above it, it is one that does not
+_BITS = 4096  # of a number that are worked on in the time of an evaluation
 
 
 class DependsOnData(Exception):
@@ -57,8 +59,11 @@ class Visible:
 
     def keys(self, q: int, head: int = 0) -> int:
         """What the query at position q sees: bit k of the number stands for key k."""
+        spend(1 + self.length // _BITS)
         found = 0
         for part in self._of(head):
+            if part.residuals and part.period is None and self.length > MOST_LISTED:
+                raise DependsOnData
             seen = bits(*_span(part.conjunct.linears, q, self.length, Trace()))
             for residual in part.residuals:
                 seen &= residual(q, head, self.length)
@@ -82,12 +87,15 @@ class Visible:
                 raise DependsOnData
             return self.keys(trace.constant(q), head).bit_count()  # no stretch of queries is alike
         period = lcm(*(part.period for part in parts if part.period))
+        if period > MOST_PERIOD:
+            raise DependsOnData
         spans = [_span(part.conjunct.linears, q, self.length, trace) for part in parts]
         remainder = trace.remainder(q, period)
         every = [span for part, span in zip(parts, spans, strict=True) if not part.residuals]
         plain = union(every, trace)
         found = size(plain)
         for place, chosen in self._places(remainder, head, period):
+            spend(1)
             own = [_of_class(spans[i], place, period, trace) for i in chosen]
             own += [_of_class(span, place, period, trace) for span in every]
             known = [_of_class(span, place, period, trace) for span in plain]
@@ -141,7 +149,8 @@ def _part(conjunct: Conjunct) -> _Part:
     periods = [_period(atom) for atom in conjunct.residual]
     known = [period for period in periods if period is not None]
     whole = lcm(*known) if len(known) == len(periods) else None
-    return _Part(conjunct, tuple(_residual(atom) for atom in conjunct.residual), whole)
+    repeats = whole is not None and whole <= MOST_PERIOD
+    return _Part(conjunct, tuple(_residual(atom) for atom in conjunct.residual), whole if repeats else None)
 
 
 def _holds(conjunct: Conjunct, head: int) -> bool:
@@ -208,6 +217,7 @@ def _lister(atom: Boolean) -> Residual:
         raise DependsOnData from None
 
     def listed(q: int, head: int, length: int) -> int:
+        spend(length // 8)  # a test of a pair is a fraction of an evaluation
         return sum(1 << k for k in range(length) if test({Q: q, H: head, K: k}, Trace()))
 
     return listed

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import spdsl
 from spdsl import compiler
 from spdsl.checks.int32 import MOST
 from spdsl.checks.pages import spread
 from spdsl.checks.share import union
 from spdsl.checks.view import Setting, views
 from spdsl.diagnostics import Source
+from spdsl.passes.series import TooMuch, at_most, total
 from spdsl.primitives.grains import nearest
 from spdsl.syntax.read import read
 from spdsl.targets import find
@@ -92,3 +95,24 @@ def test_a_target_is_judged_with_its_own_tables() -> None:
 @pytest.mark.parametrize("path", PATTERNS, ids=lambda path: path.stem)
 def test_published_patterns_are_quiet(path: Path) -> None:
     assert compiler.check(read(path), {}) == []
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        "where(q % 9973 == k % 9973) | where(k % 7919 == 0) | where(q % 6007 == k % 101)",
+        " | ".join(f"strided({n})" for n in (3, 5, 7, 11, 13, 17, 19, 23)),
+        "where((q // 17 + k // 13) % 2 == 0)",
+        "where(q * k % 7 < 3)",
+    ],
+    ids=["long periods", "many periods", "two units", "neither affine nor periodic"],
+)
+def test_no_set_makes_counting_endless(sets: str) -> None:
+    began = time.process_time()
+    spdsl.check(f"pattern p {{ causal expect(length = 1000000) return attend({sets}) }}")
+    assert time.process_time() - began < 5
+
+
+def test_counting_ends_where_it_may_do_no_more() -> None:
+    with pytest.raises(TooMuch), at_most(100):
+        total(lambda i, trace: trace.floor(i * i, 7), 1000)
