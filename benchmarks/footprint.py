@@ -1,11 +1,14 @@
 """Samples of the shared memory that Triton gives generated kernels, for spdsl/device/footprint_terms.py.
 
-    python -m benchmarks.footprint --count 2000 --output benchmarks/results/footprint/shared.csv
-    python -m benchmarks.footprint --registers --count 150 --output benchmarks/results/footprint/registers.csv
+    cd benchmarks/results/footprint
+    python -m benchmarks.footprint --count 500 --output shared.csv
+    python -m benchmarks.footprint --seed 77 --count 350 --besides shared.csv --output blind.csv
+    python -m benchmarks.footprint --registers --count 150 --output registers.csv
 
-Draws kernels, configurations and targets at random with a fixed seed, lets Triton allocate shared memory (no assembler
-is needed for that), and appends one line for each to a CSV file; what the file has already is not made again. With
---registers kernels that fit are assembled, too, and the last columns are registers and spills.
+Draws kernels, targets and configurations at random with a seed, lets Triton allocate shared memory (no assembler is
+needed for that), and appends one line for each to a CSV file; what the file has already is not made again. The
+configurations are those of the tables and what tuning tries beside them, as far as no more than two blocks' shared
+memory is needed. With --registers kernels that fit are assembled, too, and the last columns are registers and spills.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import csv
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +33,8 @@ from triton.compiler.compiler import make_backend
 import spdsl
 from benchmarks.footprint_samples import Assembled, Sample, read
 from spdsl import targets
-from spdsl.device.configs import Config
+from spdsl.device.candidates import STEPS, is_block, stepped
+from spdsl.device.configs import Config, lookup
 from spdsl.resources import folder
 from spdsl.runtime.crosscompile import compile_launch
 from spdsl.runtime.launches import Launch
@@ -41,13 +45,13 @@ SEED = 2026
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
 WEIGHTS = (4, 1, 5, 5, 4)
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
-DIMS = ((16, 16), (24, 24), (32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
+DIMS = (*((d, d) for d in (16, 24, 32, 40, 48, 64, 64, 72, 80, 96, 112, 128, 128, 160, 192, 256)), (192, 128))
 # causal and streaming_llm: ranges; document: lists and tensors that are read; alibi: a bias
 RANGES = ("causal", "causal", "streaming_llm", "streaming_llm", "document", "document", "alibi", "alibi")
 OTHERS = ("sink_attention", "block_sparse", "big_bird", "dilated", "prefix_lm", "longformer", "sparse_transformer")
 GROUPS = (1, 2, 5, 8, 16)  # of nsa; its blocks of 64 keys bound those of the kernels
 KINDS = ("forward", "dq", "dkdv", "decode", "select")
-MOST_REGISTERS = 384  # of a thread for one accumulator: beyond it nobody looks, and compiling takes minutes
+MOST_BLOCKS = 2  # limits of a block up to which a sample is kept
 
 
 class Draw(NamedTuple):
@@ -57,7 +61,7 @@ class Draw(NamedTuple):
     pick: int
     dtype: str
     dims: tuple[int, int]
-    config: Config
+    step: tuple[float, float, float, int]  # from the configuration of the tables
     architecture: str
 
 
@@ -66,13 +70,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--registers", action="store_true")
+    parser.add_argument("--besides", type=Path, help="a file whose samples are not made again")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    known = {sample[:-1] for sample, _ in read(options.output)} if options.output.exists() else set()
-    seed = options.seed + options.registers
+    files = [file for file in (options.besides, options.output) if file and file.exists()]
+    known = {sample[:-1] for file in files for sample, _ in read(file)}
+    seed, new = options.seed + options.registers, options.output not in files
     with options.output.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if not known:
+        writer = csv.writer(file, lineterminator="\n")
+        if new:
             writer.writerow((*Sample._fields, *(Assembled._fields if options.registers else ())))
         for number, draw in enumerate(draws(seed, options.count)):
             for row in taken(draw, known, options.registers):
@@ -83,40 +89,47 @@ def main() -> None:
 
 def draws(seed: int, count: int) -> Iterator[Draw]:
     chance = random.Random(seed)
-    while count:
-        draw = Draw(
-            pattern=chance.choice((*RANGES, chance.choice(OTHERS), *(f"nsa/{g}" for g in GROUPS))),
+    for _ in range(count):
+        yield Draw(
+            pattern=chance.choice((*RANGES, *chance.sample(OTHERS, 2), *(f"nsa/{g}" for g in GROUPS))),
             pick=chance.randrange(1 << 16),
             dtype=chance.choice(tuple(DTYPES)),
             dims=chance.choice(DIMS),
-            config=Config(*(chance.choice(x) for x in ((16, 32, 64, 128), (16, 32, 64, 128), (4, 4, 8), (1, 2, 3, 4)))),
+            step=chance.choice(STEPS),
             architecture=chance.choices(ARCHITECTURES, WEIGHTS)[0],
         )
-        if plausible(draw):
-            count -= 1
-            yield draw
 
 
-def plausible(draw: Draw) -> bool:
-    """Small enough for anybody to try."""
-    config, dim, size = draw.config, max(draw.dims), DTYPES[draw.dtype]
-    threads = config.num_warps * (64 if draw.architecture.startswith("gfx") else 32)
-    return max(config.block_m, config.block_n) * dim * size // 2 <= MOST_REGISTERS * threads
+class Near:
+    """In place of `lookup`: one step from the tables. `given` is what each kernel got."""
+
+    def __init__(self, step: tuple[float, float, float, int]) -> None:
+        self.step = step
+        self.given: dict[str, Config] = {}
+
+    def __call__(self, kernel: str, *place: Any) -> Config:
+        default = lookup(kernel, *place)
+        near = stepped(default, self.step)
+        found = near if is_block(near, 0) else default
+        return self.given.setdefault(kernel.removesuffix("_bias"), found)
 
 
 def taken(draw: Draw, known: set[tuple[Any, ...]], registers: bool) -> Iterator[tuple[Any, ...]]:
     """The sample of a draw, unless it is known."""
     target = targets.find(draw.architecture)
-    found = [launch for launch in launches(draw, target) if kernel_of(launch)]
+    near = Near(draw.step)
+    found = [launch for launch in launches(draw, target, near) if kernel_of(launch)]
     kinds = sorted({kernel_of(launch) for launch in found})
     of_kind = [launch for launch in found if kernel_of(launch) == kinds[draw.pick % len(kinds)]]
     launch = of_kind[draw.pick // len(kinds) % len(of_kind)]
-    known_part = described(draw, launch)
+    known_part = described(draw, launch, near.given[kernel_of(launch)])
     if known_part in known:
         return
     known.add(known_part)
     try:
         found_shared = shared(launch, target)
+        if found_shared > MOST_BLOCKS * target.shared_per_block:
+            return
         if not registers:
             yield Sample(*known_part, found_shared)
         elif found_shared <= target.shared_per_block:
@@ -127,7 +140,7 @@ def taken(draw: Draw, known: set[tuple[Any, ...]], registers: bool) -> Iterator[
         print(f"\n{known_part}: {str(problem).strip()[:100]}", file=sys.stderr)
 
 
-def described(draw: Draw, launch: Launch) -> tuple[Any, ...]:
+def described(draw: Draw, launch: Launch, config: Config) -> tuple[Any, ...]:
     """All of a sample but its number. Blocks are those of the launch: a page or a unit may have cut them."""
     constexprs = launch.constexprs
     assert launch.workload is not None
@@ -135,7 +148,7 @@ def described(draw: Draw, launch: Launch) -> tuple[Any, ...]:
     return (
         draw.pattern, launch.name, launch.workload.phase, kernel_of(launch), draw.dtype,
         constexprs["C.QK_DIM"], constexprs["C.V_DIM"], constexprs["C.GROUP"], (constexprs["C.PAGE"] > 0) + listed,
-        constexprs["C.BLOCK_M"], constexprs["C.BLOCK_N"], draw.config.num_warps, draw.config.num_stages,
+        constexprs["C.BLOCK_M"], constexprs["C.BLOCK_N"], config.num_warps, config.num_stages,
         draw.architecture, triton.__version__,
     )  # fmt: skip
 
@@ -150,10 +163,10 @@ def kernel_of(launch: Launch) -> str:
     return "units" if kind == "forward" else f"units_{kind}"
 
 
-def launches(draw: Draw, target: Target) -> list[Launch]:
-    """What the pattern's module launches with the draw's configuration for every kernel."""
+def launches(draw: Draw, target: Target, configured: Callable[..., Config]) -> list[Launch]:
+    """What the pattern's module launches with `configured` in place of the tables."""
     module = loaded(draw.pattern)
-    with mock.patch.object(module, "lookup", return_value=draw.config):
+    with mock.patch.object(module, "lookup", configured):
         return survey(module, (draw.dtype,), (draw.dims,), target)
 
 

@@ -1,4 +1,4 @@
-"""How well the model of a block's footprint meets the samples, and the factors that keep it above the fitted ones.
+"""How well the model of a block's footprint meets the samples, and the factors that keep it above them.
 
 python -m benchmarks.footprint_fit
 """
@@ -7,26 +7,37 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from benchmarks.footprint_samples import FOLDER, Sample, read
 from spdsl.device.footprint import matrix_unit, shared_bytes, spills
 from spdsl.device.footprint_terms import FACTORS
 
 WITHIN = 1.1
+FREE = 4  # spilled words up to which a kernel counts as free of spills
+
+
+class Told(NamedTuple):
+    """Predicted spills against real ones."""
+
+    kernels: int
+    real: int
+    predicted: int
+    right: int
+
+    def __str__(self) -> str:
+        precision, recall = self.right / max(self.predicted, 1), self.right / max(self.real, 1)
+        return f"{tuple(self)}: precision {precision:.2f}, recall {recall:.2f}"
 
 
 def main() -> None:
-    samples = [sample for sample, _ in read(FOLDER / "shared.csv")]
-    halves = {
-        "fitted": [x for x in samples if not x.held_out],
-        "held out": [x for x in samples if x.held_out],
-    }
-    for name, half in halves.items():
-        quotients = [quotient(sample) for sample in half]
+    for path in [FOLDER / "shared.csv", *sorted(FOLDER.glob("blind*.csv"))]:
+        name, quotients = path.stem, [quotient(sample) for sample, _ in read(path)]
         under, within = sum(x < 1 for x in quotients), sum(1 <= x <= WITHIN for x in quotients)
-        print(f"{name}: {len(half)}, under {under}, within {WITHIN}: {within / len(half):.3f}")
-    print("factors:", factors(halves["fitted"]))
-    print("spills: precision and recall", precision_and_recall(False), "held out", precision_and_recall(True))
+        print(f"{name}: {len(quotients)}, under {under}, within {WITHIN}: {within / len(quotients):.3f}")
+    print("factors:", factors(sample for sample, _ in read(FOLDER / "shared.csv")))
+    print("spills, fitted half:", told(False))
+    print("spills, held-out half:", told(True))
 
 
 def quotient(sample: Sample) -> float:
@@ -43,13 +54,10 @@ def factors(samples: Iterable[Sample]) -> dict[str, float]:
     return dict(worst)
 
 
-def precision_and_recall(held_out: bool) -> tuple[float, float, int]:
-    """Of predicted spills (from 4 words on), and how many kernels were judged."""
+def told(held_out: bool) -> Told:
     rows = [(s, a) for s, a in read(FOLDER / "registers.csv") if a is not None and s.held_out == held_out]
-    told = [(spills(s.shape, s.config, s.architecture), a.spills > 4) for s, a in rows]
-    right = sum(predicted and real for predicted, real in told)
-    predicted, real = sum(x for x, _ in told), sum(x for _, x in told)
-    return right / max(predicted, 1), right / max(real, 1), len(told)
+    both = [(spills(s.shape, s.config, s.architecture), a.spills > FREE) for s, a in rows]
+    return Told(len(both), sum(y for _, y in both), sum(x for x, _ in both), sum(x and y for x, y in both))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ _WARPS = (4, 8)
 
 # One step from the configuration of the tables: factors of block_m, block_n and warps, stages more. Rows and warps also
 # change together, which leaves the registers of a thread as they are; so do wider blocks and fewer of them ahead.
-_STEPS = (
+STEPS = (
     (1, 1, 1, 1),
     (1, 1, 1, -1),
     (1, 2, 1, 0),
@@ -30,8 +30,8 @@ def candidates(kernel: KernelShape, default: Config, architecture: str, most_n: 
     most_n: keys of a page or a unit, which a block does not exceed (0: no bound). rows_fixed: the heads of a group are
     the rows, whatever block_m says.
     """
-    near = dict.fromkeys(_stepped(default, step) for step in _STEPS)
-    allowed = [x for x in near if _is_block(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
+    near = dict.fromkeys(stepped(default, step) for step in STEPS)
+    allowed = [x for x in near if is_block(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
     fitting = [x for x in allowed if x != default and fits(kernel, x, architecture)]
     return [default, *sorted(fitting, key=lambda x: rank(kernel.name, x, default))]
 
@@ -47,14 +47,14 @@ def rank(kernel: str, config: Config, default: Config) -> tuple[bool, float, flo
     return config.num_stages < default.num_stages, 1 / kept, 1 / (config.block_m * config.block_n)
 
 
-def _stepped(config: Config, step: tuple[float, float, float, int]) -> Config:
+def stepped(config: Config, step: tuple[float, float, float, int]) -> Config:
     m, n, warps, stages = step
     return Config(
         int(config.block_m * m), int(config.block_n * n), int(config.num_warps * warps), config.num_stages + stages
     )
 
 
-def _is_block(config: Config, most_n: int) -> bool:
+def is_block(config: Config, most_n: int) -> bool:
     """Products have at least 16 rows and columns."""
     sizes = config.block_m >= 16 and 16 <= config.block_n <= (most_n or config.block_n)
     return sizes and config.num_warps in _WARPS and config.num_stages >= 1

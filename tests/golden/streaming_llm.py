@@ -1719,9 +1719,11 @@ def depth_of(kernel: KernelShape, config: Config, amd: bool) -> int:
 
 
 def _narrow(kernel: KernelShape) -> bool:
-    """Rows of 2-byte elements that are no multiple of 16 are loaded too narrowly for asynchronous copies."""
-    train = kernel.name in (*_BACKWARD, "forward", "units") and not kernel.paged
-    return kernel.size == 2 and train and kernel.qk % 16 + kernel.v % 16 > 0
+    """Rows of 2-byte elements that are no multiple of 16 are loaded too narrowly for asynchronous copies.
+
+    In a forward kernel they may come from a cache, where rows of several heads lie side by side and are wide enough.
+    """
+    return kernel.size == 2 and kernel.name in _BACKWARD and kernel.qk % 16 + kernel.v % 16 > 0
 
 
 def _ahead(kernel: KernelShape, config: Config, amd: bool) -> int:
@@ -1743,8 +1745,10 @@ def _small(kernel: KernelShape, config: Config, tile: Tile) -> int:
 def _ranks(kernel: KernelShape, config: Config) -> int:
     """Of `select`: 8 bytes for each query and unit of a step, as they are sorted."""
     queries = config.block_m // power_of_2(kernel.group)
-    scores = config.block_m * config.block_n * 2 if config.num_warps > 4 else 0  # as the heads of a query are added
-    return max(queries * config.block_n * 8, 256 * config.num_warps, scores) if kernel.name == "select" else 0
+    several = 4 if queries > 1 and config.block_m < 16 * config.num_warps else 2  # warps have the scores of a head
+    scores = config.block_m * config.block_n * several if config.num_warps > 4 or config.block_m > 64 else 0
+    least = (512 if queries > 1 else 256) * config.num_warps
+    return max(queries * config.block_n * 8, least, scores) if kernel.name == "select" else 0
 
 
 def _mask(kernel: KernelShape, config: Config, tile: Tile) -> int:
@@ -1766,22 +1770,21 @@ def _mma(kernel: KernelShape, config: Config, tile: Tile) -> int:
     stays, ring = tile.q + tile.v, depth * (tile.k + tile.value)
     if kernel.size == 4:
         if kernel.name.endswith("dkdv"):
-            few = min(tile.looped, tile.resident) < 32 or tile.part <= 4096
-            few = few or (config.num_warps > 4 and tile.resident >= 64)
-            return 2 * stays + tile.part + max(2 * scores, tile.part // (1 if few else 2)) + small
+            return 2 * stays + tile.part + max(2 * scores, tile.part) + small
         if kernel.name.endswith("dq"):
             return 2 * stays + depth * tile.value + (tile.part if depth else max(tile.part, 2 * scores)) + small
         if depth:
             return 2 * stays + ring + 2 * scores + small
         return stays * (1 if kernel.guarded and kernel.name == "decode" else 2) + max(tile.part, 2 * scores) + small
     if depth:
-        return stays + ring + scores + _mask(kernel, config, tile) + small
+        last = tile.part if kernel.paged and kernel.listed else 0  # the loop over masked blocks keeps one part more
+        return stays + ring + max(scores, last) + _mask(kernel, config, tile) + small
     if kernel.name == "select":
         return stays + max(tile.part, small)
     if kernel.name.endswith("dkdv"):
         return stays + max(tile.k, tile.value) + 2 * tile.part + small
     if kernel.name.endswith("dq"):
-        return stays + tile.k + max(scores, min(tile.part, 8192)) + small
+        return stays + tile.k + max(scores, tile.part) + small
     return stays + max(tile.part, tile.value) + scores + small
 
 
@@ -1798,7 +1801,8 @@ def _wgmma(kernel: KernelShape, config: Config, tile: Tile) -> int:
         second = 5 * depth * (tile.k + tile.value - 2 * tile.part) // 3 if depth else 0
         return 2 * stays + tile.part * (4 + depth if depth else 2) + max(second, 0) + small
     if backward:
-        return 2 * stays + depth * tile.value + (5 if depth else 3) * tile.part + 3 * max(tile.k - tile.part, 0) + small
+        again = 5 * tile.part + 3 * max(tile.k - tile.part, 0) if depth else 2 * tile.part
+        return 2 * stays + depth * tile.value + again + small
     return 2 * stays + depth * (tile.k + tile.value) + 2 * tile.part + small
 
 
@@ -1816,14 +1820,12 @@ def _tcgen05(kernel: KernelShape, config: Config, tile: Tile) -> int:
     wide = (split_dim(kernel.qk), split_dim(kernel.v))[:used_twice]
     two_parts = sum(tile.looped * first * kernel.size for first, second in wide if second and depth)
     scores = 2 * tile.scores if used_twice == 2 and depth and min(tile.resident, tile.looped) == 128 else 0
-    if _narrow(kernel) and not used_twice and config.num_stages > 1:
-        steps = tile.k + 2 * tile.value
     return _aligned(stays + steps + again + two_parts + scores + small)
 
 
 def _aligned(total: int) -> int:
     """With the gaps in front of tiles that begin at multiples of 1 KB."""
-    return total + min(2560, 64 + total // 16)
+    return total + min(4160, 64 + total // 12)
 
 
 def _mfma(kernel: KernelShape, config: Config, tile: Tile) -> int:
@@ -1831,21 +1833,14 @@ def _mfma(kernel: KernelShape, config: Config, tile: Tile) -> int:
     depth = depth_of(kernel, config, amd=True)
     first = tile.resident * max(split_dim(kernel.qk)[0], split_dim(kernel.v)[0] if tile.v else 0) * kernel.size
     both = 2 if kernel.reads and kernel.name == "dkdv" and config.num_stages > 1 else 1  # p and ds
-    scores = both * tile.scores if _staged_mfma(kernel, config, tile) else 0
+    scores = both * tile.scores
     ranks = _ranks(kernel, config)
     if depth:
         slim = 16 * 16 * kernel.size * (split_dim(kernel.qk)[1] == 16) if tile.looped == 16 and kernel.size == 2 else 0
         slim *= 2 if kernel.v == kernel.qk else 1  # a part of 16 x 16 is too small to be loaded ahead
         return max(first, depth * (tile.k + tile.value - slim) + slim + scores + ranks)
-    together = kernel.size == 2 and split_dim(kernel.v)[1] and tile.resident >= 64
+    together = split_dim(kernel.v)[1] and tile.resident >= 64
     return max(first, tile.part + scores if together else max(tile.part, scores), ranks)
-
-
-def _staged_mfma(kernel: KernelShape, config: Config, tile: Tile) -> bool:
-    if max(kernel.qk, kernel.v) <= 16:
-        return True
-    one_each = tile.resident >= 32 * config.num_warps and not (kernel.reads and tile.looped < 32)
-    return not one_each and (kernel.size == 4 or tile.resident > 16)
 
 
 def spills(kernel: KernelShape, config: Config, architecture: str) -> bool:
@@ -1878,7 +1873,7 @@ _WARPS = (4, 8)
 
 # One step from the configuration of the tables: factors of block_m, block_n and warps, stages more. Rows and warps also
 # change together, which leaves the registers of a thread as they are; so do wider blocks and fewer of them ahead.
-_STEPS = (
+STEPS = (
     (1, 1, 1, 1),
     (1, 1, 1, -1),
     (1, 2, 1, 0),
@@ -1899,8 +1894,8 @@ def candidates(kernel: KernelShape, default: Config, architecture: str, most_n: 
     most_n: keys of a page or a unit, which a block does not exceed (0: no bound). rows_fixed: the heads of a group are
     the rows, whatever block_m says.
     """
-    near = dict.fromkeys(_stepped(default, step) for step in _STEPS)
-    allowed = [x for x in near if _is_block(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
+    near = dict.fromkeys(stepped(default, step) for step in STEPS)
+    allowed = [x for x in near if is_block(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
     fitting = [x for x in allowed if x != default and fits(kernel, x, architecture)]
     return [default, *sorted(fitting, key=lambda x: rank(kernel.name, x, default))]
 
@@ -1916,14 +1911,14 @@ def rank(kernel: str, config: Config, default: Config) -> tuple[bool, float, flo
     return config.num_stages < default.num_stages, 1 / kept, 1 / (config.block_m * config.block_n)
 
 
-def _stepped(config: Config, step: tuple[float, float, float, int]) -> Config:
+def stepped(config: Config, step: tuple[float, float, float, int]) -> Config:
     m, n, warps, stages = step
     return Config(
         int(config.block_m * m), int(config.block_n * n), int(config.num_warps * warps), config.num_stages + stages
     )
 
 
-def _is_block(config: Config, most_n: int) -> bool:
+def is_block(config: Config, most_n: int) -> bool:
     """Products have at least 16 rows and columns."""
     sizes = config.block_m >= 16 and 16 <= config.block_n <= (most_n or config.block_n)
     return sizes and config.num_warps in _WARPS and config.num_stages >= 1
