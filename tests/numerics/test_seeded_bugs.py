@@ -58,6 +58,15 @@ def decoded(name: str, module: ModuleType) -> None:
     assert_same(Found(found), Found(dense.results(pattern, inputs, "prefill")))
 
 
+def documents(name: str, module: ModuleType) -> None:
+    """Documents of 7 tokens."""
+    shape, pattern = Shape(40, 40), pattern_of(name)
+    inputs = inputs_of(pattern, shape)
+    inputs["doc"] = torch.arange(40).expand_as(inputs["doc"]) // 7
+    found = cached(module, pattern, inputs, [30, 8], 2, nan_cache(module, shape, 300, 32))
+    assert_same(Found(found), Found(dense.results(pattern, inputs, "prefill")))
+
+
 def last(name: str, module: ModuleType) -> None:
     """The one decoded row, for patterns whose earlier rows depend on the chunk."""
     shape, pattern = Shape(40, 40), pattern_of(name)
@@ -115,7 +124,7 @@ KERNELS = [
         "(call.spans + 2 * s + 1) + token - 1"),
     Bug("lengths before the stores", "causal", decoded, "for name, new in k.items():",
         "launch_lengths(self.dropped, call, page)\n        for name, new in k.items():"),
-    Bug("one value of a token for all", "document", decoded, "data + token * new.token, mask=room",
+    Bug("one value of a token for all", "document", documents, "data + token * new.token, mask=room",
         "data + token * 0, mask=room"),
     Bug("a split too short", "streaming_llm", decoded,
         "visited * (split + 1) // C.SPLITS", "visited * (split + 1) // C.SPLITS - split"),
