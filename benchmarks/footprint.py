@@ -33,7 +33,7 @@ from triton.compiler.compiler import make_backend
 import spdsl
 from benchmarks.footprint_samples import Assembled, Sample, read
 from spdsl import targets
-from spdsl.device.candidates import STEPS, is_block, stepped
+from spdsl.device.candidates import STEPS, blocks_fit, stepped
 from spdsl.device.configs import Config, lookup
 from spdsl.resources import folder
 from spdsl.runtime.crosscompile import compile_launch
@@ -110,7 +110,7 @@ class Near:
     def __call__(self, kernel: str, *place: Any) -> Config:
         default = lookup(kernel, *place)
         near = stepped(default, self.step)
-        found = near if is_block(near, 0) else default
+        found = near if blocks_fit(near, 0) else default
         return self.given.setdefault(kernel.removesuffix("_bias"), found)
 
 

@@ -1991,7 +1991,7 @@ def candidates(kernel: KernelShape, default: Config, architecture: str, most_n: 
     the rows, whatever block_m says.
     """
     near = dict.fromkeys(stepped(default, step) for step in STEPS)
-    allowed = [x for x in near if is_block(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
+    allowed = [x for x in near if blocks_fit(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
     fitting = [x for x in allowed if x != default and fits(kernel, x, architecture)]
     return [default, *sorted(fitting, key=lambda x: rank(kernel.name, x, default))]
 
@@ -2014,7 +2014,7 @@ def stepped(config: Config, step: tuple[float, float, float, int]) -> Config:
     )
 
 
-def is_block(config: Config, most_n: int) -> bool:
+def blocks_fit(config: Config, most_n: int) -> bool:
     """Products have at least 16 rows and columns."""
     sizes = config.block_m >= 16 and 16 <= config.block_n <= (most_n or config.block_n)
     return sizes and config.num_warps in _WARPS and config.num_stages >= 1

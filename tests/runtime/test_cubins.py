@@ -40,6 +40,7 @@ pattern deployed {
 }
 """
 H200 = targets.find("h200")
+LAUNCHES = 7  # of each phase rows, lengths and attention; in a step the merge of the splits, too
 Call = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]
 
 
@@ -98,7 +99,7 @@ def manifest(folder: Path) -> list[dict[str, Any]]:
 
 def test_manifest_describes_the_files(folder: Path, launches: list[Launch]) -> None:
     entries = manifest(folder)
-    assert len(entries) == len(launches) == 3
+    assert len(entries) == len(launches) == LAUNCHES
     for entry in entries:
         assert hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
         assert re.fullmatch(r"\w+_sm_90_[0-9a-f]{16}\.cubin", entry["file"])
@@ -129,7 +130,7 @@ def test_the_loader_needs_torch_alone(folder: Path) -> None:
 def test_every_call_finds_its_binary(folder: Path, loader: ModuleType, calls: list[Call]) -> None:
     known = {entry["key"] for entry in manifest(folder)}
     keys = [key_of(loader, call) for call in calls]
-    assert len(keys) == 3
+    assert len(keys) == LAUNCHES
     assert set(keys) == known
 
 
@@ -194,7 +195,7 @@ def test_what_the_driver_is_told(folder: Path, loader: ModuleType, module: Modul
         running.remove()
     assert module.launch is before
     names = [name for name, _ in library.told if name != "cuFuncSetAttribute"]
-    assert names == 3 * ["cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel"] + ["cuLaunchKernel"]
+    assert names == LAUNCHES * ["cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel"] + ["cuLaunchKernel"]
     entries = {entry["key"]: entry for entry in manifest(folder)}
     started = [args for name, args in library.told if name == "cuLaunchKernel"]
     for call, told in zip([*calls, calls[0]], started, strict=True):
@@ -218,13 +219,13 @@ def test_another_launch_is_refused_or_compiled(
         running = loader.install(module, folder, strict=strict, library=Library())
         try:
             if strict:
-                with pytest.raises(LookupError, match="no binary for sm_90 and attend_forward"):
+                with pytest.raises(LookupError, match="no binary for sm_90 and append_rows"):
                     module.launch(kernel, grid, *args, **other)
             else:
                 module.launch(kernel, grid, *args, **other)
         finally:
             running.remove()
-    assert compiled == ["attend_forward"]
+    assert compiled == ["append_rows"]
 
 
 @pytest.mark.usefixtures("no_gpu")
