@@ -16,7 +16,7 @@ import torch
 import spdsl
 from tests.module.patterns import PATTERNS, arguments, gradients, module_of
 
-ALLOWED = {"__future__", "collections", "functools", "math", "types", "typing", "torch", "triton"}
+ALLOWED = {*sys.stdlib_module_names, "torch", "triton"}
 
 
 def run(code: str, *words: str, folder: Path) -> str:
