@@ -6,7 +6,7 @@ period. What is neither is listed key by key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from math import lcm
@@ -83,11 +83,9 @@ class Visible:
         if not any(part.residuals for part in parts):
             return size(self.spans(q, head, trace))
         if any(part.period is None for part in parts):
-            if self.length > MOST_LISTED:
-                raise DependsOnData
             return self.keys(trace.constant(q), head).bit_count()  # no stretch of queries is alike
-        period = lcm(*(part.period for part in parts if part.period))
-        if period > MOST_PERIOD:
+        period = _common(part.period for part in parts)
+        if period is None:
             raise DependsOnData
         spans = [_span(part.conjunct.linears, q, self.length, trace) for part in parts]
         remainder = trace.remainder(q, period)
@@ -146,11 +144,8 @@ def _members(found: int) -> Iterator[int]:
 
 
 def _part(conjunct: Conjunct) -> _Part:
-    periods = [_period(atom) for atom in conjunct.residual]
-    known = [period for period in periods if period is not None]
-    whole = lcm(*known) if len(known) == len(periods) else None
-    repeats = whole is not None and whole <= MOST_PERIOD
-    return _Part(conjunct, tuple(_residual(atom) for atom in conjunct.residual), whole if repeats else None)
+    residuals = tuple(_residual(atom) for atom in conjunct.residual)
+    return _Part(conjunct, residuals, _common(_period(atom) for atom in conjunct.residual))
 
 
 def _holds(conjunct: Conjunct, head: int) -> bool:
@@ -195,12 +190,21 @@ def _residual(atom: Boolean) -> Residual:
 
 
 def _period(atom: Boolean) -> int | None:
-    """After how many positions an atom repeats along q and k; None if it does not."""
+    """After how many positions an atom repeats along q and k; None if it does not, or after too many."""
     remainders = [found for found in atom.atoms(sympy.Mod) if found.free_symbols & {Q, K}]
     if atom.xreplace({found: sympy.Dummy() for found in remainders}).free_symbols & {Q, K}:
         return None
     whole = all(_steps(found.args[0]) and found.args[1].is_Integer for found in remainders)
-    return lcm(*(int(found.args[1]) for found in remainders)) if whole else None
+    return _common(int(found.args[1]) for found in remainders) if whole else None
+
+
+def _common(periods: Iterable[int | None]) -> int | None:
+    """After how many positions all of them repeat; None if one does not, or after more than MOST_PERIOD."""
+    whole = 1
+    for period in periods:
+        if period is None or (whole := lcm(whole, period)) > MOST_PERIOD:
+            return None
+    return whole
 
 
 def _steps(inner: sympy.Expr) -> bool:

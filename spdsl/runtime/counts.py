@@ -2,54 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
+from typing import TypeVar
 
 from rich.table import Table
 
 from spdsl.ir.plan import Plan
 from spdsl.passes.count import Count, Number, Shape, Step, shape_of
 from spdsl.passes.published import published
+from spdsl.passes.series import TooMuch, at_most
 from spdsl.passes.visible import DependsOnData
-from spdsl.passes.work import Work, forward
+from spdsl.passes.work import forward
 
 LENGTHS = (8192, 16384, 32768, 65536)
 FORWARD = 8192  # tokens of the forward pass
+MOST_EVALUATIONS = 1_000_000  # of all tables together: some ten seconds
 UNKNOWN = "depends on the data"
+UNCOUNTED = "too much to count"
+Counted = TypeVar("Counted")
 
 
 def tables(plan: Plan) -> tuple[Table, Table]:
     """Decode steps at LENGTHS, and the kernels of a forward pass at FORWARD tokens, in bf16."""
     shape = shape_of(plan.pattern)
-    return _steps(plan, shape), _forward(plan, shape)
+    with at_most(MOST_EVALUATIONS):
+        return _steps(plan, shape), _forward(plan, shape)
 
 
 def _steps(plan: Plan, shape: Shape) -> Table:
-    found = {length: _step(plan, length, shape) for length in LENGTHS}
-    formulas = {length: published(plan, length) for length in LENGTHS}
+    found = {length: _known(Count(plan, length, shape).step) for length in LENGTHS}
+    formulas = {length: _known(partial(published, plan, length)) for length in LENGTHS}
+    shown = any(isinstance(formula, Fraction) for formula in formulas.values())
     table = Table(title=f"one decode step, one layer: {_sizes(shape)}")
-    for heading in ("length", "KV tokens", "of which", *_formula(any(formulas.values())), "KV bytes", "of dense"):
+    for heading in ("length", "KV tokens", "of which", *_formula(shown), "KV bytes", "of dense"):
         table.add_column(heading, justify="left" if heading == "of which" else "right")
     for length, step in found.items():
-        formula = [_plain(formulas[length])] if any(formulas.values()) else []
+        formula = [_plain(formulas[length])] if shown else []
         table.add_row(f"{length:,}", *_cells(step, formula))
     return table
+
+
+def _known(count: Callable[[], Counted]) -> Counted | str:
+    """What `count` finds, or why it finds nothing."""
+    try:
+        return count()
+    except DependsOnData:
+        return UNKNOWN
+    except TooMuch:
+        return UNCOUNTED
 
 
 def _formula(known: bool) -> list[str]:
     return ["(s - l)/d + n l' + w"] if known else []
 
 
-def _step(plan: Plan, length: int, shape: Shape) -> Step | None:
-    try:
-        return Count(plan, length, shape).step()
-    except DependsOnData:
-        return None
-
-
-def _cells(step: Step | None, formula: list[str]) -> list[str]:
-    if step is None:
-        return [UNKNOWN, "", *formula, "", ""]
+def _cells(step: Step | str, formula: list[str]) -> list[str]:
+    if isinstance(step, str):
+        return [step, "", *formula, "", ""]
     parts = ", ".join(f"{read.softmax} {_number(read.keys)}" for read in step.reads)
     share = f"{'' if step.bytes.exact else '<= '}{step.bytes.value / step.dense_bytes:.1%}"
     return [_number(step.keys), parts, *formula, _number(step.bytes), share]
@@ -59,16 +70,13 @@ def _forward(plan: Plan, shape: Shape) -> Table:
     table = Table(title=f"forward pass of {FORWARD:,} tokens: {_sizes(shape)}")
     for heading in ("kernel", "FLOPs", "bytes, each tensor once"):
         table.add_column(heading, justify="left" if heading == "kernel" else "right")
-    for row in _work(plan, shape):
+    works = _known(lambda: forward(Count(plan, FORWARD, shape)))
+    if isinstance(works, str):
+        table.add_row(works, "", "")
+        return table
+    for row in works:
         table.add_row(row.kernel, UNKNOWN if row.flops is None else _number(row.flops), f"{row.bytes:,}")
     return table
-
-
-def _work(plan: Plan, shape: Shape) -> Iterator[Work]:
-    try:
-        yield from forward(Count(plan, FORWARD, shape))
-    except DependsOnData:
-        return
 
 
 def _sizes(shape: Shape) -> str:
@@ -80,7 +88,7 @@ def _number(number: Number) -> str:
     return f"{'' if number.exact else '<= '}{number.value:,}"
 
 
-def _plain(number: Fraction | None) -> str:
-    if number is None:
-        return ""
+def _plain(number: Fraction | str | None) -> str:
+    if not isinstance(number, Fraction):
+        return number or ""
     return f"{number.numerator:,}" if number.denominator == 1 else f"{float(number):,.2f}"
