@@ -7,12 +7,10 @@ Source -> tree -> pattern -> plan -> module
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from spdsl.checks import findings
 from spdsl.checks.view import NOTHING_MORE, Setting, views
@@ -28,9 +26,6 @@ from spdsl.passes.partition import partition
 from spdsl.passes.split import split
 from spdsl.syntax.parse import parse
 from spdsl.syntax.tree import FileTree, PatternTree
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Params = Mapping[str, Fraction]
 
@@ -165,13 +160,3 @@ def as_params(values: Mapping[str, int | float | Fraction]) -> dict[str, Fractio
             raise TypeError(f"parameter {name}: expected a number, got {type(value).__name__}")
         params[name] = Fraction(str(value)) if isinstance(value, float) else Fraction(value)
     return params
-
-
-def report(path: Path, targets: Sequence[str]) -> Table:
-    """What the kernels of a generated file use on each target (h100 if none is named), cross-compiled.
-
-    Raises ValueError for an unknown target, RuntimeError where kernels cannot be compiled.
-    """
-    from spdsl.runtime.module_report import report as table
-
-    return table(path, targets)

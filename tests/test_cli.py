@@ -19,6 +19,7 @@ from spdsl.cli import main
 from spdsl.cli.output import HEADER, Foreign, write_module
 from spdsl.diagnostics import Diagnostic, Report, Severity, Source, Span, SpatError
 from spdsl.syntax.parse import parse
+from spdsl.targets import Target
 
 GOOD = "pattern one { param n = 1 return all }\npattern two { return all }\n"
 WARNING = Diagnostic("W107", "binding is never used", Span(0, 7), severity=Severity.WARNING)
@@ -54,13 +55,30 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     stand_in.check = findings  # type: ignore[attr-defined]
     stand_in.compile = compile_pattern  # type: ignore[attr-defined]
     stand_in.emit = lambda source, pattern, params, stage: f"{pattern} {stage} {params}"  # type: ignore[attr-defined]
-    stand_in.report = lambda path, targets: f"report {path.name} {list(targets)}"  # type: ignore[attr-defined]
     stand_in.plan_of = lambda source, pattern, params: pattern  # type: ignore[attr-defined]
-    counts = ModuleType("spdsl.runtime.counts")
-    counts.tables = lambda plan: [f"counts of {plan}"]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "spdsl.compiler", stand_in)
-    monkeypatch.setitem(sys.modules, "spdsl.runtime.counts", counts)
     return stand_in
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files whose kernels were compiled; their report and counts are a line each."""
+    paths: list[Path] = []
+
+    def compile_file(path: Path, gpus: list[Target]) -> list[str]:
+        paths.append(path)
+        return [f"{path.name} for {gpu.name}" for gpu in gpus]
+
+    stand_ins: dict[str, dict[str, object]] = {
+        "module_report": {"compile_file": compile_file, "write_binaries": None},
+        "report": {"report": lambda rows: f"report {rows}", "to_json_of_files": json.dumps},
+        "counts": {"tables": lambda plan: [f"counts of {plan}"]},
+    }
+    for name, members in stand_ins.items():
+        module = ModuleType(f"spdsl.runtime.{name}")
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return paths
 
 
 @pytest.fixture
@@ -140,9 +158,17 @@ def test_stages_are_printed(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_report() -> None:
+def test_report(compiled: list[Path]) -> None:
     result = spdsl("compile", "good.spat", "-p", "one", "--report", "--target", "h200")
-    assert (result.exit_code, result.stdout) == (0, "one.py\nreport one.py ['h200']\ncounts of one\n")
+    assert (result.exit_code, result.stdout) == (0, "one.py\nreport ['one.py for h200']\ncounts of one\n")
+    assert len(compiled) == 1, "what the tables show is compiled once"
+
+
+@pytest.mark.usefixtures("folder")
+def test_report_as_json_of_the_usual_gpu(compiled: list[Path]) -> None:
+    result = spdsl("compile", "good.spat", "--report", "--format", "json")
+    assert json.loads(result.stdout) == {"one.py": ["one.py for h100"], "two.py": ["two.py for h100"]}
+    assert (result.exit_code, result.stderr, len(compiled)) == (0, "one.py\ntwo.py\n", 2)
 
 
 @pytest.mark.usefixtures("folder")

@@ -20,9 +20,8 @@ from spdsl.ir.pattern import Phase
 from spdsl.ir.plan import Role
 from spdsl.passes.series import TooMuch, at_most
 from spdsl.passes.visible import DependsOnData
-from spdsl.targets import Target, find
+from spdsl.targets import USUAL, Target, find
 
-USUAL_TARGET = "h100"
 AT_BEST = Options(overlap=1.0)
 MOST_EVALUATIONS = 60_000  # two or three seconds; nsa at 1M tokens takes 24,489
 
@@ -32,7 +31,7 @@ def slower_than_dense(view: View) -> Iterator[Diagnostic]:
     length = view.expected.length
     if length is None or any(depends(view.plan, one.name) for one in view.plan.softmaxes):
         return
-    target = view.target or find(USUAL_TARGET)
+    target = view.target or find(USUAL)
     try:
         with at_most(MOST_EVALUATIONS):
             slower = list(_slower(view, length, target))

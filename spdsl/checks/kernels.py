@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from spdsl.checks.view import View
 from spdsl.device.configs import TABLES, Config, chained, lookup, power_of_2
 from spdsl.device.footprint import KernelShape
-from spdsl.device.unit_configs import UNIT_TABLES, UnitShape, fitted, one_query
+from spdsl.device.unit_configs import MOST_UNIT, UNIT_TABLES, UnitShape, fitted, one_query
 from spdsl.diagnostics import Span
 from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Tensor, Values
 from spdsl.ir.plan import ChoicePlan, Form, Role, SoftmaxPlan
@@ -19,7 +19,6 @@ from spdsl.ir.symbols import lookup_name, lookups
 from spdsl.passes.selection import MOST_RANKED
 
 LSE_COLUMNS = 16  # of the keys, in place of values, where a softmax is computed for its log-sum-exp alone
-MOST_UNIT = 1 << 30  # where no unit bounds a block
 
 
 @dataclass(frozen=True, slots=True)

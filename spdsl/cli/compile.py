@@ -24,7 +24,8 @@ from spdsl.cli.inputs import (
     setting,
     source_file,
 )
-from spdsl.cli.measure import GATES, Wanted, measure
+from spdsl.cli.measure import Wanted, measure
+from spdsl.runtime.gates import GATES
 
 if TYPE_CHECKING:
     from spdsl.checks.view import Setting

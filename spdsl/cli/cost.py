@@ -132,10 +132,10 @@ def cost(
 
 
 def _targets(names: Sequence[str]) -> list[Target]:
-    from spdsl.targets import find
+    from spdsl.targets import USUAL, find
 
     try:
-        return [find(name) for name in names or ("h100",)]
+        return [find(name) for name in names or (USUAL,)]
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 

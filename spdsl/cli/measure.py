@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from spdsl.cli.inputs import Failed
+from spdsl.runtime.gates import offences
 
 if TYPE_CHECKING:
     from spdsl.ir.plan import Plan
     from spdsl.runtime.crosscompile import Compiled
+    from spdsl.targets import Target
 
-GATES = ("spills", "no-tensor-cores")
 _FILE_WIDTH = 200  # columns of a report that does not go to a terminal: no cell wraps
 
 
@@ -31,74 +32,64 @@ class Wanted:
 
     @property
     def any(self) -> bool:
-        return self.report or self.numbers
+        return self.report or bool(self.deny) or self.cubin is not None
 
     @property
-    def numbers(self) -> bool:
-        """Whether more is asked than the printed tables."""
-        return (self.form == "json" and self.report) or bool(self.deny) or self.cubin is not None
+    def tables(self) -> bool:
+        return self.report and self.form == "table"
+
+    @property
+    def json(self) -> bool:
+        return self.report and self.form == "json"
 
 
 def measure(paths: Sequence[Path], plans: Sequence[Plan], targets: Sequence[str], wanted: Wanted) -> None:
     """Compiles the kernels of every file for every target, and ends with 1 if a gate refuses one."""
-    if wanted.report and wanted.form == "table":
-        _print_tables(paths, plans, targets)
-    if not wanted.numbers:
-        return
+    from spdsl import targets as known
+
+    gpus = [known.find(name) for name in targets or (known.USUAL,)]
     try:
-        compiled = _compiled(paths, targets, wanted)
+        compiled = {path: _one(path, plan, gpus, wanted) for path, plan in zip(paths, plans, strict=True)}
     except (RuntimeError, ImportError) as error:  # interpreter switched on, or no triton on this system
         raise Failed(f"no report: {error}") from None
     except OSError as error:
         raise Failed(f"cannot write to {wanted.cubin}: {error.strerror or error}") from None
-    _end_on_offences(compiled, wanted.deny)
+    if wanted.json:
+        from spdsl.runtime.report import to_json_of_files
+
+        click.echo(to_json_of_files({path.as_posix(): rows for path, rows in compiled.items()}))
+    if wanted.deny:
+        _end_on_offences(compiled, wanted.deny)
 
 
-def _print_tables(paths: Sequence[Path], plans: Sequence[Plan], targets: Sequence[str]) -> None:
-    """What the kernels of each file use, then what its plan counts."""
+def _one(path: Path, plan: Plan, gpus: Sequence[Target], wanted: Wanted) -> list[Compiled]:
+    """The kernels of one file, with what is asked printed and written."""
+    from spdsl.runtime.module_report import compile_file, write_binaries
+
+    compiled = compile_file(path, gpus)
+    if wanted.tables:
+        _print_tables(compiled, plan)
+    if wanted.cubin is not None:
+        written = write_binaries(path, gpus, wanted.cubin / path.stem)
+        click.echo(f"{(wanted.cubin / path.stem).as_posix()}: {len(written)} files", err=wanted.json)
+    return compiled
+
+
+def _print_tables(compiled: Sequence[Compiled], plan: Plan) -> None:
+    """What the kernels use, then what the plan counts."""
     from rich.console import Console
 
-    from spdsl.compiler import report
     from spdsl.runtime.counts import tables
+    from spdsl.runtime.report import report
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=_FILE_WIDTH)
-    for path, plan in zip(paths, plans, strict=True):
-        try:
-            console.print(report(path, targets))
-            for table in tables(plan):
-                console.print(table)
-        except (RuntimeError, ImportError) as error:  # interpreter switched on, or no triton on this system
-            raise Failed(f"no report: {error}") from None
+    for table in (report(compiled), *tables(plan)):
+        console.print(table)
 
 
-def _compiled(paths: Sequence[Path], targets: Sequence[str], wanted: Wanted) -> dict[Path, list[Compiled]]:
-    """The kernels of every file; what the tables compiled lies in Triton's cache."""
-    from rich.console import Console
-
-    from spdsl import targets as known
-    from spdsl.runtime import module_report, report
-
-    bar = Console(stderr=True)
-    gpus = [known.find(name) for name in targets or (module_report.DEFAULT_TARGET,)]
-    json_wanted = wanted.report and wanted.form == "json"
-    found: dict[Path, list[Compiled]] = {}
-    for path in paths:
-        found[path] = module_report.compile_file(path, gpus, bar if bar.is_terminal else None)
-        if wanted.cubin is not None:
-            written = module_report.write_binaries(path, gpus, wanted.cubin / path.stem)
-            click.echo(f"{(wanted.cubin / path.stem).as_posix()}: {len(written)} files", err=json_wanted)
-    if json_wanted:
-        click.echo(report.to_json_of_files({path.as_posix(): rows for path, rows in found.items()}))
-    return found
-
-
-def _end_on_offences(compiled: dict[Path, list[Compiled]], deny: Sequence[str]) -> None:
-    if not deny:
-        return
-    from spdsl.runtime.gates import offences
-
+def _end_on_offences(compiled: Mapping[Path, Sequence[Compiled]], deny: Sequence[str]) -> None:
     lines = [f"{path.as_posix()}: {line}" for path, rows in compiled.items() for line in offences(rows, deny)]
     for line in lines:
         click.echo(line, err=True)

@@ -8,7 +8,7 @@ from spdsl.cost.attend import combined, delta, step_pairs
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
 from spdsl.cost.machine import padded
 from spdsl.cost.unions import select_steps, tile_units
-from spdsl.device.unit_configs import UnitShape
+from spdsl.device.unit_configs import MOST_UNIT, UnitShape
 from spdsl.ir.pattern import Choice, Phase
 from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
 from spdsl.passes.count import Number
@@ -20,7 +20,6 @@ from spdsl.passes.spans import size
 UNION_STEPS, CACHED_UNION_STEPS = 47, 53
 INVERSE_STEPS = 50
 FILL_STEPS, BACKWARD_STEPS = 2, 4  # results; dQ, dK, dV and the gradient of lse that nobody gave
-MOST_UNIT = 1 << 30  # as in device.unit_launch: no unit bounds the block of a selecting kernel
 
 
 def _shape(call: Call, softmax: SoftmaxPlan, choice: Choice, kernel: str) -> UnitShape:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spdsl.device.configs import SMALL, Config, lookup, power_of_2, split_dim
-from spdsl.device.unit_configs import UNIT_TABLES, UnitShape, fitted, one_query
+from spdsl.device.splits import split_count
+from spdsl.device.unit_configs import (
+    JOB_TILES,
+    JOB_TILES_INTERPRETED,
+    KEYS_PER_UNIT,
+    UNIT_TABLES,
+    UnitShape,
+    fitted,
+    one_query,
+)
 from spdsl.targets import Target
-
-_KEYS_PER_SPLIT, _MOST_SPLITS, _PROGRAMS_PER_PROCESSOR = 128, 128, 2  # as in device.splits, which needs torch
-_JOB_TILES, _JOB_TILES_INTERPRETED = 512, 4  # as in device.unit_launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +40,14 @@ class Machine:
 
     @property
     def job_tiles(self) -> int:
-        return _JOB_TILES_INTERPRETED if self.architecture is None else _JOB_TILES
+        return JOB_TILES_INTERPRETED if self.architecture is None else JOB_TILES
 
     def splits(self, groups: int, keys: int) -> int:
         """Programs that share the keys of one decode step."""
-        fill = -(-_PROGRAMS_PER_PROCESSOR * self.processors // max(groups, 1))
-        return max(1, min(fill, keys // _KEYS_PER_SPLIT, _MOST_SPLITS))
+        return split_count(groups, keys, self.processors)
 
     def select_splits(self, groups: int, units: int) -> int:
-        return min(3, units) if self.architecture is None else self.splits(groups, 2 * units)
+        return min(3, units) if self.architecture is None else self.splits(groups, KEYS_PER_UNIT * units)
 
 
 def machine_of(target: Target) -> Machine:

@@ -7,6 +7,10 @@ from typing import NamedTuple
 from spdsl.device.configs import Config, Tables, power_of_2
 
 MOST_LANES = 64  # queries of a tile: bits of a mask
+KEYS_PER_UNIT = 2  # of a decode step: ranking a unit takes about as long as reading two keys
+MOST_UNIT = 1 << 30  # where no unit bounds the block
+JOB_TILES = 512  # tiles of one job of the backward by keys
+JOB_TILES_INTERPRETED = 4  # so few that small inputs have keys of several jobs
 
 
 class UnitShape(NamedTuple):

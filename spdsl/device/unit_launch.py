@@ -7,18 +7,25 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.configs import Config
+from spdsl.device.gpu import gpu_of
 from spdsl.device.launch import INTERPRETED, Paged, config_for, constants, launch, strided, wide
 from spdsl.device.packed import Inverse, StepLists, UnitConst, UnitLists, add_slots
 from spdsl.device.ranking import SelectConst, merge_ranks
 from spdsl.device.sequences import Layout
 from spdsl.device.splits import split_count
 from spdsl.device.tiles import Call, Const, Source
-from spdsl.device.unit_configs import UNIT_TABLES, UnitShape, fitted
+from spdsl.device.unit_configs import (
+    JOB_TILES,
+    JOB_TILES_INTERPRETED,
+    KEYS_PER_UNIT,
+    MOST_UNIT,
+    UNIT_TABLES,
+    UnitShape,
+    fitted,
+)
 from spdsl.device.units import UnitJobs, UnitTiles, unit_jobs, unit_tiles
 
 # Tiles of one job of dK and dV: units that every query chooses (the first, say) are shared by several programs.
-JOB_TILES = 4 if INTERPRETED else 512
-MOST_UNIT = 1 << 30  # where no unit bounds the block
 
 
 def unit_shape(kernel: str, q: Tensor, v_dim: int, lists: int, unit: int, paged: Paged | None = None) -> UnitShape:
@@ -57,7 +64,7 @@ def inverse_of(tiles: UnitTiles, jobs: UnitJobs) -> Inverse:
 
 
 def unit_inverse(tiles: UnitTiles, unit: int, k: Tensor, layout: Layout) -> UnitJobs:
-    return unit_jobs(tiles, unit, k, layout, JOB_TILES)
+    return unit_jobs(tiles, unit, k, layout, JOB_TILES_INTERPRETED if INTERPRETED else JOB_TILES)
 
 
 def slot_buffer(jobs: UnitJobs, k: Tensor, v: Tensor, unit: int) -> Tensor:
@@ -97,7 +104,7 @@ def select_splits(queries: int, lists: int, units: int, device: torch.device) ->
     """Programs that share the units of one query, where every sequence has one."""
     if INTERPRETED:
         return max(1, min(3, units))
-    return split_count(queries * lists, 2 * units, device)  # a unit costs about as much as two keys in decode
+    return split_count(queries * lists, KEYS_PER_UNIT * units, gpu_of(device).processors)
 
 
 def merge_splits(ranks: Tensor, chosen: Tensor, S: SelectConst) -> None:

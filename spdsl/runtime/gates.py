@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from spdsl.runtime.crosscompile import Compiled
+if TYPE_CHECKING:  # the command line names the gates, and does not wait for triton
+    from spdsl.runtime.crosscompile import Compiled
 
 
 def offences(compiled: Iterable[Compiled], gates: Iterable[str]) -> Iterator[str]:

@@ -22,22 +22,20 @@ from spdsl.runtime.record import refuse_interpreter
 from spdsl.runtime.survey import survey
 from spdsl.targets import Target
 
-DEFAULT_TARGET = "h100"
-
 
 def report(path: Path, names: Sequence[str] = ()) -> Table:
     """One row for each kernel of the generated file and each target (by default h100); a bar on a terminal meanwhile.
 
     ValueError for an unknown target; RuntimeError under TRITON_INTERPRET, or for a file that spdsl did not make.
     """
-    wanted = [targets.find(name) for name in names or (DEFAULT_TARGET,)]
-    console = Console(stderr=True)
-    return tables.report(compile_file(path, wanted, console if console.is_terminal else None))
+    return tables.report(compile_file(path, [targets.find(name) for name in names or (targets.USUAL,)]))
 
 
-def compile_file(path: Path, wanted: Sequence[Target], console: Console | None = None) -> list[Compiled]:
+def compile_file(path: Path, wanted: Sequence[Target]) -> list[Compiled]:
     """Every kernel of the generated file for every target, with the configurations of the target's architecture."""
     refuse_interpreter()
+    terminal = Console(stderr=True)
+    console = terminal if terminal.is_terminal else None
     compiled: list[Compiled] = []
     with loaded(path) as module:
         for _, group in groupby(wanted, key=lambda target: target.architecture):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spdsl.runtime.launches import Launch, Workload
 from spdsl.runtime.record import record
+from spdsl.runtime.results import tensors
 from spdsl.targets import Target
 
 # Sizes whose strides have the residues of a real run: all but the dims are multiples of 16.
@@ -75,7 +76,7 @@ def _train(module: ModuleType, sizes: _Sizes) -> None:
     for x in inputs.values():
         if x.dim() == 4 and x.dtype == sizes.dtype and x.shape[2:] in {(TOKENS, sizes.qk_dim), (TOKENS, sizes.v_dim)}:
             x.requires_grad_()  # queries, keys and values; of the rest some take no gradient
-    outputs = [x for x in _tensors(module.attention(**inputs)) if x.requires_grad]
+    outputs = [x for x in tensors(module.attention(**inputs)) if x.requires_grad]
     torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
 
 
@@ -104,14 +105,6 @@ def _inputs(module: ModuleType, tokens: int, sizes: _Sizes) -> dict[str, Tensor]
 def _cache(module: ModuleType, sizes: _Sizes) -> object:
     dims = {"kv_heads": sizes.kv_heads, "qk_dim": sizes.qk_dim, "v_dim": sizes.v_dim}
     return module.Cache(BATCH, CAPACITY, **dims, dtype=sizes.dtype, device="cpu")
-
-
-def _tensors(result: object) -> Iterator[Tensor]:
-    if isinstance(result, Tensor):
-        yield result
-    elif isinstance(result, tuple | list):
-        for part in result:
-            yield from _tensors(part)
 
 
 def _heads(module: ModuleType) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spdsl.runtime.module_report import loaded
 from spdsl.runtime.record import refuse_interpreter, replaced
+from spdsl.runtime.results import tensors
 from spdsl.targets import Target
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -126,7 +127,7 @@ def _train(module: ModuleType, length: int, sizes: Sizes, device: str) -> None:
     for x in leaves:
         x.requires_grad_()
     with torch.enable_grad():
-        outputs = [x for x in _tensors(module.attention(**inputs)) if x.requires_grad]
+        outputs = [x for x in tensors(module.attention(**inputs)) if x.requires_grad]
         torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
 
 
@@ -156,14 +157,6 @@ def _cache(module: ModuleType, capacity: int, sizes: Sizes, device: str) -> Any:
     defaults = inspect.signature(module.example_inputs).parameters
     named = {name: sizes.named().get(name, defaults[name].default) for name in ("kv_heads", "qk_dim", "v_dim")}
     return module.Cache(sizes.batch, capacity, **named, page=sizes.page, dtype=DTYPES[sizes.dtype], device=device)
-
-
-def _tensors(result: object) -> Iterator[Tensor]:
-    if isinstance(result, Tensor):
-        yield result
-    elif isinstance(result, tuple | list):
-        for part in result:
-            yield from _tensors(part)
 
 
 def _asked(module: ModuleType, phases: Sequence[str], sizes: Sizes, target: Target) -> list[tuple[Any, Any]]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from spdsl.targets.load import Target, find, names
+from spdsl.targets.load import USUAL, Target, find, names
 
-__all__ = ["Target", "find", "names"]
+__all__ = ["USUAL", "Target", "find", "names"]

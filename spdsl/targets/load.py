@@ -67,6 +67,9 @@ class Target:
         raise ValueError(f"{self.name} has no matrix rate for {dtype}; it has {', '.join(n for n, _ in self.rates)}")
 
 
+USUAL = "h100"  # where none is named
+
+
 def names() -> tuple[str, ...]:
     """The names of all known GPUs, sorted."""
     return tuple(sorted(_all()))

@@ -2634,9 +2634,9 @@ _MOST_SPLITS = 128
 _PROGRAMS_PER_PROCESSOR = 2
 
 
-def split_count(groups: int, keys: int, device: torch.device) -> int:
+def split_count(groups: int, keys: int, processors: int) -> int:
     """Splits that fill the device when each of `groups` programs visits at most `keys` keys."""
-    fill = -(-_PROGRAMS_PER_PROCESSOR * gpu_of(device).processors // max(groups, 1))
+    fill = -(-_PROGRAMS_PER_PROCESSOR * processors // max(groups, 1))
     return max(1, min(fill, keys // _KEYS_PER_SPLIT, _MOST_SPLITS))
 
 
@@ -3093,7 +3093,7 @@ def attend_kernel_decode(
     v_dim = keys[0][1].shape[3]
     group = min(heads // k.shape[1] for k, _ in keys)
     config = decode_config(q, v_dim, group, paged)
-    splits = split_count(batch * (heads // group), paged.capacity, q.device)
+    splits = split_count(batch * (heads // group), paged.capacity, gpu_of(q.device).processors)
     q = rows_contiguous(q)
     partial = torch.empty(batch, heads, splits, v_dim, device=q.device, dtype=wide(q.dtype))
     partial_lse = partial.new_empty(batch, heads, splits)

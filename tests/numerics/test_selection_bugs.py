@@ -38,7 +38,7 @@ def grouped(body: str, module: ModuleType) -> None:
 
 def shared(body: str, module: ModuleType) -> None:
     """16 heads leave one query per tile, and every tile chooses unit 0: more tiles than an interpreted job holds."""
-    assert module.JOB_TILES < 11 or not module.INTERPRETED
+    assert module.JOB_TILES_INTERPRETED < 11 or not module.INTERPRETED
     checked(body, Shape(11, 11, heads=16), module)
 
 

@@ -93,8 +93,3 @@ def test_an_offence_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err.splitlines() == [f"one.py: {gates.described(bad)}: 3 spills"]
     measure._end_on_offences({Path("one.py"): [GOOD, bad]}, ["no-tensor-cores"])
-
-
-def test_the_command_knows_the_gates() -> None:
-    """It names them without importing torch."""
-    assert measure.GATES == gates.GATES
