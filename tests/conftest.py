@@ -21,6 +21,25 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Triton reads TRITON_INTERPRET when it is imported: a process interprets kernels or compiles them."""
+    interprets = os.environ.get("TRITON_INTERPRET", "0") == "1"
+    if item.get_closest_marker("interpret") and not interprets:
+        pytest.skip("needs TRITON_INTERPRET=1")
+    if item.get_closest_marker("crosscompile") and interprets:
+        pytest.skip("needs TRITON_INTERPRET unset")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """torch.empty gives NaN: an element that nobody writes is seen."""
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

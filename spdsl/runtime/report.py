@@ -17,6 +17,7 @@ from rich.text import Text
 
 from spdsl.runtime.crosscompile import Compiled, compile_launch, failed
 from spdsl.runtime.launches import Launch
+from spdsl.runtime.reasons import reasons
 from spdsl.runtime.record import refuse_interpreter
 from spdsl.targets import Target
 
@@ -54,25 +55,31 @@ def most_workers() -> int:
 
 
 def report(compiled: Iterable[Compiled]) -> Table:
-    """One row for each kernel and target; what costs speed or does not fit is in colour."""
+    """One row for each kernel and target; what costs speed or does not fit is in colour, and below it is why."""
     table = Table(title="compiled kernels")
     for heading in ("kernel", "workload", "target", "warps", "stages", "registers", "spills", "shared", "blocks/SM"):
         table.add_column(heading, justify="left" if heading in ("kernel", "workload", "target") else "right")
     for heading in ("matrix in loops", "async copies", "load bits"):
         table.add_column(heading)
-    for one in compiled:
+    rows = list(compiled)
+    for one in rows:
         table.add_row(*(_failure(one) if one.error is not None else _numbers(one)))
+    table.caption = Text("\n".join(reasons(rows)), justify="left")
     return table
 
 
 def to_json(compiled: Iterable[Compiled]) -> str:
     """The same numbers and more, as a JSON list with one object for each kernel and target."""
-    return json.dumps([asdict(one) for one in compiled], indent=2)
+    return json.dumps([_as_dict(one) for one in compiled], indent=2)
 
 
 def to_json_of_files(compiled: Mapping[str, Iterable[Compiled]]) -> str:
     """A JSON list with one object for each kernel and target of every file, which it names."""
-    return json.dumps([{"file": file} | asdict(one) for file, rows in compiled.items() for one in rows], indent=2)
+    return json.dumps([{"file": file} | _as_dict(one) for file, rows in compiled.items() for one in rows], indent=2)
+
+
+def _as_dict(one: Compiled) -> dict[str, object]:
+    return asdict(one) | {"reasons": list(reasons([one]))}
 
 
 def _numbers(one: Compiled) -> list[Text | str]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-pytestmark = [
-    pytest.mark.crosscompile,
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") == "1", reason="needs compiled kernels"),
-]
+pytestmark = pytest.mark.crosscompile
 
 pytest.importorskip("torch")
 triton = pytest.importorskip("triton")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -15,17 +14,10 @@ from spdsl.device.cache import CacheStore, StreamShape
 from spdsl.runtime.crosscompile import compile_launch
 from spdsl.runtime.launches import Launch, specialise
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 BATCH, HEADS, CAPACITY = 3, 2, 72
 STARTS = [0, 13, 50]
 # Pages of 16 in any order, up to 17 of them; the second sequence has a hole, the third one ends early.
 TABLE = torch.tensor([[9, 3, 0, 16, 7], [5, 1, -1, 12, 2], [4, 11, 8, 15, -1]], dtype=torch.int32)
-
-
-@pytest.fixture
-def interpreter() -> None:
-    if not INTERPRETED:
-        pytest.skip("needs TRITON_INTERPRET=1")
 
 
 def store_of(page: int | None, dtype: torch.dtype, qk: int = 24, v: int = 80) -> CacheStore:
@@ -71,7 +63,6 @@ def both(added: int, page: int | None, dtype: torch.dtype) -> tuple[CacheStore, 
 
 
 @pytest.mark.interpret
-@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("page", [None, 16])
 @pytest.mark.parametrize("added", [0, 1, 5, 40])
@@ -96,7 +87,6 @@ def test_kernels_store_what_torch_stores(added: int, page: int | None, dtype: to
 
 
 @pytest.mark.interpret
-@pytest.mark.usefixtures("interpreter")
 def test_lengths_stop_at_the_first_hole_and_at_the_capacity() -> None:
     paged, _ = both(40, 16, torch.float32)
     assert paged.lengths.tolist() == [40, 32, 64]  # holes begin at 32 and at 64
@@ -107,7 +97,6 @@ def test_lengths_stop_at_the_first_hole_and_at_the_capacity() -> None:
 
 
 @pytest.mark.interpret
-@pytest.mark.usefixtures("interpreter")
 def test_a_table_of_many_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hole lies beyond the entries that are looked at at once."""
     monkeypatch.setattr(append_kernel, "_TABLE_ENTRIES", 2)
@@ -123,7 +112,6 @@ def test_a_table_of_many_entries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.interpret
-@pytest.mark.usefixtures("interpreter")
 def test_a_table_whose_rows_lie_apart() -> None:
     """A transposed table means the same pages."""
     found = CacheStore(
@@ -162,7 +150,6 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, added: int, page: int | None, d
 
 
 @pytest.mark.crosscompile
-@pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels")
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 @pytest.mark.parametrize("added, page", [(1, 16), pytest.param(40, 16, marks=pytest.mark.full), (40, None)])
 def test_kernels_compile(added: int, page: int | None, target: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -29,12 +29,12 @@ PIECES = {"ones": [1] * 41, "threes": [3] * 13 + [2], "sevens": [7] * 5 + [6], "
 Pool = Callable[..., Tensor]
 
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
 @pytest.fixture(autouse=True)
-def _poisoned() -> Iterator[None]:
+def _seeded() -> None:
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def store_of(cells: Cells, page: int | None, table: Tensor | None = None, capacity: int = CAPACITY) -> EntryStore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -16,19 +15,11 @@ from spdsl.device.entries import Cells, pool_mean, pool_softmax
 from spdsl.runtime.crosscompile import compile_launch
 from spdsl.runtime.launches import Launch, specialise
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+pytestmark = pytest.mark.usefixtures("poisoned")
 BATCH, HEADS, QK, V, CAPACITY = 3, 2, 24, 10, 72
 STARTS = [0, 13, 45]
 # The second sequence has a hole, the third one ends early.
 TABLE = torch.tensor([[9, 3, 0, 16, 7], [5, 1, -1, 12, 2], [4, 11, 8, 15, -1]], dtype=torch.int32)
-
-
-@pytest.fixture(autouse=True)
-def _poisoned() -> Any:
-    """torch.empty gives NaN: an element that nobody writes is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def store_of(cells: Cells, page: int | None, added: int, dtype: torch.dtype = torch.float64) -> EntryStore:
@@ -68,14 +59,7 @@ def same_entries(found: EntryStore, wanted: EntryStore, name: str) -> None:
     assert found.entry_spans[name].tolist() == [[0, count] for count in wanted.entry_lengths(name).tolist()]
 
 
-@pytest.fixture
-def interpreter() -> None:
-    if not INTERPRETED:
-        pytest.skip("needs TRITON_INTERPRET=1")
-
-
 @pytest.mark.interpret
-@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("page", [None, 16])
 @pytest.mark.parametrize("added", [0, 1, 7, 40])
 def test_kernels_close_what_torch_closes(added: int, page: int | None) -> None:
@@ -90,7 +74,6 @@ def test_kernels_close_what_torch_closes(added: int, page: int | None) -> None:
 
 
 @pytest.mark.interpret
-@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("logits", ["bare", "full"])
 def test_softmax_of_another_stream(logits: str) -> None:
     """Values are weighed by the values of that stream, or by its keys where it has none."""
@@ -105,7 +88,6 @@ def test_softmax_of_another_stream(logits: str) -> None:
 
 
 @pytest.mark.interpret
-@pytest.mark.usefixtures("interpreter")
 def test_keys_alone_and_pools_of_any_strides() -> None:
     def apart(c: Tensor) -> Tensor:
         return pool_mean(c).transpose(2, 3).contiguous().transpose(2, 3)
@@ -135,7 +117,6 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, added: int, page: int | None) -
 
 
 @pytest.mark.crosscompile
-@pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels")
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 @pytest.mark.parametrize(
     "added, page", [(400, 64), *(pytest.param(1, page, marks=pytest.mark.full) for page in (64, None))]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -33,15 +31,8 @@ from tests.device.entry_cases import (
 )
 from tests.device.syncs import NoSync
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 CELLS = [Cells(8, 4), Cells(4, 4), Cells(5, 3), Cells(7, 2), Cells(1, 1), Cells(3, 5)]
-
-
-@pytest.fixture(autouse=True)
-def _poisoned() -> Iterator[None]:
-    """torch.empty gives NaN: an element that nobody writes is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def entry(kind: str, c: Tensor, weights: Weights, z: Tensor) -> Tensor:

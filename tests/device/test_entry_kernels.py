@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -34,15 +32,7 @@ from tests.device.entry_cases import (
     weights_of,
 )
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-@pytest.fixture(autouse=True)
-def _poisoned() -> Iterator[None]:
-    """torch.empty gives NaN: an element that nobody writes is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 class Streamed(torch.autograd.Function):
@@ -79,14 +69,7 @@ def both(
     return (found, *gradients), (wanted, *torch.autograd.grad(wanted, exact, dout.double()))
 
 
-@pytest.fixture
-def interpreter() -> None:
-    if not INTERPRETED:
-        pytest.skip("needs TRITON_INTERPRET=1")
-
-
 @pytest.mark.interpret
-@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("layout_kind", LAYOUTS)
 @pytest.mark.parametrize("kind", STREAMED)
 def test_kernels_agree_with_torch(kind: str, layout_kind: str) -> None:
@@ -98,7 +81,6 @@ def test_kernels_agree_with_torch(kind: str, layout_kind: str) -> None:
 
 
 @pytest.mark.interpret
-@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.float16, 2e-3)])
 @pytest.mark.parametrize("kind", STREAMED)
 def test_kernels_in_lower_precision(kind: str, dtype: torch.dtype, bound: float) -> None:
@@ -111,7 +93,6 @@ def test_kernels_in_lower_precision(kind: str, dtype: torch.dtype, bound: float)
 
 
 @pytest.mark.interpret
-@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("kind", STREAMED)
 def test_kernels_take_any_strides(kind: str) -> None:
     """Tokens before heads, and vectors that are not contiguous."""
@@ -128,7 +109,6 @@ def test_kernels_take_any_strides(kind: str) -> None:
 
 
 @pytest.mark.interpret
-@pytest.mark.usefixtures("interpreter")
 def test_ties_and_nan_of_the_maximum() -> None:
     x = torch.tensor([1.0, 3.0, 3.0, 0.0, torch.nan, torch.nan, 5.0, 1.0]).view(1, 1, 8, 1)
     layout = dense(x)
@@ -161,7 +141,6 @@ MORE = [(torch.float16, False, 192), (torch.float32, False, 64), (torch.float32,
 
 
 @pytest.mark.crosscompile
-@pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels")
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 @pytest.mark.parametrize(
     "dtype, packed, dim", [*SIZES, *(pytest.param(*size, marks=pytest.mark.full) for size in MORE)]

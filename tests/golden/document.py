@@ -1907,7 +1907,8 @@ def _tcgen05(kernel: KernelShape, config: Config, tile: Tile) -> int:
     depth = depth_of(kernel, config, amd=False)
     stays, small = tile.q + tile.v, _small(kernel, config, tile)
     if kernel.size == 4:
-        scores = tile.scores * (2 if kernel.name.endswith("dkdv") and config.num_warps > 4 else 1)
+        twice = kernel.name == "units" or (kernel.name.endswith("dkdv") and config.num_warps > 4)
+        scores = tile.scores * (2 if twice else 1)
         return _aligned(depth * (tile.k + tile.value) + max(2 * tile.part, scores) + small)
     used_twice = {"dq": 1, "units_dq": 1, "dkdv": 2, "units_dkdv": 2}.get(kernel.name, 0)
     once = tile.k + tile.value if used_twice else max(tile.k, tile.value)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Protocol
 
 import pytest
-import torch
 
 from tests.numerics.patterns import module_of
 
@@ -19,11 +17,8 @@ class Engine(Protocol):
 
 
 @pytest.fixture(autouse=True)
-def _poisoned() -> Iterator[None]:
-    """torch.empty gives NaN: an element that nobody writes is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+def _no_memory_unwritten(poisoned: None) -> None:
+    """Every test here."""
 
 
 INTERPRETED = pytest.param("interpreted", marks=pytest.mark.interpret)

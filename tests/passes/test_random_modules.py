@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 
 import pytest
@@ -88,7 +87,6 @@ def test_the_cpu_path_is_the_oracle(chunk: int, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.interpret
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("chunk", [*range(5), *(pytest.param(chunk, marks=pytest.mark.full) for chunk in (5, 6, 7))])
 def test_interpreted_kernels_are_the_oracle(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     agree(1000 + chunk, 5, sized(1000 + chunk, 40), torch.float32, 1e-4, monkeypatch)

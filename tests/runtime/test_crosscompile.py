@@ -14,10 +14,7 @@ from types import ModuleType
 
 import pytest
 
-pytestmark = [
-    pytest.mark.crosscompile,
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") == "1", reason="needs compiled kernels"),
-]
+pytestmark = pytest.mark.crosscompile
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -15,10 +14,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [
-    pytest.mark.crosscompile,
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") == "1", reason="needs compiled kernels"),
-]
+pytestmark = pytest.mark.crosscompile
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")

@@ -16,6 +16,7 @@ from spdsl.runtime import gates
 from spdsl.runtime.crosscompile import Compiled
 from spdsl.runtime.machine_code import Code, read_amdgcn, read_sass
 from spdsl.runtime.occupancy import Occupancy
+from spdsl.runtime.reasons import reasons
 
 CODE = Code(100, 0, 0, 0, (("wgmma", 8),), (("wgmma", 8),), (), 128)
 GOOD = Compiled(
@@ -93,3 +94,20 @@ def test_an_offence_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err.splitlines() == [f"one.py: {gates.described(bad)}: 3 spills"]
     measure._end_on_offences({Path("one.py"): [GOOD, bad]}, ["no-tensor-cores"])
+
+
+def test_the_report_says_why_a_kernel_spills() -> None:
+    """128 rows of out and scores, 128 + 64 columns, in 256 threads: 96 registers."""
+    dims = (("C.QK_DIM", "128"), ("C.V_DIM", "128"))
+    spilled = replace(GOOD, constexprs=GOOD.constexprs + dims, code=replace(CODE, registers=255, spills=12))
+    (line,) = reasons([GOOD, spilled])
+    assert "12 spills: a thread can have 255 registers, 96 of them with sums and scores of its tile" in line
+    (line,) = reasons([replace(spilled, code=replace(CODE, registers=168, spills=2))])
+    assert "2 spills: the compiler keeps to 168 registers of the 255" in line
+
+
+def test_the_report_says_why_no_tensor_core_is_in_a_loop() -> None:
+    (line,) = reasons([replace(GOOD, code=replace(CODE, loop_mma=()))])
+    assert "its 8 stand outside" in line
+    (line,) = reasons([replace(GOOD, code=replace(CODE, mma=(), loop_mma=()))])
+    assert "ordinary instructions" in line

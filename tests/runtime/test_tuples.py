@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -11,10 +10,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [
-    pytest.mark.crosscompile,
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") == "1", reason="needs compiled kernels"),
-]
+pytestmark = pytest.mark.crosscompile
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
