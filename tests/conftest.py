@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.interpreter import replace_once_per_kernel
+
+INTERPRETS = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Temporary folders lie below one named `tests`.
@@ -19,14 +23,15 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = Path(tempfile.gettempdir(), f"spdsl-{os.getuid() if hasattr(os, 'getuid') else 'user'}", "tests")
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
+    if INTERPRETS:
+        replace_once_per_kernel()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Triton reads TRITON_INTERPRET when it is imported: a process interprets kernels or compiles them."""
-    interprets = os.environ.get("TRITON_INTERPRET", "0") == "1"
-    if item.get_closest_marker("interpret") and not interprets:
+    if item.get_closest_marker("interpret") and not INTERPRETS:
         pytest.skip("needs TRITON_INTERPRET=1")
-    if item.get_closest_marker("crosscompile") and interprets:
+    if item.get_closest_marker("crosscompile") and INTERPRETS:
         pytest.skip("needs TRITON_INTERPRET unset")
 
 
