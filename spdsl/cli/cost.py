@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spdsl.cli.counting import counting
+from spdsl.cli.formulas import print_formulas, varied_by
 from spdsl.cli.inputs import (
     Definitions,
     Failed,
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 _STAGES = ["forward", "backward", "prefill", "decode"]
 _WIDTH = 160  # columns where the output is no terminal
 _MOST = 1 << 22
-_MOST_EVALUATIONS = 5_000_000  # some minutes
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[tuple[int, int]]
@@ -76,6 +77,7 @@ class _Lengths(_ParamType):
 @click.option("--overlap", type=click.FloatRange(0, 1), default=0.0, help="How alike neighbours choose: 0 to 1.")
 @click.option("--kernels", "in_detail", is_flag=True, help="Also the kernels of the longest call.")
 @click.option("--formulas", is_flag=True, help="The counts of each kernel as formulas of the length instead.")
+@click.option("--of", "varied", metavar="NAME", help="With --formulas: also of this parameter of the pattern.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="How it is printed.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="A .png to draw the times into.")
 @click.option("--measure", is_flag=True, help="On a GPU: measured times beside these.")
@@ -94,6 +96,7 @@ def cost(
     overlap: float,
     in_detail: bool,
     formulas: bool,
+    varied: str | None,
     form: str,
     plot: Path | None,
     measure: bool,
@@ -105,6 +108,8 @@ def cost(
         from spdsl.compiler import plan_of
 
         plans = [plan_of(source, name, parameters(definitions)) for name in names]
+    if varied is not None and not formulas:
+        raise click.UsageError("--of names what --formulas is about: give both")
     if plot is not None and (len(plans) > 1 or len(targets) > 1):
         raise click.UsageError("--plot draws one pattern on one GPU: name them with -p and --target")
     from spdsl.cost.kernels import Options
@@ -116,7 +121,8 @@ def cost(
         shape = _shape(plan, batch, heads, kv_heads, dim)
         stages = _stages(plan, phases)
         if formulas:
-            _formulas(plan, stages, shape, found[0], options)
+            of = None if varied is None else varied_by(source, plan, parameters(definitions), varied)
+            print_formulas(plan, stages, shape, found[0], options, of)
             continue
         curves = _curves(plan, stages, length, shape, found, options)
         if form == "json":
@@ -172,19 +178,10 @@ def _curves(
     options: Options,
 ) -> list[Curve]:
     from spdsl.cost.estimate import curve, doubling
-    from spdsl.passes.series import TooMuch, at_most
-    from spdsl.passes.visible import DependsOnData
 
-    try:
+    with counting(plan.pattern.name):
         lengths = doubling(*length)
-        with at_most(_MOST_EVALUATIONS):
-            return [curve(plan, stage, lengths, shape, target, options) for target in targets for stage in stages]
-    except TooMuch:
-        raise Failed(f"{plan.pattern.name}: its sets repeat too seldom to be counted; try shorter lengths") from None
-    except DependsOnData:
-        raise Failed(f"{plan.pattern.name}: only the values of tensors tell which result answers") from None
-    except ValueError as error:
-        raise Failed(str(error)) from None
+        return [curve(plan, stage, lengths, shape, target, options) for target in targets for stage in stages]
 
 
 def _print(plan: Plan, curves: Sequence[Curve], in_detail: bool) -> None:
@@ -221,14 +218,6 @@ def _plot(plan: Plan, curves: Sequence[Curve], path: Path) -> None:
         save(plan.pattern.name, curves, path)
     except OSError as error:
         raise Failed(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def _formulas(plan: Plan, stages: Sequence[Stage], shape: Shape, target: Target, options: Options) -> None:
-    from spdsl.cost.formulas import printed
-
-    for stage in stages:
-        for line in printed(plan, stage, shape, target, options):
-            click.echo(line)
 
 
 def _measure(file: str, plan: Plan, params: dict[str, Fraction], curves: Sequence[Curve], form: str) -> None:

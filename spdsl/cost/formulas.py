@@ -1,4 +1,4 @@
-"""formulas: counts as exact expressions of the length N and the batch B.
+"""formulas: counts as exact expressions of the length N.
 
 A count of affine and periodic sets is a polynomial of degree two of N and of the remainders of N by the units, once N
 is past every window. Its coefficients follow from exact counts at some lengths; further lengths have to agree, or the
@@ -8,28 +8,20 @@ itself is the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 
 import sympy
 
-from spdsl.cost.between import period
-from spdsl.cost.kernels import Kernel, Options
-from spdsl.cost.machine import machine_of
-from spdsl.cost.phases import Stage, kernels
-from spdsl.ir.plan import Plan
-from spdsl.passes.count import Shape
-from spdsl.targets import Target
-
 N = sympy.Symbol("N", integer=True, positive=True)
-B = sympy.Symbol("B", integer=True, positive=True)
-_STARTS = (256, 1024, 4096, 16384, 65536, 262144)
+STARTS = (256, 1024, 4096, 16384, 65536, 262144)
 _CHECKS = 5  # further lengths that have to agree
-_FAR = 1 << 20  # as does this one
+FAR = 1 << 20  # as does this one
 
 Count = Callable[[int], int]
+Point = tuple[int, ...]  # a value for each symbol
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +43,7 @@ def formula(count: Count, units: Sequence[int] = (), whole: int = 1, least: int 
     """The formula of a count with the given units, or of its multiples of `whole`; None if there is none."""
     count = cache(count)
     small = sorted({unit for unit in units if unit > 1})[:2]
-    for start in (one for one in _STARTS if one >= least):
+    for start in (one for one in STARTS if one >= least):
         found = _fitted(count, _basis(small), start, 1)
         found = found or (
             _fitted(count, [sympy.S.One, N, N**2], -(-start // whole) * whole, whole) if whole > 1 else None
@@ -69,21 +61,35 @@ def _basis(units: Sequence[int]) -> list[sympy.Expr]:
 
 def _fitted(count: Count, basis: list[sympy.Expr], start: int, modulus: int) -> Formula | None:
     places = [start + modulus * i * (1 if modulus > 1 else 1 + 12 * i) for i in range(len(basis) + _CHECKS)]
-    far = [one // modulus * modulus + (37 if modulus == 1 else 0) for one in (8 * start, _FAR)]
+    far = [one // modulus * modulus + (37 if modulus == 1 else 0) for one in (8 * start, FAR)]
     used, further = places[: len(basis)], [*places[len(basis) :], *far]
-    rows = [[_value(term, place) for term in basis] for place in used]
-    factors = _solved(rows, [Fraction(count(place)) for place in used])
+    found = through(count, (N,), basis, [(one,) for one in used], [(one,) for one in further])
+    return None if found is None else Formula(found, start, modulus)
+
+
+def through(
+    count: Callable[..., int | None],
+    symbols: Sequence[sympy.Symbol],
+    basis: Sequence[sympy.Expr],
+    used: Sequence[Point],
+    further: Sequence[Point],
+) -> sympy.Expr | None:
+    """The sum of multiples of `basis` that is `count` at the points used, if it is so at the further ones, too."""
+    rows = [[_value(term, symbols, point) for term in basis] for point in used]
+    right = [Fraction(value) for point in used if (value := count(*point)) is not None]
+    factors = _solved(rows, right) if len(right) == len(rows) else None
     if factors is None:
         return None
-    for place in further:
-        if sum(factor * _value(term, place) for factor, term in zip(factors, basis, strict=True)) != count(place):
+    for point in further:
+        terms = (factor * _value(term, symbols, point) for factor, term in zip(factors, basis, strict=True) if factor)
+        if sum(terms) != count(*point):
             return None
-    terms = (sympy.Rational(one.numerator, one.denominator) * term for one, term in zip(factors, basis, strict=True))
-    return Formula(sympy.Add(*terms), start, modulus)
+    parts = (sympy.Rational(one.numerator, one.denominator) * term for one, term in zip(factors, basis, strict=True))
+    return sympy.Add(*parts)
 
 
-def _value(term: sympy.Expr, place: int) -> Fraction:
-    return Fraction(int(term.xreplace({N: sympy.Integer(place)})))
+def _value(term: sympy.Expr, symbols: Sequence[sympy.Symbol], point: Point) -> Fraction:
+    return Fraction(int(term.xreplace({x: sympy.Integer(value) for x, value in zip(symbols, point, strict=True)})))
 
 
 def _solved(rows: list[list[Fraction]], right: list[Fraction]) -> list[Fraction] | None:
@@ -100,50 +106,3 @@ def _solved(rows: list[list[Fraction]], right: list[Fraction]) -> list[Fraction]
             if j != i and table[j][i]:
                 table[j] = [a - table[j][i] * b for a, b in zip(table[j], table[i], strict=True)]
     return [row[-1] for row in table]
-
-
-# ---- of the kernels of a stage
-
-
-def printed(plan: Plan, stage: Stage, shape: Shape, target: Target, options: Options) -> Iterator[str]:
-    """Lines for people: each kernel with its launches, FLOPs, FLOPs of the machine and bytes."""
-    units = sorted({one.choice.unit for one in plan.choices} | {_stride(plan)})
-    whole = period(plan, shape, target)
-
-    @cache
-    def known(length: int, batch: int = 1) -> list[Kernel]:
-        return kernels(plan, stage, length, replace(shape, batch=batch), machine_of(target), options)
-
-    usual = _STARTS[2]
-    sizes = f"heads {shape.heads} and {shape.kv_heads}, dims {shape.qk} and {shape.v}"
-    yield f"{plan.pattern.name}, {stage.value} on {target.name}, {sizes}; batch B of N tokens"
-    for i, own in enumerate(known(usual)):
-        yield f"  {own.name}: {own.launches} launches, {own.steps} operators of torch"
-        for field in ("flops", "machine", "moved"):
-            twice = getattr(known(usual, 2)[i], field).value == 2 * getattr(own, field).value
-            found = formula(_counted(known, own.name, i, field), units, whole, 1024)
-            if found is None:
-                yield f"    {_LABELS[field]} = no polynomial of N"
-            elif found.expression != 0:
-                sign = "=" if getattr(own, field).exact else "<="
-                expression = sympy.sstr(B * found.expression if twice else found.expression)
-                yield f"    {_LABELS[field]} {sign} {expression}    ({_holds(found)}{'' if twice else ', B = 1'})"
-
-
-def _holds(found: Formula) -> str:
-    return f"multiples of {found.modulus:,} from {found.start:,}" if found.modulus > 1 else f"N >= {found.start:,}"
-
-
-_LABELS = {"flops": "FLOPs", "machine": "FLOPs of the machine", "moved": "bytes"}
-
-
-def _counted(known: Callable[[int], list[Kernel]], name: str, i: int, field: str) -> Count:
-    def count(length: int) -> int:
-        own = next((one for one in known(length)[i:] if one.name == name), None)
-        return int(getattr(own, field).value) if own is not None else -1
-
-    return count
-
-
-def _stride(plan: Plan) -> int:
-    return max([sweep.stream.grid.stride for one in plan.softmaxes for sweep in one.sweeps], default=1)

@@ -67,6 +67,28 @@ def test_formulas_are_printed() -> None:
     assert "FLOPs = B*(51200*N - 2534400)" in done.output  # 512 for each of 100 N - 4950 pairs
 
 
+def test_formulas_of_a_parameter_are_printed() -> None:
+    """Every query sees `window` keys but the first ones: N w - w (w - 1) / 2 pairs of 512 FLOPs."""
+    words = (
+        "-D",
+        "window=100",
+        "--formulas",
+        "--of",
+        "window",
+        "--phase",
+        "forward",
+        "--heads",
+        "1",
+        "--kv-heads",
+        "1",
+    )
+    done = cost(WINDOW, *words)
+    assert "FLOPs = B*(512*N*window - 256*window**2 + 256*window)" in done.output, done.output
+    assert "window: 100, 101, 102, ... < N / 4" in done.output
+    assert "no parameter `wndow`; did you mean `window`?" in cost(WINDOW, "--formulas", "--of", "wndow").output
+    assert cost(WINDOW, "--of", "window").exit_code == 2
+
+
 @pytest.mark.parametrize("wrong", [("--length", "0"), ("--length", "8k..4k"), ("--target", "h1000"), ("--length", "x")])
 def test_wrong_arguments_are_refused(wrong: tuple[str, str]) -> None:
     assert cost(WINDOW, *wrong).exit_code == 2

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import sympy
 
 from spdsl.cost.formulas import N, formula
 from spdsl.cost.kernels import Options
 from spdsl.cost.machine import Machine
 from spdsl.cost.phases import Stage, kernels
+from spdsl.cost.surfaces import surface
 from spdsl.ir.pattern import Phase
 from spdsl.ir.plan import Plan
 from spdsl.passes.count import Count, Shape
 from tests.cost.plans import CHOSEN, STATIC, plan
 
+WINDOW = sympy.Symbol("window", integer=True)
 SHAPE = Shape(heads=4, kv_heads=2, qk=16, v=16)
 
 
@@ -109,3 +114,36 @@ def test_neighbours_that_choose_alike_visit_less() -> None:
 
     assert machine(1.0) < machine(0.5) < machine(0.0)
     assert machine(0.0) < 4 * machine(1.0)  # four queries share a tile, and their own blocks
+
+
+def pairs(length: int, window: int) -> int:
+    """Of a causal window."""
+    return sum(min(q + 1, window) for q in range(min(length, window))) + max(0, length - window) * window
+
+
+def test_a_surface_is_the_count_away_from_its_points() -> None:
+    known = surface(pairs, WINDOW, 48, 64)
+    assert known is not None
+    assert (known.first, known.step) == (48, 1)
+    for length, window in ((4096 + 64 * 5, 77), (65536, 500)):
+        assert known.expression.xreplace({N: length, WINDOW: window}) == pairs(length, window)
+
+
+def test_a_surface_of_blocks_is_for_whole_blocks() -> None:
+    known = surface(lambda length, window: pairs(length, -(-window // 64) * 64), WINDOW, 128, 64)
+    assert known is not None
+    assert known.step == 64
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        lambda length, window: length * window**3,
+        lambda length, window: length * min(window, 120),
+        lambda length, window: length * (window % 7),
+        lambda length, window: None if window > 102 else pairs(length, window),
+    ],
+    ids=["degree", "bend", "remainder", "refused"],
+)
+def test_what_is_no_polynomial_of_both_has_no_surface(count: Callable[[int, int], int | None]) -> None:
+    assert surface(count, WINDOW, 100, 1) is None
