@@ -110,8 +110,7 @@ def decode(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]
     lists = call.lists(choice, softmax)
     sets = call.count.units(choice, call.length - 1, 0, Trace())
     units = min(sets.room, size(sets.forced) + size(sets.free))
-    exact = choice.rule == "top_k"
-    blocks = call.many(lists * units * (choice.unit // shape.config.block_n), exact)
+    blocks = call.many(lists * units * (choice.unit // shape.config.block_n), choice.sized)
     area, row = shape.config.block_m * shape.config.block_n, (qk + v) * call.shape.size
     listed = call.list_bytes(choice, softmax)
     read = call.count.read(softmax)
@@ -121,7 +120,7 @@ def decode(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]
         flops=call.many(step_pairs(call, softmax), read.keys.exact) * (2 * (qk + v)),
         machine=blocks * (2 * area * sum(call.tile_dims(softmax))), exps=blocks * area,
         bytes=call.thinned(softmax, read.bytes) + own + listed,
-        moved=call.many(lists * min(units * choice.unit, call.length) * row, exact) + own + listed,
+        moved=call.many(lists * min(units * choice.unit, call.length) * row, choice.sized) + own + listed,
     )  # fmt: skip
     width = max(1, min(call.capacity(choice), -(-call.length // choice.unit)))
     keys = min(call.length, width * choice.unit)

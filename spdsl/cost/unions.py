@@ -35,7 +35,7 @@ def tile_units(count: Count, choice: Choice, lanes: int, overlap: float) -> Numb
     found = total(most, tiles, units)
     if overlap:
         found -= round(overlap * (found - total(least, tiles, units)))
-    return Number(found, exact and choice.rule == "top_k")
+    return Number(found, exact and choice.sized)
 
 
 def _tile(count: Count, choice: Choice, i: int, lanes: int, trace: Trace) -> tuple[int, int]:

@@ -21,8 +21,8 @@ class Selection(NamedTuple):
     """What a choice is, by constants: units of `unit` keys for tiles of `rows` queries.
 
     Entry i of the score covers `width` tokens from i * stride on. Reductions are `sum`, `mean`, `max`, or None where
-    there is nothing to reduce. `count` units are chosen (top_k), or those of a score >= `level`; never above `most`,
-    the width of a list.
+    there is nothing to reduce. `count` units are chosen (top_k), or those of a score >= `level` and as many below it
+    as `least` of them all lack; never above `most`, the width of a list.
     """
 
     unit: int
@@ -36,6 +36,7 @@ class Selection(NamedTuple):
     count: int | None  # type: ignore[assignment]  # hides the method of tuples
     level: float | None
     most: int
+    least: int = 0
 
 
 class ScoreShape(NamedTuple):
@@ -166,11 +167,11 @@ def _chosen(scores: Tensor, forced: Tensor, selection: Selection) -> Tensor:
     limit = selection.most if selection.count is None else min(selection.count, selection.most)
     known = forced & (forced.cumsum(-1) <= limit)
     scores = scores.masked_fill(forced | scores.isnan(), -torch.inf)
-    if selection.level is not None:
-        scores = scores.masked_fill(scores < selection.level, -torch.inf)
     best, order = torch.sort(scores + 0.0, dim=-1, descending=True, stable=True)  # + 0.0: -0.0 is no lower than 0.0
-    free = limit - known.sum(-1, keepdim=True)
-    taken = (torch.arange(scores.shape[-1], device=scores.device) < free) & (best > -torch.inf)
+    place = known.sum(-1, keepdim=True) + torch.arange(scores.shape[-1], device=scores.device)
+    taken = (place < limit) & (best > -torch.inf)
+    if selection.level is not None:
+        taken &= (best >= selection.level) | (place < selection.least)
     return _ascending(known | torch.zeros_like(known).scatter_(-1, order, taken), selection.most)
 
 

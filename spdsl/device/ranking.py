@@ -1,7 +1,8 @@
 """The best units of a list as they are scored, in registers.
 
 A unit is ranked by one integer: its score's bits, made to rise with the score, above its number, made to fall: of equal
-scores the lowest number wins. Forced units stand above every score.
+scores the lowest number wins. Forced units stand above every score. Where a list takes some units below its level, the
+bit between score and number tells those that are not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class SelectConst(NamedTuple):
     RANKS: tl.constexpr  # units scored at once
     KEPT: tl.constexpr  # power of two >= WIDTH
     WIDTH: tl.constexpr  # most units of a list
+    LEAST: tl.constexpr  # places of a list that a unit takes without passing
     RATIO: tl.constexpr  # entries from one unit to the next
     FIRST: tl.constexpr  # entries from a unit's own first to the first that overlaps it
     ENTRIES: tl.constexpr  # that overlap a unit
@@ -70,14 +72,18 @@ def of_list_head(value, seen, BY: tl.constexpr, S, C):
 
 
 @jit
-def ranked(best, score, scored, forced, unit, S):
+def ranked(best, score, scored, passed, forced, unit, S):
     """The KEPT best of `best` and of the units just scored, falling."""
     score = score.to(tl.float32)
     scored = scored & (score == score) & (score > float("-inf"))
+    if S.LEAST == 0:
+        scored = scored & passed
     bits = score.to(tl.int32, bitcast=True)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     bits = tl.where(forced, _LAST, tl.minimum(bits, _LAST - 1))
     rank = (bits.to(tl.int64) << 32) | (-unit + _LAST).to(tl.int64)[None, :]
+    if S.LEAST:
+        rank = rank | ((passed | forced).to(tl.int64) << 31)
     rank = tl.where(scored | forced, rank, NOT_RANKED)
     if tl.max((tl.max(rank, 1) > tl.min(best, 1)).to(tl.int32), 0) > 0:
         top = tl.topk(rank, S.KEPT)
@@ -87,10 +93,13 @@ def ranked(best, score, scored, forced, unit, S):
 
 @jit
 def store_units(chosen, best, query, q_count, S):
-    """The first WIDTH of `best` as unit numbers, ascending, -1 behind them."""
+    """The first WIDTH of `best`, from LEAST on those that passed, as unit numbers: ascending, -1 behind them."""
     place = tl.arange(0, S.KEPT)[None, :]
-    unit = -(best & 0xFFFFFFFF).to(tl.int32) + _LAST
-    unit = tl.sort(tl.where((best != NOT_RANKED) & (place < S.WIDTH), unit, _LAST))
+    taken = (best != NOT_RANKED) & (place < S.WIDTH)
+    if S.LEAST:
+        taken = taken & ((place < S.LEAST) | (((best >> 31) & 1) != 0))
+    unit = -(best & _LAST).to(tl.int32) + _LAST
+    unit = tl.sort(tl.where(taken, unit, _LAST))
     unit = tl.where(unit == _LAST, -1, unit)
     pointers = token_pointer(chosen, 0) + query.to(tl.int64)[:, None] * chosen.token + place
     tl.store(pointers, unit, mask=(query[:, None] < q_count) & (place < S.WIDTH))

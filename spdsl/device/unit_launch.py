@@ -87,12 +87,15 @@ def add_parts(
 
 
 def select_constants(
-    shape: UnitShape, unit: int, most: int, stride: int, first: int, entries: int, splits: int
+    shape: UnitShape, unit: int, most: int, least: int, stride: int, first: int, entries: int, splits: int
 ) -> SelectConst:
-    """`most` units of a list, of an entry grid with `entries` overlapping a unit from entry `first` on."""
+    """`most` units of a list, `least` of them at any score; `entries` overlap a unit, from its entry `first` on.
+
+    `stride` is that of the entry grid.
+    """
     kept = ranks_kept(most)
     ranks = max(shape.config.block_n, kept, 16)
-    values = (unit, shape.lanes, ranks, kept, most, unit // stride, first, entries, splits)
+    values = (unit, shape.lanes, ranks, kept, most, least, unit // stride, first, entries, splits)
     return SelectConst(*(tl.constexpr(value) for value in values))
 
 

@@ -149,12 +149,13 @@ class Choice:
 
     Its test is `name(scope, q // rows, k // unit) != 0`. `rule` is `given` (argument `name`
     [B, heads, row tiles, most], unit indices padded with -1), `random` (`count` units of those visible, by `seed`),
-    `top_k` (the `count` units of highest score) or `threshold` (the units of a score >= `level`, `most` of them).
+    `top_k` (the `count` units of highest score) or `threshold` (the units of a score >= `level`, but no fewer than
+    `least` of the best that have a score, and no more than `most`).
 
     A score is reduced over heads, then rows, then the entries of a unit, by `heads_by`, `rows_by` and `unit_by` (`sum`,
     `mean`, `max`; None where there is nothing to reduce). `sum` over entries weighs each by overlap / stride.
     `force` and `within` are sets of whole units as tests over the positions q and k: a unit is forced, or a candidate,
-    if any of its tokens passes. Forced units count towards `count`; ties go to the lowest index.
+    if any of its tokens passes. Forced units count towards `count`, `least` and `most`; ties go to the lowest index.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Choice:
     share: str  # head: one set per query head; group: one per kv head
     count: int | None = None
     seed: int = 0
+    least: int = 0
     most: int | None = None
     score: Score | None = None
     heads_by: str | None = None
@@ -183,6 +185,11 @@ class Choice:
     def capacity(self) -> int | None:
         """The most units of one list."""
         return self.count if self.rule == "top_k" else self.most
+
+    @property
+    def sized(self) -> bool:
+        """Whether no score decides how many units are chosen, only which of those that have one."""
+        return self.rule == "top_k" or self.least == self.most
 
 
 Input = Query | Stream | Tensor | Weight | Choice

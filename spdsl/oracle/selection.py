@@ -111,12 +111,17 @@ def chosen(choice: Choice, scores: Scores, forced: Tensor, allowed: Tensor) -> T
 
 
 def _members(choice: Choice, scores: list[float], forced: list[bool], allowed: list[bool]) -> list[int]:
-    """The units of one query: the forced ones, then by falling score; ties go to the lowest index."""
+    """The units of one query: the forced ones, then by falling score; ties go to the lowest index.
+
+    Below its level a threshold fills up to `least` units, forced ones among them.
+    """
     scores = [-inf if isnan(score) else score for score in scores]
     first = [unit for unit, one in enumerate(forced) if one and allowed[unit]]
     rest = [unit for unit, one in enumerate(allowed) if one and unit not in first and scores[unit] > -inf]
+    rest.sort(key=lambda unit: (-scores[unit], unit))
     if choice.rule == "threshold":
         assert choice.level is not None
-        rest = [unit for unit in rest if scores[unit] >= choice.level]
-    rest.sort(key=lambda unit: (-scores[unit], unit))
+        passing = [unit for unit in rest if scores[unit] >= choice.level]
+        below = [unit for unit in rest if unit not in passing]
+        rest = passing + below[: max(0, choice.least - len(first) - len(passing))]
     return sorted([*first, *rest][: choice.capacity])

@@ -226,7 +226,7 @@ class Count:
         best = full * choice.unit + self._best(part, taken - full, seen, choice.unit, trace)
         hidden = scored - size(intersection(sets.free, whole, trace))
         exact = not trace.less(taken, scored) or not trace.less(0, hidden)
-        return Number(number + best, exact and choice.rule == "top_k")
+        return Number(number + best, exact and choice.sized)
 
     @staticmethod
     def _best(units: Spans, most: int, seen: Spans, unit: int, trace: Trace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sympy
 
+from spdsl.diagnostics import Applicability
 from spdsl.ir.pattern import LEAST_BLOCK, Choice, Score
 from spdsl.ir.symbols import Boolean, K, Q, lookups
 from spdsl.primitives.grains import ROWS, SHARE, UNIT, reduction
@@ -17,7 +18,7 @@ PARAMETERS = (
     UNIT,
     Parameter("force", Kind.UNITS, default=None),
     Parameter("within", Kind.UNITS, default=None),
-    Parameter("least", Kind.SIZE, default=None, least=1),
+    Parameter("least", Kind.SIZE, default=None, least=0),
     Parameter("most", Kind.SIZE, default=None, least=1),
 )
 PLANNED = ("across", "when")
@@ -27,7 +28,7 @@ LARGEST = 2**31 - 1  # positions are int32 in the kernels
 def choose(
     scope: Scope, rule: str, score: Score, share: Grain, rows: Grain, unit: Grain | None,
     force: SetValue | None, within: SetValue | None,
-    count: int | None = None, level: float | None = None, most: int | None = None,
+    count: int | None = None, level: float | None = None, least: int = 0, most: int | None = None,
 ) -> SetValue | None:  # fmt: skip
     """The set of a new Choice by `score`; None after an error."""
     grid = scope.stream(score.stream).grid
@@ -44,19 +45,28 @@ def choose(
     forced, candidates = _units(scope, "force", force), _units(scope, "within", within)
     if grains is None or forced is None or candidates is None:
         return None
-    if max(count or 0, most or 0) * grains.unit > LARGEST:
+    if max(count or 0, most or least) * grains.unit > LARGEST:
         scope.refuse(
             "E203", f"units of {grains.unit} tokens, so many of them, exceed any sequence", "choose fewer units"
         )
         return None
     scope.add(
         Choice(
-            scope.name, rule, grains.unit, grains.rows, grains.share, count, most=most, score=score,
+            scope.name, rule, grains.unit, grains.rows, grains.share, count, least=least, most=most, score=score,
             heads_by=grains.heads_by, rows_by=grains.rows_by, unit_by=grains.unit_by, level=level,
             force=forced, within=candidates, span=scope.span,
         )
     )  # fmt: skip
     return member(scope.name, grains.unit, grains.rows)
+
+
+def ordered(scope: Scope, least: int | None, most: int | None) -> bool:
+    """Whether `least` leaves room below `most`; an error if not."""
+    if least is None or most is None or least <= most:
+        return True
+    hint = scope.instead("least", least, most, Applicability.MAYBE)
+    scope.refuse("E203", f"at least {least} units cannot be at most {most}", hint)
+    return False
 
 
 def _units(scope: Scope, name: str, members: SetValue | None) -> Boolean | None:

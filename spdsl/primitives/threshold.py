@@ -1,6 +1,7 @@
 """name = threshold(x, score, ...): for each list the units of a score of at least x, and the forced ones.
 
-With `most` only that many, the forced first, then the best. Ties, NaN and the argument `name` as in `top_k`.
+With `most` only that many, the forced first, then the best; with `least` so many of the best even below x, the forced
+ones among them. Ties, NaN and the argument `name` as in `top_k`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from spdsl.ir.pattern import Score
 from spdsl.ir.symbols import Expr
 from spdsl.primitives.grains import unit_of
-from spdsl.primitives.selection import PARAMETERS, PLANNED, choose
+from spdsl.primitives.selection import PARAMETERS, PLANNED, choose, ordered
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, SetValue, Word
 
 
@@ -16,10 +17,11 @@ def threshold(
     scope: Scope, x: Expr, score: Score, share: Grain, rows: Grain, unit: Grain | None,
     force: SetValue | None, within: SetValue | None, least: int | None, most: int | None,
 ) -> SetValue | None:  # fmt: skip
-    if least is not None:
-        scope.refuse("E105", "`least` of a threshold is not built yet", "force the units that must be there")
+    if not ordered(scope, least, most):
         return None
-    return choose(scope, "threshold", score, share, rows, unit, force, within, level=float(x), most=most)
+    return choose(
+        scope, "threshold", score, share, rows, unit, force, within, level=float(x), least=least or 0, most=most
+    )
 
 
 WORD = Word(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from spdsl.ir.pattern import Score
 from spdsl.primitives.grains import unit_of
-from spdsl.primitives.selection import PARAMETERS, PLANNED, choose
+from spdsl.primitives.selection import PARAMETERS, PLANNED, choose, ordered
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, SetValue, Word
 
 
@@ -16,8 +16,7 @@ def top_k(
     scope: Scope, k: int, score: Score, share: Grain, rows: Grain, unit: Grain | None,
     force: SetValue | None, within: SetValue | None, least: int | None, most: int | None,
 ) -> SetValue | None:  # fmt: skip
-    if least is not None and most is not None and least > most:
-        scope.refuse("E203", f"at least {least} units cannot be at most {most}", "")
+    if not ordered(scope, least, most):
         return None
     count = min(max(k, least or k), most or max(k, least or k))
     return choose(scope, "top_k", score, share, rows, unit, force, within, count=count)

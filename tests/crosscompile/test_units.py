@@ -37,6 +37,13 @@ POOLED = """pattern pooled { causal
 }"""
 BESIDE = {"pool_entries", "spread_entries", "weight_sums", "gate_rows", "gate_gradients", "row_delta", "combine_splits"}
 
+# `least` keeps units below the level until all splits are merged.
+BOUNDED = """pattern bounded { causal
+    coarse = attend(compress(32, 16, by = mean))
+    chosen = threshold(0.1, score = mass(coarse), unit = 64, share = group, force = last(1), least = 4, most = 16)
+    return gate(coarse, attend(chosen))
+}"""
+
 # A list of one head stands for the short groups everywhere; what msa_minimax adds is its own index query.
 CASES = [(*pattern, target) for pattern in PATTERNS for target in TARGETS]
 QUICK = [
@@ -99,6 +106,19 @@ def test_kernels_beside_attention(target: str) -> None:
     )
     names = {one.kernel for one in found}
     assert names == BESIDE, f"not launched: {BESIDE - names}"
+    for one in found:
+        assert one.ok, f"{one.kernel}: {one.error}"
+        assert one.fits, f"{one.kernel}: {one.occupancy}"
+        assert one.spills == 0, f"{one.kernel}: {one.spills} spills"
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_a_threshold_with_least(target: str) -> None:
+    names = ("chosen_select", "merge_ranks")
+    found = list(
+        kernels(spdsl.load(BOUNDED), target, "bf16", (128, 128), ("train", "decode"), lambda one: one.name in names)
+    )
+    assert {one.kernel for one in found} == set(names)
     for one in found:
         assert one.ok, f"{one.kernel}: {one.error}"
         assert one.fits, f"{one.kernel}: {one.occupancy}"

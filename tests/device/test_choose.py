@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -94,9 +95,9 @@ def list_of(call: Call, b: int, c: int, tile: int) -> list[int]:
     forced = [u for u in allowed if call.forced[b, c, tile, u]]
     scores = {u: score_of(call, b, c, tile, u) for u in allowed if u not in forced}
     known = {u: x for u, x in scores.items() if x is not None and not math.isnan(x)}
-    if s.level is not None:
-        known = {u: x for u, x in known.items() if x >= s.level}
     ranked = forced + sorted(known, key=lambda u: (-known[u], u))
+    if s.level is not None:
+        ranked = [u for i, u in enumerate(ranked) if i < s.least or u in forced or known[u] >= s.level]
     most = s.most if s.count is None else min(s.count, s.most)
     taken = sorted(ranked[:most])
     return taken + [-1] * (s.most - len(taken))
@@ -157,6 +158,8 @@ SELECTIONS = {
     "rows by mean": Selection(16, 2, 16, 16, 1, "max", "mean", None, 2, None, 2),
     "more rows than there are": Selection(32, 64, 32, 16, 2, "sum", "sum", "sum", 2, None, 2),
     "threshold": Selection(32, 1, 32, 16, 2, "max", None, "max", None, 0.5, 4),
+    "threshold of at least": Selection(32, 1, 32, 16, 2, "max", None, "max", None, 0.5, 4, least=2),
+    "as many at least as at most": Selection(32, 1, 32, 16, 2, "sum", None, "sum", None, 1.0, 3, least=3),
     "threshold of tiles": Selection(32, 4, 32, 16, 2, "max", "max", "max", None, 0.5, 2),
     "all of them": Selection(32, 1, 32, 16, 2, "sum", None, "sum", 9, None, 9),
 }
@@ -205,6 +208,21 @@ def test_the_weights_of_the_paper() -> None:
     assert found[0] == {0: 2, 1: 2, 2: 2, 3: 1}
     assert found[2] == {7: 1, 8: 2, 9: 2, 10: 2, 11: 1}
     assert found[4] == {15: 1, 16: 2, 17: 2, 18: 2}
+
+
+def test_least_goes_from_the_level_alone_to_the_best_of_all() -> None:
+    """With 0 a threshold as ever, with the room of the list the best of it, between them never fewer units."""
+    call = random_call(1, SELECTIONS["threshold"], heads=2, rows=40, plain=True)
+    best = chosen_by(call._replace(selection=call.selection._replace(level=None, count=4)))
+    counts = []
+    for least in range(5):
+        found = chosen_by(call._replace(selection=call.selection._replace(least=least)))
+        counts.append((found >= 0).sum(-1))
+    assert torch.equal(found, best)
+    assert torch.equal(counts[0], (chosen_by(call) >= 0).sum(-1))
+    for least, (few, many) in enumerate(pairwise(counts)):
+        assert bool((many == torch.maximum(few, (best >= 0).sum(-1).clamp(max=least + 1))).all())
+        assert bool((many > few).any()) or least == 3
 
 
 def test_more_forced_than_fit_keep_the_lowest() -> None:

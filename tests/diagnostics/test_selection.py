@@ -57,7 +57,9 @@ CASES = [
     (E + "return attend(top_k(length / 8, score = dot(e), share = head))", "E309", "length / 8", "not known when compiling"),
     (E + "return attend(top_k(2, share = head))", "E202", "top_k(2, share = head)", "needs `score`"),
     (E + "return attend(top_k(2, score = dot(e), share = head, least = 4, most = 3))", "E203", "top_k(2, score = dot(e), share = head, least = 4, most = 3)", "at least 4"),
-    (E + "return attend(threshold(2, score = dot(e), share = head, least = 4))", "E105", "threshold(2, score = dot(e), share = head, least = 4)", "`least` of a threshold"),
+    (E + "return attend(threshold(2, score = dot(e), share = head, least = 4, most = 3))", "E203", "threshold(2, score = dot(e), share = head, least = 4, most = 3)", "at least 4"),
+    (E + "return attend(threshold(2, score = dot(e), share = head, least = -1))", "E203", "-1", "at least 0"),
+    (E + "return attend(threshold(2, score = dot(e), share = head, least = 20000 * 30000))", "E203", "threshold(2, score = dot(e), share = head, least = 20000 * 30000)", "exceed any sequence"),
     (E + "return attend(top_k(2, score = dot(e), share = head, force = kv[first(1)]))", "E201", "top_k(2, score = dot(e), share = head, force = kv[first(1)])", "`force` names units"),
     (E + "return attend(top_k(2, score = dot(e), share = head, within = where(h > 1)))", "E105", "top_k(2, score = dot(e), share = head, within = where(h > 1))", "`within` cannot read"),
     (E + "return attend(top_k(2, score = dot(e), share = head, force = first(2) | last(1)))", "E203", "top_k(2, score = dot(e), share = head, force = first(2) | last(1))", "3 units are forced"),
@@ -91,6 +93,19 @@ def test_code_and_place(body: str, code: str, place: str, message: str) -> None:
     assert message in found.message
     assert found.span is not None
     assert text[found.span.start : found.span.end] == place
+
+
+@pytest.mark.parametrize("word", ["top_k", "threshold"])
+def test_least_above_most_has_a_nearest_value(word: str) -> None:
+    text = "pattern p {{ causal {}return attend({}(2, score = dot(e), share = head, least = {}, most = 3)) }}"
+    (found,) = spdsl.check(text.format(E, word, 4))
+    (hint,) = found.hints
+    assert hint.text == "use `least = 3`"
+    assert hint.span is not None
+    assert hint.replacement == "3"
+    fixed = text.format(E, word, 4)
+    assert fixed[: hint.span.start] + hint.replacement + fixed[hint.span.end :] == text.format(E, word, 3)
+    assert spdsl.check(text.format(E, word, 3)) == []
 
 
 @pytest.mark.parametrize(

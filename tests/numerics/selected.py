@@ -82,6 +82,11 @@ WORDS = {
     "threshold": picked(
         "threshold(0.3, score = mass(coarse), share = head, unit = max(16), most = 2, force = last(1))"
     ),
+    "threshold of at least": picked(
+        "threshold(0.3, score = mass(coarse), share = head, unit = max(16), least = 2, most = 3, force = last(1), "
+        "within = where(k >= 16))"
+    ),
+    "at least of a logit": by_rank("threshold(0.9, score = rank, share = max(group), unit = max(16), least = 2)"),
     "threshold of a logit": by_rank("threshold(0.2, score = rank, share = max(group), unit = max(16))"),
     "within": by_rank(
         "top_k(2, score = softmax(rank), unit = sum(16), within = ~last(2))", keys="chosen | last(2, unit = 16)"

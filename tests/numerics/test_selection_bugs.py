@@ -15,7 +15,7 @@ from spdsl.oracle import dense
 from tests.numerics.cases import Shape, assert_same, generated, inputs_of, meant
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import module_from, mutated, pattern_of, text_of
-from tests.numerics.selected import by_rank, picked
+from tests.numerics.selected import by_rank, expect_lists, picked
 from tests.numerics.test_selection import checked
 from tests.numerics.test_selection_choices import scrambled
 from tests.numerics.test_selection_layouts import check_chunks, check_packed
@@ -26,6 +26,13 @@ LOCAL = picked("top_k(3, score = mass(coarse), unit = 16, force = last(2))", "8,
 APART = by_rank("top_k(2, score = rank, share = head, unit = max(16), force = last(1))")
 FIRST = by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16), force = first(1))")
 
+FEW = by_rank(
+    "threshold(9, score = rank, share = max(group), unit = max(16), least = 2, most = 3, within = where(k >= 16), "
+    "force = first(2) & where(k >= 16))"
+)
+PASSING = by_rank("threshold(0, score = rank, share = max(group), unit = max(16), least = 1, most = 3)")
+ALONE = by_rank("threshold(9, score = rank, share = max(group), unit = max(16), least = 1, most = 3)")
+
 
 def late(body: str, module: ModuleType) -> None:
     """Rows that see more units than they choose."""
@@ -34,6 +41,20 @@ def late(body: str, module: ModuleType) -> None:
 
 def grouped(body: str, module: ModuleType) -> None:
     checked(body, Shape(17, 80, heads=4, kv_heads=2), module)
+
+
+def listed(body: str, module: ModuleType) -> None:
+    """The lists alone, of rows that see more units than they choose."""
+    pattern = pattern_of(body)
+    inputs = inputs_of(pattern, Shape(17, 80))
+    expect_lists(module.choices(**inputs), pattern, inputs)
+
+
+def once(body: str, module: ModuleType) -> None:
+    """The list of one query of more units than a program ranks at once: several programs share them."""
+    pattern = pattern_of(body)
+    inputs = inputs_of(pattern, Shape(1, 70 * 16))
+    expect_lists(module.choices(**inputs), pattern, inputs)
 
 
 def shared(body: str, module: ModuleType) -> None:
@@ -81,6 +102,13 @@ BOTH = [
     Bug("units given twice count twice", APART, passed, "units.masked_fill(again, most_units)", "units"),
 ]  # fmt: skip
 KERNELS = [
+    Bug("each split has its own least", ALONE, once, "+ split) * S.KEPT + place, best)",
+        "+ split) * S.KEPT + place, tl.where(place < S.LEAST, best | (1 << 31), best))"),
+    Bug("least is counted over the forced units", FEW, listed, "(place < S.LEAST)",
+        "(place - tl.max((best >> 32 == _LAST).to(tl.int32), 1, keep_dims=True) < S.LEAST)"),
+    Bug("least reaches beyond its candidates", FEW, listed, "scored & allowed, score >= 9.0", "scored, score >= 9.0"),
+    Bug("the first of the least is left out", FEW, listed, "(place < S.LEAST)", "(place < S.LEAST - 1)"),
+    Bug("units that pass are lost in the number", PASSING, listed, "(best & _LAST)", "(best & 0xFFFFFFFF)"),
     Bug("entries closed too late", SCORED, stepped, "whole_cells(length - call.added,", "whole_cells(length,"),
     Bug("cells of the first page", SCORED, stepped, "call.pages + page, mask=there",
         "call.pages + 0 * page, mask=there"),
@@ -112,12 +140,18 @@ KERNELS = [
         "kv_head * U.LISTS"),
 ]  # fmt: skip
 CPU = [
+    Bug("least is counted over the forced units", FEW, listed, "(place < selection.least)",
+        "(place - known.sum(-1, keepdim=True) < selection.least)"),
+    Bug("least reaches beyond its candidates", FEW, listed, "scores.masked_fill(~may,",
+        "scores.masked_fill(0 * may > 0,"),
+    Bug("the first of the least is left out", FEW, listed, "(place < selection.least)",
+        "(place < selection.least - 1)"),
     Bug("entries closed too late", SCORED, stepped, "entry_counts(self.lengths - added,", "entry_counts(self.lengths,"),
     Bug("an entry across two units weighs as others", SCORED, late, "overlap.double() / selection.stride",
         "(overlap > 0).double()"),
     Bug("eq. 9 from the unit's own first entry on", SCORED, late, "(start - selection.width) // selection.stride + 1",
         "start // selection.stride"),
-    Bug("forced units beside the others", SCORED, late, "free = limit - known.sum(-1, keepdim=True)", "free = limit"),
+    Bug("forced units beside the others", SCORED, late, "place = known.sum(-1, keepdim=True) + torch", "place = torch"),
     Bug("the lowest scores", SCORED, late, "descending=True, stable=True", "descending=False, stable=True"),
     Bug("the first kv head for all lists", APART, grouped, "sequence * sizes.kv_heads // sizes.lists",
         "sequence // sizes.lists * sizes.kv_heads"),

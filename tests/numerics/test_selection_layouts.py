@@ -28,13 +28,15 @@ from tests.numerics.patterns import pattern_of
 from tests.numerics.selected import SELECTED, expect_lists, published, recorded
 
 ENDS = [0, 19, 19, 20, 26, 57]  # one is empty, one has a token, one is shorter than a cell
-PACKED = ["nsa", "moba", "softmax", "heads apart", "within", "sink", "msa_minimax", "max", "cells as units"]
+PACKED = ["nsa", "moba", "softmax", "heads apart", "within", "sink", "msa_minimax", "max", "cells as units",
+          "threshold of at least"]  # fmt: skip
 # Dense below a length, the result depends on the chunks: here it never is.
 LONG = published("infllm_v2", ("compress(32, 16", "compress(8, 4"), ("return attend(all) if length < 8192", ""),
                  block=16, count=2, local=2)  # fmt: skip
 CHUNKABLE = {"infllm_v2": LONG} | {
     name: SELECTED[name]
     for name in ("nsa", "moba", "msa_minimax", "units of four cells", "softmax", "max", "heads apart", "threshold",
+                 "threshold of at least", "at least of a logit",
                  "sink", "within", "bias", "value is key", "softmax of a stream without values")
 }  # fmt: skip
 
@@ -45,7 +47,7 @@ def shape_of(body: str, rows: int, batch: int = 1) -> Shape:
 
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_sequences_are_separate_runs(engine: Engine, name: str) -> None:
-    if engine.name == "interpreted" and name not in ("nsa", "heads apart"):
+    if engine.name == "interpreted" and name not in ("nsa", "heads apart", "threshold of at least"):
         pytest.skip("the same kernels in fewer patterns")
     check_packed(SELECTED[name], engine(SELECTED[name]), ENDS)
 
@@ -59,7 +61,7 @@ def check_packed(body: str, module: ModuleType, ends: list[int]) -> None:
     expect_lists(lists, pattern, inputs, ends)
 
 
-@pytest.mark.parametrize("name", ["nsa", "moba", "softmax", "threshold", "bias"])
+@pytest.mark.parametrize("name", ["nsa", "moba", "softmax", "threshold of at least", "bias"])
 def test_left_padding(engine: Engine, name: str) -> None:
     """Padding may hold NaN; its rows are empty and its gradients 0, also those of the weights."""
     if engine.name == "interpreted" and name != "nsa":
@@ -140,7 +142,7 @@ def test_decode_of_every_token_is_attention(cpu: Engine, name: str, page: int | 
 @pytest.mark.parametrize(
     "name, page, chunks, decoded",
     [
-        ("nsa", 16, [17], 5), ("moba", 16, [3, 1, 30], 4), ("threshold", 16, [17, 16], 2),
+        ("nsa", 16, [17], 5), ("moba", 16, [3, 1, 30], 4), ("threshold of at least", 16, [17, 16], 2),
         ("msa_minimax", 16, [1, 15, 16], 2), ("sink", 16, [32], 2),
         *(pytest.param(*case, marks=pytest.mark.full) for case in (
             ("infllm_v2", 16, [16, 18], 3), ("nsa", None, [3, 31], 3), ("msa_minimax", None, [33], 2),

@@ -138,6 +138,25 @@ def test_threshold_takes_what_reaches_it_and_most_keeps_the_best() -> None:
     assert picked([-5.0, -inf], rule="threshold", level=-inf, most=2) == [0, -1]
 
 
+def test_least_of_a_threshold_takes_the_best_below_it() -> None:
+    how = {"rule": "threshold", "level": 0.3, "least": 2, "most": 3}
+    assert picked([0.1, 0.0, 0.2, 0.1], **how) == [0, 2, -1]
+    assert picked([0.1, 0.0, 0.4, 0.2], **how) == [2, 3, -1]
+    assert picked([0.1, 0.5, 0.4, 0.2], **how) == [1, 2, -1]
+    assert picked([0.3, 0.5, 0.4, 0.6], **how) == [1, 2, 3]
+    assert picked([nan, 0.1, -inf, nan], **how) == [1, -1, -1]
+    assert picked([nan, nan, nan], **how) == [-1, -1, -1]
+
+
+def test_forced_units_count_towards_least_as_towards_k() -> None:
+    how = {"rule": "threshold", "level": 0.3, "least": 2, "most": 3}
+    assert picked([0.1, 0.2, 0.1], forced=(0,), **how) == [0, 1, -1]
+    assert picked([0.1, 0.2, 0.1], forced=(0, 2), **how) == [0, 2, -1]
+    assert picked([0.1, 0.2, 0.1], forced=(0, 2), count=2) == [0, 2]
+    assert picked([-inf, 0.2, 0.4, 0.5], forced=(0,), **how) == [0, 2, 3]
+    assert picked([0.2, 0.1, 0.0], banned=(0,), **how) == [1, 2, -1]
+
+
 def whole(**how: Any) -> dict[str, Tensor]:
     """The lists of a scored softmax over 64 tokens, entries (8, 4), units of 16."""
     score = Score(built.coarse(8, 4), probability=True)

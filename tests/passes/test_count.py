@@ -146,6 +146,14 @@ def test_a_threshold_is_counted_at_most() -> None:
     assert keys == Number((4096 - 32) // 16 + 1 + 1024 + 512, exact=False)
 
 
+def test_as_many_at_least_as_at_most_are_counted_as_the_best() -> None:
+    text = text_of("nsa").replace("top_k(count,", "threshold(0.5, least = count, most = count,")
+    shape = Shape(heads=HEADS, kv_heads=KV_HEADS)
+    found, best = (Count(plan("nsa", text), 4096, shape) for text in (text, text_of("nsa")))
+    assert found.step().keys == best.step().keys == Number((4096 - 32) // 16 + 1 + 1024 + 512)
+    assert forward(found) == forward(best)
+
+
 def test_work_follows_from_the_pairs() -> None:
     _, own = count("streaming_llm", 40)
     ((ahead,), (back,)) = forward(own), backward(own)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import sympy
 
@@ -208,6 +210,17 @@ def test_threshold() -> None:
         lowered(SMALL + "c = threshold(1 / 4, score = dot(blocks), share = head, most = 3) return attend(c)")
     )
     assert (found.rule, found.level, found.count, found.capacity) == ("threshold", 0.25, None, 3)
+
+
+def test_least_of_a_threshold() -> None:
+    bare, *bounded = (
+        choice(
+            lowered(f"{SMALL} c = threshold(1, score = dot(blocks), share = head, most = 3{least}) return attend(c)")
+        )
+        for least in ("", ", least = 0", ", least = 3")
+    )
+    assert bounded == [bare, replace(bare, least=3)]
+    assert [found.sized for found in (bare, *bounded)] == [False, False, True]
 
 
 def test_scores_as_results() -> None:
