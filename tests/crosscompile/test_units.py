@@ -37,10 +37,10 @@ POOLED = """pattern pooled { causal
 }"""
 BESIDE = {"pool_entries", "spread_entries", "weight_sums", "gate_rows", "gate_gradients", "row_delta", "combine_splits"}
 
-# `least` keeps units below the level until all splits are merged.
+# `least` keeps units below the level until all splits are merged; so many units that a step of generation has splits.
 BOUNDED = """pattern bounded { causal
-    coarse = attend(compress(32, 16, by = mean))
-    chosen = threshold(0.1, score = mass(coarse), unit = 64, share = group, force = last(1), least = 4, most = 16)
+    coarse = attend(compress(16))
+    chosen = threshold(0.1, score = mass(coarse), share = group, force = last(1), least = 4, most = 16)
     return gate(coarse, attend(chosen))
 }"""
 
