@@ -158,6 +158,22 @@ def test_entries_are_drawn_at_their_tokens_and_counted_once() -> None:
     assert f"{sum(entries):,} pairs with an entry, for 5,050 causal pairs" in printed(SELECTED, 100)
 
 
+@pytest.mark.parametrize("before, drawn", [(0, 0), (8, 0), (11, 3), (15, 7)])
+def test_cells_that_begin_early_are_drawn_at_their_place_if_they_reach_it(before: int, drawn: int) -> None:
+    """`drawn` tokens before it, so that no column is one that the cell has not."""
+    text = f"pattern p {{ causal return attend(compress(16, 8, before = {before}, partial = keep)) if train }}"
+    ((sketch,), notes) = sketches(pattern(text), 61)
+    assert notes == [f"an entry of `compress` stands for 16 tokens, drawn at {'' if before else 'the first '}8 of them"]
+    places = range(-before, 61, 8)
+    cells = [set(range(place, place + 16)) & set(range(61)) for place in places]
+    cells = cells[: next(i for i, cell in enumerate(cells) if 60 in cell) + 1]
+    for row in range(61):
+        seen = [i for i, cell in enumerate(cells) if max(cell) <= row]
+        columns = {column for i in seen for column in range(8 * i - drawn, 8 * i - drawn + 8)} & set(range(61))
+        assert set(sketch.mask[row].nonzero()[:, 0].tolist()) == columns
+    assert sketch.seen == sum(max(cell) <= row for cell in cells for row in range(61))
+
+
 def test_drawing_leaves_the_threads_as_they_were() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -67,7 +67,7 @@ def context(plan: Plan) -> ModuleText:
 def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
     softmax, bias = plan.softmax, plan.softmax.bias
     reads = Reads({source.name: source for source in plan.reads})
-    several, grid = len(plan.sweeps) > 1, plan.sweeps[0].stream.grid
+    several = len(plan.sweeps) > 1
     return SoftmaxText(
         name=plan.name,
         query=softmax.query,
@@ -83,7 +83,7 @@ def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
         bias_reads=() if bias is None else _float_reads(bias, plan.reads),
         role=plan.role,
         units=plan.units,
-        cells=None if grid.is_tokens else (grid.width, grid.stride),
+        grid=plan.sweeps[0].stream.grid,
         skip_empty=any(sweep.form is Form.LISTS for sweep in plan.sweeps),
         step=plan.step,
         of_class=_softmax(plan.of_class, is_class=True) if plan.of_class else None,

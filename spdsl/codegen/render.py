@@ -70,10 +70,9 @@ def _environment() -> Environment:
 def _pieces(s: SoftmaxText) -> dict[str, object]:
     """Pieces of text that several templates of a softmax share."""
     tokens = "None if layout.q_spans is None else corner.tokens"
-    cells = f"Cells{s.cells}" if s.cells else ""
     return {
-        "cells": cells,
-        "corners": f"entry_corners(q, layout, {cells})" if cells else "corners(q, layout)",
+        "cells": s.cells,
+        "corners": f"entry_corners(q, layout, {s.cells})" if s.cells else "corners(q, layout)",
         "t": ", t" if s.reads else "",
         "reads_class": s.reads_class,
         "own_reads": f", {s.name}_reads_of(t, corner.sequences, {tokens})" if s.reads else "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from spdsl.ir.pattern import Choice, Pattern, Query, Stream, Tensor, Values, Weight
+from spdsl.ir.pattern import Choice, Grid, Pattern, Query, Stream, Tensor, Values, Weight
 from spdsl.ir.plan import Role
 from spdsl.passes.selection import MOST_RANKED
 
@@ -60,7 +60,17 @@ class SoftmaxText:
     is_class: bool  # over one residue class: for `attention` only
     role: Role
     units: Choice | None  # the choice that its one sweep walks
-    cells: tuple[int, int] | None  # width and stride of its entries, None: tokens
+    grid: Grid
+
+    @property
+    def cells(self) -> str:
+        """The cells of its entries; empty: tokens."""
+        return "" if self.grid.is_tokens else cells_of(self.grid)
+
+    @property
+    def grains(self) -> str:
+        """The same, tokens as cells of one."""
+        return cells_of(self.grid)
 
     @property
     def reads_class(self) -> str:
@@ -143,7 +153,7 @@ class EntriesText:
 
     @property
     def cells(self) -> str:
-        return f"Cells({self.stream.grid.width}, {self.stream.grid.stride})"
+        return cells_of(self.stream.grid)
 
     @property
     def sides(self) -> tuple[tuple[str, str, str, str, tuple[str, ...]], ...]:
@@ -180,14 +190,6 @@ class PooledText:
     def needs_lse(self) -> bool:
         """From outside: that of a softmax which is no branch has no gradient, the score computes it again."""
         return self.probability and self.softmax.is_branch
-
-    @property
-    def width(self) -> int:
-        return self.softmax.cells[0] if self.softmax.cells else 1
-
-    @property
-    def stride(self) -> int:
-        return self.softmax.cells[1] if self.softmax.cells else 1
 
     @property
     def key_argument(self) -> str:
@@ -247,6 +249,11 @@ class ModuleText:
         needed = {found.softmax.name for found in self.selected if found.probability}
         steps = [call for call in calls if isinstance(call, ChoiceText) or call.name in needed]
         return tuple({step.name: step for step in steps}.values())
+
+    @property
+    def kept(self) -> tuple[EntriesText, ...]:
+        """Those that a cache keeps."""
+        return tuple(found for found in self.entries if found.stream in self.pattern.kept)
 
     @property
     def streamed(self) -> bool:
@@ -336,6 +343,12 @@ class ModuleText:
             lines.append(f"{found.name} int [B, {heads}, N, any]: {units}")
         text = textwrap.fill("; ".join(lines) + ". -> out [B, Hq, N, Dv] in the dtype of q.", 110)
         return textwrap.indent(text, "    ")
+
+
+def cells_of(grid: Grid) -> str:
+    """A grid as the module writes it."""
+    more = [f"before={grid.before}"] * bool(grid.before) + ["partial=True"] * grid.partial
+    return f"Cells({', '.join([str(grid.width), str(grid.stride), *more])})"
 
 
 def camel(name: str) -> str:

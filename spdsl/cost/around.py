@@ -14,6 +14,11 @@ VALUE_BYTES = {"bool": 1, "int": 8, "float": 4}  # of token tensors in the cache
 POOL_STEPS = {"mean": 2, "max": 1, "weighted": 9, "mlp": 8, "softmax": 5}
 COPY_STEPS = {"mlp": 2}  # cells put heads first, which takes a copy where both batch and entries are more than one
 POOL_BACKWARD_STEPS = {"mlp": 8, "softmax": 8}
+# Of them in `attention`, its backward and a cache so many more where cells may be clipped: absent tokens are masked.
+CLIPPED_STEPS = {"mlp": 14, "softmax": 12}
+CLIPPED_BACKWARD_STEPS = {"mlp": 1, "softmax": 3}
+CLIPPED_POOL_STEPS = {"mean": 2, "max": 2, "weighted": 4, "mlp": 3, "softmax": 2}
+CLIPPED_COPY_STEPS = {"weighted": 2}
 LSE_STEPS = 1  # one lse per branch, beside each other
 MERGE_STEPS = 24  # of two branches
 SETTLE_STEPS = 3  # a condition, and the choice of out and lse by it
@@ -25,7 +30,8 @@ def compress(call: Call) -> Iterator[Kernel]:
         assert stream.compress is not None
         by, sides = stream.compress.by, _sides(call, stream)
         launches = len(sides) if by in STREAMING and call.count.entries(stream) > 0 else 0
-        steps = 0 if by in STREAMING else POOL_STEPS[by] * len(sides)
+        clipped = CLIPPED_STEPS.get(by, 0) * stream.grid.is_clipped
+        steps = 0 if by in STREAMING else (POOL_STEPS[by] + clipped) * len(sides)
         flops = _flops(call, stream, call.count.entries(stream))
         moved = _moved(call, stream, call.length, call.count.entries(stream))
         yield Kernel(
@@ -43,7 +49,8 @@ def compress_backward(call: Call) -> Iterator[Kernel]:
         kernels = {"mean": 1, "max": 2, "weighted": 2}.get(by, 0) * sides if call.count.entries(stream) else 0
         flops = _flops(call, stream, call.count.entries(stream)) * 2
         moved = _moved(call, stream, call.length, call.count.entries(stream)) * 2
-        steps = POOL_BACKWARD_STEPS.get(by, 0) * sides
+        clipped = CLIPPED_BACKWARD_STEPS.get(by, 0) * stream.grid.is_clipped
+        steps = (POOL_BACKWARD_STEPS.get(by, 0) + clipped) * sides
         yield Kernel(
             f"{stream.name} entries, backward", "compress", "forward", kernels, steps, flops, flops,
             bytes=moved, moved=moved,
@@ -61,7 +68,7 @@ def cached(call: Call) -> Iterator[Kernel]:
         yield Kernel("append_values", "cache", "copy", bytes=moved, moved=moved)
     counts = call.many(4 * INDEX_BYTES)  # lengths and dropped tokens, read and written
     yield Kernel("append_lengths", "cache", "copy", bytes=counts, moved=counts)
-    for stream in call.compressed:
+    for stream in call.plan.pattern.kept:
         assert stream.compress is not None
         entries = -(-call.queries // stream.grid.stride)
         flops, dims = _flops(call, stream, entries), _sides(call, stream)
@@ -71,9 +78,10 @@ def cached(call: Call) -> Iterator[Kernel]:
             "take_cells", "compress", "copy", launches=sources, bytes=cells * sources, moved=cells * (2 * sources)
         )
         by = stream.compress.by
-        copied = COPY_STEPS.get(by, 0) if min(call.shape.batch, entries) == 1 else 0
+        alone, clipped = min(call.shape.batch, entries) == 1, stream.grid.is_clipped
+        copied = (COPY_STEPS.get(by, 0) + CLIPPED_COPY_STEPS.get(by, 0) * clipped) * alone
         moved, made = _moved(call, stream, entries * stream.grid.width, entries), _moved(call, stream, 0, entries)
-        steps = (POOL_STEPS[by] - copied) * len(dims)
+        steps = (POOL_STEPS[by] + CLIPPED_POOL_STEPS[by] * clipped - copied) * len(dims)
         yield Kernel(f"{stream.name} pools", "compress", "forward", 0, steps, flops, flops, bytes=moved, moved=moved)
         yield Kernel("put_entries", "compress", "copy", bytes=made, moved=made * 2)
 

@@ -166,17 +166,12 @@ def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device |
 
 
 class EntryShape(NamedTuple):
-    """A compressed stream: entry i is made of the tokens [i*stride, i*stride + width) of another stream."""
+    """A compressed stream: entries made of cells of another stream, each once its last token is there."""
 
     heads: int
     qk_dim: int
     v_dim: int  # 0: no values of its own
-    width: int
-    stride: int
-
-    @property
-    def cells(self) -> Cells:
-        return Cells(self.width, self.stride)
+    cells: Cells
 
 
 class EntryStore(CacheStore):
@@ -205,7 +200,9 @@ class EntryStore(CacheStore):
         self.entry_spans = {name: torch.zeros_like(self.spans) for name in entries}
         for name, shape in entries.items():
             expect(name not in streams, name, "a name that no stream has", name)
-            expect(min(shape.heads, shape.qk_dim, *shape.cells) > 0, name, "positive heads, dims and cells", shape)
+            width, stride, before, partial = shape.cells
+            expect(min(shape.heads, shape.qk_dim, width, stride) > 0, name, "positive heads, dims and cells", shape)
+            expect(0 <= before < width and not partial, name, "cells that close with their last token", shape.cells)
             rows = entry_count(capacity, shape.cells) + 1
             self.k[name] = _storage(batch, shape.heads, rows, shape.qk_dim, device, dtype)
             if shape.v_dim:
@@ -235,9 +232,10 @@ class EntryStore(CacheStore):
     ) -> None:
         """Writes the entries of `name` that closed with the last `added` tokens of stream `source`, once appended.
 
-        Pools turn cells [batch, heads, n, width, dim] into entries [batch, heads, n, dim]. With `logits`, a stream on
-        tokens, they are called with its cells as a second argument: its keys for pool_k, and for pool_v its values, or
-        its keys where it has none. The number n depends on `added` only; an entry that was there gets the same value.
+        Pools turn cells [batch, heads, n, width, dim], and which of their tokens are there, bool [batch, n, width]
+        (None: all), into entries [batch, heads, n, dim]. With `logits`, a stream on tokens, they are called with its
+        cells, too: its keys for pool_k, and for pool_v its values, or its keys where it has none. The number n depends
+        on `added` only; an entry that was there gets the same value.
         """
         close = self._close_by_kernels if uses_kernels(self.lengths) else self._close_by_torch
         close(name, source, added, pool_k, pool_v, logits)
@@ -254,17 +252,18 @@ class EntryStore(CacheStore):
         shape, page = self.entries[name], self.page or 0
         width = 0 if self.page_table is None else self.page_table.shape[1]
         call = Close(self.spans, self.entry_spans[name], self.page_table, width, added)
-        number = -(-added // shape.stride)
+        number = -(-added // shape.cells.stride)
         made_k: list[Tensor] = []
         made_v: list[Tensor] = []
+        there = None
         for stream in (source,) if logits is None else (source, logits):
             values = None if pool_v is None else self.v.get(stream)
-            cells_k, cells_v = taken_cells(self.k[stream], values, call, number, shape.cells, page)
+            cells_k, cells_v, there = taken_cells(self.k[stream], values, call, number, shape.cells, page)
             made_k.append(cells_k)
             made_v.append(cells_k if cells_v is None else cells_v)
-        new_v = None if pool_v is None else pool_v(*made_v)
+        new_v = None if pool_v is None else pool_v(made_v[0], there, *made_v[1:])
         store_v = None if pool_v is None else self.v[name]
-        launch_entries(pool_k(*made_k), self.k[name], new_v, store_v, call, shape.cells)
+        launch_entries(pool_k(made_k[0], there, *made_k[1:]), self.k[name], new_v, store_v, call, shape.cells)
 
     def _close_by_torch(
         self,
@@ -275,20 +274,24 @@ class EntryStore(CacheStore):
         pool_v: Callable[..., Tensor] | None,
         logits: str | None,
     ) -> None:
-        shape = self.entries[name]
-        number = torch.arange(-(-added // shape.stride), device=self.lengths.device)
-        entry = entry_counts(self.lengths - added, shape.cells)[:, None] + number
-        positions = entry[:, :, None] * shape.stride + torch.arange(shape.width, device=entry.device)
+        cells = self.entries[name].cells
+        number = torch.arange(-(-added // cells.stride), device=self.lengths.device)
+        entry = entry_counts(self.lengths - added, cells)[:, None] + number
+        first = entry[:, :, None] * cells.stride - cells.before
+        positions = first + torch.arange(cells.width, device=entry.device)
+        there = positions >= 0 if cells.before else None
         spare = self.k[name].shape[2] - 1
         slot = torch.where(entry < self.entry_lengths(name)[:, None], entry, spare)
         sequence = torch.arange(self.batch, device=entry.device)[:, None]
 
-        def cells(store: Tensor) -> Tensor:
+        def taken(store: Tensor) -> Tensor:
             rows = self.rows_at(store, positions.flatten(1))
-            return rows.reshape(*rows.shape[:2], *positions.shape[1:], rows.shape[3])
+            rows = rows.reshape(*rows.shape[:2], *positions.shape[1:], rows.shape[3])
+            return rows if there is None else rows.masked_fill(~there[:, None, :, :, None], 0)
 
-        def write(store: Tensor, pool: Callable[..., Tensor], *sources: Tensor) -> None:
-            store[sequence, :, slot] = pool(*(cells(x) for x in sources)).transpose(1, 2).to(store.dtype)
+        def write(store: Tensor, pool: Callable[..., Tensor], source: Tensor, *others: Tensor) -> None:
+            entries = pool(taken(source), there, *(taken(x) for x in others))
+            store[sequence, :, slot] = entries.transpose(1, 2).to(store.dtype)
 
         keys = [self.k[source]] if logits is None else [self.k[source], self.k[logits]]
         write(self.k[name], pool_k, *keys)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spdsl.device.entries import Cells
 from spdsl.device.lists import membership
 
 _SCORES_AT_ONCE = 1 << 24
@@ -20,15 +21,14 @@ _SCORES_AT_ONCE = 1 << 24
 class Selection(NamedTuple):
     """What a choice is, by constants: units of `unit` keys for tiles of `rows` queries.
 
-    Entry i of the score covers `width` tokens from i * stride on. Reductions are `sum`, `mean`, `max`, or None where
-    there is nothing to reduce. `count` units are chosen (top_k), or those of a score >= `level` and as many below it
-    as `least` of them all lack; never above `most`, the width of a list.
+    Entries of the score are those of `cells`. Reductions are `sum`, `mean`, `max`, or None where there is nothing to
+    reduce. `count` units are chosen (top_k), or those of a score >= `level` and as many below it as `least` of them all
+    lack; never above `most`, the width of a list.
     """
 
     unit: int
     rows: int
-    width: int
-    stride: int
+    cells: Cells
     lists: int  # heads of lists
     heads_by: str | None
     rows_by: str | None
@@ -48,6 +48,7 @@ class ScoreShape(NamedTuple):
     entries: int
     units: int  # that a list may name
     q_origin: int
+    tokens: int  # of the sequence
 
 
 def choose(
@@ -55,7 +56,7 @@ def choose(
     lse: Tensor | None,
     forced: Callable[[int, int], Tensor],
     allowed: Callable[[int, int], Tensor],
-    shape: tuple[int, int, int, int, int, int],
+    shape: tuple[int, ...],
     selection: Selection,
 ) -> Tensor:
     """The chosen units, int32 [batch, lists, row tiles, most]: ascending, -1 at the end.
@@ -132,20 +133,26 @@ def _padded(x: Tensor, none: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Te
 
 
 def _entries_of_unit(selection: Selection) -> int:
-    """The most entries that overlap a unit."""
-    return (selection.unit + selection.width - 2) // selection.stride + 1
+    """The most entries that overlap a unit; without a reduction an entry is a unit."""
+    if selection.unit_by is None:
+        return 1
+    return (selection.unit + selection.cells.width - 2) // selection.cells.stride + 1
 
 
 def _entries_of_units(shape: ScoreShape, selection: Selection, device: torch.device) -> tuple[Tensor, Tensor]:
     """The entries that overlap each unit and overlap / stride: [units, entries of a unit]; entry `entries` is none."""
+    if selection.unit_by is None:
+        entry = torch.arange(shape.units, device=device).unsqueeze(1)
+        return entry.clamp(max=shape.entries), torch.ones_like(entry)
+    width, stride, before, _ = selection.cells
     start = torch.arange(shape.units, device=device).unsqueeze(1) * selection.unit
-    first = (start - selection.width) // selection.stride + 1  # the first whose last token is in the unit or after it
+    first = (start + before - width) // stride + 1  # the first whose last token is in the unit or after it
     entry = first + torch.arange(_entries_of_unit(selection), device=device)
-    token = entry * selection.stride
-    end = torch.minimum(token + selection.width, start + selection.unit)
+    token = entry * stride - before
+    end = torch.minimum(token + width, start + selection.unit).clamp(max=shape.tokens)
     overlap = (end - torch.maximum(token, start)).clamp(min=0)
     real = (overlap > 0) & (entry >= 0) & (entry < shape.entries)
-    return entry.masked_fill(~real, shape.entries), overlap.double() / selection.stride
+    return entry.masked_fill(~real, shape.entries), overlap.double() / stride
 
 
 def _reduced(

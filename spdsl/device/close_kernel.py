@@ -30,8 +30,8 @@ class Close(NamedTuple):
 
 
 @jit
-def whole_cells(tokens, WIDTH: tl.constexpr, STRIDE: tl.constexpr):
-    return tl.maximum(tokens - WIDTH + STRIDE, 0) // STRIDE
+def whole_cells(tokens, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BEFORE: tl.constexpr):
+    return tl.maximum(tokens + BEFORE - WIDTH + STRIDE, 0) // STRIDE
 
 
 @jit
@@ -46,17 +46,24 @@ def take_rows(store, cells, s, h, row, rows, home, slot, there, DIM: tl.constexp
 
 @jit
 def take_cells(
-    k, cells_k, v, cells_v, call, rows,
+    k, cells_k, v, cells_v, present, call, rows,
     QK_DIM: tl.constexpr, QK_PADDED: tl.constexpr, V_DIM: tl.constexpr, V_PADDED: tl.constexpr,
-    WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
+    WIDTH: tl.constexpr, STRIDE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
-    """The tokens of the cells of new entries, entry by entry.  Grid (blocks of rows, heads, sequences)."""
+    """The tokens of the cells of new entries, entry by entry.  Grid (blocks of rows, heads, sequences).
+
+    `present` uint8 [S, rows] gets which of them the sequence has: of cells that begin before it not all.
+    """
     h, s = tl.program_id(1), tl.program_id(2)
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     length = tl.load(call.spans + 2 * s + 1)
-    entry = whole_cells(length - call.added, WIDTH, STRIDE) + row // WIDTH
-    position = entry * STRIDE + row % WIDTH
+    entry = whole_cells(length - call.added, WIDTH, STRIDE, BEFORE) + row // WIDTH
+    position = entry * STRIDE - BEFORE + row % WIDTH
     there = (row < rows) & (position < length)
+    if BEFORE:
+        there = there & (position >= 0)
+        if h == 0:
+            tl.store(present + tl.cast(s, tl.int64) * rows + row, (position >= 0).to(tl.uint8), mask=row < rows)
     home, slot = tl.zeros_like(position) + s, position
     if PAGE:
         page = tl.cast(s, tl.int64) * call.page_width + position // PAGE
@@ -81,14 +88,14 @@ def put_rows(new, store, s, h, row, entry, inside, DIM: tl.constexpr, DIM_PADDED
 def put_entries(
     new_k, k, new_v, v, call, number,
     QK_DIM: tl.constexpr, QK_PADDED: tl.constexpr, V_DIM: tl.constexpr, V_PADDED: tl.constexpr,
-    WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, STRIDE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """New entries that have closed to their places, and how many there are.  Grid (blocks of entries, heads, S)."""
     h, s = tl.program_id(1), tl.program_id(2)
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     length = tl.load(call.spans + 2 * s + 1)
-    count = whole_cells(length, WIDTH, STRIDE)
-    entry = whole_cells(length - call.added, WIDTH, STRIDE) + row
+    count = whole_cells(length, WIDTH, STRIDE, BEFORE)
+    entry = whole_cells(length - call.added, WIDTH, STRIDE, BEFORE) + row
     inside = (row < number) & (entry < count)
     put_rows(new_k, k, s, h, row, entry, inside, QK_DIM, QK_PADDED)
     if V_DIM:
@@ -99,19 +106,23 @@ def put_entries(
 
 def taken_cells(
     k: Tensor, v: Tensor | None, call: Close, number: int, cells: Cells, page: int
-) -> tuple[Tensor, Tensor | None]:
-    """`number` cells [B, H, number, width, dim] of the keys of a stream, and of its values unless None."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`number` cells [B, H, number, width, dim] of the keys of a stream, and of its values unless None.
+
+    And bool [B, number, width], which of their tokens are there; None where all are.
+    """
     sequences, heads, rows = len(call.spans), k.shape[1], number * cells.width
     block = min(_TAKEN, triton.next_power_of_2(cells.width))
     found_k = k.new_empty(sequences, heads, number, cells.width, k.shape[3])
     found_v = None if v is None else v.new_empty(sequences, heads, number, cells.width, v.shape[3])
+    present = k.new_empty(sequences, number, cells.width, dtype=torch.uint8) if cells.before else None
     launch(
         take_cells, (triton.cdiv(rows, block), heads, sequences),
         strided(k), strided(found_k.flatten(2, 3)), None if v is None else strided(v),
-        None if found_v is None else strided(found_v.flatten(2, 3)), call, rows,
-        num_warps=4, num_stages=1, **_dims(k, v), WIDTH=cells.width, STRIDE=cells.stride, BLOCK=block, PAGE=page,
+        None if found_v is None else strided(found_v.flatten(2, 3)), present, call, rows,
+        num_warps=4, num_stages=1, **_dims(k, v), **_cells(cells), BLOCK=block, PAGE=page,
     )  # fmt: skip
-    return found_k, found_v
+    return found_k, found_v, None if present is None else present.view(torch.bool)
 
 
 def launch_entries(
@@ -125,7 +136,7 @@ def launch_entries(
         strided(rows_contiguous(new_k)), strided(k),
         None if new_v is None else strided(rows_contiguous(new_v)), None if v is None else strided(v), call, number,
         num_warps=1 if block == 1 else 4, num_stages=1, **_dims(k, v),
-        WIDTH=cells.width, STRIDE=cells.stride, BLOCK=block,
+        **_cells(cells), BLOCK=block,
     )  # fmt: skip
 
 
@@ -136,3 +147,7 @@ def _dims(k: Tensor, v: Tensor | None) -> dict[str, int]:
         "QK_DIM": qk, "QK_PADDED": triton.next_power_of_2(qk),
         "V_DIM": v_dim, "V_PADDED": triton.next_power_of_2(max(1, v_dim)),
     }  # fmt: skip
+
+
+def _cells(cells: Cells) -> dict[str, int]:
+    return {"WIDTH": cells.width, "STRIDE": cells.stride, "BEFORE": cells.before}

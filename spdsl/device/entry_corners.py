@@ -17,7 +17,8 @@ def entry_corners(q: Tensor, layout: Layout, cells: Cells) -> Iterator[Corner]:
     """As `corners`, with the entries of each sequence in place of its tokens."""
     spans = entry_layout(q, layout, cells).k_spans
     for s, corner in enumerate(corners(q, layout)):
-        start, count = (0, entry_count(corner.length, cells)) if spans is None else spans[s].tolist()
+        tokens = corner.tokens.stop - corner.tokens.start
+        start, count = (0, entry_count(tokens, cells)) if spans is None else spans[s].tolist()
         yield corner._replace(keys=slice(start, start + count), k_origin=0)
 
 

@@ -32,6 +32,8 @@ class EntryConst(NamedTuple):
 
     WIDTH: tl.constexpr
     STRIDE: tl.constexpr
+    BEFORE: tl.constexpr
+    PARTIAL: tl.constexpr
     DIM: tl.constexpr
     DIM_PADDED: tl.constexpr  # to a power of two
     BLOCK: tl.constexpr  # entries, or tokens, of a program
@@ -59,31 +61,63 @@ def block_rows(C):
 
 
 @jit
-def pool_sums(x, first, inside, weight, position, h, C):
-    """Mean or weighted sum of the cells that start at tokens `first`."""
+def first_token(entry, C):
+    """Of each cell; below 0 where the cell begins before the sequence."""
+    return entry * C.STRIDE - C.BEFORE
+
+
+@jit
+def is_there(token, inside, tokens, C):
+    """Whether the cells have this token: it may lie before the sequence or behind it."""
+    if C.BEFORE:
+        inside = inside & (token >= 0)
+    if C.PARTIAL:
+        inside = inside & (token < tokens)
+    return inside
+
+
+@jit
+def cell_sizes(entry, tokens, C):
+    """How many tokens the cells have, at least 1, as a column."""
+    size = tl.full((C.BLOCK,), C.WIDTH, tl.int64)
+    if C.BEFORE:
+        size += tl.minimum(first_token(entry, C), 0)
+    if C.PARTIAL:
+        size -= tl.maximum(first_token(entry, C) + C.WIDTH - tokens, 0)
+    return tl.maximum(size, 1).to(C.ACC)[:, None]
+
+
+@jit
+def pool_sums(x, entry, inside, tokens, weight, position, h, C):
+    """Mean or weighted sum of the cells of entries."""
     column = tl.arange(0, C.DIM_PADDED)
+    first = first_token(entry, C)
     total = tl.zeros((C.BLOCK, C.DIM_PADDED), dtype=C.ACC)
     for w in tl.range(0, C.WIDTH, loop_unroll_factor=4):
-        value = load_vectors(x, first + w, inside, C).to(C.ACC)
+        there = is_there(first + w, inside, tokens, C)
+        value = load_vectors(x, first + w, there, C).to(C.ACC)
         if C.BY == "weighted":
             place = h * C.WIDTH + w
             moved = tl.load(position + place.to(tl.int64) * C.DIM + column, mask=column < C.DIM, other=0).to(C.ACC)
-            total += tl.load(weight + place).to(C.ACC) * (value + moved[None, :])
+            value = tl.where(there[:, None], value + moved[None, :], 0.0)
+            total += tl.load(weight + place).to(C.ACC) * value
         else:
             total += value
     if C.BY == "mean":
-        total = total / C.WIDTH
+        total = total / cell_sizes(entry, tokens, C)
     return total
 
 
 @jit
-def pool_maxima(x, first, inside, C):
+def pool_maxima(x, entry, inside, tokens, C):
     """-> maximum of each cell and its place in the cell: the first one, or the first NaN."""
-    best = load_vectors(x, first, inside, C)
-    place = tl.zeros((C.BLOCK, C.DIM_PADDED), dtype=tl.int32)
-    for w in tl.range(1, C.WIDTH, loop_unroll_factor=2):
-        value = load_vectors(x, first + w, inside, C)
-        better = (value > best) | ((value != value) & (best == best))
+    first = first_token(entry, C)
+    best = tl.full((C.BLOCK, C.DIM_PADDED), float("-inf"), x.data.dtype.element_ty)
+    place = tl.zeros((C.BLOCK, C.DIM_PADDED), tl.int32) + tl.maximum(-first, 0).to(tl.int32)[:, None]
+    for w in tl.range(0, C.WIDTH, loop_unroll_factor=2):
+        there = is_there(first + w, inside, tokens, C)
+        value = load_vectors(x, first + w, there, C)
+        better = there[:, None] & ((value > best) | ((value != value) & (best == best)))
         best = tl.where(better, value, best)
         place = tl.where(better, w, place)
     return best, place
@@ -93,17 +127,17 @@ def pool_maxima(x, first, inside, C):
 def pool_entries(x, out, places, weight, position, call, C):
     """Grid (blocks of entries, heads, sequences): entries from tokens; of maxima also, or only, their places."""
     h, s = tl.program_id(1), tl.program_id(2)
-    start, _ = span(call.token_spans, s, call.tokens)
+    start, tokens = span(call.token_spans, s, call.tokens)
     entry_start, entries = span(call.entry_spans, s, call.entries)
     x = at(x, s, h, start)
     entry = block_rows(C)
     inside = entry < entries
     if C.BY == "max":
-        value, place = pool_maxima(x, entry * C.STRIDE, inside, C)
+        value, place = pool_maxima(x, entry, inside, tokens, C)
         if places is not None:
             store_vectors(at(places, s, h, entry_start), entry, inside, place, C)
     else:
-        value = pool_sums(x, entry * C.STRIDE, inside, weight, position, h, C)
+        value = pool_sums(x, entry, inside, tokens, weight, position, h, C)
     if out is not None:
         store_vectors(at(out, s, h, entry_start), entry, inside, value, C)
 
@@ -118,8 +152,8 @@ def spread_entries(dout, dx, places, weight, call, C):
     token = block_rows(C)
     total = tl.zeros((C.BLOCK, C.DIM_PADDED), dtype=C.ACC)
     for back in range((C.WIDTH + C.STRIDE - 1) // C.STRIDE):
-        entry = token // C.STRIDE - back
-        place = token - entry * C.STRIDE
+        entry = (token + C.BEFORE) // C.STRIDE - back
+        place = token - first_token(entry, C)
         inside = (entry >= 0) & (entry < entries) & (place < C.WIDTH)
         value = load_vectors(dout, entry, inside, C).to(C.ACC)
         if C.BY == "max":
@@ -127,9 +161,9 @@ def spread_entries(dout, dx, places, weight, call, C):
             value = tl.where(taken == place.to(tl.int32)[:, None], value, 0.0)
         elif C.BY == "weighted":
             value *= tl.load(weight + h * C.WIDTH + place, mask=inside, other=0).to(C.ACC)[:, None]
+        else:
+            value = value / cell_sizes(entry, tokens, C)
         total += value
-    if C.BY == "mean":
-        total = total / C.WIDTH
     store_vectors(at(dx, s, h, start), token, token < tokens, total, C)
 
 
@@ -137,10 +171,11 @@ def spread_entries(dout, dx, places, weight, call, C):
 def weight_sums(x, dout, products, sums, call, C):
     """Grid (blocks of entries, heads, sequences): for each program the sum over its entries of dout, and of dout . x.
 
-    products [S, blocks, H, WIDTH] and sums [S, blocks, H, DIM], contiguous.
+    products [S, blocks, H, WIDTH] and sums [S, blocks, H, places, DIM], contiguous. Places of a cell are counted apart
+    where cells may be clipped; else they are one.
     """
     tile, h, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    start, _ = span(call.token_spans, s, call.tokens)
+    start, tokens = span(call.token_spans, s, call.tokens)
     entry_start, entries = span(call.entry_spans, s, call.entries)
     x = at(x, s, h, start)
     entry = block_rows(C)
@@ -148,9 +183,15 @@ def weight_sums(x, dout, products, sums, call, C):
     value = load_vectors(at(dout, s, h, entry_start), entry, inside, C).to(C.ACC)
     program = (s.to(tl.int64) * tl.num_programs(0) + tile) * tl.num_programs(1) + h
     column = tl.arange(0, C.DIM_PADDED)
-    tl.store(sums + program * C.DIM + column, tl.sum(value, 0), mask=column < C.DIM)
+    if not (C.BEFORE or C.PARTIAL):
+        tl.store(sums + program * C.DIM + column, tl.sum(value, 0), mask=column < C.DIM)
     for w in tl.range(0, C.WIDTH, loop_unroll_factor=4):
-        token = load_vectors(x, entry * C.STRIDE + w, inside, C).to(C.ACC)
+        own = first_token(entry, C) + w
+        there = is_there(own, inside, tokens, C)
+        token = load_vectors(x, own, there, C).to(C.ACC)
+        if C.BEFORE or C.PARTIAL:
+            here = tl.sum(tl.where(there[:, None], value, 0.0), 0)
+            tl.store(sums + (program * C.WIDTH + w) * C.DIM + column, here, mask=column < C.DIM)
         tl.store(products + program * C.WIDTH + w, tl.sum(tl.sum(token * value, 1), 0))
 
 
@@ -239,14 +280,14 @@ def _places_of_maxima(x: Tensor, cells: Cells, layout: Layout) -> Strided:
 def _weight_gradients(
     dout: Tensor, x: Tensor, cells: Cells, layout: Layout, weight: Tensor, position: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The position meets every entry with the same weight: its gradient is weight * sum of dout."""
+    """A position meets the entries whose cells have its place, each with one weight: weight * sum of their dout."""
     programs = entry_sequences(x, layout) * entry_blocks(x, cells, layout, False)
     dtype = wide(x.dtype)
     products = x.new_empty(programs, x.shape[1], cells.width, dtype=dtype)
-    sums = x.new_empty(programs, x.shape[1], x.shape[3], dtype=dtype)
+    sums = x.new_empty(programs, x.shape[1], cells.width if cells.clipped else 1, x.shape[3], dtype=dtype)
     tensors = (_vectors(x, layout), _vectors(dout, layout), products, sums)
     entry_launch(weight_sums, x, cells, layout, "weighted", False, *tensors)
     total = sums.sum(0)
-    dweight = products.sum(0) + torch.einsum("hd,hwd->hw", total, position.to(dtype))
-    dposition = torch.einsum("hw,hd->hwd", weight.to(dtype), total)
+    dweight = products.sum(0) + (total * position.to(dtype)).sum(2)
+    dposition = weight.to(dtype)[:, :, None] * total
     return dweight.to(weight.dtype), dposition.to(position.dtype)

@@ -25,7 +25,7 @@ def _lse_of(x: Tensor, lse: Lse, first: int, end: int) -> Tensor | None:
     return None if lse is None else lse[:, :, first:end]
 
 
-def pooled_scores(logits: LogitRows, lse: Lse, shape: tuple[int, int, int, int, int, int], grains: Selection) -> Tensor:
+def pooled_scores(logits: LogitRows, lse: Lse, shape: tuple[int, ...], grains: Selection) -> Tensor:
     """Scores [B, lists, row tiles, units]; where nothing is visible 0 for probabilities, -inf for logits."""
     sizes = ScoreShape(*shape)
 
@@ -44,11 +44,11 @@ def divergence(target: Side, score: Side, shape: tuple[int, ...]) -> Tensor:
     Both are distributions over the entries that the target sees; a row that sees none has 0. The gradient reaches the
     score only.
     """
-    batch, rows, entries, units, q_origin = shape
+    batch, rows, entries, units, q_origin, tokens = shape
 
     def side(part: Side, first: int, end: int) -> Tensor:
         logits, lse, heads, grains = part
-        sizes = ScoreShape(batch, heads, rows, entries, units, q_origin)
+        sizes = ScoreShape(batch, heads, rows, entries, units, q_origin, tokens)
         x = logits(first, end)
         return _unit_scores(x, _lse_of(x, lse, first, end), first, sizes, grains)
 
@@ -67,6 +67,6 @@ def divergence(target: Side, score: Side, shape: tuple[int, ...]) -> Tensor:
         terms = torch.xlogy(wanted, wanted) - wanted * log_found.masked_fill(wanted == 0, 0.0)
         return terms.masked_fill(empty, 0.0).sum(-1)
 
-    sizes = ScoreShape(batch, max(target[2], score[2]), rows, entries, units, q_origin)
+    sizes = ScoreShape(batch, max(target[2], score[2]), rows, entries, units, q_origin, tokens)
     found = [checkpoint(piece, first, end, use_reentrant=False) for first, end in _pieces(sizes, score[3])]
     return torch.cat(found, 2)

@@ -30,7 +30,11 @@ ALL_PHASES = frozenset(Phase)
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where the entries of a stream lie on the tokens: entry i covers `width` of them from i*stride - before on."""
+    """Where the entries of a stream lie on the tokens: entry i covers `width` of them from i*stride - before on.
+
+    Tokens before the sequence are not there, nor is a cell that is not whole at the end, unless it is `partial`: then
+    the first of them is the last entry, and each token lies in some cell.
+    """
 
     width: int = 1
     stride: int = 1
@@ -40,6 +44,23 @@ class Grid:
     @property
     def is_tokens(self) -> bool:
         return (self.width, self.stride, self.before) == (1, 1, 0)
+
+    @property
+    def is_units(self) -> bool:
+        """Whether entry i is the unit i of `stride` tokens."""
+        return (self.width, self.before) == (self.stride, 0)
+
+    @property
+    def is_clipped(self) -> bool:
+        """Whether some cells have less than `width` tokens."""
+        return self.before > 0 or self.partial
+
+    def count(self, tokens: int) -> int:
+        """The entries of a sequence."""
+        whole = max(0, (tokens + self.before - self.width) // self.stride + 1)
+        if not self.partial:
+            return whole
+        return min(tokens, max(1, -((self.width - self.before - tokens) // self.stride) + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +367,14 @@ class Pattern:
         scores += [extra.score for extra in extras if isinstance(extra, Pooled)]
         scores += [part.score for extra in extras if isinstance(extra, Kl) for part in (extra.target, extra.score)]
         return frozenset(score.softmax.name for score in scores if score is not None and score.probability)
+
+    @property
+    def kept(self) -> tuple[Stream, ...]:
+        """The compressed streams that prefill or decode read: a cache keeps their entries."""
+        cases = dict.fromkeys((*self.cases_of(Phase.PREFILL), *self.cases_of(Phase.DECODE)))
+        softmaxes = [step for case in cases for step in self.steps(case) if isinstance(step, Softmax)]
+        read = {term.stream for softmax in softmaxes for term in softmax.terms}
+        return tuple(one for one in self.inputs if isinstance(one, Stream) and one.compress and one.name in read)
 
     def outputs(self, case: Case) -> frozenset[str]:
         """The softmaxes whose output and log-sum-exp a result is made of; others serve scores only."""

@@ -1,7 +1,8 @@
-"""Compressed streams: entry i is made of the tokens [i * stride, i * stride + width), K and V apart.
+"""Compressed streams, K and V apart: entry i is made of the tokens of the sequence among `width` from token
+i * stride - before on.
 
-Only whole cells become entries. The mlp with a position embedding is that of Native Sparse Attention
-(arXiv 2502.11089, eq. 7).
+Cells that are not whole at its end become no entries, or with `partial` the first of them does. The mlp with a position
+embedding is that of Native Sparse Attention (arXiv 2502.11089, eq. 7).
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from spdsl.oracle.sizes import Inputs
 
 
 def entries(grid: Grid, tokens: int) -> int:
-    """Whole cells among `tokens` tokens."""
-    if grid.before or grid.partial:
-        raise ValueError("cells that begin before their stride, or are cut short, have no meaning here yet")
-    return max(0, (tokens - grid.width) // grid.stride + 1)
+    """How many cells of a sequence become one."""
+    count = end = 0  # of the tokens that lie in a cell
+    while end < tokens and (grid.partial or count * grid.stride - grid.before + grid.width <= tokens):
+        end = count * grid.stride - grid.before + grid.width
+        count += 1
+    return count
 
 
-def cells(grid: Grid, x: Tensor) -> Tensor:
-    """The tokens of each entry: [B, heads, M, dim] -> [B, heads, E, width, dim]."""
-    starts = [i * grid.stride for i in range(entries(grid, x.shape[2]))]
-    if not starts:
-        return x[:, :, :0].unsqueeze(3).expand(-1, -1, -1, grid.width, -1)
-    return torch.stack([x[:, :, start : start + grid.width] for start in starts], 2)
+def cells(grid: Grid, tokens: int) -> list[tuple[slice, slice]]:
+    """Of each entry its tokens, and their places in the cell."""
+    starts = [i * grid.stride - grid.before for i in range(entries(grid, tokens))]
+    spans = [(max(start, 0), min(start + grid.width, tokens), start) for start in starts]
+    return [(slice(first, end), slice(first - start, end - start)) for first, end, start in spans]
 
 
 def compressed(stream: Stream, side: str, x: Tensor, z: Tensor | None, inputs: Inputs) -> Tensor:
@@ -35,24 +37,32 @@ def compressed(stream: Stream, side: str, x: Tensor, z: Tensor | None, inputs: I
     Weights, by role, from `inputs`: `weight` [heads, width], `position` [heads, width, dim], `up` [heads, width, dim,
     hidden], `down` [heads, hidden, dim].
     """
+    if z is not None and z.shape != x.shape:
+        raise ValueError(f"{stream.name}: logits {list(z.shape)} do not fit the tokens {list(x.shape)}")
+    made = [_entry(stream, side, x, z, *cell, inputs) for cell in cells(stream.grid, x.shape[2])]
+    return torch.stack(made, 2) if made else x[:, :, :0]
+
+
+def _entry(
+    stream: Stream, side: str, x: Tensor, z: Tensor | None, tokens: slice, places: slice, inputs: Inputs
+) -> Tensor:
+    """One entry [B, heads, dim]: a token that is not there takes no part, nor does its place."""
     assert stream.compress is not None
-    x_cells = cells(stream.grid, x)
-    if stream.compress.by == "mean":
-        return x_cells.mean(3)
-    if stream.compress.by == "max":
-        return x_cells.amax(3)
-    if stream.compress.by == "softmax":
+    by, own = stream.compress.by, x[:, :, tokens]
+    if by == "mean":
+        return own.mean(2)
+    if by == "max":
+        return own.amax(2)
+    if by == "softmax":
         assert z is not None
-        if z.shape != x.shape:
-            raise ValueError(f"{stream.name}: logits {list(z.shape)} do not fit the tokens {list(x.shape)}")
-        return (torch.softmax(cells(stream.grid, z), 3) * x_cells).sum(3)
-    placed = x_cells + _weight(stream, side, "position", inputs).unsqueeze(1)
-    if stream.compress.by == "weighted":
-        return torch.einsum("hw,bhewd->bhed", _weight(stream, side, "weight", inputs), placed)
-    if stream.compress.by == "mlp":
-        hidden = torch.einsum("bhewd,hwdf->bhef", placed, _weight(stream, side, "up", inputs))
-        return torch.einsum("bhef,hfd->bhed", gelu(hidden), _weight(stream, side, "down", inputs))
-    raise ValueError(f"{stream.name}: `{stream.compress.by}` is no way to compress")
+        return (torch.softmax(z[:, :, tokens], 2) * own).sum(2)
+    placed = own + _weight(stream, side, "position", inputs)[:, places]
+    if by == "weighted":
+        return torch.einsum("hw,bhwd->bhd", _weight(stream, side, "weight", inputs)[:, places], placed)
+    if by == "mlp":
+        hidden = torch.einsum("bhwd,hwdf->bhf", placed, _weight(stream, side, "up", inputs)[:, places])
+        return torch.einsum("bhf,hfd->bhd", gelu(hidden), _weight(stream, side, "down", inputs))
+    raise ValueError(f"{stream.name}: `{by}` is no way to compress")
 
 
 def _weight(stream: Stream, side: str, role: str, inputs: Inputs) -> Tensor:

@@ -14,9 +14,10 @@ from spdsl.oracle.sizes import Sizes
 Scores = tuple[Tensor, Tensor]  # float64, bool: the score, and whether there is one (where not, the score is 0)
 
 
-def overlap(grid: Grid, entry: int, unit: int, number: int) -> int:
-    """Tokens that entry `entry` of the grid has in common with unit `number` of `unit` tokens."""
-    covered = range(entry * grid.stride, entry * grid.stride + grid.width)
+def overlap(grid: Grid, entry: int, unit: int, number: int, tokens: int) -> int:
+    """Those of the `tokens` that entry `entry` of the grid has in common with unit `number` of `unit` tokens."""
+    first = entry * grid.stride - grid.before
+    covered = range(max(first, 0), min(first + grid.width, tokens))
     return sum(number * unit <= token < (number + 1) * unit for token in covered)
 
 
@@ -26,7 +27,7 @@ def pooled(scores: Scores, how: Choice | Pooled, grid: Grid, heads: int, sizes: 
     What has no score takes no part, in a mean neither; what nothing takes part in has no score.
     """
     over_heads = _over_heads(scores, how.heads_by, heads)
-    return _over_entries(_over_rows(over_heads, how, sizes), how, grid, sizes.units(how.unit))
+    return _over_entries(_over_rows(over_heads, how, sizes), how, grid, sizes)
 
 
 def _over_heads(scores: Scores, by: str | None, heads: int) -> Scores:
@@ -48,13 +49,14 @@ def _over_rows(scores: Scores, how: Choice | Pooled, sizes: Sizes) -> Scores:
     return _stacked(tiles, scores, 2)
 
 
-def _over_entries(scores: Scores, how: Choice | Pooled, grid: Grid, units: int) -> Scores:
+def _over_entries(scores: Scores, how: Choice | Pooled, grid: Grid, sizes: Sizes) -> Scores:
     """Of unit u the entries that cover a token of it; without a reduction entry u, on a grid of units."""
     count, found = scores[0].shape[3], []
     if how.unit_by is None and how.unit != grid.stride:
         raise ValueError(f"units of {how.unit} tokens need a reduction of entries at a stride of {grid.stride}")
-    for unit in range(units):
-        shared = {entry: overlap(grid, entry, how.unit, unit) for entry in range(count)}
+    units = sizes.units(how.unit)
+    for unit in range(max(units, count) if how.unit_by is None else units):
+        shared = {entry: overlap(grid, entry, how.unit, unit, sizes.tokens) for entry in range(count)}
         if how.unit_by is None:
             members = [unit] if unit < count else []
         else:

@@ -1,7 +1,7 @@
 """Masks in small: how many pairs of each tile are visible, found row block by row block, never as one N x N matrix.
 
-An entry of a compressed stream is drawn as the `stride` tokens from its first one on. Of a selected set no score is
-computed: example lists stand in, the forced units and random ones.
+An entry of a compressed stream is drawn as `stride` of its tokens, from its place on if it reaches so far. Of a
+selected set no score is computed: example lists stand in, the forced units and random ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from spdsl.ir.pattern import Case, Choice, Pattern, Phase, Softmax, Stream, Term
+from spdsl.ir.pattern import Case, Choice, Grid, Pattern, Phase, Softmax, Stream, Term
 from spdsl.ir.symbols import lookup_name, lookups
 from spdsl.oracle.dense import Sizes, environment
 from spdsl.oracle.evaluate import Environment, evaluate
@@ -37,6 +37,7 @@ class Sketch:
     counts: Tensor
     pairs: Tensor
     possible: int  # pairs that a dense pattern would visit
+    seen: int  # visible pairs of a query and an entry
     stride: int = 1  # columns of one entry
     example: Tensor | None = None  # of `mask`: seen only because an example list says so
 
@@ -48,11 +49,6 @@ class Sketch:
         """Tiles of `factor` times the side."""
         counts, pairs = (_summed(x, factor) for x in (self.counts, self.pairs))
         return replace(self, tile=self.tile * factor, counts=counts, pairs=pairs)
-
-    @property
-    def seen(self) -> int:
-        """Visible pairs of a query and an entry."""
-        return int(self.counts.sum()) // self.stride
 
     @property
     def sparsity(self) -> float:
@@ -92,7 +88,8 @@ def _grid_notes(pattern: Pattern) -> Iterator[str]:
         stream = pattern.input(name)
         if isinstance(stream, Stream) and stream.compress:
             width, stride = stream.grid.width, stream.grid.stride
-            drawn = f", drawn at the first {stride} of them" if stride < width else ""
+            which = "" if stream.grid.before else "the first "
+            drawn = f", drawn at {which}{stride} of them" if stride < width else ""
             yield f"an entry of `{name}` stands for {width} tokens{drawn}"
 
 
@@ -149,23 +146,27 @@ def _sketch(
     pattern: Pattern, term: Term, name: str, head: int | None, around: Environment, certain: Environment | None,
     length: int,
 ) -> Sketch:  # fmt: skip
-    stride = _stride(pattern, term)
+    stream = pattern.input(term.stream)
+    grid = stream.grid if isinstance(stream, Stream) else Grid()
     step, tile = _power_of_two(-(-length // _PIXELS)), min(64, max(1, _power_of_two(length // 16 + 1) // 2))
-    masks, counts, known = [], [], []
+    masks, counts, known, seen = [], [], [], 0
     for first in range(0, length, _ROWS):
         rows = torch.arange(first, min(length, first + _ROWS))
-        end = -(-(first + len(rows)) // stride) if pattern.causal else length
-        block = _spread(_block(term.test, _first_keys(around, end), rows, head or 0), stride, length)
+        end = -(-(first + len(rows) + grid.before) // grid.stride) if pattern.causal else length
+        entries = _block(term.test, _first_keys(around, end), rows, head or 0)
+        seen += int(entries.sum())
+        block = _spread(entries, grid, length)
         masks.append(max_pool2d(block, step, ceil_mode=True)[0, 0] > 0)
         counts.append(avg_pool2d(block, tile, ceil_mode=True, divisor_override=1)[0, 0].long())
         if certain is not None:
-            block = _spread(_block(term.test, _first_keys(certain, end), rows, head or 0), stride, length)
+            block = _spread(_block(term.test, _first_keys(certain, end), rows, head or 0), grid, length)
             known.append(max_pool2d(block, step, ceil_mode=True)[0, 0] > 0)
     mask = torch.cat(masks)
     side = _summed(torch.ones(length, 1, dtype=torch.long), tile)[:, 0]
     possible = length * (length + 1) // 2 if pattern.causal else length * length
     example = mask & ~torch.cat(known) if known else None
-    return Sketch(name, head, mask, step, tile, torch.cat(counts), side[:, None] * side, possible, stride, example)
+    pairs = side[:, None] * side
+    return Sketch(name, head, mask, step, tile, torch.cat(counts), pairs, possible, seen, grid.stride, example)
 
 
 def _first_keys(around: Environment, end: int) -> Environment:
@@ -173,14 +174,10 @@ def _first_keys(around: Environment, end: int) -> Environment:
     return replace(around, symbols={**around.symbols, "k": around.symbols["k"][..., :end]})
 
 
-def _stride(pattern: Pattern, term: Term) -> int:
-    stream = pattern.input(term.stream)
-    return stream.grid.stride if isinstance(stream, Stream) else 1
-
-
-def _spread(block: Tensor, stride: int, length: int) -> Tensor:
+def _spread(block: Tensor, grid: Grid, length: int) -> Tensor:
     """Entries as columns of tokens: bool [rows, entries] -> float32 [1, 1, rows, length], for pooling."""
-    columns = (block.repeat_interleave(stride, 1) if stride > 1 else block)[:, :length]
+    early = max(0, grid.before + grid.stride - grid.width)  # so much less than a stride begins at the place
+    columns = (block.repeat_interleave(grid.stride, 1) if grid.stride > 1 else block)[:, early : early + length]
     found = torch.zeros(1, 1, len(block), length)
     found[..., : columns.shape[1]] = columns
     return found

@@ -8,7 +8,7 @@ from itertools import combinations
 import sympy
 
 from spdsl.diagnostics import Report
-from spdsl.ir.pattern import Branch, Gate, Kl, Merge, Pattern, Pooled, Softmax, Stream, Term
+from spdsl.ir.pattern import Branch, Case, Gate, Kl, Merge, Pattern, Phase, Pooled, Softmax, Stream, Term
 from spdsl.ir.symbols import K, Q
 from spdsl.passes.choices import check_choices
 from spdsl.passes.disjuncts import MOST_CONJUNCTS, TooComplex, disjuncts
@@ -22,6 +22,8 @@ def check(pattern: Pattern, report: Report) -> None:
     if report.failed:
         return
     check_choices(pattern, report)
+    for case in pattern.cases:
+        _known_ends(pattern, case, report)
     for softmax in pattern.softmaxes():
         _disjoint_streams(pattern, softmax, report)
     for case in pattern.cases:
@@ -47,6 +49,22 @@ def _simple_enough(term: Term, report: Report) -> None:
         return
     if not conjuncts:
         report.error("E305", "no query can ever see a key of this set", term.span, "always empty")
+
+
+def _known_ends(pattern: Pattern, case: Case, report: Report) -> None:
+    """A cache grows: where its sequences end is not known, so no cell closes there."""
+    phases = " and ".join(f"`{phase.value}`" for phase in (Phase.PREFILL, Phase.DECODE) if phase in case.phases)
+    softmaxes = [step for step in pattern.steps(case) if isinstance(step, Softmax)]
+    streams = {pattern.input(term.stream): softmax for softmax in softmaxes for term in softmax.terms}
+    for stream, softmax in streams.items():
+        if phases and isinstance(stream, Stream) and stream.grid.partial:
+            report.error(
+                "E311",
+                f"the last cell of `{stream.name}` closes when the sequence ends, and a result for {phases} sees it",
+                softmax.span,
+                "a cache does not know the end",
+                hint="return it `if train`, and for the other phases one with `partial = drop`",
+            )
 
 
 def _overlap(left: Term, right: Term) -> tuple[bool, bool]:

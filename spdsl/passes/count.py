@@ -119,9 +119,8 @@ class Count:
         return source.heads or self.shape.kv_heads, source.qk or self.shape.qk, values
 
     def entries(self, stream: Stream, tokens: int | None = None) -> int:
-        """Whole cells of a sequence; tokens for a stream of tokens."""
-        grid, tokens = stream.grid, self.length if tokens is None else tokens
-        return tokens if grid.is_tokens else max(0, (tokens - grid.width) // grid.stride + 1)
+        """Of a sequence; tokens for a stream of tokens."""
+        return stream.grid.count(self.length if tokens is None else tokens)
 
     def lists(self, choice: Choice, softmax: Softmax) -> int:
         return self.heads(softmax) if choice.share == "head" else self.shape.kv_heads

@@ -36,11 +36,10 @@ def published(plan: Plan, length: int) -> Fraction | None:
 def _entries(part: SoftmaxPlan, length: int) -> Fraction | None:
     """(s - l) / d where the query sees every closed entry."""
     sweep, grid = part.sweeps[0], part.sweeps[0].stream.grid
-    if sweep.stream.compress is None or part.units is not None:
+    if sweep.stream.compress is None or part.units is not None or grid.before or grid.partial:
         return None
-    count = (FAR - grid.width) // grid.stride + 1
     closed = all(
-        _keys(sweep, q, count) == bits(0, max(0, (q + 1 - grid.width) // grid.stride + 1))
+        _keys(sweep, q, grid.count(FAR)) == bits(0, grid.count(q + 1))
         for q in (FAR - 1, FAR // 2, FAR // 2 + grid.stride - 1)
     )
     return Fraction(length - grid.width, grid.stride) if closed else None

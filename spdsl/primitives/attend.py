@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 
 from spdsl.ir.pattern import Query, Softmax, Stream, Tensor, Term, Values
-from spdsl.ir.symbols import Boolean, Expr, K, Q, lookups
+from spdsl.ir.symbols import LENGTH, Boolean, Expr, K, Q, lookups
 from spdsl.primitives.word import Kind, Parameter, Scope, SetValue, Word
 
 
@@ -58,9 +58,14 @@ def _fits(scope: Scope, stream: Stream, test: Boolean) -> bool:
 
 
 def closed(stream: Stream, causal: bool) -> Boolean:
-    """Which entries a query may see: with `causal` those of which it has seen the last token."""
+    """Which entries a query may see: with `causal` those of which it has seen the last token.
+
+    The last token of the sequence closes a cell that is not whole.
+    """
     grid = stream.grid
-    return grid.stride * K + grid.width - 1 - grid.before <= Q if causal else sympy.true
+    whole = grid.stride * K + grid.width - 1 - grid.before <= Q
+    ended = LENGTH - 1 <= Q if grid.partial else sympy.false
+    return sympy.Or(whole, ended) if causal else sympy.true
 
 
 def on_stream(stream: Stream, members: SetValue) -> SetValue:

@@ -1,6 +1,8 @@
-"""entries = compress(width, stride, of, by): one entry for each cell of `width` tokens, a cell every `stride` tokens.
+"""entries = compress(width, stride, before, partial, of, by): an entry for each cell of `width` tokens, every `stride`.
 
-Entry i is made of the tokens [i * stride, i * stride + width); cells that are not whole have none. K and V are
+Entry i is made of the sequence's tokens in [i * stride - before, i * stride - before + width). Cells that begin before
+the sequence are made of what is there, as the first block of Compressed Sparse Attention (arXiv 2606.19348, eq. 12);
+cells that are not whole at its end have no entry, or with `partial = keep` the first of them has. K and V are
 compressed apart, each with weights of its own. `mlp` and `weighted` add a learned position within the cell to each
 token first (Native Sparse Attention, arXiv 2502.11089, 3.3.1).
 """
@@ -33,8 +35,12 @@ def compress(
     if source.compress is not None:
         scope.refuse("E105", "entries made of entries are not built yet", "compress a stream of tokens")
         return None
-    if before:
-        scope.refuse("E105", "cells that begin before their place are not built yet", "leave `before` out")
+    if before >= width:
+        scope.refuse(
+            "E203",
+            f"a cell of {width} tokens that begins {before} before its place does not reach it",
+            scope.instead("before", before, width - 1, Applicability.MAYBE),
+        )
         return None
     step = stride or width
     if step > width:
@@ -46,9 +52,10 @@ def compress(
         return None
     if by.logits is not None and not _one_logit_each(scope, source, scope.stream(by.logits)):
         return None
+    grid = Grid(width, step, before, partial == "keep" and width > 1)
     made = Stream(
         scope.name, source.heads, source.qk, source.v, source.value,
-        grid=Grid(width, step), compress=Compress(source.name, by.by, by.logits), span=scope.span,
+        grid=grid, compress=Compress(source.name, by.by, by.logits), span=scope.span,
     )  # fmt: skip
     scope.add(made)
     for weight in weights(made):
@@ -86,11 +93,11 @@ WORD = Word(
         Parameter("width", Kind.SIZE, least=1),
         Parameter("stride", Kind.SIZE, default=None, least=1),
         Parameter("before", Kind.SIZE, default=0, least=0),
-        Parameter("partial", Kind.CHOICE, default="drop", words=("drop",), planned=("keep",)),
+        Parameter("partial", Kind.CHOICE, default="drop", words=("drop", "keep")),
         Parameter("of", Kind.VECTORS, default=None),
         Parameter("by", Kind.CELLS, default=Cells("mean"), words=("mean", "max", "weighted", "mlp")),
     ),
     compress,
     "entries made of cells of `width` tokens, one every `stride` tokens",
-    "pattern p { causal return attend(compress(8, 4, by = weighted)) }",
+    "pattern p { causal return attend(compress(8, 4, before = 4, by = weighted)) }",
 )

@@ -72,7 +72,7 @@ def reduction(
             scope.instead("unit", size, nearest(size, lcm(grid.stride, whole)), Applicability.MACHINE),
         )  # fmt: skip
         return None
-    finer = unit is not None and (size != grid.stride or grid.width != grid.stride)
+    finer = unit is not None and (size != grid.stride or not grid.is_units)
     by = {"share": None, "rows": None, "unit": None} | {
         name: grain.by or ("sum" if score.probability else "")
         for name, grain, reduces in (("share", share, several), ("rows", rows, rows.size != 1), ("unit", unit, finer))

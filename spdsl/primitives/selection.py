@@ -32,7 +32,7 @@ def choose(
 ) -> SetValue | None:  # fmt: skip
     """The set of a new Choice by `score`; None after an error."""
     grid = scope.stream(score.stream).grid
-    if unit is None and grid.width != grid.stride:
+    if unit is None and not grid.is_units:
         scope.refuse(
             "E105", f"a choice of overlapping entries of `{score.stream}` is not built yet",
             "choose units of tokens: `unit = n`",

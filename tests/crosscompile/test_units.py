@@ -29,8 +29,8 @@ OPEN = [("bf16", (64, 64)), ("bf16", (128, 128)), ("fp16", (128, 128)), ("fp32",
 # Every kernel beside the attention itself: entries made in three ways, their gradients, the gate, ranks at decode.
 POOLED = """pattern pooled { causal
     means = compress(32, 16, by = mean)
-    tops = compress(32, 16, by = max)
-    sums = compress(32, 16, by = weighted)
+    tops = compress(32, 16, before = 16, by = max)
+    sums = compress(32, 16, before = 16, by = weighted)
     coarse = attend(means)
     chosen = top_k(4, score = mass(coarse), unit = 64, share = group, force = last(1))
     return gate(coarse, attend(tops), attend(sums), attend(chosen))

@@ -66,12 +66,12 @@ def weights_of(kind: str, width: int, dtype: torch.dtype = torch.float64, dim: i
     return {role: torch.randn(*shapes[role], dtype=torch.float64).to(dtype) for role in roles}
 
 
-def pool_of(kind: str, weights: Weights, z: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
-    pools: dict[str, Callable[[Tensor], Tensor]] = {
+def pool_of(kind: str, weights: Weights, z: Callable[[], Tensor]) -> Callable[[Tensor, Tensor | None], Tensor]:
+    pools: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
         "mean": pool_mean,
         "max": pool_max,
-        "weighted": lambda c: pool_weighted(c, **weights),
-        "mlp": lambda c: pool_mlp(c, **weights),
-        "softmax": lambda c: pool_softmax(c, z()),
+        "weighted": lambda c, there: pool_weighted(c, there, **weights),
+        "mlp": lambda c, there: pool_mlp(c, there, **weights),
+        "softmax": lambda c, there: pool_softmax(c, there, z()),
     }
     return pools[kind]

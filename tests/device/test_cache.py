@@ -24,7 +24,7 @@ from spdsl.device.sequences import layout_of
 from tests.device.syncs import NoSync
 
 BATCH, HEADS, QK, V, CAPACITY = 2, 3, 6, 4, 45
-CELLS = [Cells(8, 4), Cells(5, 3), Cells(4, 4), Cells(3, 5), Cells(20, 1)]
+CELLS = [Cells(8, 4, before=4), Cells(5, 3), Cells(4, 4, before=3), Cells(3, 5), Cells(20, 1, before=7)]
 PIECES = {"ones": [1] * 41, "threes": [3] * 13 + [2], "sevens": [7] * 5 + [6], "whole": [41], "mixed": [0, 5, 1, 30, 5]}
 Pool = Callable[..., Tensor]
 
@@ -45,7 +45,7 @@ def store_of(cells: Cells, page: int | None, table: Tensor | None = None, capaci
         capacity,
         {"kv": shape, "bare": StreamShape(HEADS, QK, 0), "full": shape},
         {},
-        {"cmp": EntryShape(HEADS, QK, V, *cells), "keys": EntryShape(HEADS, QK, 0, *cells)},
+        {"cmp": EntryShape(HEADS, QK, V, cells), "keys": EntryShape(HEADS, QK, 0, cells)},
         page=page,
         device="cpu",
         dtype=torch.float64,
@@ -82,7 +82,7 @@ def pools_of(kind: str, width: int) -> tuple[Pool, Pool]:
         return pool, pool
     pool = {"weighted": pool_weighted, "mlp": pool_mlp}[kind]
     of_k, of_v = weights(QK), weights(V)
-    return lambda c: pool(c, **of_k), lambda c: pool(c, **of_v)
+    return lambda c, there: pool(c, there, **of_k), lambda c, there: pool(c, there, **of_v)
 
 
 @pytest.mark.parametrize("page", [None, 16])
@@ -133,24 +133,25 @@ def test_sequences_of_different_lengths(added: int, page: int | None) -> None:
 
 @pytest.mark.parametrize("own_values", [True, False])
 @pytest.mark.parametrize("page", [None, 16])
-def test_softmax_of_another_stream(page: int | None, own_values: bool) -> None:
+@pytest.mark.parametrize("before", [0, 5])
+def test_softmax_of_another_stream(before: int, page: int | None, own_values: bool) -> None:
     """Values are weighed by the values of that stream, or by its keys where it has none."""
-    cells, logits = Cells(8, 4), "full" if own_values else "bare"
+    cells, logits = Cells(8, 4, before), "full" if own_values else "bare"
     cache = store_of(cells, page)
     k, v = tokens_of(41)
     z = v["full"] if own_values else k["bare"][..., :1]
 
-    def pool_v(c: Tensor, z: Tensor) -> Tensor:
-        return pool_softmax(c, z if own_values else z[..., :1])
+    def pool_v(c: Tensor, there: Tensor | None, z: Tensor) -> Tensor:
+        return pool_softmax(c, there, z if own_values else z[..., :1])
 
     for first in range(0, 41, 5):
         added = append(cache, k, v, slice(first, min(first + 5, 41)))
         cache.close("cmp", "kv", added, pool_softmax, pool_v, logits=logits)
     layout = layout_of(z, z, None, None, None, None, None)
-    wanted_k = whole(k["kv"], cells, lambda c: pool_softmax(c, cells_of(k[logits], cells, layout)))
-    wanted_v = whole(v["kv"], cells, lambda c: pool_softmax(c, cells_of(z, cells, layout)))
-    torch.testing.assert_close(cache.k["cmp"][:, :, :-1][:, :, :9], wanted_k, rtol=0, atol=1e-12)
-    torch.testing.assert_close(cache.v["cmp"][:, :, :-1][:, :, :9], wanted_v, rtol=0, atol=1e-12)
+    wanted_k = whole(k["kv"], cells, lambda c, there: pool_softmax(c, there, cells_of(k[logits], cells, layout)))
+    wanted_v = whole(v["kv"], cells, lambda c, there: pool_softmax(c, there, cells_of(z, cells, layout)))
+    for found, wanted in ((cache.k["cmp"], wanted_k), (cache.v["cmp"], wanted_v)):
+        torch.testing.assert_close(found[:, :, : entry_count(41, cells)], wanted, rtol=0, atol=1e-12)
 
 
 def test_keys_alone() -> None:
@@ -232,7 +233,10 @@ def test_rows_at_positions_of_each_sequence(page: int | None) -> None:
 def test_bad_entries_are_refused() -> None:
     with pytest.raises(ValueError, match="positive heads, dims and cells"):
         store_of(Cells(8, 0), None)
-    shape, entry = StreamShape(HEADS, QK, V), EntryShape(HEADS, QK, V, 8, 4)
+    for cells in (Cells(8, 4, before=8), Cells(8, 4, partial=True)):
+        with pytest.raises(ValueError, match="cells that close with their last token"):
+            store_of(cells, None)
+    shape, entry = StreamShape(HEADS, QK, V), EntryShape(HEADS, QK, V, Cells(8, 4))
     with pytest.raises(ValueError, match="a name that no stream has"):
         EntryStore(
             BATCH, 8, {"kv": shape}, {}, {"kv": entry}, page=None, device="cpu", dtype=torch.float32, page_table=None

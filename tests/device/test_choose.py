@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spdsl.device import choose as module
 from spdsl.device.choose import Selection, choose, sorted_units, unit_map
+from spdsl.device.entries import Cells, entry_count
 
 
 class Call(NamedTuple):
@@ -23,6 +24,7 @@ class Call(NamedTuple):
     units: int
     q_origin: int
     selection: Selection
+    tokens: int
 
 
 def chosen_by(call: Call) -> Tensor:
@@ -39,7 +41,7 @@ def chosen_by(call: Call) -> Tensor:
         call.lse,
         lambda first, end: of_rows(call.forced, first, end),
         lambda first, end: of_rows(call.allowed, first, end),
-        (b, heads, n, entries, call.units, call.q_origin),
+        (b, heads, n, entries, call.units, call.q_origin, call.tokens),
         call.selection,
     )
 
@@ -63,9 +65,10 @@ def score_of(call: Call, b: int, c: int, tile: int, unit: int) -> float | None:
     group = call.logits.shape[1] // s.lists
     values, weights = [], []
     for entry in range(call.logits.shape[3]):
-        first, end = entry * s.stride, entry * s.stride + s.width
+        first = entry * s.cells.stride - s.cells.before
+        end = min(first + s.cells.width, call.tokens)
         overlap = min(end, (unit + 1) * s.unit) - max(first, unit * s.unit)
-        if overlap <= 0:
+        if entry != unit if s.unit_by is None else overlap <= 0:
             continue
         of_rows = []
         for row in range(call.logits.shape[2]):
@@ -85,7 +88,7 @@ def score_of(call: Call, b: int, c: int, tile: int, unit: int) -> float | None:
         found = reduce(s.rows_by, of_rows)
         if found is not None:
             values.append(found)
-            weights.append(overlap / s.stride)
+            weights.append(overlap / s.cells.stride)
     return reduce(s.unit_by, values, weights)
 
 
@@ -123,9 +126,8 @@ def random_call(
     torch.manual_seed(seed)
     rng = random.Random(seed)
     units = rng.randint(3, 6)
-    entries = max(
-        0, (units * selection.unit - rng.randint(0, selection.unit - 1) - selection.width) // selection.stride + 1
-    )
+    tokens = units * selection.unit - rng.randint(0, selection.unit - 1)
+    entries = entry_count(tokens, selection.cells)
     shape = (2, heads, rows, entries)
     lse = None
     if probability:  # p is exp of 0 or of -inf: exact
@@ -140,28 +142,33 @@ def random_call(
     table = (2, selection.lists, tiles, units)
     forced = torch.zeros(table, dtype=torch.bool) if plain else torch.rand(table) < 0.25
     allowed = torch.ones(table, dtype=torch.bool) if plain else torch.rand(table) < 0.8
-    return Call(logits, lse, forced, allowed, units, q_origin, selection)
+    return Call(logits, lse, forced, allowed, units, q_origin, selection, tokens)
 
 
-NSA = Selection(64, 1, 32, 16, 2, "sum", None, "sum", 3, None, 3)
+NSA = Selection(64, 1, Cells(32, 16), 2, "sum", None, "sum", 3, None, 3)
 SELECTIONS = {
     "nsa": NSA,
-    "infllm": Selection(64, 1, 32, 16, 2, "mean", None, "max", 3, None, 3),
-    "entries are units": Selection(16, 1, 16, 16, 4, None, None, None, 2, None, 4),
-    "tokens": Selection(8, 1, 1, 1, 1, "max", None, "max", 2, None, 2),
-    "mean of tokens": Selection(4, 1, 1, 1, 2, "sum", None, "mean", 2, None, 2),
-    "entries beyond units": Selection(16, 1, 64, 16, 2, "sum", None, "sum", 2, None, 2),
-    "entries with gaps": Selection(16, 1, 4, 8, 2, "sum", None, "sum", 2, None, 2),
-    "units across entries": Selection(24, 1, 32, 16, 2, "sum", None, "max", 2, None, 2),
-    "tiles of rows": Selection(32, 4, 32, 16, 2, "sum", "sum", "sum", 2, None, 2),
-    "rows by max": Selection(32, 3, 32, 16, 2, "mean", "max", "mean", 2, None, 2),
-    "rows by mean": Selection(16, 2, 16, 16, 1, "max", "mean", None, 2, None, 2),
-    "more rows than there are": Selection(32, 64, 32, 16, 2, "sum", "sum", "sum", 2, None, 2),
-    "threshold": Selection(32, 1, 32, 16, 2, "max", None, "max", None, 0.5, 4),
-    "threshold of at least": Selection(32, 1, 32, 16, 2, "max", None, "max", None, 0.5, 4, least=2),
-    "as many at least as at most": Selection(32, 1, 32, 16, 2, "sum", None, "sum", None, 1.0, 3, least=3),
-    "threshold of tiles": Selection(32, 4, 32, 16, 2, "max", "max", "max", None, 0.5, 2),
-    "all of them": Selection(32, 1, 32, 16, 2, "sum", None, "sum", 9, None, 9),
+    "infllm": Selection(64, 1, Cells(32, 16), 2, "mean", None, "max", 3, None, 3),
+    "entries are units": Selection(16, 1, Cells(16, 16), 4, None, None, None, 2, None, 4),
+    "tokens": Selection(8, 1, Cells(1, 1), 1, "max", None, "max", 2, None, 2),
+    "mean of tokens": Selection(4, 1, Cells(1, 1), 2, "sum", None, "mean", 2, None, 2),
+    "entries beyond units": Selection(16, 1, Cells(64, 16), 2, "sum", None, "sum", 2, None, 2),
+    "entries with gaps": Selection(16, 1, Cells(4, 8), 2, "sum", None, "sum", 2, None, 2),
+    "units across entries": Selection(24, 1, Cells(32, 16), 2, "sum", None, "max", 2, None, 2),
+    "cells that begin early": Selection(32, 1, Cells(32, 16, before=16), 2, "sum", None, "sum", 2, None, 2),
+    "cells just at their place": Selection(16, 1, Cells(16, 16, before=15), 2, "max", None, "mean", 2, None, 2),
+    "a cell cut by the end": Selection(32, 1, Cells(24, 8, partial=True), 2, "sum", None, "sum", 2, None, 2),
+    "early and cut": Selection(16, 1, Cells(12, 8, before=5, partial=True), 2, "sum", None, "sum", 2, None, 2),
+    "overlapping entries as they are": Selection(8, 1, Cells(20, 8, before=3), 4, None, None, None, 2, None, 2),
+    "tiles of rows": Selection(32, 4, Cells(32, 16), 2, "sum", "sum", "sum", 2, None, 2),
+    "rows by max": Selection(32, 3, Cells(32, 16), 2, "mean", "max", "mean", 2, None, 2),
+    "rows by mean": Selection(16, 2, Cells(16, 16), 1, "max", "mean", None, 2, None, 2),
+    "more rows than there are": Selection(32, 64, Cells(32, 16), 2, "sum", "sum", "sum", 2, None, 2),
+    "threshold": Selection(32, 1, Cells(32, 16), 2, "max", None, "max", None, 0.5, 4),
+    "threshold of at least": Selection(32, 1, Cells(32, 16), 2, "max", None, "max", None, 0.5, 4, least=2),
+    "as many at least as at most": Selection(32, 1, Cells(32, 16), 2, "sum", None, "sum", None, 1.0, 3, least=3),
+    "threshold of tiles": Selection(32, 4, Cells(32, 16), 2, "max", "max", "max", None, 0.5, 2),
+    "all of them": Selection(32, 1, Cells(32, 16), 2, "sum", None, "sum", 9, None, 9),
 }
 
 
@@ -191,7 +198,9 @@ def test_pieces_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     whole = chosen_by(call)
     for scores in (1, 200, 700, 1500):
         monkeypatch.setattr(module, "_SCORES_AT_ONCE", scores)
-        pieces = module._pieces(module.ScoreShape(*call.logits.shape, call.units, call.q_origin), call.selection)
+        pieces = module._pieces(
+            module.ScoreShape(*call.logits.shape, call.units, call.q_origin, call.tokens), call.selection
+        )
         calls.append(len(list(pieces)))
         assert torch.equal(chosen_by(call), whole)
     assert calls[0] == whole.shape[2]
@@ -200,7 +209,7 @@ def test_pieces_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_weights_of_the_paper() -> None:
     """Cells of 32 every 16 tokens onto units of 64: entries -1..3 of a unit weigh 1, 2, 2, 2, 1."""
-    shape = module.ScoreShape(1, 1, 1, 19, 5, 0)
+    shape = module.ScoreShape(1, 1, 1, 19, 5, 0, 320)
     entries, weights = module._entries_of_units(shape, NSA, torch.device("cpu"))
     found = [
         {int(e): float(w) for e, w in zip(*row, strict=True) if e < 19} for row in zip(entries, weights, strict=True)
@@ -244,10 +253,10 @@ def test_no_score_is_not_chosen() -> None:
 def test_an_infinite_score_is_the_best() -> None:
     logits = torch.tensor([1.0, math.inf, 2.0, math.inf, 3e38]).double().view(1, 1, 1, 5)
     none, every = torch.zeros(1, 1, 1, 5, dtype=torch.bool), torch.ones(1, 1, 1, 5, dtype=torch.bool)
-    selection = Selection(4, 1, 4, 4, 1, None, None, None, 3, None, 3)
-    assert chosen_by(Call(logits, None, none, every, 5, 0, selection)).tolist() == [[[[1, 3, 4]]]]
+    selection = Selection(4, 1, Cells(4, 4), 1, None, None, None, 3, None, 3)
+    assert chosen_by(Call(logits, None, none, every, 5, 0, selection, 20)).tolist() == [[[[1, 3, 4]]]]
     zeros = torch.tensor([-0.0, 0.0, -0.0, 0.0, -0.0]).view(1, 1, 1, 5)
-    assert chosen_by(Call(zeros, None, none, every, 5, 0, selection)).tolist() == [[[[0, 1, 2]]]]
+    assert chosen_by(Call(zeros, None, none, every, 5, 0, selection, 20)).tolist() == [[[[0, 1, 2]]]]
 
 
 def test_half_precision_is_computed_in_single() -> None:

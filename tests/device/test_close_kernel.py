@@ -30,7 +30,7 @@ def store_of(cells: Cells, page: int | None, added: int, dtype: torch.dtype = to
         CAPACITY,
         {"kv": shape, "bare": StreamShape(HEADS, QK, 0), "full": shape},
         {},
-        {"cmp": EntryShape(HEADS, QK, V, *cells), "keys": EntryShape(HEADS, QK, 0, *cells)},
+        {"cmp": EntryShape(HEADS, QK, V, cells), "keys": EntryShape(HEADS, QK, 0, cells)},
         page=page,
         device="cpu",
         dtype=dtype,
@@ -64,7 +64,7 @@ def same_entries(found: EntryStore, wanted: EntryStore, name: str) -> None:
 @pytest.mark.parametrize("added", [0, 1, 7, 40])
 def test_kernels_close_what_torch_closes(added: int, page: int | None) -> None:
     """Over holes and past the capacity, too."""
-    for cells in (Cells(8, 4), Cells(3, 5), Cells(20, 1)):
+    for cells in (Cells(8, 4), Cells(3, 5), Cells(20, 1), Cells(8, 4, before=7)):
         found, wanted = store_of(cells, page, added), store_of(cells, page, added)
         found._close_by_kernels("cmp", "kv", added, pool_mean, pool_mean, None)
         wanted._close_by_torch("cmp", "kv", added, pool_mean, pool_mean, None)
@@ -78,19 +78,20 @@ def test_kernels_close_what_torch_closes(added: int, page: int | None) -> None:
 def test_softmax_of_another_stream(logits: str) -> None:
     """Values are weighed by the values of that stream, or by its keys where it has none."""
 
-    def pool_v(c: Tensor, z: Tensor) -> Tensor:
-        return pool_softmax(c, z[..., :1])
+    def pool_v(c: Tensor, there: Tensor | None, z: Tensor) -> Tensor:
+        return pool_softmax(c, there, z[..., :1])
 
-    found, wanted = store_of(Cells(5, 3), 16, 7), store_of(Cells(5, 3), 16, 7)
-    found._close_by_kernels("cmp", "kv", 7, pool_softmax, pool_v, logits)
-    wanted._close_by_torch("cmp", "kv", 7, pool_softmax, pool_v, logits)
-    same_entries(found, wanted, "cmp")
+    for cells in (Cells(5, 3), Cells(5, 3, before=4)):
+        found, wanted = store_of(cells, 16, 7), store_of(cells, 16, 7)
+        found._close_by_kernels("cmp", "kv", 7, pool_softmax, pool_v, logits)
+        wanted._close_by_torch("cmp", "kv", 7, pool_softmax, pool_v, logits)
+        same_entries(found, wanted, "cmp")
 
 
 @pytest.mark.interpret
 def test_keys_alone_and_pools_of_any_strides() -> None:
-    def apart(c: Tensor) -> Tensor:
-        return pool_mean(c).transpose(2, 3).contiguous().transpose(2, 3)
+    def apart(c: Tensor, there: Tensor | None) -> Tensor:
+        return pool_mean(c, there).transpose(2, 3).contiguous().transpose(2, 3)
 
     found, wanted = store_of(Cells(8, 4), 16, 40), store_of(Cells(8, 4), 16, 40)
     found._close_by_kernels("keys", "bare", 40, apart, None, None)
@@ -107,9 +108,9 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, added: int, page: int | None) -
         found.append(specialise(kernel, args, named))
 
     monkeypatch.setattr(close_kernel, "launch", note)
-    cells = Cells(32, 16)
+    cells = Cells(32, 16, before=16)
     store = EntryStore(
-        2, 4096, {"kv": StreamShape(4, 192, 128)}, {}, {"cmp": EntryShape(4, 192, 128, *cells)},
+        2, 4096, {"kv": StreamShape(4, 192, 128)}, {}, {"cmp": EntryShape(4, 192, 128, cells)},
         page=page, device="cpu", dtype=torch.bfloat16, page_table=None,
     )  # fmt: skip
     store._close_by_kernels("cmp", "kv", added, pool_mean, pool_mean, None)

@@ -12,9 +12,13 @@ W = "e = compress(8, 4) "
 G = "heads query = 8, kv = 2 "
 CASES = [
     # entries
-    ("return attend(compress(8, 4, before = 2))", "E105", "compress(8, 4, before = 2)", "begin before"),
-    ("return attend(compress(8, partial = keep))", "E105", "keep", "`partial = keep` is not built"),
-    ("return attend(compress(8, partial = kep))", "E202", "kep", "one of `drop`"),
+    ("return attend(compress(8, 4, before = 8))", "E203", "compress(8, 4, before = 8)", "begins 8 before its place"),
+    ("return attend(compress(8, 4, before = -1))", "E203", "-1", "at least 0"),
+    ("return attend(compress(8, partial = kep))", "E202", "kep", "one of `drop`, `keep`"),
+    ("return attend(compress(8, partial = keep))", "E311", "attend(compress(8, partial = keep))", "for `prefill` and `decode` sees it"),
+    ("r = compress(8, partial = keep) return attend(top_k(2, score = dot(r), share = head, unit = max(16))) if decode return attend(all)", "E311", "dot(r)", "for `decode` sees it"),
+    (E + "return attend(top_k(2, score = dot(compress(16, before = 4)), share = head))", "E105", "top_k(2, score = dot(compress(16, before = 4)), share = head)", "overlapping entries"),
+    ("return attend(top_k(2, score = dot(compress(16, before = 4)), share = head, unit = 16))", "E206", "top_k(2, score = dot(compress(16, before = 4)), share = head, unit = 16)", "`unit = 16`"),
     ("return attend(compress(4, 8))", "E203", "compress(4, 8)", "leaves tokens out"),
     (E + "return attend(compress(4, of = e))", "E105", "compress(4, of = e)", "made of entries"),
     ("return attend(compress(4, of = q))", "E105", "compress(4, of = q)", "made of queries"),

@@ -15,7 +15,7 @@ from tests.module.test_operators import recorded
 from tests.numerics.patterns import module_of
 from tests.numerics.selected import SELECTED, nsa
 
-NAMES = ["nsa", "moba", "msa_minimax", "infllm_v2", "softmax", "two choices"]
+NAMES = ["nsa", "moba", "msa_minimax", "infllm_v2", "softmax", "two choices", "cells that begin early"]
 
 
 @pytest.fixture(params=NAMES)

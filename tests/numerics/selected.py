@@ -126,6 +126,9 @@ WORDS = {
     "chosen and near": by_rank(
         "top_k(2, score = rank, share = max(group), unit = max(16))", keys="chosen | sliding(9)"
     ),
+    "cells that begin early": picked(
+        "top_k(2, score = mass(coarse), unit = 16, force = last(1))", "8, 4, before = 4, by = weighted"
+    ),
     "part of the chosen": by_rank(
         "top_k(2, score = rank, share = max(group), unit = max(16), force = last(1))", keys="chosen - sliding(5)"
     ),

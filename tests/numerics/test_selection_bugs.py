@@ -26,6 +26,11 @@ LOCAL = picked("top_k(3, score = mass(coarse), unit = 16, force = last(2))", "8,
 APART = by_rank("top_k(2, score = rank, share = head, unit = max(16), force = last(1))")
 FIRST = by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16), force = first(1))")
 
+# A query's chosen units depend on entries that begin before their place, and so does what it reads.
+EARLY = picked("top_k(2, score = mass(coarse), unit = 16, force = last(1))", "8, 4, before = 4, by = weighted")
+MEAN = picked("top_k(2, score = mass(coarse), unit = 16, force = last(1))", "8, 4, before = 4, by = mean")
+PLACED = by_rank("top_k(2, score = rank, share = max(group), unit = max(16))", compress="12, 8, before = 11")
+MLP = picked("top_k(2, score = mass(coarse), unit = 16, force = last(1))", "8, 4, before = 4, by = mlp")
 FEW = by_rank(
     "threshold(9, score = rank, share = max(group), unit = max(16), least = 2, most = 3, within = where(k >= 16), "
     "force = first(2) & where(k >= 16))"
@@ -71,6 +76,16 @@ def stepped(body: str, module: ModuleType) -> None:
     check_chunks(body, module, 16, [17, 5], 3, 1)
 
 
+def early(body: str, module: ModuleType) -> None:
+    """Rows that see few cells, the first one of them."""
+    checked(body, Shape(11, 11, heads=4, kv_heads=2), module)
+
+
+def begun(body: str, module: ModuleType) -> None:
+    """A cache whose first entry closes in a step."""
+    check_chunks(body, module, 16, [3], 5, 1)
+
+
 def apart(body: str, module: ModuleType) -> None:
     check_chunks(body, module, 16, [37], 1, 2)
 
@@ -96,9 +111,10 @@ BOTH = [
     Bug("an entry is visible one token early", SCORED, late, "q - 4 * k >= 7", "q - 4 * k >= 6"),
     Bug("entries of all sequences from 0 on", SCORED, packed,
         "counts.cumsum(0) - counts if packed else", "0 * counts if packed else"),
-    Bug("gelu by tanh", LOCAL, late, "baddbmm(bias, flat, up))", 'baddbmm(bias, flat, up), approximate="tanh")'),
+    Bug("gelu by tanh", LOCAL, late, "up.flatten(1, 2)))", 'up.flatten(1, 2)), approximate="tanh")'),
     Bug("a cell without its position", LOCAL, late, "position.flatten(1).unsqueeze(1)",
         "0 * position.flatten(1).unsqueeze(1)"),
+    Bug("an early cell is visible as late as others", MEAN, late, "q - 4 * k >= 3", "q - 4 * k >= 7"),
     Bug("units given twice count twice", APART, passed, "units.masked_fill(again, most_units)", "units"),
 ]  # fmt: skip
 KERNELS = [
@@ -110,6 +126,21 @@ KERNELS = [
     Bug("the first of the least is left out", FEW, listed, "(place < S.LEAST)", "(place < S.LEAST - 1)"),
     Bug("units that pass are lost in the number", PASSING, listed, "(best & _LAST)", "(best & 0xFFFFFFFF)"),
     Bug("entries closed too late", SCORED, stepped, "whole_cells(length - call.added,", "whole_cells(length,"),
+    Bug("absent tokens count as zeros of a mean", MEAN, early, "total / cell_sizes(entry, tokens, C)",
+        "total / C.WIDTH"),
+    Bug("the gradient of a whole cell for one that is cut", MEAN, early, "value / cell_sizes(entry, tokens, C)",
+        "value / C.WIDTH"),
+    Bug("absent tokens have a position", EARLY, early, "tl.where(there[:, None], value + moved[None, :], 0.0)",
+        "value + moved[None, :]"),
+    Bug("absent places get a gradient", EARLY, early, "tl.sum(tl.where(there[:, None], value, 0.0), 0)",
+        "tl.sum(value, 0)"),
+    Bug("tokens of the sequence before", MEAN, packed, "inside & (token >= 0)",
+        "inside & (token >= -9)"),
+    Bug("a cell closed as late as others", MEAN, stepped, "tl.maximum(tokens + BEFORE - WIDTH",
+        "tl.maximum(tokens - WIDTH"),
+    Bug("cells taken at their place", MEAN, stepped, "entry * STRIDE - BEFORE + row", "entry * STRIDE + row"),
+    Bug("no token is absent in a cache", MEAN, begun, "(position >= 0).to(tl.uint8)", "(position >= -99).to(tl.uint8)"),
+    Bug("entries weigh as if none began early", EARLY, late, "(S.FIRST + i)", "(S.FIRST + i - 1)"),
     Bug("cells of the first page", SCORED, stepped, "call.pages + page, mask=there",
         "call.pages + 0 * page, mask=there"),
     Bug("an entry across two units weighs as others", SCORED, late, "tl.where(i == 0, 1.0", "tl.where(i == 0, 4.0"),
@@ -147,10 +178,23 @@ CPU = [
     Bug("the first of the least is left out", FEW, listed, "(place < selection.least)",
         "(place < selection.least - 1)"),
     Bug("entries closed too late", SCORED, stepped, "entry_counts(self.lengths - added,", "entry_counts(self.lengths,"),
-    Bug("an entry across two units weighs as others", SCORED, late, "overlap.double() / selection.stride",
+    Bug("an entry across two units weighs as others", SCORED, late, "overlap.double() / stride",
         "(overlap > 0).double()"),
-    Bug("eq. 9 from the unit's own first entry on", SCORED, late, "(start - selection.width) // selection.stride + 1",
-        "start // selection.stride"),
+    Bug("absent tokens count as zeros of a mean", MEAN, early, "/ there.sum(2)[:, None, :, None]",
+        "/ there.shape[2]"),
+    Bug("absent tokens have a position", EARLY, early, "there.to(dtype), weight",
+        "torch.ones_like(there).to(dtype), weight"),
+    Bug("absent tokens move a network", MLP, early, "there.to(c.dtype).expand",
+        "torch.ones_like(there).to(c.dtype).expand"),
+    Bug("tokens of the sequence before", MEAN, packed, "& (token >= 0) & (token < self",
+        "& (token >= -9) & (token < self"),
+    Bug("a cell closed as late as others", MEAN, stepped, "(tokens + cells.before - cells.width + cells.stride).clamp",
+        "(tokens - cells.width + cells.stride).clamp"),
+    Bug("no token is absent in a cache", MEAN, begun, "positions >= 0 if cells.before else None", "None"),
+    Bug("entries lie in units as if none began early", PLACED, late, "token = entry * stride - before",
+        "token = entry * stride"),
+    Bug("eq. 9 from the unit's own first entry on", SCORED, late, "(start + before - width) // stride + 1",
+        "start // stride"),
     Bug("forced units beside the others", SCORED, late, "place = known.sum(-1, keepdim=True) + torch", "place = torch"),
     Bug("the lowest scores", SCORED, late, "descending=True, stable=True", "descending=False, stable=True"),
     Bug("the first kv head for all lists", APART, grouped, "sequence * sizes.kv_heads // sizes.lists",

@@ -44,7 +44,7 @@ def test_overlap_weights_of_nsa() -> None:
     for j in range(4):
         wanted = dict(zip(range(4 * j - 1, 4 * j + 4), (1, 2, 2, 2, 1), strict=True))
         for entry in range(20):
-            assert overlap(grid, entry, 64, j) / 16 == wanted.get(entry, 0)
+            assert overlap(grid, entry, 64, j, 1024) / 16 == wanted.get(entry, 0)
 
 
 @pytest.mark.parametrize(

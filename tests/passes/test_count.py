@@ -34,13 +34,24 @@ SMALL: dict[str, dict[str, int]] = {
     "dilated": {},
     "sparse_transformer": {},
     "causal": {},
+    "early": {},
 }
+EARLY = f"""
+pattern early {{
+    heads  query = {HEADS}, kv = {KV_HEADS}
+    causal
+    entries = compress(12, 4, before = 7)
+    coarse = attend(entries)
+    chosen = top_k(3, score = mass(coarse), unit = 16, force = first(1) | last(1))
+    return gate(coarse, attend(chosen))
+}}
+"""
 LENGTHS = (1, 7, 8, 31, 64, 77, 130)
 
 
 def text_of(name: str) -> str:
     """The pattern with small numbers in place of those it fixes."""
-    text = (folder("patterns") / f"{name}.spat").read_text()
+    text = EARLY if name == "early" else (folder("patterns") / f"{name}.spat").read_text()
     changes = {
         "query = 64, kv = 4": f"query = {HEADS}, kv = {KV_HEADS}",
         "query = 32, kv = 2": f"query = {HEADS}, kv = {KV_HEADS}",
@@ -110,6 +121,19 @@ def test_pairs_and_keys_are_those_of_the_masks(name: str, length: int) -> None:
     sizes = {one: DIM * 2 * (1 if one in scores else 2) for one in lists}
     assert step.bytes == Number(sum(int(row.sum()) * sizes[one] for one, row in lists.items()))
     assert found.pattern.name == name
+
+
+@pytest.mark.parametrize("order", ["causal", ""])
+@pytest.mark.parametrize("length", [1, 5, 30, 31, 32, 64])
+def test_the_short_last_cell_is_counted(length: int, order: str) -> None:
+    """By the last query alone with `causal`, by all of them without."""
+    body = f"heads query = 1, kv = 1 {order} return attend(compress(12, 8, before = 3, partial = keep)) if train"
+    own = Count(plan(f"cut {order}", f"pattern cut {{ {body} }}"), length, Shape(heads=1, kv_heads=1))
+    starts = [start for start in range(-3, length, 8) if start < 0 or start + 4 < length]  # else one before has its end
+    last = [min(start + 12, length) - 1 for start in starts]
+    wanted = sum(end <= q or not order for q in range(length) for end in last)
+    (softmax,) = own.softmaxes(Phase.TRAIN)
+    assert own.pairs(softmax) == Number(wanted)
 
 
 @pytest.mark.parametrize("length, keys", [(8192, 2046), (16384, 2558), (32768, 3582), (65536, 5630)])
