@@ -79,7 +79,7 @@ def tensor_argument(
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values under torch.autocast: as for PyTorch's own attention, all in the type it chose."""
     kind = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # torch 2.11 cannot trace torch.amp.is_autocast_available
         return tensors
     wanted = torch.get_autocast_dtype(kind)
     return tuple(x.to(wanted) if isinstance(x, Tensor) and x.dtype in DTYPES[:3] else x for x in tensors)
