@@ -184,7 +184,8 @@ def member(units, head, tile, k, UNIT: tl.constexpr, tiles, most):
 @jit
 def member_of(units, head, tile, unit, tiles, most):
     inside = (tile >= 0) & (tile < tiles) & (unit >= 0) & (unit < most)
-    return tl.load(units + (head * tiles + tile) * most + unit, mask=inside, other=0)
+    # The interpreter makes integers of a block of bools and one bool; triton 3.9 refuses those as a mask.
+    return tl.load(units + (head * tiles + tile) * most + unit, mask=inside != 0, other=0)
 
 
 @jit
