@@ -63,7 +63,9 @@ def of_list_head(value, seen, BY: tl.constexpr, S, C):
     HEADS: tl.constexpr = C.BLOCK_M // S.LANES
     some = tl.max(tl.reshape(seen.to(tl.int32), (S.LANES, HEADS, S.RANKS)), 1) > 0
     if BY == "max":
+        broken = tl.reshape((seen & (value != value)).to(tl.int32), (S.LANES, HEADS, S.RANKS))  # tl.max passes by NaN
         value = tl.max(tl.reshape(tl.where(seen, value, float("-inf")), (S.LANES, HEADS, S.RANKS)), 1)
+        value = tl.where(tl.max(broken, 1) > 0, float("nan"), value)
     else:
         value = tl.sum(tl.reshape(tl.where(seen, value, 0.0), (S.LANES, HEADS, S.RANKS)), 1)
         if BY == "mean":

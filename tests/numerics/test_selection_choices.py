@@ -156,6 +156,24 @@ def test_nan_is_no_score(engine: Engine) -> None:
     expect_lists(lists, pattern, inputs)
 
 
+@pytest.mark.parametrize("by", ["max", "mean"])
+def test_nan_of_one_head_is_no_score_of_the_group(engine: Engine, by: str) -> None:
+    """The query at position 30 has NaN in one of two heads that score: only the unit that is forced is left."""
+    body = (
+        "causal index = stream(heads = 1, qk = 16, value = none) asks = query(heads = 2, dim = 16) "
+        f"rank = dot(index, query = asks) chosen = top_k(2, score = rank, unit = max(16), share = {by}(group), "
+        "force = last(1)) return attend(chosen)"
+    )
+    pattern, module = pattern_of(body), engine(body)
+    inputs = inputs_of(pattern, Shape(50, 50, heads=2, kv_heads=1))
+    inputs["asks"][:, 1, 30] = torch.nan
+    with recorded(module, pattern) as lists:
+        module.attention(**inputs)
+    assert lists["chosen"][0, 0, 30].tolist() == [1, -1]
+    assert (lists["chosen"][0, 0, 31] >= 0).all()
+    expect_lists(lists, pattern, inputs)
+
+
 def test_no_gradient_flows_through_a_choice(engine: Engine) -> None:
     pattern, module = pattern_of(INDEX), engine(INDEX)
     inputs = inputs_of(pattern, Shape(37, 37))
