@@ -24,7 +24,7 @@ def residues(softmax: Softmax) -> tuple[int, Softmax] | None:
         return None
     terms = [_of_class(term.test, step) for term in softmax.terms]
     bias = softmax.bias if softmax.bias is None else _of_class(softmax.bias, step)
-    if any(test is None for test in terms) or (softmax.bias is not None and bias is None):
+    if any(test in (None, sympy.false) for test in terms) or (softmax.bias is not None and bias is None):
         return None
     placed = tuple(Term(term.stream, test, term.span) for term, test in zip(softmax.terms, terms, strict=True))
     return step, replace(softmax, name=f"{softmax.name}_class", terms=placed, bias=bias)
@@ -47,7 +47,7 @@ def _of_class(value: Expr | Boolean, step: int) -> Expr | Boolean | None:
     remainder = sympy.Symbol("remainder", integer=True, nonnegative=True)
     moved = value.xreplace({Q: step * Q + remainder, K: step * K + remainder})
     moved = moved.replace(
-        lambda part: isinstance(part, sympy.Mod), lambda part: sympy.Mod(sympy.expand(part.args[0]), step)
+        lambda part: isinstance(part, sympy.Mod), lambda part: sympy.Mod(sympy.expand(part.args[0]), part.args[1])
     )
     moved = moved.replace(
         lambda part: isinstance(part, sympy.core.relational.Relational),
