@@ -13,7 +13,7 @@ import spdsl  # noqa: E402
 from spdsl.runtime.crosscompile import Compiled  # noqa: E402
 from spdsl.runtime.launches import Launch  # noqa: E402
 from tests.crosscompile.kernels import Dims, kernels, kind, nsa_of_group  # noqa: E402
-from tests.crosscompile.spills import ALLOWED_UNITS  # noqa: E402
+from tests.crosscompile.spills import ALLOWED_UNITS, UNITS_ELSEWHERE  # noqa: E402
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 MAIN = ("forward", "dq", "dkdv")
@@ -63,7 +63,7 @@ def check(found: list[Compiled], target: str) -> None:
         assert one.ok, f"{one.kernel}: {one.error}"
         assert one.shared <= one.shared_limit, f"{one.kernel}: {one.shared} bytes of shared memory"
         assert one.fits, f"{one.kernel}: {one.occupancy}"
-        most = ALLOWED_UNITS.get((target, kind(one)), 0)
+        most = ALLOWED_UNITS.get((target, kind(one)), UNITS_ELSEWHERE)
         assert one.spills <= most, f"{one.kernel}: {one.spills} spills"
         assert one.tensor_core_instructions > 0 or kind(one) in ("slots", "ranks"), one.kernel
 

@@ -59,8 +59,9 @@ def test_gradients_of_packed_sequences_reach_every_weight() -> None:
     for start, end in pairwise(ENDS):
         if start < end:
             ((part, _),) = results(found, cut(found, inputs, start, end))
-            (grad,) = torch.autograd.grad(part.square().sum(), [inputs["entries_k_up"]], retain_graph=True)
-            total = total + grad
+            loss, weights = part.square().sum(), [inputs["entries_k_up"]]
+            (grad,) = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+            total = total if grad is None else total + grad  # a part too short for an entry reads no weight
     (grad,) = torch.autograd.grad(out.square().sum(), [inputs["entries_k_up"]])
     torch.testing.assert_close(grad, total)
 
