@@ -143,3 +143,12 @@ def test_generation_under_autocast(streaming: ModuleType) -> None:
         wanted = streaming.attention(**given)
         out = streaming.prefill(**given, cache=cache)
     torch.testing.assert_close(out, wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_a_phase_without_a_result_says_so() -> None:
+    module = spdsl.load("pattern only { causal return attend(sliding(4)) if train }")
+    assert not hasattr(module, "decode")
+    with pytest.raises(AttributeError, match="only has no `decode`: no `return` of the pattern covers that phase"):
+        module.decode()
+    with pytest.raises(AttributeError, match="no attribute 'decoder'"):
+        module.decoder()
