@@ -18,7 +18,7 @@ from spdsl.passes.work import forward
 
 LENGTHS = (8192, 16384, 32768, 65536)
 FORWARD = 8192  # tokens of the forward pass
-MOST_EVALUATIONS = 1_000_000  # of all tables together: some ten seconds
+MOST_EVALUATIONS = 1_000_000  # of all tables together: up to half a minute
 UNKNOWN = "depends on the data"
 UNCOUNTED = "too much to count"
 Counted = TypeVar("Counted")
