@@ -57,15 +57,18 @@ def difference(wanted: object, found: object) -> str:
     Another tile adds in another order and rounds the weights at another maximum: one rounding to the dtype each, in
     `wanted` as in `found`. So numbers may differ by two, measured at the largest; NaN and infinities stay in place.
     """
-    return next((text for pair in zip(_leaves(wanted), _leaves(found), strict=True) if (text := _wrong(*pair))), "")
+    return next(
+        (text for pair in zip(tensors_of(wanted), tensors_of(found), strict=True) if (text := _wrong(*pair))), ""
+    )
 
 
-def _leaves(x: Any) -> Iterator[Tensor]:
+def tensors_of(x: Any) -> Iterator[Tensor]:
+    """The tensors of a result, or of several, in order."""
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, tuple | list):
         for part in x:
-            yield from _leaves(part)
+            yield from tensors_of(part)
 
 
 def _wrong(wanted: Tensor, found: Tensor) -> str:

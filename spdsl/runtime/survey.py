@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spdsl.device.trials import tensors_of
 from spdsl.runtime.launches import Launch, Workload
 from spdsl.runtime.record import record
-from spdsl.runtime.results import tensors
 from spdsl.targets import Target
 
 # Sizes whose strides have the residues of a real run: all but the dims are multiples of 16.
@@ -76,7 +76,7 @@ def _train(module: ModuleType, sizes: _Sizes) -> None:
     for x in inputs.values():
         if x.dim() == 4 and x.dtype == sizes.dtype and x.shape[2:] in {(TOKENS, sizes.qk_dim), (TOKENS, sizes.v_dim)}:
             x.requires_grad_()  # queries, keys and values; of the rest some take no gradient
-    outputs = [x for x in tensors(module.attention(**inputs)) if x.requires_grad]
+    outputs = [x for x in tensors_of(module.attention(**inputs)) if x.requires_grad]
     torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
 
 

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
+from spdsl.device.trials import tensors_of
 from spdsl.runtime.module_report import loaded
 from spdsl.runtime.record import refuse_interpreter, replaced
-from spdsl.runtime.results import tensors
 from spdsl.targets import Target
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -127,7 +127,7 @@ def _train(module: ModuleType, length: int, sizes: Sizes, device: str) -> None:
     for x in leaves:
         x.requires_grad_()
     with torch.enable_grad():
-        outputs = [x for x in tensors(module.attention(**inputs)) if x.requires_grad]
+        outputs = [x for x in tensors_of(module.attention(**inputs)) if x.requires_grad]
         torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
+from spdsl.device.trials import tensors_of
 from spdsl.runtime import survey
 from spdsl.runtime.record import replaced
-from spdsl.runtime.results import tensors
 
 QUIET = ("empty", "detach", "alias", "is_pinned", "_local_scalar", "lift", "sym_", "prim", "scalar_tensor")
 LAUNCHING = re.compile(r".*(_kernel_(forward|backward|decode)|_kernel)|(gate|entries)_(forward|backward)")
@@ -82,7 +82,7 @@ def started(module: ModuleType, phase: str, tokens: int, sizes: Any) -> Started:
             if x.is_floating_point() and x.dim() == 4:
                 x.requires_grad_()
         with _seen_within_operators(module, ahead), ahead:
-            outputs = [x for x in tensors(module.attention(**inputs)) if x.requires_grad]
+            outputs = [x for x in tensors_of(module.attention(**inputs)) if x.requires_grad]
         kernels = list(found)
         found.clear()
         with _seen_within_operators(module, back), back:
