@@ -23,4 +23,5 @@ def test_the_quick_demo(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "40 of 40 bytes equal" in " ".join(done.stdout.split())
     assert "attend_dkdv" in done.stdout, "the compile report"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "mask.png", "streaming_llm.py"]
+    made = sorted(path.name for path in tmp_path.iterdir() if path.is_file())  # importing may leave __pycache__
+    assert made == ["loss.png", "mask.png", "streaming_llm.py"]

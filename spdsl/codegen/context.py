@@ -37,6 +37,7 @@ from spdsl.ir.pattern import (
 )
 from spdsl.ir.plan import ChoicePlan, Form, Plan, Range, Role, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
+from spdsl.passes.divergence import listed
 
 
 def context(plan: Plan) -> ModuleText:
@@ -176,16 +177,20 @@ def _case(case: Case, plan: Plan, softmaxes: dict[str, SoftmaxText], choices: di
     calls = tuple(step for step in named if isinstance(step, ChoiceText) or step.is_computed)
     condition = "" if case.condition is None else expression(case.condition, TORCH, lambda read, _: lookup_name(read))
     uses_length = case.condition is not None and LENGTH in case.condition.free_symbols
-    extras = tuple(_extra(i, extra, softmaxes) for i, extra in enumerate(case.extras, 1))
+    plans = {found.name: found for found in plan.softmaxes}
+    extras = tuple(_extra(i, extra, softmaxes, plans) for i, extra in enumerate(case.extras, 1))
     return CaseText(condition, uses_length, calls, _branch(case.branch), extras)
 
 
-def _extra(number: int, extra: Extra, softmaxes: dict[str, SoftmaxText]) -> str | ExtraText:
+def _extra(
+    number: int, extra: Extra, softmaxes: dict[str, SoftmaxText], plans: dict[str, SoftmaxPlan]
+) -> str | ExtraText:
     if isinstance(extra, Pooled):
         return ExtraText(f"result_{number}", (_pooled("score", extra, softmaxes),))
     if isinstance(extra, Kl):
         parts = (_pooled("target", extra.target, softmaxes), _pooled("score", extra.score, softmaxes))
-        return ExtraText(f"result_{number}", parts)
+        target, score = (plans[side.score.softmax.name] for side in (extra.target, extra.score))
+        return ExtraText(f"result_{number}", parts, listed(extra, target, score))
     return _branch(extra)
 
 

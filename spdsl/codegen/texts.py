@@ -202,6 +202,7 @@ class ExtraText:
 
     name: str
     parts: tuple[PooledText, ...]
+    listed: Choice | None = None  # whose units hold every entry of a divergence
 
     @property
     def call(self) -> str:
@@ -264,7 +265,13 @@ class ModuleText:
     def scored(self) -> frozenset[str]:
         """The softmaxes whose logits torch computes as well, for a choice or a result."""
         chosen = {found.softmax.name for found in self.selected}
-        return frozenset(chosen | {part.softmax.name for extra in self.extras for part in extra.parts})
+        whole = {part.softmax.name for extra in self.extras for part in extra.parts if not extra.listed}
+        return frozenset(chosen | whole)
+
+    @property
+    def scored_by_list(self) -> frozenset[str]:
+        """Those whose logits torch computes on the units of a list."""
+        return frozenset(part.softmax.name for extra in self.extras for part in extra.parts if extra.listed)
 
     @property
     def vectors(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ class Kernel:
     """
 
     name: str
-    part: str  # compress, score, select, attend, backward, combine, cache or lists
+    part: str  # compress, score, select, attend, backward, combine, cache, lists or extra
     rate: str  # which measured efficiency it is timed by
     launches: int = 1
     steps: int = 0  # operators of torch

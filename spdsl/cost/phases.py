@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from spdsl.cost import around, attend, chosen
+from spdsl.cost import around, attend, chosen, extras
 from spdsl.cost.kernels import USUAL, Call, Kernel, Options
 from spdsl.cost.machine import Machine
 from spdsl.ir.pattern import Phase
@@ -41,7 +41,7 @@ def kernels(
 
 
 def _train(call: Call) -> list[Kernel]:
-    return [*around.compress(call), *_attention(call), *around.together(call)]
+    return [*around.compress(call), *_attention(call), *around.together(call), *extras.forward(call)]
 
 
 def _cached(call: Call) -> list[Kernel]:
@@ -72,7 +72,7 @@ def _softmax(call: Call, name: str) -> list[Kernel]:
 
 
 def _backward(call: Call) -> list[Kernel]:
-    found: list[Kernel] = list(around.together_backward(call))
+    found: list[Kernel] = [*extras.backward(call), *around.together_backward(call)]
     for softmax in reversed(call.softmaxes):
         if softmax.role is not Role.BRANCH:
             continue

@@ -22,15 +22,19 @@ STEPS = (
     (0.5, 1, 0.5, 0),
     (1, 2, 1, -1),
 )
+# A tile over units visits what any of its queries chose. With a quarter of 64 rows a query of 16 heads has its own.
+UNIT_STEPS = (*STEPS, (0.25, 1, 1, 0))
+UNIT_KERNELS = ("units", "units_dq", "units_dkdv")
 
 
 def candidates(kernel: KernelShape, default: Config, architecture: str, most_n: int, rows_fixed: bool) -> list[Config]:
-    """The default, then its neighbours (nine at most) that are predicted to fit, in the order of `rank`.
+    """The default, then its neighbours (ten at most) that are predicted to fit, in the order of `rank`.
 
     most_n: keys of a page or a unit, which a block does not exceed (0: no bound). rows_fixed: the heads of a group are
     the rows, whatever block_m says.
     """
-    near = dict.fromkeys(stepped(default, step) for step in STEPS)
+    steps = UNIT_STEPS if kernel.name in UNIT_KERNELS else STEPS
+    near = dict.fromkeys(stepped(default, step) for step in steps)
     allowed = [x for x in near if blocks_fit(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
     fitting = [x for x in allowed if x != default and fits(kernel, x, architecture)]
     return [default, *sorted(fitting, key=lambda x: rank(kernel.name, x, default))]

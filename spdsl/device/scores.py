@@ -1,10 +1,12 @@
 """Scores as results: reduced to heads, tiles of rows and units, and their divergence. Plain torch, in pieces of rows.
 
-The work is O(rows * keys); a piece is computed again in the backward pass, so that no more than one lives at a time.
+The work is O(rows * keys), or O(rows * keys of a list); a piece is computed again in the backward pass, so that no more
+than one lives at a time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -38,11 +40,36 @@ def pooled_scores(logits: LogitRows, lse: Lse, shape: tuple[int, ...], grains: S
     return torch.cat(found, 2)
 
 
-def divergence(target: Side, score: Side, shape: tuple[int, ...]) -> Tensor:
+def unit_products(q: Tensor, k: Tensor, chosen: Tensor, unit: int) -> tuple[Tensor, Tensor]:
+    """Products of rows with the keys of their units alone, [B, Hq, N, n * unit], and the number of each key, -1: none.
+
+    q is [B, Hq, N, D], k [B, Hk, M, D], chosen [B, H, N, n]; both H and Hk divide Hq.
+    """
+    batch, count, keys = q.shape[0], q.shape[2], k.shape[2]
+    heads = math.lcm(k.shape[1], chosen.shape[1])
+    k, chosen = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, chosen))
+    units = max(1, -(-keys // unit))
+    k = torch.nn.functional.pad(k, (0, 0, 0, units * unit - keys)).unflatten(2, (units, unit))
+    at = chosen.long().clamp(min=0)
+    found = k[_along(at, 0), _along(at, 1), at]  # [B, H, N, n, unit, D]; its gradient is added in a fixed order
+    products = q.unflatten(1, (heads, -1)).movedim(2, 3) @ found.flatten(3, 4).transpose(-1, -2)
+    number = chosen.unsqueeze(-1) * unit + torch.arange(unit, device=q.device)
+    number = number.masked_fill((chosen < 0).unsqueeze(-1) | (number >= keys), -1).flatten(3)
+    products = products.movedim(3, 2).reshape(batch, -1, count, number.shape[3])
+    return products, number.repeat_interleave(products.shape[1] // heads, 1)
+
+
+def _along(x: Tensor, axis: int) -> Tensor:
+    """0, 1, 2, ... along one axis of four."""
+    shape = [-1 if i == axis else 1 for i in range(4)]
+    return torch.arange(x.shape[axis], device=x.device).view(shape)
+
+
+def divergence(target: Side, score: Side, shape: tuple[int, ...], room: int = 0) -> Tensor:
     """KL(target || score) of every row, [B, lists, rows]; each side is (logits, lse, heads, grains).
 
     Both are distributions over the entries that the target sees; a row that sees none has 0. The gradient reaches the
-    score only.
+    score only. `room`: numbers that a row takes for each entry besides its scores.
     """
     batch, rows, entries, units, q_origin, tokens = shape
 
@@ -67,6 +94,6 @@ def divergence(target: Side, score: Side, shape: tuple[int, ...]) -> Tensor:
         terms = torch.xlogy(wanted, wanted) - wanted * log_found.masked_fill(wanted == 0, 0.0)
         return terms.masked_fill(empty, 0.0).sum(-1)
 
-    sizes = ScoreShape(batch, max(target[2], score[2]), rows, entries, units, q_origin, tokens)
+    sizes = ScoreShape(batch, max(target[2], score[2], room), rows, entries, units, q_origin, tokens)
     found = [checkpoint(piece, first, end, use_reentrant=False) for first, end in _pieces(sizes, score[3])]
     return torch.cat(found, 2)

@@ -15,7 +15,6 @@ from tests.numerics.cases import (
     assert_same,
     cut,
     differentiable,
-    evaluated,
     generated,
     inputs_of,
     meant,
@@ -218,45 +217,6 @@ def test_a_unit_of_many_queries_is_shared_by_jobs(kernels: Engine) -> None:
     assert module.JOB_TILES_INTERPRETED < 18
     inputs = inputs_of(pattern, Shape(18, 18, heads=16))
     assert_same(generated(module, pattern, inputs), meant(pattern, inputs))
-
-
-def divergence(pattern_body: str, module: object) -> tuple[Found, Found, Inputs]:
-    """The second result alone, with its gradients."""
-    pattern = pattern_of(pattern_body)
-    inputs = inputs_of(pattern, Shape(37, 37, heads=4, kv_heads=2))
-    attention = module.attention  # type: ignore[attr-defined]
-    found = evaluated(lambda x: parts_of(attention(**x, return_lse=True))[1:], pattern, inputs)
-    wanted = evaluated(lambda x: dense.results(pattern, x)[1:], pattern, inputs)
-    return found, wanted, inputs
-
-
-def test_kl_trains_the_score_only(engine: Engine) -> None:
-    body = SELECTED["msa_minimax"]
-    found, wanted, _ = divergence(body, engine(body))
-    assert_same(found, wanted)
-    for name in ("q", "k", "v"):
-        assert found.grads[name].eq(0).all()
-    for name in ("q_index", "k_index"):
-        assert found.grads[name].abs().sum() > 0
-    assert found.parts[0].ge(-1e-12).all()
-
-
-@pytest.mark.parametrize(
-    "result",
-    [
-        "kl(mass(full), softmax(dot(index)), share = mean(group))", "kl(mass(full), dot(index), share = sum(group))",
-        "kl(mass(near), dot(index))", "pool(mass(near), share = mean(group), unit = max(8))",
-        "pool(mass(full), rows = max(16), unit = 16)", "pool(dot(index), share = max(group), unit = mean(16))",
-        "mass(full)",
-    ],
-)  # fmt: skip
-def test_further_results(engine: Engine, result: str) -> None:
-    body = (
-        "heads query = 4, kv = 2 causal index = stream(value = none) full = attend(all) near = attend(sliding(9)) "
-        f"return {'near' if 'near' in result else 'full'}, {result}"
-    )
-    found, wanted, _ = divergence(body, engine(body))
-    assert_same(found, wanted)
 
 
 def test_two_choices_are_passed_apart(engine: Engine) -> None:

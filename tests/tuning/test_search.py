@@ -23,6 +23,7 @@ from spdsl.device.footprint import KernelShape, fits
 from spdsl.device.gpu import Gpu
 from spdsl.device.sequences import Layout
 from spdsl.device.tuned_store import Winner
+from spdsl.device.unit_configs import fitted
 
 ROOT = Path(__file__).parents[2]
 GPU = Gpu("sm_90", 132)
@@ -342,6 +343,14 @@ def test_candidates_are_near_and_fit() -> None:
     assert all(x.block_n <= 64 for x in candidates(shape, default, "sm_90", 64, False))
     assert all(x.block_m == 128 for x in candidates(shape, default, "sm_90", 0, True))
     assert all(min(x.block_m, x.block_n) >= 16 for x in candidates(shape, Config(16, 16, 4, 1), "sm_90", 0, False))
+
+
+def test_a_tile_over_units_may_be_one_query_of_16_heads() -> None:
+    default = Config(64, 64, 4, 3)
+    for name in ("units", "units_dq", "units_dkdv"):
+        found = candidates(KernelShape(name, 128, 128, 2, 16), default, "sm_90", 64, False)
+        assert {fitted(x, 16, 64).lanes for x in found} >= {1, 2, 4}, name
+    assert all(x.block_m >= 32 for x in candidates(KernelShape("forward", 128, 128, 2), default, "sm_90", 0, False))
 
 
 def test_a_tile_of_dk_and_dv_keeps_its_keys() -> None:
