@@ -6,36 +6,38 @@ from collections.abc import Iterator
 
 import sympy
 
-from spdsl.checks.kernels import ranked
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint, Span
 from spdsl.ir.pattern import Choice, Phase, Stream
 from spdsl.ir.symbols import LENGTH
 from spdsl.passes.count import Count
 from spdsl.passes.selection import MOST_RANKED
-from spdsl.passes.written import argument
+from spdsl.passes.written import Written, argument
 
 INDEX_BYTES = 4  # int32
 
 
-def long_lists(view: View) -> Iterator[Diagnostic]:
-    """Lists of more units than a kernel keeps in registers."""
+def chosen_by_torch(view: View) -> Iterator[Diagnostic]:
+    """Lists that no kernel chooses: of more units than it keeps in registers, or of several queries at once."""
     for choice in _selected(view):
-        n = choice.capacity
-        if n is None or ranked(choice):
+        n, hints = choice.capacity, tuple[Hint, ...]()
+        if choice.rows > 1:
+            written = argument(view.tree, choice.span, "rows")
+            message = f"`{choice.name}` is chosen for tiles of {choice.rows} queries: torch chooses them"
+            label = "kernels choose for each query"
+        elif n is not None and n > MOST_RANKED:
+            written = argument(view.tree, choice.span, "k" if choice.rule == "top_k" else "most")
+            message = f"lists of {n} units are longer than the {MOST_RANKED} that a kernel ranks: torch chooses them"
+            label, hints = "more than a kernel keeps in registers", (_fewer(written, n),)
+        else:
             continue
-        name = "k" if choice.rule == "top_k" else "most"
-        written = argument(view.tree, choice.span, name)
-        text = f"a kernel ranks up to {MOST_RANKED}; larger units need fewer"
-        hint = written.hint(text, n, MOST_RANKED, Applicability.MAYBE) if written else Hint(text)
-        yield warning(
-            "W508",
-            f"lists of {n} units are longer than the {MOST_RANKED} that a kernel ranks: torch chooses them",
-            written.place if written else choice.span,
-            "more than a kernel keeps in registers",
-            _by_torch(view, choice),
-            hints=(hint,),
-        )
+        place = written.place if written else choice.span
+        yield warning("W508", message, place, label, _by_torch(view, choice), hints=hints)
+
+
+def _fewer(written: Written | None, n: int) -> Hint:
+    text = f"a kernel ranks up to {MOST_RANKED}; larger units need fewer"
+    return written.hint(text, n, MOST_RANKED, Applicability.MAYBE) if written else Hint(text)
 
 
 def unbounded(view: View) -> Iterator[Diagnostic]:

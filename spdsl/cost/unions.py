@@ -20,7 +20,7 @@ def tile_units(count: Count, choice: Choice, lanes: int, overlap: float) -> Numb
     """
     stride = count.stride(choice)
     exact = True
-    units = [max(1, unit // gcd(unit, lanes)) for unit in (choice.unit, stride)]
+    units = [max(1, unit // gcd(unit, lanes)) for unit in (choice.unit, stride, choice.rows)]
 
     def most(i: int, trace: Trace) -> int:
         nonlocal exact
@@ -46,7 +46,8 @@ def _tile(count: Count, choice: Choice, i: int, lanes: int, trace: Trace) -> tup
         sets = count.units(choice, i * lanes + lane, 0, trace)
         own = trace.least(size(sets.forced), sets.room)
         free = trace.least(size(sets.free), sets.room - own)
-        taken += free
+        if lane == 0 or not trace.remainder(i * lanes + lane, choice.rows):
+            taken += free  # queries of one tile of rows have one list
         longest = trace.most(longest, own + free)
         forced += sets.forced
         every += [*sets.forced, *sets.free]

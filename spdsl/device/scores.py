@@ -45,17 +45,17 @@ def unit_products(q: Tensor, k: Tensor, chosen: Tensor, unit: int) -> tuple[Tens
 
     q is [B, Hq, N, D], k [B, Hk, M, D], chosen [B, H, N, n]; both H and Hk divide Hq.
     """
-    batch, count, keys = q.shape[0], q.shape[2], k.shape[2]
+    keys = k.shape[2]
     heads = math.lcm(k.shape[1], chosen.shape[1])
     k, chosen = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, chosen))
     units = max(1, -(-keys // unit))
     k = torch.nn.functional.pad(k, (0, 0, 0, units * unit - keys)).unflatten(2, (units, unit))
-    at = chosen.long().clamp(min=0)
+    at = chosen.long().clamp(0, units - 1)
     found = k[_along(at, 0), _along(at, 1), at]  # [B, H, N, n, unit, D]; its gradient is added in a fixed order
     products = q.unflatten(1, (heads, -1)).movedim(2, 3) @ found.flatten(3, 4).transpose(-1, -2)
     number = chosen.unsqueeze(-1) * unit + torch.arange(unit, device=q.device)
     number = number.masked_fill((chosen < 0).unsqueeze(-1) | (number >= keys), -1).flatten(3)
-    products = products.movedim(3, 2).reshape(batch, -1, count, number.shape[3])
+    products = products.movedim(3, 2).flatten(1, 2)
     return products, number.repeat_interleave(products.shape[1] // heads, 1)
 
 

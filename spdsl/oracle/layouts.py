@@ -53,10 +53,19 @@ def packed(pattern: Pattern, inputs: Inputs, cu_seqlens: Sequence[int], phase: s
 
 
 def packed_choices(pattern: Pattern, inputs: Inputs, cu_seqlens: Sequence[int]) -> dict[str, Tensor]:
-    """The lists of all sequences in the layout of the queries, [1, heads, N, n], for choices of single queries."""
+    """The lists of all sequences in the layout of the queries, [1, heads, N, n]: one for each, as modules have them."""
     spans = [span for span in pairwise(cu_seqlens) if span[0] < span[1]]
-    found = [choices(pattern, cut(pattern, inputs, *span)) for span in spans]
+    found = [
+        of_queries(pattern, choices(pattern, cut(pattern, inputs, *span)), range(span[1] - span[0])) for span in spans
+    ]
     return {name: _lists([one[name] for one in found]) for name in found[0]}
+
+
+def of_queries(pattern: Pattern, lists: dict[str, Tensor], positions: range) -> dict[str, Tensor]:
+    """Lists [B, heads, row tiles, n] of the tiles that the queries at `positions` lie in -> one for each of them."""
+    rows = {found.name: found.rows for found in pattern.inputs if isinstance(found, Choice)}
+    q = torch.tensor(positions, dtype=torch.long)
+    return {name: x[:, :, q // rows[name] - positions.start // rows[name]] for name, x in lists.items()}
 
 
 def _joined(parts: Sequence[Result]) -> Result:

@@ -73,7 +73,7 @@ def _walked(pattern: Pattern, softmax: Softmax, report: Report) -> None:
             f"this use of {' and '.join(f'`{found.name}`' for found in chosen)} is not built yet",
             softmax.span,
             "a selected set is read as the list of its units",
-            hint="select for single queries, in units of 16 tokens or a multiple, and unite the set with others only",
+            hint="select units of 16 tokens or a multiple, and unite the set with others only",
         )
 
 
@@ -104,7 +104,7 @@ def _no_later_queries(choice: Choice, report: Report) -> None:
             f"`{choice.name}` is chosen for {choice.rows} queries at once, and a result for training uses it",
             choice.span,
             "depends on later queries",
-            hint="leave `rows` out: sets chosen for several queries at once are not built yet",
+            hint="leave `rows` out, or give training another result: `return ... if prefill`",
         )
 
 

@@ -194,7 +194,7 @@ class Count:
         rest = self._visible(softmax.sweeps[0].test, self.length)
         _, allowed, forced, entries = self._sets(choice)
         stride = self._scorer(choice).grid.stride
-        units = [choice.unit, choice.unit // stride * stride, stride]
+        units = [choice.unit, choice.unit // stride * stride, stride, choice.rows]
         units += [unit for one in (rest, allowed, forced, entries) for unit in one.units()]
 
         def keys(q: int, trace: Trace) -> int:
@@ -245,10 +245,19 @@ class Count:
     def units(self, choice: Choice, q: int, head: int, trace: Trace) -> UnitSets:
         """Units that are forced, those that a score may choose, and how many a list holds."""
         plan, allowed_units, forced_units, entries = self._sets(choice)
-        allowed = allowed_units.spans(q, head, trace)
-        forced = intersection(forced_units.spans(q, head, trace), allowed, trace)
+        first, last = q, q
+        if (
+            choice.rows > 1
+        ):  # a tile sees what its last row sees, which may lie past the end; its score is that of all rows
+            first = trace.floor(q, choice.rows) * choice.rows
+            last = first + choice.rows - 1
+        allowed = allowed_units.spans(last, head, trace)
+        forced = intersection(forced_units.spans(last, head, trace), allowed, trace)
         room = allowed_units.length if choice.capacity is None else choice.capacity
-        scored = self._scored(plan, entries.spans(q, head, trace), trace)
+        seen = entries.spans(trace.least(last, self.length - 1), head, trace)
+        if choice.rows > 1:
+            seen = union([*entries.spans(first, head, trace), *seen], trace)
+        scored = self._scored(plan, seen, trace)
         return UnitSets(forced, difference(intersection(scored, allowed, trace), forced, trace), room)
 
     def _sets(self, choice: Choice) -> tuple[ChoicePlan, Visible, Visible, Visible]:

@@ -15,11 +15,11 @@ from spdsl.ir.symbols import Boolean, is_membership, lookup_name, lookups
 def listed(pattern: Pattern, term: Term) -> tuple[Choice, Boolean] | None:
     """The choice whose units hold every pair of `term`, and the rest of its test; None if there is none.
 
-    The choice must be selected query by query (rows = 1) in units that a block of keys divides.
+    The choice must be selected, in units that a block of keys divides. One for tiles of rows has a list per query, too.
     """
     for read in lookups(term.test):
         choice = pattern.choice(lookup_name(read)) if is_membership(read) else None
-        if choice is None or not choice.selected or choice.rows != 1 or choice.unit % LEAST_BLOCK:
+        if choice is None or not choice.selected or choice.unit % LEAST_BLOCK:
             continue
         member = sympy.Ne(read, 0)
         if term.test.xreplace({member: sympy.false}) is not sympy.false:

@@ -98,7 +98,7 @@ def _listed(pattern: Pattern, term: Term) -> tuple[Boolean, Boolean] | None:
 
 
 def _walkable(choice: Choice) -> bool:
-    return choice.rows == 1 and choice.unit % LEAST_BLOCK == 0
+    return choice.unit % LEAST_BLOCK == 0
 
 
 def _without(test: Boolean, known: Boolean) -> Boolean:

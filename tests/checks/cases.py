@@ -109,6 +109,14 @@ CASES = (
         "lists of 300 units are longer than the 256 that a kernel ranks: torch chooses them",
     ),
     Case(
+        "W508",
+        pattern(f"{RANK} return attend(top_k(8, score = rank, unit = max(64), rows = max(32))) if prefill "
+                "return attend(sliding(512))"),
+        "rows = max(32)", "rows = 1",
+        "is chosen for tiles of 32 queries: torch chooses them",
+        applied=False,
+    ),
+    Case(
         "W509",
         pattern("heads query = 8, kv = 2 expect(length = 65536, batch = 4) allow(W510) chosen = threshold(0.1, "
                 "softmax(dot(compress(64)))) return attend(chosen)"),

@@ -15,7 +15,8 @@ from torch import Tensor
 from spdsl.api import source_of
 from spdsl.ir.pattern import Choice, Pattern
 from spdsl.oracle import dense
-from spdsl.oracle.layouts import packed_choices
+from spdsl.oracle.layouts import of_queries, packed_choices
+from spdsl.oracle.sizes import sizes_of
 from tests.numerics.cases import Inputs
 from tests.numerics.patterns import mutated
 
@@ -129,6 +130,12 @@ WORDS = {
     "cells that begin early": picked(
         "top_k(2, score = mass(coarse), unit = 16, force = last(1))", "8, 4, before = 4, by = weighted"
     ),
+    "tiles of rows": by_rank(
+        "top_k(2, score = softmax(rank), unit = sum(16), rows = mean(16))", more=""
+    ),
+    "tiles of 24 rows": by_rank(
+        "top_k(3, score = rank, share = max(group), unit = max(16), rows = max(24), force = last(1))", more=""
+    ),
     "part of the chosen": by_rank(
         "top_k(2, score = rank, share = max(group), unit = max(16), force = last(1))", keys="chosen - sliding(5)"
     ),
@@ -158,9 +165,15 @@ def recorded(module: ModuleType, pattern: Pattern) -> Iterator[dict[str, Tensor]
         yield lists
 
 
+def chosen_of(pattern: Pattern, inputs: Inputs) -> dict[str, Tensor]:
+    """The lists of the oracle, one for each query."""
+    sizes = sizes_of(pattern, inputs)
+    return of_queries(pattern, dense.choices(pattern, inputs), range(sizes.q_origin, sizes.q_origin + sizes.rows))
+
+
 def expect_lists(lists: dict[str, Tensor], pattern: Pattern, inputs: Inputs, packed: list[int] | None = None) -> None:
     """The lists are those of the oracle: as sets, ascending, padding at the end only."""
-    wanted = dense.choices(pattern, inputs) if packed is None else packed_choices(pattern, inputs, packed)
+    wanted = chosen_of(pattern, inputs) if packed is None else packed_choices(pattern, inputs, packed)
     assert lists.keys() == wanted.keys()
     for name, found in lists.items():
         assert found.dtype == torch.int32

@@ -15,6 +15,7 @@ from tests.numerics.cases import (
     Shape,
     assert_same,
     cached,
+    cut,
     differentiable,
     generated,
     guarded,
@@ -29,7 +30,7 @@ from tests.numerics.selected import SELECTED, expect_lists, published, recorded
 
 ENDS = [0, 19, 19, 20, 26, 57]  # one is empty, one has a token, one is shorter than a cell
 PACKED = ["nsa", "moba", "softmax", "heads apart", "within", "sink", "msa_minimax", "max", "cells as units",
-          "threshold of at least"]  # fmt: skip
+          "threshold of at least", "tiles of rows"]  # fmt: skip
 # Dense below a length, the result depends on the chunks: here it never is.
 LONG = published("infllm_v2", ("compress(32, 16", "compress(8, 4"), ("return attend(all) if length < 8192", ""),
                  block=16, count=2, local=2)  # fmt: skip
@@ -203,3 +204,28 @@ def test_given_tiles_at_prefill_and_all_keys_at_decode(engine: Engine, page: int
         step = {key: x[:, :, -1:] if key == "chosen" else x[:, :, i : i + 1] for key, x in inputs.items()}
         out = module.decode(**step, cache=cache)
         torch.testing.assert_close(out, whole[:, :, i : i + 1], rtol=1e-10, atol=1e-10)
+
+
+ROWS = (
+    "causal entries = compress(8, 4, by = mean) rank = dot(entries) "
+    "chosen = top_k(2, score = rank, share = max(group), unit = max(16), rows = max(16), force = last(1)) "
+    "return attend(chosen | sliding(5)) if prefill return attend(all)"
+)
+
+
+@pytest.mark.parametrize("page", [None, 16])
+def test_tiles_of_rows_at_prefill(engine: Engine, page: int | None) -> None:
+    """Chunks that begin and end within a tile: the queries of one call in one tile choose together."""
+    pattern, module = pattern_of(ROWS), engine(ROWS)
+    inputs = inputs_of(pattern, Shape(53, 53, batch=2))
+    cache = module.Cache(2, 64, kv_heads=1, qk_dim=16, v_dim=16, page=page, dtype=torch.float64)
+    first = 0
+    for rows in (19, 16, 18):
+        end = first + rows
+        new = cut(pattern, inputs, first, end)
+        found = module.prefill(**new, cache=cache, return_lse=True)
+        seen = {**cut(pattern, inputs, 0, end), "q": new["q"]}
+        ((out, lse),) = dense.results(pattern, seen, "prefill")
+        torch.testing.assert_close(found[0], out, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found[1], lse, rtol=1e-10, atol=1e-10)
+        first = end

@@ -123,6 +123,29 @@ def test_pairs_and_keys_are_those_of_the_masks(name: str, length: int) -> None:
     assert found.pattern.name == name
 
 
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("units", [2, 16])
+@pytest.mark.parametrize("order", ["causal", ""])
+def test_lists_of_tiles_of_rows(order: str, units: int, length: int) -> None:
+    """A tile chooses by what its last row sees; exact where every unit with a score is taken, else at most."""
+    body = (
+        f"heads query = {HEADS}, kv = {KV_HEADS} {order} rank = dot(compress(8, 4)) "
+        f"chosen = top_k({units}, score = rank, "
+        "unit = max(16), share = max(group), rows = max(24), force = first(1)) "
+        f"return attend(chosen) {'if prefill' if order else ''}"
+    )
+    text = f"pattern rows {{ {body} }}"
+    phase = Phase.PREFILL if order else Phase.TRAIN
+    own = Count(plan(f"rows {order} {units}", text), length, Shape(heads=HEADS, kv_heads=KV_HEADS, qk=DIM, v=DIM))
+    pattern = lower(parse(Source(text), Report(Source(text))).patterns[0], Report(Source(text)), {})
+    assert pattern is not None
+    wanted = int(masks(pattern, length, phase)["attend"].sum())
+    found = next(own.pairs(one) for one in own.softmaxes(phase) if one.units is not None)
+    assert found.value >= wanted
+    if units == 16 or found.exact:
+        assert found == Number(wanted)
+
+
 @pytest.mark.parametrize("order", ["causal", ""])
 @pytest.mark.parametrize("length", [1, 5, 30, 31, 32, 64])
 def test_the_short_last_cell_is_counted(length: int, order: str) -> None:
