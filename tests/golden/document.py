@@ -1771,7 +1771,8 @@ def shared_bytes(kernel: KernelShape, config: Config, architecture: str) -> int:
     config = config._replace(block_m=rows_of(kernel, config))
     unit = matrix_unit(kernel, config, architecture)
     known = {"mfma": _mfma, "mma": _mma, "wgmma": _wgmma, "tcgen05": _tcgen05}[unit]
-    return round(known(kernel, config, tile_of(kernel, config)) * FACTORS[unit])
+    tile = tile_of(kernel, config)
+    return round((known(kernel, config, tile) + _given_mask(kernel, config, tile, unit)) * FACTORS[unit])
 
 
 def rows_of(kernel: KernelShape, config: Config) -> int:
@@ -1851,6 +1852,38 @@ def _mask(kernel: KernelShape, config: Config, tile: Tile) -> int:
     """The mask of a list that a tensor gives, in another layout than narrow scores."""
     given = kernel.guarded and kernel.listed and not kernel.reads and max(kernel.qk, kernel.v) <= 16
     return config.block_m * config.block_n * 2 if given else 0
+
+
+def _given_mask(kernel: KernelShape, config: Config, tile: Tile, unit: str) -> int:
+    """The same for wide scores: a byte for each pair where they are many, and the scores themselves beside 128 keys.
+
+    Where a warp has more than the 16 rows of one product, its part of the mask goes through shared memory, too.
+    """
+    if not (kernel.guarded and kernel.listed and not kernel.reads) or kernel.name not in ("forward", "dq", "dkdv"):
+        return 0
+    pairs, narrow = config.block_m * config.block_n, max(kernel.qk, kernel.v) < 128
+    if unit == "mfma":
+        return 2 * pairs if kernel.name == "forward" and config.block_n >= 128 else 0
+    if unit == "tcgen05":
+        return _given_in_tensor_memory(kernel, tile, 4 * pairs, narrow)
+    apart = tile.resident > 16 * config.num_warps
+    if kernel.name == "dkdv":
+        return pairs if apart or pairs >= 8192 else 0
+    if config.block_n >= 128:
+        return pairs if kernel.name == "dq" else (4 if narrow else 2) * pairs
+    return config.num_warps * (2048 if kernel.name == "forward" and unit == "mma" else 512) * apart
+
+
+def _given_in_tensor_memory(kernel: KernelShape, tile: Tile, scores: int, narrow: bool) -> int:
+    if kernel.size == 4:
+        return 0
+    if kernel.name == "dkdv":
+        if narrow and tile.looped >= 64:
+            return 4096 if tile.resident >= 256 else 0
+        return scores if tile.resident >= 128 else 0
+    if tile.looped < 128:
+        return 0
+    return scores if narrow else 4096
 
 
 def _staged(kernel: KernelShape, tile: Tile) -> bool:
