@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spdsl.device.kernel import Strided, jit
 from spdsl.device.launch import launch, rows_contiguous, strided
-from spdsl.device.tiles import Strided, at, jit
+from spdsl.device.tiles import at
 
 _APPENDED = 32  # new tokens of a program; a decode step has one
 _TABLE_ENTRIES = 64  # entries of the page table that are looked at at once

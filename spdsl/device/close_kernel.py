@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.entries import Cells
+from spdsl.device.kernel import jit
 from spdsl.device.launch import launch, rows_contiguous, strided
-from spdsl.device.tiles import at, jit
+from spdsl.device.tiles import at
 
 _TAKEN = 32  # rows of a program, of cells or of entries
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from spdsl.device.tiles import LN2, LOG2E, jit
+from spdsl.device.kernel import LN2, LOG2E, jit
 
 
 @jit

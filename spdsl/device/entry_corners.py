@@ -8,9 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.entries import Cells, entry_count, entry_spans
+from spdsl.device.kernel import Source
 from spdsl.device.launch import Paged, rows_contiguous, strided
 from spdsl.device.sequences import Corner, Layout, corners, expect
-from spdsl.device.tiles import Source
 
 
 def entry_corners(q: Tensor, layout: Layout, cells: Cells) -> Iterator[Corner]:

@@ -13,9 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.entries import Cells, entry_count, entry_room, entry_spans, is_packed
+from spdsl.device.kernel import Strided, jit
 from spdsl.device.launch import INTERPRETED, launch, rows_contiguous, strided, wide
+from spdsl.device.positions import span
 from spdsl.device.sequences import Layout
-from spdsl.device.tiles import Strided, at, jit, span
+from spdsl.device.tiles import at
 
 
 class EntryCall(NamedTuple):

@@ -218,7 +218,8 @@ def _tcgen05(kernel: KernelShape, config: Config, tile: Tile) -> int:
     depth = depth_of(kernel, config, amd=False)
     stays, small = tile.q + tile.v, _small(kernel, config, tile)
     if kernel.size == 4:
-        twice = kernel.name == "units" or (kernel.name.endswith("dkdv") and config.num_warps > 4)
+        padded = sum(split_dim(kernel.qk)) > kernel.qk and tile.looped == 16
+        twice = kernel.name == "units" or padded or (kernel.name.endswith("dkdv") and config.num_warps > 4)
         scores = tile.scores * (2 if twice else 1)
         return _aligned(depth * (tile.k + tile.value) + max(2 * tile.part, scores) + small)
     used_twice = {"dq": 1, "units_dq": 1, "dkdv": 2, "units_dkdv": 2}.get(kernel.name, 0)

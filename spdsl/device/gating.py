@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spdsl.device.kernel import jit
 from spdsl.device.launch import INTERPRETED, launch, rows_contiguous, strided, wide
-from spdsl.device.tiles import at, jit, load_part, store_part, token_pointer
+from spdsl.device.tiles import at, load_part, store_part, token_pointer
 
 
 class GateConst(NamedTuple):

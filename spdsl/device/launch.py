@@ -12,8 +12,9 @@ from torch import Tensor
 from spdsl.device.combine import combine_splits
 from spdsl.device.configs import SMALL, TABLES, Config, Tables, chained, lookup, split_dim
 from spdsl.device.gpu import gpu_of
+from spdsl.device.kernel import Call, Const, Source, Strided
 from spdsl.device.sequences import Layout
-from spdsl.device.tiles import Call, Const, Source, Strided, row_delta
+from spdsl.device.tiles import row_delta
 from spdsl.device.tuning import tuned_config
 
 # Kernels run on CUDA and ROCm tensors, and on CPU tensors under Triton's interpreter.

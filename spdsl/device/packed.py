@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 import triton.language as tl
 
-from spdsl.device.tiles import LOG2E, at, jit, load_qk, load_v, span, store_qk, store_v, token_pointer, zeros
+from spdsl.device.kernel import LOG2E, jit
+from spdsl.device.positions import span
+from spdsl.device.tiles import at, load_qk, load_v, store_qk, store_v, token_pointer, zeros
 
 _COUNTED = tl.constexpr(256)  # entries of a list that are looked at at once
 

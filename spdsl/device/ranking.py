@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import triton.language as tl
 
-from spdsl.device.tiles import at, jit, token_pointer
+from spdsl.device.kernel import jit
+from spdsl.device.tiles import at, token_pointer
 
 NOT_RANKED = tl.constexpr(-(2**63))
 _LAST = tl.constexpr(2**31 - 1)

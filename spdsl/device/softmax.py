@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from spdsl.device.tiles import LOG2E, dot, jit
+from spdsl.device.kernel import LOG2E, jit
+from spdsl.device.tiles import dot
 
 
 @jit

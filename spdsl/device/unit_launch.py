@@ -8,12 +8,12 @@ from torch import Tensor
 
 from spdsl.device.configs import Config
 from spdsl.device.gpu import gpu_of
+from spdsl.device.kernel import Call, Const, Source
 from spdsl.device.launch import INTERPRETED, Paged, config_for, constants, launch, strided, wide
 from spdsl.device.packed import Inverse, StepLists, UnitConst, UnitLists, add_slots
 from spdsl.device.ranking import SelectConst, merge_ranks
 from spdsl.device.sequences import Layout
 from spdsl.device.splits import split_count
-from spdsl.device.tiles import Call, Const, Source
 from spdsl.device.unit_configs import (
     JOB_TILES,
     JOB_TILES_INTERPRETED,

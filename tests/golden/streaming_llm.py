@@ -512,6 +512,37 @@ def dot_columns(a, b0, b1, total0, total1, D1: tl.constexpr, C):
     return total0, total1
 
 
+@jit
+def load_rows(q, row, left, position, h, C):
+    q0, q1 = load_qk(token_pointer(q, row), q.token, left, C.BLOCK_M, True, C)
+    return Rows(q0, q1, (position + tl.arange(0, C.BLOCK_M))[:, None], h)
+
+
+@jit
+def load_lse(lse, row, left, C):
+    """lse in base 2.  A row without keys (-inf), or past the end, becomes +inf: p = exp2(s - inf) = 0, never NaN."""
+    value = load_row_values(lse, row, left, float("-inf"), C)
+    return tl.where(value == float("-inf"), float("inf"), value * LOG2E)
+
+
+@jit
+def row_delta(out, dout, dlse, delta, q_count, C):
+    """delta of one tile of rows.  Rows outside of all spans get one too; nobody reads it."""
+    tile, h, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row = tile * C.BLOCK_M
+    left = q_count - row
+    out = at(out, s, h, 0)
+    dout = at(dout, s, h, 0)
+    out0, out1 = load_v(token_pointer(out, row), out.token, left, C.BLOCK_M, True, C)
+    dout0, dout1 = load_v(token_pointer(dout, row), dout.token, left, C.BLOCK_M, True, C)
+    total = tl.sum(out0.to(C.ACC) * dout0.to(C.ACC), 1)
+    if C.V1:
+        total += tl.sum(out1.to(C.ACC) * dout1.to(C.ACC), 1)
+    if dlse is not None:
+        total -= load_row_values(at(dlse, s, h, 0), row, left, 0.0, C)
+    store_row_values(at(delta, s, h, 0), row, left, total, C)
+
+
 # A range of elements becomes blocks first..end, with full blocks (no mask) full_first..full_end inside:
 #
 #     first ... full_first ... full_end ... end
@@ -564,37 +595,6 @@ def sequence_keys(source, s, h, call, C):
     if call.q_offset is not None:  # the part of a longer sequence that this call knows
         length = tl.maximum(length, call.q_offset + call.q_count)
     return Keys(at(source.k, entry, head, start), at(source.v, entry, head, start), pages, origin, count, length)
-
-
-@jit
-def load_rows(q, row, left, position, h, C):
-    q0, q1 = load_qk(token_pointer(q, row), q.token, left, C.BLOCK_M, True, C)
-    return Rows(q0, q1, (position + tl.arange(0, C.BLOCK_M))[:, None], h)
-
-
-@jit
-def load_lse(lse, row, left, C):
-    """lse in base 2.  A row without keys (-inf), or past the end, becomes +inf: p = exp2(s - inf) = 0, never NaN."""
-    value = load_row_values(lse, row, left, float("-inf"), C)
-    return tl.where(value == float("-inf"), float("inf"), value * LOG2E)
-
-
-@jit
-def row_delta(out, dout, dlse, delta, q_count, C):
-    """delta of one tile of rows.  Rows outside of all spans get one too; nobody reads it."""
-    tile, h, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    row = tile * C.BLOCK_M
-    left = q_count - row
-    out = at(out, s, h, 0)
-    dout = at(dout, s, h, 0)
-    out0, out1 = load_v(token_pointer(out, row), out.token, left, C.BLOCK_M, True, C)
-    dout0, dout1 = load_v(token_pointer(dout, row), dout.token, left, C.BLOCK_M, True, C)
-    total = tl.sum(out0.to(C.ACC) * dout0.to(C.ACC), 1)
-    if C.V1:
-        total += tl.sum(out1.to(C.ACC) * dout1.to(C.ACC), 1)
-    if dlse is not None:
-        total -= load_row_values(at(dlse, s, h, 0), row, left, 0.0, C)
-    store_row_values(at(delta, s, h, 0), row, left, total, C)
 
 
 @jit
@@ -1631,7 +1631,7 @@ FITTED_WITH = "3.7.1"  # triton
 SHARED_LIMITS = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
 # matrix unit -> what the arithmetic is multiplied with: never under a sample it was fitted to
-FACTORS = {"mma": 1.001, "wgmma": 1.001, "tcgen05": 1.001, "mfma": 1.001}
+FACTORS = {"mma": 1.001, "wgmma": 1.001, "tcgen05": 1.001, "mfma": 1.01}
 
 # matrix unit -> words of a thread for accumulators and scores with which some kernel of the tables does not spill
 REGISTERS = {"mma": 160, "wgmma": 160, "tcgen05": 160, "mfma": 80}
@@ -1844,7 +1844,8 @@ def _tcgen05(kernel: KernelShape, config: Config, tile: Tile) -> int:
     depth = depth_of(kernel, config, amd=False)
     stays, small = tile.q + tile.v, _small(kernel, config, tile)
     if kernel.size == 4:
-        twice = kernel.name == "units" or (kernel.name.endswith("dkdv") and config.num_warps > 4)
+        padded = sum(split_dim(kernel.qk)) > kernel.qk and tile.looped == 16
+        twice = kernel.name == "units" or padded or (kernel.name.endswith("dkdv") and config.num_warps > 4)
         scores = tile.scores * (2 if twice else 1)
         return _aligned(depth * (tile.k + tile.value) + max(2 * tile.part, scores) + small)
     used_twice = {"dq": 1, "units_dq": 1, "dkdv": 2, "units_dkdv": 2}.get(kernel.name, 0)

@@ -1,0 +1,61 @@
+"""Device functions over positions: division, membership in a unit, where a sequence lies."""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from spdsl.device.kernel import jit
+
+
+@jit
+def floor_div(a, b):
+    """a // b toward minus infinity, b > 0 (Triton's // rounds toward zero)."""
+    return tl.where(a < 0, -((b - 1 - a) // b), a // b)
+
+
+@jit
+def floor_mod(a, b):
+    return a - floor_div(a, b) * b
+
+
+@jit
+def member(units, head, tile, k, UNIT: tl.constexpr, tiles, most):
+    """Entry (head, tile, k // UNIT) of a membership map [heads, tiles, most], 0 outside; k is one block of positions.
+
+    A block that is no longer than a unit meets two units at most: two loads for each row then do for a whole tile.
+    """
+    unit = floor_div(k, UNIT)
+    if k.shape[0] * k.shape[1] <= UNIT:
+        first = tl.min(unit)
+        here = member_of(units, head, tile, first, tiles, most)
+        found = tl.where(unit == first, here, member_of(units, head, tile, first + 1, tiles, most))
+    else:
+        found = member_of(units, head, tile, unit, tiles, most)
+    return found
+
+
+@jit
+def member_of(units, head, tile, unit, tiles, most):
+    inside = (tile >= 0) & (tile < tiles) & (unit >= 0) & (unit < most)
+    # The interpreter makes integers of a block of bools and one bool; triton 3.9 refuses those as a mask.
+    return tl.load(units + (head * tiles + tile) * most + unit, mask=inside != 0, other=0)
+
+
+@jit
+def span(spans, s, count):
+    """-> (start, count) of sequence s; without spans every sequence starts at 0 and has `count` tokens."""
+    start = tl.full((), 0, tl.int64)
+    if spans is not None:
+        start = tl.load(spans + 2 * s).to(tl.int64)
+        count = tl.load(spans + 2 * s + 1)
+    return start, count
+
+
+@jit
+def row_origin(call, s, q_count):
+    """Position of row 0. By default the last row stands at the last token."""
+    _, k_count = span(call.k_spans, s, call.k_count)
+    origin = k_count - q_count
+    if call.q_offset is not None:
+        origin = call.q_offset
+    return origin
