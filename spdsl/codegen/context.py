@@ -8,18 +8,9 @@ from dataclasses import replace
 import sympy
 
 from spdsl.codegen.expressions import PYTHON, TORCH, TRITON, expression
+from spdsl.codegen.module_text import CaseText, EntriesText, ExtraText, ModuleText, PooledText
 from spdsl.codegen.reads import Reads, extremes
-from spdsl.codegen.texts import (
-    CaseText,
-    ChoiceText,
-    EntriesText,
-    ExtraText,
-    ModuleText,
-    PooledText,
-    RangeText,
-    SoftmaxText,
-    SweepText,
-)
+from spdsl.codegen.texts import ChoiceText, RangeText, SoftmaxText, SweepText
 from spdsl.ir.pattern import (
     Branch,
     Case,

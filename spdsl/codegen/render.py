@@ -12,8 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 
 from spdsl.codegen.copy import device_files, device_text, merged_imports
+from spdsl.codegen.module_text import ModuleText
 from spdsl.codegen.prune import prune
-from spdsl.codegen.texts import ModuleText, SoftmaxText, camel
+from spdsl.codegen.texts import SoftmaxText, camel
 from spdsl.diagnostics import Source
 from spdsl.resources import folder
 from spdsl.version import __version__

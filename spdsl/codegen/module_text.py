@@ -1,0 +1,226 @@
+"""module_text: what the templates print of a whole module: its inputs, its results, and what is made of them."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+from spdsl.codegen.texts import ChoiceText, SoftmaxText, cells_of
+from spdsl.ir.pattern import Choice, Pattern, Query, Stream, Tensor, Values, Weight
+
+STREAMED = ("mean", "max", "weighted")
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesText:
+    """A compressed stream: where its keys and values come from."""
+
+    stream: Stream
+    source: Stream
+    logits: Stream | None
+    weights: tuple[Weight, ...]
+    has_values: bool  # some result reads them
+
+    @property
+    def name(self) -> str:
+        return self.stream.name
+
+    @property
+    def cells(self) -> str:
+        return cells_of(self.stream.grid)
+
+    @property
+    def sides(self) -> tuple[tuple[str, str, str, str, tuple[str, ...]], ...]:
+        """(k or v, argument, argument of the source, of the logits, weights) of what is computed."""
+        own = self.source.value is Values.OWN and self.has_values
+        return tuple(self._side(side) for side in ("k", "v")[: 1 + own])
+
+    def _side(self, side: str) -> tuple[str, str, str, str, tuple[str, ...]]:
+        logits = ""
+        if self.logits is not None:
+            logits = (self.logits.value_argument if side == "v" else None) or self.logits.key_argument
+        made = (self.stream.key_argument, self.source.key_argument)
+        if side == "v":
+            made = (self.stream.value_argument or "", self.source.value_argument or "")
+        names = tuple(x.name for x in self.weights if x.name.startswith(f"{self.name}_{side}_"))
+        return side, *made, logits, names
+
+
+@dataclass(frozen=True, slots=True)
+class PooledText:
+    """A score at the grains of a result; `prefix` names it among the parts of the result."""
+
+    prefix: str
+    softmax: SoftmaxText
+    probability: bool
+    unit: int
+    rows: int
+    share: str
+    heads_by: str | None
+    rows_by: str | None
+    unit_by: str | None
+
+    @property
+    def needs_lse(self) -> bool:
+        """From outside: that of a softmax which is no branch has no gradient, the score computes it again."""
+        return self.probability and self.softmax.is_branch
+
+    @property
+    def key_argument(self) -> str:
+        return self.softmax.sweeps[0].stream.key_argument
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraText:
+    """A further result that is a score, or the divergence of two: target and score."""
+
+    name: str
+    parts: tuple[PooledText, ...]
+    listed: Choice | None = None  # whose units hold every entry of a divergence
+
+    @property
+    def call(self) -> str:
+        lses = "".join(f", {part.softmax.name}_part[1]" for part in self.parts if part.needs_lse)
+        return f"_{self.name}(inputs, layout{lses})"
+
+
+@dataclass(frozen=True, slots=True)
+class CaseText:
+    condition: str  # over `length` and scalars; empty: always
+    uses_length: bool
+    calls: tuple[SoftmaxText | ChoiceText, ...]  # in the order of their use
+    result: str  # expression over the names of the softmaxes
+    extras: tuple[str | ExtraText, ...]  # expressions likewise; scores come from `attention` alone
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return tuple(extra for extra in self.extras if isinstance(extra, str))
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleText:
+    pattern: Pattern
+    softmaxes: tuple[SoftmaxText, ...]
+    queries: tuple[Query, ...]
+    streams: tuple[Stream, ...]  # of the caller
+    entries: tuple[EntriesText, ...]  # computed from them
+    weights: tuple[Weight, ...]
+    tensors: tuple[Tensor, ...]
+    choices: tuple[Choice, ...]  # given and drawn: read as maps
+    selected: tuple[ChoiceText, ...]
+    gated: int  # branches of the gate, 0: no gate
+    phases: dict[str, tuple[CaseText, ...]]
+
+    @property
+    def extras(self) -> tuple[ExtraText, ...]:
+        """Scores that `attention` returns."""
+        cases = self.phases.get("train", ())
+        return tuple(extra for case in cases for extra in case.extras if isinstance(extra, ExtraText))
+
+    @property
+    def choosing(self) -> tuple[SoftmaxText | ChoiceText, ...]:
+        """What all choices together take, each step after what it reads."""
+        calls = [call for case in self.phases.get("train", ()) for call in case.calls]
+        needed = {found.softmax.name for found in self.selected if found.probability}
+        steps = [call for call in calls if isinstance(call, ChoiceText) or call.name in needed]
+        return tuple({step.name: step for step in steps}.values())
+
+    @property
+    def kept(self) -> tuple[EntriesText, ...]:
+        """Those that a cache keeps."""
+        return tuple(found for found in self.entries if found.stream in self.pattern.kept)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether kernels make entries: torch makes those of a network."""
+        return any(found.stream.compress and found.stream.compress.by in STREAMED for found in self.entries)
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """The softmaxes whose logits torch computes as well, for a choice or a result."""
+        chosen = {found.softmax.name for found in self.selected}
+        whole = {part.softmax.name for extra in self.extras for part in extra.parts if not extra.listed}
+        return frozenset(chosen | whole)
+
+    @property
+    def scored_by_list(self) -> frozenset[str]:
+        """Those whose logits torch computes on the units of a list."""
+        return frozenset(part.softmax.name for extra in self.extras for part in extra.parts if extra.listed)
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The arguments with a head dim: queries, keys and values, in the order of the pattern."""
+        names: list[str] = []
+        for found in self.pattern.inputs:
+            if isinstance(found, Query):
+                names.append(found.name)
+            elif isinstance(found, Stream) and found.compress is None:
+                names += [name for name in (found.key_argument, found.value_argument) if name]
+        return tuple(names)
+
+    def asking(self, stream: Stream) -> str:
+        """The query that asks the keys of a stream, or of the entries made of it."""
+        own = {stream.name, *(found.name for found in self.entries if found.source.name == stream.name)}
+        asking = (s.query for s in self.softmaxes for sweep in s.sweeps if sweep.stream.name in own)
+        return next(asking, self.queries[0].name)
+
+    @property
+    def lookups(self) -> tuple[str, ...]:
+        """The other tensor arguments: tensors, then given lists."""
+        return (*(x.name for x in self.tensors), *(x.name for x in self.choices if x.rule == "given"))
+
+    @property
+    def prepared(self) -> tuple[str, ...]:
+        """What the operators take: as above, with every choice as a map and its first row tile."""
+        maps = tuple(name for x in self.choices for name in (x.name, f"{x.name}_first"))
+        return (*self.vectors, *(x.name for x in self.weights), *(x.name for x in self.tensors), *maps)
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """What a call computes before its softmaxes: entries, and the choices that the caller did not pass."""
+        entries = tuple(side[1] for found in self.entries for side in found.sides)
+        return (*entries, *(found.name for found in self.selected))
+
+    @property
+    def sinks(self) -> frozenset[str]:
+        return frozenset(s.sink for s in self.softmaxes if s.sink)
+
+    @property
+    def no_gradient(self) -> frozenset[str]:
+        return frozenset(name for s in self.softmaxes for name in s.bias_reads)
+
+    @property
+    def cached(self) -> bool:
+        return "prefill" in self.phases or "decode" in self.phases
+
+    @property
+    def signature(self) -> str:
+        return ", ".join(
+            (*self.vectors, *(x.name for x in self.weights), *self.lookups, *(("gates",) if self.gated else ()))
+        )
+
+    @property
+    def argument_lines(self) -> str:
+        """The shapes of the arguments, for a docstring."""
+        pattern = self.pattern
+        q_heads, kv_heads = pattern.query_heads or "Hq", pattern.kv_heads or "Hkv"
+        qk, v = pattern.qk_dim or "Dqk", pattern.v_dim or "Dv"
+        lines = [f"{x.name} [B, {x.heads or q_heads}, N, {x.dim or qk}]" for x in self.queries]
+        for x in self.streams:
+            lines.append(f"{x.key_argument} [B, {x.heads or kv_heads}, M, {x.qk or qk}]")
+            if x.value_argument:
+                lines.append(f"{x.value_argument} [B, {x.heads or kv_heads}, M, {x.v or v}]")
+        lines += [f"{x.name} {x.dtype} [{', '.join(['B', *map(str, x.axes)])}]" for x in self.tensors]
+        for given in self.choices:
+            heads = q_heads if given.share == "head" else kv_heads
+            if given.rule == "given":
+                units = f"units of {given.unit} keys, -1 padded"
+                lines.append(f"{given.name} int [B, {heads}, tiles of {given.rows} rows, most]: {units}")
+        lines += [f"{x.name} [{', '.join(map(str, x.axes))}]" for x in self.weights]
+        lines += [f"gates [B, Hq, N, {self.gated}]"] if self.gated else []
+        for found in self.selected:
+            heads = q_heads if found.choice.share == "head" else kv_heads
+            units = f"units of {found.choice.unit} keys to use instead of the computed ones, -1 padded"
+            lines.append(f"{found.name} int [B, {heads}, N, any]: {units}")
+        text = textwrap.fill("; ".join(lines) + ". -> out [B, Hq, N, Dv] in the dtype of q.", 110)
+        return textwrap.indent(text, "    ")
