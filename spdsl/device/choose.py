@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from spdsl.device.entries import Cells
-from spdsl.device.lists import membership
 
 _SCORES_AT_ONCE = 1 << 24
 
@@ -99,11 +98,6 @@ def sorted_units(units: Tensor, most_units: int) -> Tensor:
     again[..., 1:] = units[..., 1:] == units[..., :-1]
     units = units.masked_fill(again, most_units).sort(-1).values
     return units.masked_fill(units == most_units, -1).int()
-
-
-def unit_map(chosen: Tensor, units: int) -> Tensor:
-    """Lists [B, Hc, row tiles, n] -> uint8 [B, Hc, row tiles, units], 1 where a unit is in the list."""
-    return membership(chosen, units).to(torch.uint8)
 
 
 def _unit_scores(x: Tensor, lse: Tensor | None, first: int, shape: ScoreShape, selection: Selection) -> Tensor:

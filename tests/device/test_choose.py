@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spdsl.device import choose as module
-from spdsl.device.choose import Selection, choose, sorted_units, unit_map
+from spdsl.device.choose import Selection, choose, sorted_units
 from spdsl.device.entries import Cells, entry_count
 
 
@@ -279,10 +279,3 @@ def test_lists_of_the_caller_are_put_in_order() -> None:
     assert sorted_units(units, 9).tolist() == [[0, 2, 5, -1, -1, -1], [7, 8, -1, -1, -1, -1], [0, 1, 2, 3, -1, -1]]
     assert sorted_units(units.int(), 9).dtype == torch.int32
     assert sorted_units(units[:, :0], 9).shape == (3, 0)
-
-
-def test_unit_map() -> None:
-    chosen = torch.tensor([[0, 3, -1], [-1, -1, -1]], dtype=torch.int32).view(1, 1, 2, 3)
-    found = unit_map(chosen, 5)
-    assert found.dtype == torch.uint8
-    assert found.tolist() == [[[[1, 0, 0, 1, 0], [0, 0, 0, 0, 0]]]]
