@@ -49,20 +49,17 @@ def unit_products(q: Tensor, k: Tensor, chosen: Tensor, unit: int) -> tuple[Tens
     heads = math.lcm(k.shape[1], chosen.shape[1])
     k, chosen = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, chosen))
     units = max(1, -(-keys // unit))
-    k = torch.nn.functional.pad(k, (0, 0, 0, units * unit - keys)).unflatten(2, (units, unit))
-    at = chosen.long().clamp(0, units - 1)
-    found = k[_along(at, 0), _along(at, 1), at]  # [B, H, N, n, unit, D]; its gradient is added in a fixed order
-    products = q.unflatten(1, (heads, -1)).movedim(2, 3) @ found.flatten(3, 4).transpose(-1, -2)
+    k = torch.nn.functional.pad(k, (0, 0, 0, units * unit - keys))
+    first = torch.arange(k.shape[0] * heads, device=q.device).view(-1, heads, 1, 1) * units
+    at = first + chosen.long().clamp(0, units - 1)
+    # Unlike that of an index, the gradient of an embedding is added in a fixed order.
+    found = torch.nn.functional.embedding(at, k.reshape(-1, unit * k.shape[3]))
+    found = found.view(*at.shape[:3], -1, k.shape[3])  # [B, H, N, n * unit, D]
+    products = q.unflatten(1, (heads, -1)).movedim(2, 3) @ found.transpose(-1, -2)
     number = chosen.unsqueeze(-1) * unit + torch.arange(unit, device=q.device)
     number = number.masked_fill((chosen < 0).unsqueeze(-1) | (number >= keys), -1).flatten(3)
     products = products.movedim(3, 2).flatten(1, 2)
     return products, number.repeat_interleave(products.shape[1] // heads, 1)
-
-
-def _along(x: Tensor, axis: int) -> Tensor:
-    """0, 1, 2, ... along one axis of four."""
-    shape = [-1 if i == axis else 1 for i in range(4)]
-    return torch.arange(x.shape[axis], device=x.device).view(shape)
 
 
 def divergence(target: Side, score: Side, shape: tuple[int, ...], room: int = 0) -> Tensor:

@@ -135,6 +135,21 @@ def test_the_work_of_a_divergence_follows_the_lists(cpu: Engine) -> None:
     assert products(256) == 2 * products(128)
 
 
+def test_a_divergence_on_lists_repeats_to_the_bit(cpu: Engine) -> None:
+    """Unit 0 is in the list of many queries; with two threads."""
+    body = listed("top_k(2, score = rank, unit = max(16), share = max(group), force = first(1))")
+    pattern, module = pattern_of(body), cpu(body)
+    inputs = inputs_of(pattern, Shape(512, 512, heads=4, kv_heads=2), torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [generated(module, pattern, inputs).grads["k_index"] for _ in range(4)]
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0].abs().sum() > 0
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 SEEDED = [
     ("a list of the head before", "x.repeat_interleave(heads // x.shape[1], 1) for x in (k, chosen)",
      "x.repeat_interleave(heads // x.shape[1], 1) for x in (k, chosen.roll(1, 1))"),
