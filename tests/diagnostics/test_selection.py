@@ -69,7 +69,6 @@ CASES = [
     (E + "return attend(top_k(2, score = dot(e), share = head, force = first(2) | last(1)))", "E203", "top_k(2, score = dot(e), share = head, force = first(2) | last(1))", "3 units are forced"),
     (E + "return attend(threshold(1, score = dot(e), share = head, force = sliding(20), most = 2))", "E203", "threshold(1, score = dot(e), share = head, force = sliding(20), most = 2)", "3 units are forced"),
     (E + "return attend(top_k(2, score = dot(e), share = head, rows = max(4)))", "E310", "top_k(2, score = dot(e), share = head, rows = max(4))", "4 queries at once"),
-    (E + "return attend(top_k(2, score = dot(e), share = head, rows = max(4))) if prefill return attend(all)", "E105", "attend(top_k(2, score = dot(e), share = head, rows = max(4)))", "this use of `top_k`"),
     (E + "c = top_k(2, score = dot(e), share = head) return attend(all - c)", "E105", "attend(all - c)", "this use of `c`"),
     ("e = compress(8) c = top_k(2, score = dot(e), share = head) return attend(c)", "E105", "attend(c)", "this use of `c`"),
     (E + "c = top_k(2, score = dot(e), share = head) return attend(all)", "W107", "c", "never used"),

@@ -74,10 +74,19 @@ def test_what_needs_no_split_stays() -> None:
 
 
 def test_choices_that_no_list_kernel_walks_stay() -> None:
-    for make in ("given(unit = 16)",
-                 "top_k(4, score = dot(kv), share = head, unit = max(16), rows = max(2))"):  # fmt: skip
-        pattern = lowered(f"causal c = {make} return attend(c | sliding(8)) if prefill")
-        assert split(pattern) == pattern, make
+    pattern = lowered("causal c = given(unit = 16) return attend(c | sliding(8)) if prefill")
+    assert split(pattern) == pattern
+
+
+def test_a_choice_of_tiles_of_rows_is_walked_too() -> None:
+    rows = "top_k(4, score = dot(kv), share = head, unit = max(16), rows = max(2))"
+    pattern = lowered(f"causal c = {rows} return attend(c | sliding(8)) if prefill")
+    (case,) = split(pattern).cases
+    assert [one.name for one in split(pattern).softmaxes() if one.name.startswith("attend")] == [
+        "attend_listed",
+        "attend_rest",
+    ]
+    assert isinstance(case.branch, Merge)
 
 
 def test_terms_of_several_streams() -> None:
