@@ -54,7 +54,7 @@ def unit_products(q: Tensor, k: Tensor, chosen: Tensor, unit: int) -> tuple[Tens
     at = first + chosen.long().clamp(0, units - 1)
     # Unlike that of an index, the gradient of an embedding is added in a fixed order.
     found = torch.nn.functional.embedding(at, k.reshape(-1, unit * k.shape[3]))
-    found = found.view(*at.shape[:3], -1, k.shape[3])  # [B, H, N, n * unit, D]
+    found = found.view(*at.shape[:3], at.shape[3] * unit, k.shape[3])
     products = q.unflatten(1, (heads, -1)).movedim(2, 3) @ found.transpose(-1, -2)
     number = chosen.unsqueeze(-1) * unit + torch.arange(unit, device=q.device)
     number = number.masked_fill((chosen < 0).unsqueeze(-1) | (number >= keys), -1).flatten(3)
