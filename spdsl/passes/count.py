@@ -245,17 +245,13 @@ class Count:
     def units(self, choice: Choice, q: int, head: int, trace: Trace) -> UnitSets:
         """Units that are forced, those that a score may choose, and how many a list holds."""
         plan, allowed_units, forced_units, entries = self._sets(choice)
-        first, last = q, q
-        if (
-            choice.rows > 1
-        ):  # a tile sees what its last row sees, which may lie past the end; its score is that of all rows
-            first = trace.floor(q, choice.rows) * choice.rows
-            last = first + choice.rows - 1
+        first = trace.floor(q, choice.rows) * choice.rows
+        last = first + choice.rows - 1  # a tile sees what its last row sees, which may lie past the end
         allowed = allowed_units.spans(last, head, trace)
         forced = intersection(forced_units.spans(last, head, trace), allowed, trace)
         room = allowed_units.length if choice.capacity is None else choice.capacity
         seen = entries.spans(trace.least(last, self.length - 1), head, trace)
-        if choice.rows > 1:
+        if choice.rows > 1:  # its score is that of all its rows
             seen = union([*entries.spans(first, head, trace), *seen], trace)
         scored = self._scored(plan, seen, trace)
         return UnitSets(forced, difference(intersection(scored, allowed, trace), forced, trace), room)

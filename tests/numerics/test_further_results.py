@@ -57,6 +57,16 @@ def test_further_results(engine: Engine, result: str) -> None:
     assert_same(found, wanted)
 
 
+def test_divergence_of_cells_of_which_the_last_is_short(cpu: Engine) -> None:
+    """Cells begin early and one is cut: there are more of them than strides."""
+    body = (
+        "heads query = 4, kv = 2 causal e = compress(8, 4, before = 4, partial = keep, by = mean) coarse = attend(e) "
+        "return coarse, kl(mass(coarse), dot(e), share = head) if train"
+    )
+    found, wanted, _ = divergence(body, cpu(body))
+    assert_same(found, wanted)
+
+
 def listed(
     chosen: str = "top_k(2, score = rank, unit = max(16), share = max(group), force = last(1))",
     kl: str = "mean(group)", over: str = "chosen", extra: str = "", score: str = "rank",
