@@ -16,7 +16,7 @@ from spdsl.diagnostics import Span
 from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Tensor, Values
 from spdsl.ir.plan import ChoicePlan, Form, Role, SoftmaxPlan
 from spdsl.ir.symbols import lookup_name, lookups
-from spdsl.passes.selection import MOST_RANKED
+from spdsl.passes.selection import ranked
 
 LSE_COLUMNS = 16  # of the keys, in place of values, where a softmax is computed for its log-sum-exp alone
 
@@ -42,11 +42,6 @@ def launches(view: View) -> Iterator[Launch]:
     for choice in view.plan.choices:
         if ranked(choice.choice):
             yield _select(view, choice)
-
-
-def ranked(choice: Choice) -> bool:
-    """Whether a kernel ranks its units, or torch has to."""
-    return choice.rows == 1 and (choice.capacity or MOST_RANKED + 1) <= MOST_RANKED
 
 
 def phases(view: View, name: str) -> frozenset[Phase]:

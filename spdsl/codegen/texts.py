@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from spdsl.ir.pattern import Choice, Grid, Stream, Tensor
 from spdsl.ir.plan import Role
-from spdsl.passes.selection import MOST_RANKED
+from spdsl.passes.selection import ranked
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class ChoiceText:
     @property
     def ranked(self) -> bool:
         """Whether a kernel can choose, or torch has to."""
-        return self.choice.rows == 1 and (self.choice.capacity or MOST_RANKED + 1) <= MOST_RANKED
+        return ranked(self.choice)
 
     @property
     def key_argument(self) -> str:

@@ -12,7 +12,7 @@ from spdsl.device.unit_configs import MOST_UNIT, UnitShape
 from spdsl.ir.pattern import Choice, Phase
 from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
 from spdsl.passes.count import Number
-from spdsl.passes.selection import MOST_RANKED
+from spdsl.passes.selection import ranked
 from spdsl.passes.series import Trace
 from spdsl.passes.spans import size
 
@@ -136,7 +136,7 @@ def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
     )
     moved = call.rows_bytes(softmax, qk) + _scored_bytes(call, softmax) + call.list_bytes(choice, softmax)
     name = f"{choice.name}_select"
-    if choice.rows != 1 or (choice.capacity or MOST_RANKED + 1) > MOST_RANKED:
+    if not ranked(choice):
         yield _by_torch(call, plan, softmax, moved)
         return
     group, lists = call.group(choice, softmax), call.lists(choice, softmax)

@@ -18,6 +18,11 @@ from spdsl.passes.disjuncts import TooComplex, disjuncts
 MOST_RANKED = 256  # a kernel keeps its best units in registers; longer lists are chosen by torch
 
 
+def ranked(choice: Choice) -> bool:
+    """Whether a kernel ranks its units, or torch has to."""
+    return choice.rows == 1 and (choice.capacity or MOST_RANKED + 1) <= MOST_RANKED
+
+
 class NotOfUnits(Exception):
     """Whether a unit holds a token that passes does not follow from the unit's ends."""
 
