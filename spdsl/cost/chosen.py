@@ -134,7 +134,7 @@ def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
     pairs = (
         call.many(step_pairs(call, softmax)) if call.phase is Phase.DECODE else call.pairs(softmax) * call.shape.batch
     )
-    moved = call.rows_bytes(softmax, qk) + _scored_bytes(call, softmax) + call.list_bytes(choice, softmax)
+    moved = call.rows_bytes(softmax, qk) + scored_bytes(call, softmax) + call.list_bytes(choice, softmax)
     name = f"{choice.name}_select"
     if not ranked(choice):
         yield _by_torch(call, plan, softmax, moved)
@@ -175,7 +175,7 @@ def _scored_pairs(call: Call, softmax: SoftmaxPlan) -> Number:
     return call.pairs(softmax) * call.shape.batch
 
 
-def _scored_bytes(call: Call, softmax: SoftmaxPlan) -> Number:
+def scored_bytes(call: Call, softmax: SoftmaxPlan) -> Number:
     heads, qk, _ = call.count.stream(softmax.sweeps[0].stream)
     return call.many(heads * call.count.entries(softmax.sweeps[0].stream) * qk * call.shape.size)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from spdsl.cost.chosen import scored_bytes
 from spdsl.cost.kernels import LSE_BYTES, NONE, Call, Kernel
 from spdsl.ir.pattern import Choice, Kl, Phase, Pooled
 from spdsl.ir.plan import SoftmaxPlan
 from spdsl.passes.count import Number
-from spdsl.passes.divergence import listed
+from spdsl.passes.divergence import list_of
 
 PASSES = 3  # over scores in memory, in float32: logits written, made a score, reduced
 GATHERED = 3  # over keys gathered for a query: read, written, read by the product
@@ -52,7 +53,7 @@ def _results(call: Call) -> Iterator[_Result]:
             yield _Result(f"{side.name} as a result", (side,))
         elif isinstance(extra, Kl):
             target, score = (plans[side.score.softmax.name] for side in (extra.target, extra.score))
-            yield _Result(f"kl({target.name}, {score.name})", (target, score), listed(extra, target, score))
+            yield _Result(f"kl({target.name}, {score.name})", (target, score), list_of(extra, target, score))
 
 
 def _kernel(call: Call, result: _Result, name: str, times: list[int]) -> Kernel:
@@ -63,7 +64,7 @@ def _kernel(call: Call, result: _Result, name: str, times: list[int]) -> Kernel:
         flops += _visible(call, result, softmax) * (2 * qk * often * call.shape.batch)
         machine += pairs * (2 * qk)
         moved += pairs * (PASSES * LSE_BYTES) + _gathered(call, result, softmax) * often
-        read += (call.rows_bytes(softmax, qk) + _keys(call, softmax)) * often
+        read += (call.rows_bytes(softmax, qk) + scored_bytes(call, softmax)) * often
     return Kernel(name, "extra", "select", launches=0, flops=flops, machine=machine, bytes=read, moved=moved + read)
 
 
@@ -90,9 +91,3 @@ def _gathered(call: Call, result: _Result, softmax: SoftmaxPlan) -> Number:
     lists = call.lists(result.choice, softmax)
     numbers = lists * call.queries * _scored(call, result, softmax) * qk
     return call.many(numbers * call.shape.size * GATHERED)
-
-
-def _keys(call: Call, softmax: SoftmaxPlan) -> Number:
-    qk, _ = call.dims(softmax)
-    stream = softmax.sweeps[0].stream
-    return call.many(call.count.stream(stream)[0] * call.count.entries(stream) * qk * call.shape.size)

@@ -6,7 +6,7 @@ from spdsl.ir.pattern import Choice, Kl
 from spdsl.ir.plan import SoftmaxPlan
 
 
-def listed(kl: Kl, target: SoftmaxPlan, score: SoftmaxPlan) -> Choice | None:
+def list_of(kl: Kl, target: SoftmaxPlan, score: SoftmaxPlan) -> Choice | None:
     """The choice whose units hold all that the target sees: of other entries nothing counts.
 
     None where all entries are scored: heads that are added up have lists of their own, or each has its own total
