@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spdsl.checks.kernels import unit_launches
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint
 from spdsl.ir.pattern import Choice
@@ -32,12 +31,6 @@ def share(view: View) -> Iterator[Diagnostic]:
             continue
         told.add(choice)
         most = union(n, m, group)
-        lanes = max((one.lanes for one in unit_launches(view, softmax) if one.kernel.name == "units"), default=0)
-        notes = [
-            f"expected for independent choices of {n} out of {m:,} units {view.at_length}; heads that agree need fewer"
-        ]
-        if lanes:
-            notes.append(f"in prefill a tile holds {lanes} queries of one head, and visits what any of them chose")
         written = argument(view.tree, choice.span, "share")
         by_group = "group" if choice.score is None or choice.score.probability else "max(group)"
         text = f"`share = {by_group}` chooses once for the {group} heads"
@@ -48,6 +41,6 @@ def share(view: View) -> Iterator[Diagnostic]:
             f"decode step: {most / min(n, m):.3g} times a shared list",
             written.place if written else choice.span,
             f"{heads} query heads, {kv_heads} kv heads",
-            *notes,
+            f"expected for independent choices of {n} out of {m:,} units {view.at_length}; heads that agree need fewer",
             hints=(hint,),
         )

@@ -75,6 +75,7 @@ def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
         bias_reads=() if bias is None else _float_reads(bias, plan.reads),
         role=plan.role,
         units=plan.units,
+        pairs=plan.pairs,
         grid=plan.sweeps[0].stream.grid,
         skip_empty=any(sweep.form is Form.LISTS for sweep in plan.sweeps),
         step=plan.step,

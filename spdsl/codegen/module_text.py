@@ -131,6 +131,11 @@ class ModuleText:
         return tuple(found for found in self.entries if found.stream in self.pattern.kept)
 
     @property
+    def pairs(self) -> bool:
+        """Whether a softmax has its keys outermost."""
+        return any(found.pairs for found in self.softmaxes)
+
+    @property
     def streamed(self) -> bool:
         """Whether kernels make entries: torch makes those of a network."""
         return any(found.stream.compress and found.stream.compress.by in STREAMED for found in self.entries)

@@ -102,7 +102,7 @@ def _slots(call: Call, choice: Choice, softmax: SoftmaxPlan, lanes: int) -> int:
     tiles = call.shape.batch * -(-call.length // lanes)
     width = max(1, min(call.capacity(choice) * lanes, -(-call.length // choice.unit)))
     lists = call.lists(choice, softmax) // call.count.stream(softmax.sweeps[0].stream)[0]
-    return 2 * (tiles * width * max(1, lists) // call.machine.job_tiles)
+    return 2 * (tiles * width * max(1, lists) // call.machine.job_tiles(choice.unit))
 
 
 def decode(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from spdsl.device.configs import SMALL, Config, lookup, power_of_2, split_dim
 from spdsl.device.splits import split_count
 from spdsl.device.unit_configs import (
-    JOB_TILES,
-    JOB_TILES_INTERPRETED,
     KEYS_PER_UNIT,
+    PARTS_BYTES,
+    PARTS_BYTES_INTERPRETED,
     UNIT_TABLES,
     UnitShape,
     fitted,
+    job_tiles,
     one_query,
 )
 from spdsl.targets import Target
@@ -38,9 +39,13 @@ class Machine:
         """For one query of each sequence."""
         return one_query(self.unit_shape(kernel, dim, size, group, unit))
 
+    def job_tiles(self, unit: int) -> int:
+        """Of the backward by keys."""
+        return job_tiles(unit, self.architecture is None)
+
     @property
-    def job_tiles(self) -> int:
-        return JOB_TILES_INTERPRETED if self.architecture is None else JOB_TILES
+    def parts_bytes(self) -> int:
+        return PARTS_BYTES_INTERPRETED if self.architecture is None else PARTS_BYTES
 
     def splits(self, groups: int, keys: int) -> int:
         """Programs that share the keys of one decode step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from spdsl.cost import around, attend, chosen, extras
+from spdsl.cost import around, attend, chosen, extras, pairs
 from spdsl.cost.kernels import USUAL, Call, Kernel, Options
 from spdsl.cost.machine import Machine
 from spdsl.ir.pattern import Phase
@@ -67,7 +67,8 @@ def _softmax(call: Call, name: str) -> list[Kernel]:
         return []
     one_query = call.phase is Phase.DECODE
     if softmax.units is not None:
-        return list((chosen.decode if one_query else chosen.forward)(call, softmax, softmax.units))
+        whole = pairs.forward if softmax.pairs else chosen.forward
+        return list((chosen.decode if one_query else whole)(call, softmax, softmax.units))
     return list((attend.decode if one_query else attend.forward)(call, softmax))
 
 
@@ -77,7 +78,7 @@ def _backward(call: Call) -> list[Kernel]:
         if softmax.role is not Role.BRANCH:
             continue
         if softmax.units is not None:
-            found += chosen.backward(call, softmax, softmax.units)
+            found += (pairs if softmax.pairs else chosen).backward(call, softmax, softmax.units)
         else:
             found += attend.backward(call, softmax)
     return found + list(around.compress_backward(call))

@@ -9,8 +9,13 @@ from spdsl.device.configs import Config, Tables, power_of_2
 MOST_LANES = 64  # queries of a tile: bits of a mask
 KEYS_PER_UNIT = 2  # of a decode step: ranking a unit takes about as long as reading two keys
 MOST_UNIT = 1 << 30  # where no unit bounds the block
-JOB_TILES = 512  # tiles of one job of the backward by keys
+# Tiles of one job of the backward by keys, for units of JOB_KEYS; larger units have as many more, and programs enough.
+JOB_TILES, JOB_KEYS = 512, 64
 JOB_TILES_INTERPRETED = 4  # so few that small inputs have keys of several jobs
+# Parts of results that exist at once, where keys are outermost: heads take turns where all of them would need more. A
+# list head needs queries * units of a list * (head dim + 1) numbers.
+PARTS_BYTES = 1 << 30
+PARTS_BYTES_INTERPRETED = 1 << 13  # so few that small inputs take several turns
 
 
 class UnitShape(NamedTuple):
@@ -19,6 +24,11 @@ class UnitShape(NamedTuple):
     config: Config
     group: int  # query heads that share a list
     lanes: int  # queries of a tile
+
+
+def job_tiles(unit: int, interpreted: bool) -> int:
+    """Tiles of one job of dK and dV: units that every query chooses (the first, say) are shared by several programs."""
+    return (JOB_TILES_INTERPRETED if interpreted else JOB_TILES) * max(1, unit // JOB_KEYS)
 
 
 def fitted(config: Config, group: int, unit: int) -> UnitShape:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -15,17 +17,14 @@ from spdsl.device.ranking import SelectConst, merge_ranks
 from spdsl.device.sequences import Layout
 from spdsl.device.splits import split_count
 from spdsl.device.unit_configs import (
-    JOB_TILES,
-    JOB_TILES_INTERPRETED,
     KEYS_PER_UNIT,
     MOST_UNIT,
     UNIT_TABLES,
     UnitShape,
     fitted,
+    job_tiles,
 )
 from spdsl.device.units import UnitJobs, UnitTiles, unit_jobs, unit_tiles
-
-# Tiles of one job of dK and dV: units that every query chooses (the first, say) are shared by several programs.
 
 
 def unit_shape(kernel: str, q: Tensor, v_dim: int, lists: int, unit: int, paged: Paged | None = None) -> UnitShape:
@@ -60,11 +59,13 @@ def packed_constants(q: Tensor, v_dim: int, scale: float, shape: UnitShape, spli
 
 def inverse_of(tiles: UnitTiles, jobs: UnitJobs) -> Inverse:
     """The inverse lists for a kernel."""
-    return Inverse(*jobs[:-1], tiles.first, jobs.tiles.shape[1], jobs.sequence.shape[1], tiles.tiles)
+    numbers, masks = (jobs.places // tiles.width).int(), tiles.masks.view(len(jobs.places), -1).gather(1, jobs.places)
+    entries, most = jobs.places.shape[1], jobs.sequence.shape[1]
+    return Inverse(numbers, masks, *jobs[1:-1], tiles.first, entries, most, tiles.tiles)
 
 
 def unit_inverse(tiles: UnitTiles, unit: int, k: Tensor, layout: Layout) -> UnitJobs:
-    return unit_jobs(tiles, unit, k, layout, JOB_TILES_INTERPRETED if INTERPRETED else JOB_TILES)
+    return unit_jobs(tiles, unit, k.shape[1], k.shape[0], layout, job_tiles(unit, INTERPRETED))
 
 
 def slot_buffer(jobs: UnitJobs, k: Tensor, v: Tensor, unit: int) -> Tensor:
@@ -74,10 +75,10 @@ def slot_buffer(jobs: UnitJobs, k: Tensor, v: Tensor, unit: int) -> Tensor:
 
 
 def add_parts(
-    buffer: Tensor, dk: Tensor, dv: Tensor, keys: Source, call: Call, jobs: UnitJobs, inverse: Inverse,
-    U: UnitConst, C: Const, sequences: int, blocks: int, config: Config
+    buffer: Tensor, dk: Tensor, dv: Tensor, keys: Source, call: Call, jobs: UnitJobs,
+    inverse: tuple[Any, ...], U: UnitConst, C: Const, sequences: int, blocks: int, config: Config
 ) -> None:  # fmt: skip
-    """Adds the parts of units with several jobs, in their order."""
+    """Adds the parts of units with several jobs, in their order; `inverse` are the jobs for a kernel."""
     if jobs.slots:
         launch(
             add_slots, (jobs.sequence.shape[1], dk.shape[1], blocks),

@@ -32,12 +32,11 @@ class UnitTiles(NamedTuple):
 class UnitJobs(NamedTuple):
     """The inverse: for each unit of each sequence the tiles that visit it, cut into jobs of bounded length.
 
-    H are kv heads here; the tiles of all list heads of a kv head are numbered in a row. A unit with one job writes its
-    gradients itself; those of several jobs meet in a buffer and are added in order.
+    Of H groups of list heads; the tiles of a group are numbered in a row. A unit with one job writes its gradients
+    itself; those of several jobs meet in a buffer and are added in order.
     """
 
-    tiles: Tensor  # int32 [H, entries]: tile numbers, grouped by unit
-    masks: Tensor  # int64 [H, entries]
+    places: Tensor  # int64 [H, entries]: tile * width + number of the unit in its list, grouped by unit
     sequence: Tensor  # int32 [H, jobs]; -1: no job
     unit: Tensor  # int32 [H, jobs]: counted from the sequence's first key
     begin: Tensor  # int32 [H, jobs]: the entries begin .. end - 1
@@ -108,18 +107,21 @@ def _row_spans(layout: Layout, batch: int, count: int, device: torch.device) -> 
     return zeros, zeros + count
 
 
-def unit_jobs(tiles: UnitTiles, unit: int, k: Tensor, layout: Layout, longest: int) -> UnitJobs:
-    """The inverse of `tiles` for units of `unit` keys of k [B, Hk, M, D], in jobs of at most `longest` tiles."""
-    heads = k.shape[1]
-    first_unit, most = _first_units(unit, k, layout, len(tiles.first))
+def unit_jobs(tiles: UnitTiles, unit: int, heads: int, batch: int, layout: Layout, longest: int) -> UnitJobs:
+    """The inverse of `tiles` for units of `unit` keys, of `heads` groups of lists, in jobs of at most `longest` tiles.
+
+    `batch`: rows of the batch that the keys have.
+    """
+    device = tiles.units.device
+    first_unit, most = _first_units(unit, batch, layout, tiles.first)
     number = _numbered(tiles, first_unit, most).view(heads, -1)
     order = number.argsort(dim=-1, stable=True)
-    edges = torch.arange(most + 1, device=k.device).expand(heads, -1).contiguous()
+    edges = torch.arange(most + 1, device=device).expand(heads, -1).contiguous()
     starts = torch.searchsorted(number.gather(1, order), edges)  # [H, units + 1]
     parts = -(-(starts[:, 1:] - starts[:, :-1]) // longest)
     ends = parts.cumsum(1)
     jobs = most + number.shape[1] // longest
-    job = torch.arange(jobs, device=k.device).expand(heads, -1).contiguous()
+    job = torch.arange(jobs, device=device).expand(heads, -1).contiguous()
     own = torch.searchsorted(ends, job, right=True)
     exists, own = own < most, own.clamp(max=most - 1)
     parts, part = parts.gather(1, own), job - (ends - parts).gather(1, own)
@@ -128,8 +130,7 @@ def unit_jobs(tiles: UnitTiles, unit: int, k: Tensor, layout: Layout, longest: i
     in_buffer = exists & (parts > 1)
     sequence = torch.bucketize(own, first_unit, right=True) - 1
     return UnitJobs(
-        (order // tiles.width).int(), tiles.masks.view(heads, -1).gather(1, order),
-        torch.where(exists, sequence, -1).int(), (own - first_unit[sequence]).int(),
+        order, torch.where(exists, sequence, -1).int(), (own - first_unit[sequence]).int(),
         torch.where(exists, begin, 0).int(), torch.where(exists, end, 0).int(),
         torch.where(in_buffer, in_buffer.cumsum(1) - 1, -1).int(),
         torch.where(in_buffer & (part == 0), parts, 0).int(), 2 * (number.shape[1] // longest),
@@ -143,13 +144,13 @@ def _numbered(tiles: UnitTiles, first_unit: Tensor, most: int) -> Tensor:
     return torch.where(tiles.units >= 0, tiles.units + first_unit[sequence].view(1, -1, 1), most)
 
 
-def _first_units(unit: int, k: Tensor, layout: Layout, sequences: int) -> tuple[Tensor, int]:
+def _first_units(unit: int, batch: int, layout: Layout, sequence: Tensor) -> tuple[Tensor, int]:
     """-> the number of each sequence's first unit [S], and how many units all sequences have at most."""
-    if layout.k_spans is None or k.shape[0] > 1:
-        width = -(-k.shape[2] // unit)
-        return torch.arange(sequences, device=k.device) * width, sequences * width
+    if layout.k_spans is None or batch > 1:
+        width = -(-layout.keys // unit)
+        return torch.arange(len(sequence), device=sequence.device) * width, len(sequence) * width
     counts = -(-layout.k_spans[:, 1] // unit)
-    return counts.cumsum(0) - counts, k.shape[2] // unit + sequences
+    return counts.cumsum(0) - counts, layout.keys // unit + len(sequence)
 
 
 def unit_mask(chosen: Tensor, unit: int, keys: int, heads: int) -> Tensor:

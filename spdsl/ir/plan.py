@@ -20,6 +20,7 @@ class Form(Enum):
     RANGES = "ranges"  # bounds computed in the kernel from the corners of the tile
     LISTS = "lists"  # full and partial blocks, listed on the device before the launch
     UNITS = "units"  # the units that a choice names for each query; a tile visits the union of its queries
+    PAIRS = "pairs"  # the same, keys outermost: a unit meets the queries that chose it, and parts of outputs are merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Role(Enum):
 class SoftmaxPlan:
     """One normaliser and its sweeps; `reads` are the tensors and choices that its tests and bias look up.
 
-    All its streams lie on one grid. In the form UNITS there is one sweep, and `units` is the choice it walks.
+    All its streams lie on one grid. In the forms UNITS and PAIRS there is one sweep, over the choice `units`.
     """
 
     softmax: Softmax
@@ -81,6 +82,11 @@ class SoftmaxPlan:
     @property
     def name(self) -> str:
         return self.softmax.name
+
+    @property
+    def pairs(self) -> bool:
+        """Whether each unit meets the queries that chose it."""
+        return self.sweeps[0].form is Form.PAIRS
 
 
 @dataclass(frozen=True, slots=True)

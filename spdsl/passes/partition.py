@@ -45,7 +45,7 @@ def _role(pattern: Pattern, softmax: Softmax) -> Role:
 def _sweeps(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
     walked = listed(pattern, softmax.terms[0]) if len(softmax.terms) == 1 else None
     if walked:
-        sweeps: tuple[Sweep, ...] = (_units(pattern, softmax.terms[0], walked[1], source),)
+        sweeps: tuple[Sweep, ...] = (_units(pattern, softmax.terms[0], *walked, source),)
     else:
         sweeps = tuple(_sweep(pattern, term, source) for term in softmax.terms)
     read = [name for sweep in sweeps for name in map(lookup_name, lookups(sweep.test))]
@@ -56,11 +56,17 @@ def _sweeps(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
     return SoftmaxPlan(softmax, sweeps, reads, units=walked[0] if walked else None)
 
 
-def _units(pattern: Pattern, term: Term, rest: Boolean, source: Source) -> Sweep:
-    """The sweep over the units of a list: `rest` masks elements."""
+def _units(pattern: Pattern, term: Term, choice: Choice, rest: Boolean, source: Source) -> Sweep:
+    """The sweep over the units of a list: `rest` masks elements.
+
+    Where each head has a list of its own, a tile of 16 rows or more has as many queries, whose union is far larger than
+    a list; the parts of outputs that keys outermost leave are as many as the pairs of a query and a unit.
+    """
     stream = pattern.input(term.stream)
     assert isinstance(stream, Stream)
-    return Sweep(stream, rest, Form.UNITS, (), (), (), sympy.true, sympy.false, _line(term, source))
+    apart = choice.share == "head" and choice.rows == 1 and choice.capacity is not None
+    form = Form.PAIRS if apart else Form.UNITS
+    return Sweep(stream, rest, form, (), (), (), sympy.true, sympy.false, _line(term, source))
 
 
 def _line(term: Term, source: Source) -> int:

@@ -80,6 +80,13 @@ WORDS = {
         "return gate(coarse, attend(chosen))"
     ),
     "heads apart": by_rank("top_k(2, score = rank, share = head, unit = max(16), force = last(1))"),
+    "heads apart, all words": (
+        "causal slope = tensor(head) sinks = tensor(head) entries = compress(8, 4) rank = dot(entries) "
+        "chosen = top_k(3, score = rank, share = head, unit = max(16), force = first(1)) "
+        "return attend(chosen, bias = slope[h] * (k - q), softcap = 2, sink_logit = sinks)"
+    ),
+    "heads apart, no order": by_rank("top_k(2, score = rank, share = head, unit = max(32))", more=""),
+    "heads apart, any number": by_rank("threshold(0, score = rank, share = head, unit = max(16), force = last(1))"),
     "threshold": picked(
         "threshold(0.3, score = mass(coarse), share = head, unit = max(16), most = 2, force = last(1))"
     ),

@@ -24,6 +24,12 @@ Check = Callable[[str, ModuleType], None]
 SCORED = picked("top_k(2, score = mass(coarse), unit = 16, force = last(1))", "8, 4, by = weighted")
 LOCAL = picked("top_k(3, score = mass(coarse), unit = 16, force = last(2))", "8, 4, by = mlp")
 APART = by_rank("top_k(2, score = rank, share = head, unit = max(16), force = last(1))")
+SHARED = by_rank("top_k(2, score = rank, share = max(group), unit = max(16), force = last(1))")
+MANY = by_rank("threshold(0, score = rank, share = head, unit = max(16), force = last(1))")
+SUNK = (
+    "causal sinks = tensor(head) entries = compress(8, 4) rank = dot(entries) "
+    "chosen = top_k(2, score = rank, share = head, unit = max(16)) return attend(chosen, sink_logit = sinks)"
+)
 FIRST = by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16), force = first(1))")
 
 # A query's chosen units depend on entries that begin before their place, and so does what it reads.
@@ -66,6 +72,12 @@ def shared(body: str, module: ModuleType) -> None:
     """16 heads leave one query per tile, and every tile chooses unit 0: more tiles than an interpreted job holds."""
     assert module.JOB_TILES_INTERPRETED < 11 or not module.INTERPRETED
     checked(body, Shape(11, 11, heads=16), module)
+
+
+def turned(body: str, module: ModuleType) -> None:
+    """Heads whose parts have no room side by side."""
+    assert 80 * 2 * 17 * 4 * 2 > module.PARTS_BYTES_INTERPRETED
+    checked(body, Shape(80, 80, heads=4, kv_heads=2), module)
 
 
 def packed(body: str, module: ModuleType) -> None:
@@ -115,7 +127,28 @@ BOTH = [
     Bug("a cell without its position", LOCAL, late, "position.flatten(1).unsqueeze(1)",
         "0 * position.flatten(1).unsqueeze(1)"),
     Bug("an early cell is visible as late as others", MEAN, late, "q - 4 * k >= 3", "q - 4 * k >= 7"),
-    Bug("units given twice count twice", APART, passed, "units.masked_fill(again, most_units)", "units"),
+    Bug("units given twice count twice", SHARED, passed, "units.masked_fill(again, most_units)", "units"),
+]  # fmt: skip
+PAIRS = [
+    Bug("each turn begins with the first head", APART, turned, "heads = first + torch.arange(",
+        "heads = torch.arange("),
+    Bug("the first head of a kv head for all", APART, grouped, "heads = head + number // lists.queries",
+        "heads = head + 0 * number"),
+    Bug("pairs of the first sequence", APART, packed, "number % lists.queries - tl.load(lists.first + s)",
+        "number % lists.queries"),
+    Bug("parts of the first sequence", APART, packed, "(tl.load(lists.first + s) + query) * lists.width",
+        "query * lists.width"),
+    Bug("the first pair of the next unit", APART, late, "inside = place < end", "inside = place <= end"),
+    Bug("a unit ends a block early", APART, late, "tl.maximum(last + C.BLOCK_N - ", "tl.maximum(last - "),
+    Bug("earlier parts do not shrink", APART, late, "acc0 = acc0 * decay + weight", "acc0 = acc0 + weight"),
+    Bug("the sum of parts does not shrink", APART, late, "total = total * tl.exp2(m - shift) +", "total = total +"),
+    Bug("the last part left out", APART, late, "there = i < count", "there = i < count - 1"),
+    Bug("the last part of dQ left out", APART, late, "query * 0, i < count, 0,", "query * 0, i < count - 1, 0,"),
+    Bug("parts without their sink", SUNK, late, "start_softmax(sink, head, C)", "start_softmax(None, head, C)"),
+    Bug("the sink of the first head", SUNK, grouped, "start_softmax(sink, head, C)",
+        "start_softmax(sink, head * 0, C)"),
+    Bug("dK of the queries of one tile", APART, turned, "in tl.range(begin, end, C.BLOCK_M,",
+        "in tl.range(begin, tl.minimum(end, begin + C.BLOCK_M), C.BLOCK_M,"),
 ]  # fmt: skip
 KERNELS = [
     Bug("each split has its own least", ALONE, once, "+ split) * S.KEPT + place, best)",
@@ -168,7 +201,7 @@ KERNELS = [
         "tl.sum((unit >= 0).to(tl.int32), 0) - 1"),
     Bug("the list of the first head in a step", APART, apart, "(tl.cast(s, tl.int64) * tl.num_programs(1) + h)",
         "(tl.cast(s, tl.int64) * tl.num_programs(1))"),
-    Bug("lists of the first head of a group", APART, grouped, "kv_head * U.LISTS + number // inverse.all_tiles",
+    Bug("lists of the first head of a group", MANY, grouped, "kv_head * U.LISTS + number // inverse.all_tiles",
         "kv_head * U.LISTS"),
 ]  # fmt: skip
 CPU = [
@@ -202,7 +235,7 @@ CPU = [
         "sequence // sizes.lists * sizes.kv_heads"),
     Bug("no delta", SCORED, late, ".sub_(row_delta)", ""),
 ]  # fmt: skip
-UNBROKEN = sorted({(bug.pattern, bug.check.__name__) for bug in [*BOTH, *KERNELS, *CPU]})
+UNBROKEN = sorted({(bug.pattern, bug.check.__name__) for bug in [*BOTH, *KERNELS, *PAIRS, *CPU]})
 
 
 def _broken(bug: Bug, folder: Path) -> ModuleType:
@@ -210,7 +243,7 @@ def _broken(bug: Bug, folder: Path) -> ModuleType:
     return module_from(mutated(text, bug.old, bug.new), folder / "generated.py")
 
 
-@pytest.mark.parametrize("bug", [*BOTH, *KERNELS], ids=lambda bug: bug.title.replace(" ", "_"))
+@pytest.mark.parametrize("bug", [*BOTH, *KERNELS, *PAIRS], ids=lambda bug: bug.title.replace(" ", "_"))
 def test_a_bug_in_the_kernels_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
     module = kernels(_broken(bug, tmp_path))
     with pytest.raises(AssertionError):

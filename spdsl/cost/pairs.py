@@ -1,0 +1,107 @@
+"""pairs: the kernels whose keys are outermost, the parts of results that they leave, and the lists behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spdsl.cost.attend import delta
+from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, Call, Kernel
+from spdsl.cost.unions import tile_units
+from spdsl.device.configs import Config
+from spdsl.ir.pattern import Choice, Phase
+from spdsl.ir.plan import SoftmaxPlan
+from spdsl.passes.count import Number
+
+# Operators of torch, as the tests count them in generated modules: for each turn of heads, and once.
+LIST_STEPS, CACHED_LIST_STEPS = 98, 113
+FILL_STEPS, BACKWARD_STEPS = 2, 4  # results; dQ, dK, dV and the gradient of lse that nobody gave
+
+
+def forward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
+    (qk, v), config = call.dims(softmax), _config(call, softmax, choice, "units")
+    pairs, turns = _pairs(call, softmax, choice), _turns(call, softmax, choice, v)
+    blocks, area = _blocks(call, softmax, choice, pairs, config), config.block_m * config.block_n
+    yield _lists(call, softmax, choice, pairs, turns)
+    rows = pairs * (qk * call.shape.size)  # gathered for each unit
+    parts = pairs * ((v + 1) * LSE_BYTES)
+    yield Kernel(
+        f"{softmax.name}_forward", "attend", "units", launches=turns, steps=FILL_STEPS,
+        flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
+        machine=blocks * (2 * area * sum(call.tile_dims(softmax))), exps=blocks * area,
+        bytes=call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax) + call.list_bytes(choice, softmax),
+        moved=rows + parts + call.keys_bytes(softmax) + pairs * INDEX_BYTES,
+    )  # fmt: skip
+    merged = parts + call.rows_bytes(softmax, v)
+    yield Kernel("merge_pairs", "attend", "copy", launches=turns, moved=merged)
+
+
+def backward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
+    (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
+    pairs, visible = _pairs(call, softmax, choice), call.pairs(softmax)
+    rows, keys = call.rows_bytes(softmax, qk + v), call.keys_bytes(softmax)
+    gathered = pairs * ((qk + v) * call.shape.size + 2 * LSE_BYTES + INDEX_BYTES)
+    yield delta(call, softmax)
+
+    config, turns = _config(call, softmax, choice, "units_dq"), _turns(call, softmax, choice, qk)
+    blocks, area = _blocks(call, softmax, choice, pairs, config), config.block_m * config.block_n
+    parts = pairs * (qk * LSE_BYTES)
+    yield _lists(call, softmax, choice, pairs, turns)
+    yield Kernel(
+        f"{softmax.name}_dq", "backward", "units_backward", launches=turns, steps=BACKWARD_STEPS,
+        flops=visible * (2 * (2 * qk + v) * call.shape.batch),
+        machine=blocks * (2 * area * (2 * wide_qk + wide_v)), exps=blocks * area,
+        bytes=rows + rows + keys, moved=gathered + parts + keys,
+    )  # fmt: skip
+    yield Kernel("add_pairs", "backward", "copy", launches=turns, moved=parts + call.rows_bytes(softmax, qk))
+
+    config = _config(call, softmax, choice, "units_dkdv")
+    blocks, area = _blocks(call, softmax, choice, pairs, config), config.block_m * config.block_n
+    yield _lists(call, softmax, choice, pairs, 1)
+    yield Kernel(
+        f"{softmax.name}_dkdv", "backward", "units_backward",
+        flops=visible * (2 * (qk + v) * call.shape.batch),
+        machine=blocks * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=blocks * area,
+        bytes=rows + keys * 2, moved=gathered + keys * 2,
+    )  # fmt: skip
+    if slots := _slots(call, softmax, choice, config):
+        heads = call.count.stream(softmax.sweeps[0].stream)[0]
+        added = Number(heads * slots * choice.unit * (qk + v) * LSE_BYTES, exact=False)
+        yield Kernel("add_slots", "backward", "copy", bytes=added, moved=added)
+
+
+def _config(call: Call, softmax: SoftmaxPlan, choice: Choice, kernel: str) -> Config:
+    return call.machine.unit_shape(kernel, max(call.dims(softmax)), call.shape.size, 1, choice.unit).config
+
+
+def _pairs(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Number:
+    """Of a query of one head and a unit, in the batch."""
+    return tile_units(call.count, choice, 1, 0.0) * (call.lists(choice, softmax) * call.shape.batch)
+
+
+def _blocks(call: Call, softmax: SoftmaxPlan, choice: Choice, pairs: Number, config: Config) -> Number:
+    """Tiles of rows and keys, at most: the last tile of a unit is not full, and a query sees half of its own unit."""
+    units = -(-call.length // choice.unit) * call.lists(choice, softmax) * call.shape.batch
+    most = pairs.value // config.block_m + min(units, pairs.value)
+    return Number(most * (choice.unit // config.block_n), exact=False)
+
+
+def _turns(call: Call, softmax: SoftmaxPlan, choice: Choice, dim: int) -> int:
+    """Heads go one after the other where the parts of all of them would need too much memory."""
+    lists = call.lists(choice, softmax)
+    size = call.shape.batch * call.queries * call.capacity(choice) * (dim + 1) * LSE_BYTES
+    return -(-lists // max(1, call.machine.parts_bytes // size))
+
+
+def _lists(call: Call, softmax: SoftmaxPlan, choice: Choice, pairs: Number, turns: int) -> Kernel:
+    """Lists in; sorted by query, then by unit, each time read and written as 8 bytes."""
+    moved = call.list_bytes(choice, softmax) + pairs * 64
+    own = LIST_STEPS if call.phase is Phase.TRAIN else CACHED_LIST_STEPS
+    return Kernel(f"{softmax.name} pairs", "lists", "copy", launches=0, steps=turns * own, bytes=moved, moved=moved)
+
+
+def _slots(call: Call, softmax: SoftmaxPlan, choice: Choice, config: Config) -> int:
+    """Room for the parts of units that several jobs share, known from sizes alone."""
+    width = max(1, min(call.capacity(choice), -(-call.length // choice.unit)))
+    lists = call.lists(choice, softmax) // call.count.stream(softmax.sweeps[0].stream)[0]
+    pairs = call.shape.batch * call.length * width * max(1, lists)
+    return 2 * (pairs // (call.machine.job_tiles(choice.unit) * config.block_m))
