@@ -24,6 +24,7 @@ class UnitConst(NamedTuple):
     UNIT: tl.constexpr  # keys of a unit
     LANES: tl.constexpr  # queries of a tile
     LISTS: tl.constexpr  # lists per kv head
+    LISTED: tl.constexpr  # whether a program visits a list of units, or one unit
 
 
 class UnitLists(NamedTuple):
@@ -74,7 +75,7 @@ class PackedRows(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """The units of one tile, and which queries chose them."""
+    """The units of one tile, and which queries chose them; or the number of one unit."""
 
     count: tl.tensor
     units: tl.tensor
@@ -190,8 +191,12 @@ def visit_step(lists, s, h):
 @jit
 def unit_block(units, i, U, C):
     """Number of the i-th visited block of keys: a unit is UNIT / BLOCK_N blocks."""
-    place = i // (U.UNIT // C.BLOCK_N)
-    return (tl.load(units + place) - place) * (U.UNIT // C.BLOCK_N) + i
+    if U.LISTED:
+        place = i // (U.UNIT // C.BLOCK_N)
+        block = (tl.load(units + place) - place) * (U.UNIT // C.BLOCK_N) + i
+    else:
+        block = units * (U.UNIT // C.BLOCK_N) + i
+    return block
 
 
 @jit

@@ -42,7 +42,7 @@ def pair_lists(
 
 def pair_constants(unit: int, lists_per_head: int) -> UnitConst:
     """Each row is a tile of its own, of one query."""
-    return UnitConst(*(tl.constexpr(value) for value in (unit, 1, lists_per_head)))
+    return UnitConst(*(tl.constexpr(value) for value in (unit, 1, lists_per_head, False)))
 
 
 def parts_of(lists: PairLists, dim: int, q: Tensor) -> Tensor:

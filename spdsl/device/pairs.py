@@ -67,7 +67,7 @@ def rows_of_parts(rows, pair, h):
 @jit
 def visit_unit(lists, entry):
     """The unit of one job."""
-    unit = lists.unit + entry
+    unit = tl.load(lists.unit + entry)
     return Visit(1, unit, unit)
 
 
@@ -75,7 +75,7 @@ def visit_unit(lists, entry):
 def blocks_until(rows, visit, U, C):
     """Blocks of the unit up to the last row's own position: what follows, no row may see."""
     last = tl.max(tl.where(rows.inside, tl.max(rows.position, 1), -1), 0)
-    left = tl.maximum(last + C.BLOCK_N - tl.load(visit.units) * U.UNIT, 0)
+    left = tl.maximum(last + C.BLOCK_N - visit.units * U.UNIT, 0)
     return tl.minimum(left // C.BLOCK_N, U.UNIT // C.BLOCK_N)
 
 

@@ -49,7 +49,7 @@ def step_lists(chosen: Tensor) -> StepLists:
 
 
 def unit_constants(shape: UnitShape, unit: int, lists_per_head: int = 1) -> UnitConst:
-    values = (unit, shape.lanes, lists_per_head)
+    values = (unit, shape.lanes, lists_per_head, True)
     return UnitConst(*(tl.constexpr(value) for value in values))
 
 
