@@ -16,7 +16,7 @@ from benchmarks import run as command
 from benchmarks.baselines import nsa as peers
 from benchmarks.gpu import worker
 from benchmarks.gpu.patterns import Case
-from benchmarks.nsa import blocked, cases, checks, table, timing
+from benchmarks.nsa import blocked, cases, checks, loops, table, timing
 from benchmarks.nsa.inputs import inputs, lists, load, parts_of
 
 SMALL = cases.shapes(True, [70])[1]
@@ -94,6 +94,17 @@ def test_every_case_runs_dry_and_is_shown() -> None:
     assert "checks: 4 of 4 pass" in text
     assert "40, D 16" in text
     assert table.markdown(results).count("\n| ") > 20
+
+
+def test_both_loops_are_the_same_attention() -> None:
+    case = SMALL | {"kind": "nsa_loop", "lists": "clustered", "dtype": "float64"}
+    results = []
+    for outer in loops.OUTERMOST:
+        module = loops.load(case | {"outer": outer})
+        inputs, chosen = loops.arguments(module, case | {"outer": outer})
+        results.append(module.attention(*inputs, chosen=chosen))
+        assert hasattr(module, "merge_pairs") is (outer == "keys")
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
 
 
 def test_flops_are_the_exact_counts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.baselines import nsa as peers
 from benchmarks.gpu.patterns import Case
+from benchmarks.nsa import loops
 
 LENGTHS = (65536, 8192, 32768, 131072)
 SHAPE: Case = {"heads": 64, "kv_heads": 4, "dtype": "bfloat16", "by": "mlp", "lists": "own", "params": {}}
@@ -18,6 +19,7 @@ CHECKED = (8192 + 67, 65536)  # tokens of the checks; the first is a multiple of
 MOST_CHECKED = 65536  # tokens: beyond, the float32 copies of the reference may not fit
 STEPS = ((1, 64), (16, 64))  # batch, page
 BACKENDS = ("flash", "cudnn")
+GROUPS, SMALL_GROUPS = (1, 2, 4, 8, 16), (1, 2)  # heads that share a list
 
 
 def shapes(dry: bool, lengths: list[int] | None, all_dims: bool = True) -> list[Case]:
@@ -51,7 +53,19 @@ def timed(dry: bool, lengths: list[int] | None) -> list[Case]:
         cases += branches(shape)
         cases += [shape | {"kind": "nsa_whole", "lists": name} for name in ("random", "clustered")]
         cases += others(shape)
+    for shape in shapes(dry, lengths, all_dims=False)[:2]:
+        cases += both_loops(shape, SMALL_GROUPS if dry else GROUPS)
     return cases
+
+
+def both_loops(shape: Case, groups: tuple[int, ...]) -> list[Case]:
+    """Queries and keys outermost over the same lists, by the heads of a list."""
+    return [
+        shape | {"kind": "nsa_loop", "kv_heads": shape["heads"] // group, "lists": kind, "outer": outer}
+        for group in groups
+        for kind in ("clustered", "random")
+        for outer in loops.OUTERMOST
+    ]
 
 
 def branches(shape: Case) -> list[Case]:
@@ -87,8 +101,8 @@ def warmed(cases: list[Case]) -> list[list[Case]]:
     """What compiles something, once each: by kind, dims and branch, at the shortest length."""
     groups: dict[str, Case] = {}
     for case in cases:
-        if case["kind"] in ("nsa_whole", "nsa_branch", "nsa_decode", "nsa_peer"):
-            names = ("kind", "dim", "v_dim", "branch", "peer", "by", "page")
+        if case["kind"] in ("nsa_whole", "nsa_branch", "nsa_decode", "nsa_peer", "nsa_loop"):
+            names = ("kind", "dim", "v_dim", "branch", "peer", "by", "page", "outer", "kv_heads")
             own = " ".join(str(case.get(name)) for name in names)
             known = groups.get(own)
             if known is None or case["tokens"] < known["tokens"]:

@@ -30,6 +30,9 @@ def what(row: Case) -> str:
     """`ours: fine, clustered lists`"""
     kind = row["kind"].removeprefix("nsa_")
     who = row.get("peer") or (f"SDPA {row['backend']}" if "backend" in row else "ours")
+    if kind == "loop":
+        heads = row["heads"] // row["kv_heads"]
+        return f"ours: {row['outer']} outermost, {heads} heads a list, {row['lists']} lists"
     part = row.get("branch") or {"dense": "dense", "dense_decode": "dense"}.get(kind, kind)
     lists = f", {row['lists']} lists" if row.get("lists", "own") != "own" else ""
     return f"{who}: {part}{lists}" + (", by mean" if row.get("by") == "mean" else "")
@@ -109,7 +112,7 @@ def attend_rows(results: Case) -> list[list[str]]:
 
 
 def failed(row: Case) -> bool:
-    return "failure" in row and row["kind"] in ("nsa_whole", "nsa_branch", "nsa_dense", "nsa_peer")
+    return "failure" in row and row["kind"] in ("nsa_whole", "nsa_branch", "nsa_dense", "nsa_peer", "nsa_loop")
 
 
 def decode_rows(results: Case) -> list[list[str]]:

@@ -14,6 +14,7 @@ from benchmarks.gpu import clock
 from benchmarks.gpu.patterns import DEVICE, Case
 from benchmarks.gpu.timing import backend
 from benchmarks.nsa import inputs as arguments
+from benchmarks.nsa import loops
 
 Call = Callable[..., Tensor]
 
@@ -65,6 +66,13 @@ def dense(case: Case) -> Case:
     attend = lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # noqa: E731
     with backend(case["backend"]):
         return both_ways(case, attend, [q, k, v])
+
+
+def loop(case: Case) -> Case:
+    """Attention to given lists with queries or keys outermost."""
+    module = loops.load(case)
+    given, chosen = loops.arguments(module, case)
+    return both_ways(case, lambda q, k, v: module.attention(q, k, v, chosen=chosen), given)
 
 
 def streams(case: Case, rows: int | None = None) -> list[Tensor]:
@@ -159,4 +167,4 @@ def counted(case: Case) -> Case:
 
 
 KINDS = {"whole": whole, "branch": branch, "dense": dense, "peer": peer, "decode": decode,
-         "dense_decode": dense_decode, "counted": counted}  # fmt: skip
+         "dense_decode": dense_decode, "counted": counted, "loop": loop}  # fmt: skip
