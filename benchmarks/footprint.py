@@ -33,7 +33,7 @@ from triton.compiler.compiler import make_backend
 import spdsl
 from benchmarks.footprint_samples import Assembled, Sample, read
 from spdsl import targets
-from spdsl.device.candidates import STEPS, blocks_fit, stepped
+from spdsl.device.candidates import STEPS, UNIT_KERNELS, UNIT_STEPS, blocks_fit, stepped
 from spdsl.device.configs import Config, lookup
 from spdsl.resources import folder
 from spdsl.runtime.crosscompile import compile_launch
@@ -50,6 +50,7 @@ DIMS = (*((d, d) for d in (16, 24, 32, 40, 48, 64, 64, 72, 80, 96, 112, 128, 128
 RANGES = ("causal", "causal", "streaming_llm", "streaming_llm", "document", "document", "alibi", "alibi")
 OTHERS = ("sink_attention", "block_sparse", "big_bird", "dilated", "prefix_lm", "longformer", "sparse_transformer")
 GROUPS = (1, 2, 5, 8, 16)  # of nsa; its blocks of 64 keys bound those of the kernels
+APART = "moba"  # a list for each head: rows are gathered
 KINDS = ("forward", "dq", "dkdv", "decode", "select")
 MOST_BLOCKS = 2  # limits of a block up to which a sample is kept
 
@@ -91,11 +92,11 @@ def draws(seed: int, count: int) -> Iterator[Draw]:
     chance = random.Random(seed)
     for _ in range(count):
         yield Draw(
-            pattern=chance.choice((*RANGES, *chance.sample(OTHERS, 2), *(f"nsa/{g}" for g in GROUPS))),
+            pattern=chance.choice((*RANGES, *chance.sample(OTHERS, 2), *(f"nsa/{g}" for g in GROUPS), APART)),
             pick=chance.randrange(1 << 16),
             dtype=chance.choice(tuple(DTYPES)),
             dims=chance.choice(DIMS),
-            step=chance.choice(STEPS),
+            step=chance.choice(UNIT_STEPS),
             architecture=chance.choices(ARCHITECTURES, WEIGHTS)[0],
         )
 
@@ -110,7 +111,8 @@ class Near:
     def __call__(self, kernel: str, *place: Any) -> Config:
         default = lookup(kernel, *place)
         near = stepped(default, self.step)
-        found = near if blocks_fit(near, 0) else default
+        tried = blocks_fit(near, 0) and self.step in (UNIT_STEPS if kernel in UNIT_KERNELS else STEPS)
+        found = near if tried else default
         return self.given.setdefault(kernel.removesuffix("_bias"), found)
 
 

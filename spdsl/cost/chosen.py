@@ -131,9 +131,7 @@ def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
     """Scores again what the coarse softmax scored: an entry once for each unit that it overlaps."""
     choice, softmax = plan.choice, _scoring(call, plan)
     qk, _ = call.dims(softmax)
-    pairs = (
-        call.many(step_pairs(call, softmax)) if call.phase is Phase.DECODE else call.pairs(softmax) * call.shape.batch
-    )
+    pairs = _scored_pairs(call, softmax)
     moved = call.rows_bytes(softmax, qk) + scored_bytes(call, softmax) + call.list_bytes(choice, softmax)
     name = f"{choice.name}_select"
     if not ranked(choice):
@@ -185,9 +183,7 @@ def _by_torch(call: Call, plan: ChoicePlan, softmax: SoftmaxPlan, moved: Number)
     qk, _ = call.dims(softmax)
     heads = call.count.heads(softmax.softmax)
     every = call.many(heads * call.queries * call.count.entries(softmax.sweeps[0].stream))
-    pairs = (
-        call.many(step_pairs(call, softmax)) if call.phase is Phase.DECODE else call.pairs(softmax) * call.shape.batch
-    )
+    pairs = _scored_pairs(call, softmax)
     return Kernel(
         f"{plan.choice.name} by torch", "select", "select", launches=0, flops=pairs * (2 * qk),
         machine=every * (2 * qk), bytes=moved, moved=moved + every * (3 * LSE_BYTES),

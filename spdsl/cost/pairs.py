@@ -11,6 +11,8 @@ from spdsl.device.configs import Config
 from spdsl.ir.pattern import Choice, Phase
 from spdsl.ir.plan import SoftmaxPlan
 from spdsl.passes.count import Number
+from spdsl.passes.series import Trace
+from spdsl.passes.spans import size
 
 # Operators of torch, as the tests count them in generated modules: for each turn of heads, and once.
 LIST_STEPS, CACHED_LIST_STEPS = 98, 113
@@ -55,7 +57,8 @@ def backward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kerne
     yield Kernel("add_pairs", "backward", "copy", launches=turns, moved=parts + call.rows_bytes(softmax, qk))
 
     config = _config(call, softmax, choice, "units_dkdv")
-    blocks, area = _blocks(call, softmax, choice, pairs, config), config.block_m * config.block_n
+    groups, area = call.count.stream(softmax.sweeps[0].stream)[0] * call.shape.batch, config.block_m * config.block_n
+    blocks = _tiles(call, choice, pairs, groups, config.block_m) * (groups * choice.unit // config.block_n)
     yield _lists(call, softmax, choice, pairs, 1)
     yield Kernel(
         f"{softmax.name}_dkdv", "backward", "units_backward",
@@ -79,10 +82,39 @@ def _pairs(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Number:
 
 
 def _blocks(call: Call, softmax: SoftmaxPlan, choice: Choice, pairs: Number, config: Config) -> Number:
-    """Tiles of rows and keys, at most: the last tile of a unit is not full, and a query sees half of its own unit."""
-    units = -(-call.length // choice.unit) * call.lists(choice, softmax) * call.shape.batch
-    most = pairs.value // config.block_m + min(units, pairs.value)
-    return Number(most * (choice.unit // config.block_n), exact=False)
+    """Blocks of keys over all tiles of rows of one head; none behind the position of the last row."""
+    lists, per_unit = call.lists(choice, softmax), choice.unit // config.block_n
+    tiles = _tiles(call, choice, pairs, lists * call.shape.batch, config.block_m)
+    return (tiles * per_unit + Number(-_spared(call, choice, config))) * (lists * call.shape.batch)
+
+
+def _tiles(call: Call, choice: Choice, pairs: Number, groups: int, block_m: int) -> Number:
+    """Tiles of rows of one of `groups` groups of lists: the last one of each unit is not full.
+
+    Exact where lists hold all that their queries see; at most one more tile for each unit else.
+    """
+    units, rows, group = -(-call.length // choice.unit), call.queries, pairs.value // groups
+    seen = [rows - (unit * choice.unit if call.plan.pattern.causal else 0) for unit in range(units)]
+    lists = group // sum(seen) if sum(seen) and not group % sum(seen) else 0
+    if pairs.exact and lists:
+        return Number(sum(-(-one * lists // block_m) for one in seen))
+    return Number(group // block_m + min(units, group), exact=False)
+
+
+def _spared(call: Call, choice: Choice, config: Config) -> int:
+    """Blocks of its own unit that a query is not shown, where every query has chosen it."""
+    last, own = call.length - 1, (call.length - 1) // choice.unit
+    sets = call.count.units(choice, last, 0, Trace())
+    everything = sets.room >= size(sets.forced) + size(sets.free)
+    certain = [*sets.forced, *(sets.free if everything else [])]
+    if not call.plan.pattern.causal or size(sets.forced) > sets.room or not any(a <= own < b for a, b in certain):
+        return 0
+    per_unit = choice.unit // config.block_n
+    ends = [(i + 1) * config.block_m for i in range(choice.unit // config.block_m)]
+    whole = sum(per_unit - min(per_unit, -(-end // config.block_n)) for end in ends)
+    rest = call.length - own * choice.unit
+    ends = [min(end, rest) for end in range(config.block_m, rest + config.block_m, config.block_m)]
+    return own * whole + sum(per_unit - min(per_unit, -(-end // config.block_n)) for end in ends)
 
 
 def _turns(call: Call, softmax: SoftmaxPlan, choice: Choice, dim: int) -> int:

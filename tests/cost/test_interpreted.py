@@ -35,6 +35,21 @@ TEXTS = {
             return attend(chosen)
         }
     """,
+    "apart": """
+        pattern p {
+            causal
+            means  = compress(8, by = mean)
+            chosen = top_k(4, score = dot(means), unit = max(32), share = head, force = last(1))
+            return attend(chosen)
+        }
+    """,
+    "apart, no order": """
+        pattern p {
+            means  = compress(8, by = mean)
+            chosen = top_k(4, score = dot(means), unit = max(32), share = head)
+            return attend(chosen)
+        }
+    """,
 }
 
 
