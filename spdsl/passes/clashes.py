@@ -14,36 +14,38 @@ from spdsl.passes.names import Names
 # Names in the functions of a module that take the inputs as arguments.
 ARGUMENT_WORDS = frozenset(
     """
-    Any C Cache Callable Cells Corner Inputs Layout Logits NAMESPACE NamedTuple Paged Sequence Tensor Tiles U
-    add_parts attention autocast batch bool buffer by_class cache call call_of certain check_attention check_sinks
-    check_weight chosen_argument columns combine condition config config_for constants corner corners ctx cu_seqlens
-    decode decode_config delta delta_of dict dk dlse dout dq dv end entry_corners entry_source expect expect_gates
-    finish first form found gate gates given_argument gpu_of grads group h heads inputs int inverse inverse_of jobs k
-    k_at k_first k_last k_offset k_spans key_extremes keys kv_heads lanes launch layout layout_of len length lengths
-    list lists lists_of logits longest lse max max_seqlen maximum may merge min minimum must one_query out own
-    packed_constants page_of paged part_lse part_out partial partial_lse parts pending per_unit pool_mlp pool_softmax
-    pool_weighted pooled prefill q q_at q_first q_heads q_last q_offset q_spans random_argument reference
-    refuse_gradient return_lse row_extremes rows rows_contiguous run seen sequences settle shape sink_gradient
-    sizes sizes_of slice slot_buffer source spans sparse_forward split_count splits step_lists str strided t there
-    tensor_argument tensors tokens torch triton tuned tuple unit_constants unit_inverse unit_list unit_lists unit_mask
-    unit_shape units_backward units_forward uses_kernels v v_dim visited wide x
+    Any C Cache Callable Cells Corner INTERPRETED Inputs Layout Logits NAMESPACE NamedTuple Paged Sequence Tensor Tiles
+    U add_parts add_rows attention autocast batch bool buffer by_class cache call call_of certain check_attention
+    check_sinks check_weight chosen_argument columns combine condition config config_for constants corner corners ctx
+    cu_seqlens decode decode_config delta delta_of dict dk dlse dout dq dv end entry_corners entry_source expect
+    expect_gates finish first form found gate gates given_argument gpu_of grads group h heads inputs int inverse
+    inverse_of job_tiles jobs k k_at k_first k_last k_offset k_spans key_extremes keys kv_heads lanes launch layout
+    layout_of len length lengths list lists lists_of logits longest lse max max_seqlen maximum may merge merge_parts min
+    minimum must one_query out own packed_constants page_of paged pair_constants pair_lists part_lse part_out partial
+    partial_lse parts parts_of pending per_unit pool_mlp pool_softmax pool_weighted pooled prefill q q_at q_first
+    q_heads q_last q_offset q_spans random_argument reference refuse_gradient return_lse row_extremes rows
+    rows_contiguous run seen sequences settle shape sink_gradient sizes sizes_of slice slot_buffer some source spans
+    sparse_forward split_count splits step_lists str strided t tensor_argument tensors there tokens torch triton tuned
+    tuple turns unit_constants unit_inverse unit_list unit_lists unit_mask unit_shape units_backward units_forward
+    uses_kernels v v_dim visited wide x
     """.split()
 )
 # Names in the kernels, where streams stand too.
 KERNEL_WORDS = ARGUMENT_WORDS | frozenset(
     """
-    LN2 LOG2E NOT_RANKED RowGrads Rows S acc0 acc1 allowed at best chosen cursor divisor dout0 dout1 dq0 dq1 exists
-    forced jit last left list_head load_lse load_packed_lse load_packed_rows load_packed_v load_packed_values
-    load_qk load_row_values load_rows load_v m position q0 q1 q_count q_origin q_start query range0 ranked ranks row
-    row_delta row_lse row_origin s score scored sequence_keys sink span split start_softmax step steps
-    store_packed_qk store_packed_v store_packed_values store_qk store_ranks store_row_values store_units store_v
-    tile tl to_blocks token_pointer total unit visit visit_lists visit_step visit_units visited zeros
+    LN2 LOG2E NOT_RANKED RowGrads Rows S acc0 acc1 allowed at best blocks_until chosen cursor divisor dout0 dout1 dq0
+    dq1 entry exists forced inside jit job last left list_head load_lse load_packed_lse load_packed_rows load_packed_v
+    load_packed_values load_pair_rows load_pairs load_qk load_row_values load_rows load_v m pair position q0 q1 q_count
+    q_origin q_start query range0 ranked ranks row row_delta row_lse row_origin rows_of_parts s score scored
+    sequence_keys sink span split start_softmax step steps store_packed_qk store_packed_v store_packed_values store_qk
+    store_ranks store_row_values store_units store_v tile tl to_blocks token_pointer total unit visit visit_lists
+    visit_step visit_unit visit_units visited zeros
     """.split()
 )
 # A softmax `block` would bring a second `block_lists`.
 PREFIX_WORDS = frozenset(
-    "append block compress dense dot entries entry gate gather matrix packed plain row scatter sequence sparse unit"
-    " units visit".split()
+    "append block compress dense dot entries entry gate gather matrix packed pair plain row scatter sequence sparse"
+    " unit units visit".split()
 )
 # Second parts of the definitions of a softmax: with one of them in its name, a second softmax could meet the first's.
 TAIL_WORDS = frozenset(

@@ -29,7 +29,9 @@ pattern p {
     fine = attend(zzraw[zzcho], sink_logit = zzsink)
     near = attend(kv[sliding(8) & where(zzt[k] == zzt[q])])
     most = attend(zzbest & where(zzt[k] == zzt[q]))
-    return gate(coarse, fine, near, most), kl(mass(most), rank, share = mean(group)), attend(zzoth)
+    zzown = top_k(3, score = rank, unit = max(16), share = head)
+    apart = attend(zzraw[zzown & where(zzt[k] == zzt[q])], sink_logit = zzsink)
+    return gate(coarse, fine, near, most, apart), kl(mass(most), rank, share = mean(group)), attend(zzoth)
 }
 """
 STATIC = """
@@ -64,7 +66,8 @@ def _names(text: str, kernels: bool) -> set[str]:
 @pytest.mark.parametrize("text", [SELECTED, STATIC], ids=["selected", "static"])
 def test_names_that_inputs_would_hide_are_refused(text: str) -> None:
     module = spdsl.compile(text).text
-    own = ("coarse", "fine", "near", "most", "rank", "attend", "p_", "_", "Coarse", "Fine", "Near", "Most", "Attend")
+    own = ("coarse", "fine", "near", "most", "apart", "rank", "attend", "p_", "_")
+    own += ("Coarse", "Fine", "Near", "Most", "Apart", "Attend")
     for kernels, words in ((False, ARGUMENT_WORDS), (True, KERNEL_WORDS)):
         used = {name for name in _names(module, kernels) if "zz" not in name and not name.startswith(own)}
         assert used - words == set()
