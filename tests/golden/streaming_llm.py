@@ -1738,8 +1738,9 @@ def _ahead(kernel: KernelShape, config: Config, amd: bool) -> int:
 
 
 def _small(kernel: KernelShape, config: Config, tile: Tile) -> int:
-    """Numbers of blocks, lse and delta of rows, what a mask reads; barriers."""
-    of_step = tile.looped * (8 * kernel.name.endswith("dkdv") + 2 * kernel.reads) + 40
+    """Numbers of blocks, lse and delta of rows and over units the numbers of pairs, what a mask reads; barriers."""
+    of_row = {"dkdv": 8, "units_dkdv": 12}.get(kernel.name, 0) + 2 * kernel.reads
+    of_step = tile.looped * of_row + 40
     return _ahead(kernel, config, amd=False) * of_step + _ranks(kernel, config)
 
 
