@@ -15,6 +15,7 @@ from spdsl.device.unit_configs import (
     fitted,
     job_tiles,
     one_query,
+    rows_alone,
 )
 from spdsl.targets import Target
 
@@ -32,8 +33,14 @@ class Machine:
         return lookup(f"{kernel}_bias" if bias else kernel, self.architecture, dim, size)
 
     def unit_shape(self, kernel: str, dim: int, size: int, group: int, unit: int) -> UnitShape:
-        found = SMALL if self.architecture is None else lookup(kernel, self.architecture, dim, size, UNIT_TABLES)
-        return fitted(found, group, unit)
+        return fitted(self._unit_config(kernel, dim, size), group, unit)
+
+    def pair_shape(self, kernel: str, dim: int, size: int, unit: int) -> UnitShape:
+        """Where keys are outermost."""
+        return rows_alone(self._unit_config(kernel, dim, size), unit)
+
+    def _unit_config(self, kernel: str, dim: int, size: int) -> Config:
+        return SMALL if self.architecture is None else lookup(kernel, self.architecture, dim, size, UNIT_TABLES)
 
     def unit_step(self, kernel: str, dim: int, size: int, group: int, unit: int) -> UnitShape:
         """For one query of each sequence."""

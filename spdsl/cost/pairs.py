@@ -73,7 +73,7 @@ def backward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kerne
 
 
 def _config(call: Call, softmax: SoftmaxPlan, choice: Choice, kernel: str) -> Config:
-    return call.machine.unit_shape(kernel, max(call.dims(softmax)), call.shape.size, 1, choice.unit).config
+    return call.machine.pair_shape(kernel, max(call.dims(softmax)), call.shape.size, choice.unit).config
 
 
 def _pairs(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Number:

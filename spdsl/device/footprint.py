@@ -54,12 +54,17 @@ def shared_bytes(kernel: KernelShape, config: Config, architecture: str) -> int:
 
 
 def rows_of(kernel: KernelShape, config: Config) -> int:
-    """Rows of a tile: in decode the heads of a group, over units some queries times their heads."""
+    """Rows of a tile: in decode the heads of a group, over units some queries times their heads.
+
+    A list of one head may have any number of rows, as rows are gathered; the union of 64 queries takes no more.
+    """
     heads = power_of_2(kernel.group)
     if kernel.name.endswith("decode"):
         return max(16, heads)
     if not kernel.name.startswith("units") and kernel.name != "select":
         return config.block_m
+    if heads == 1 and kernel.name != "select":
+        return max(config.block_m, 16)
     return max(min(max(config.block_m, heads, 16) // heads, _MOST_LANES) * heads, 16)
 
 

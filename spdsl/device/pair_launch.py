@@ -10,11 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.kernel import Call, Const
-from spdsl.device.launch import INTERPRETED, launch, strided, wide
+from spdsl.device.launch import INTERPRETED, Paged, launch, strided, wide
 from spdsl.device.packed import UnitConst
 from spdsl.device.pairs import PairLists, add_pairs, merge_pairs
 from spdsl.device.sequences import Layout
-from spdsl.device.unit_configs import PARTS_BYTES, PARTS_BYTES_INTERPRETED, UnitShape
+from spdsl.device.unit_configs import PARTS_BYTES, PARTS_BYTES_INTERPRETED, UnitShape, rows_alone
+from spdsl.device.unit_launch import unit_config
 from spdsl.device.units import UnitJobs, unit_jobs, unit_tiles
 
 
@@ -38,6 +39,11 @@ def pair_lists(
         jobs.places.int(), *jobs[1:-1], tiles.counts, tiles.first, heads, entries, most, tiles.tiles, tiles.width
     )
     return lists, jobs
+
+
+def pair_shape(kernel: str, q: Tensor, v_dim: int, unit: int, paged: Paged | None = None) -> UnitShape:
+    """Tiles of pairs for `units`, `units_dq` or `units_dkdv`."""
+    return rows_alone(unit_config(kernel, q, v_dim, 1, unit, paged), unit)
 
 
 def pair_constants(unit: int, lists_per_head: int) -> UnitConst:

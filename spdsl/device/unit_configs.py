@@ -40,6 +40,12 @@ def fitted(config: Config, group: int, unit: int) -> UnitShape:
     return UnitShape(config._replace(block_m=max(lanes * padded, 16), block_n=block_n), group, lanes)
 
 
+def rows_alone(config: Config, unit: int) -> UnitShape:
+    """Tiles whose rows are queries of one head and one unit: no mask of bits bounds their number."""
+    block_n = min(config.block_n, unit & -unit)
+    return UnitShape(config._replace(block_m=max(config.block_m, 16), block_n=block_n), 1, 1)
+
+
 def one_query(shape: UnitShape) -> UnitShape:
     """The shape for decode: rows are the heads that share a list."""
     rows = max(16, power_of_2(shape.group))

@@ -30,8 +30,12 @@ from spdsl.device.units import UnitJobs, UnitTiles, unit_jobs, unit_tiles
 def unit_shape(kernel: str, q: Tensor, v_dim: int, lists: int, unit: int, paged: Paged | None = None) -> UnitShape:
     """Tiles of `lists` list heads for `units`, `units_dq`, `units_dkdv`, `units_decode` or `select`."""
     group = q.shape[1] // lists
-    config = config_for(kernel, q, v_dim, paged, group=group, most_n=(unit & -unit) % MOST_UNIT, tables=UNIT_TABLES)
-    return fitted(config, group, unit)
+    return fitted(unit_config(kernel, q, v_dim, group, unit, paged), group, unit)
+
+
+def unit_config(kernel: str, q: Tensor, v_dim: int, group: int, unit: int, paged: Paged | None = None) -> Config:
+    most_n = (unit & -unit) % MOST_UNIT
+    return config_for(kernel, q, v_dim, paged, group=group, most_n=most_n, tables=UNIT_TABLES)
 
 
 def unit_lists(chosen: Tensor, shape: UnitShape, unit: int, keys: int, layout: Layout) -> UnitTiles:
