@@ -81,7 +81,9 @@ def test_too_much_does_not_fit() -> None:
     assert spills(forward, Config(128, 128, 4, 1), "sm_80")
 
 
-@pytest.mark.parametrize("group, block_m, rows", [(1, 16, 16), (1, 128, 128), (2, 256, 128), (5, 64, 64), (100, 64, 128)])
+@pytest.mark.parametrize(
+    "group, block_m, rows", [(1, 16, 16), (1, 128, 128), (2, 256, 128), (5, 64, 64), (100, 64, 128)]
+)
 def test_rows_of_a_tile_over_units(group: int, block_m: int, rows: int) -> None:
     """At most 64 queries, heads padded to a power of two; a list of one head may have gathered rows, any number."""
     assert rows_of(KernelShape("units", 64, 64, 2, group), Config(block_m, 32, 4, 2)) == rows
