@@ -15,7 +15,7 @@ from spdsl.passes.series import Trace
 from spdsl.passes.spans import size
 
 # Operators of torch, as the tests count them in generated modules: for each turn of heads, and once.
-LIST_STEPS, CACHED_LIST_STEPS = 98, 113
+LIST_STEPS, CACHED_LIST_STEPS = 98, 119
 FILL_STEPS, BACKWARD_STEPS = 2, 4  # results; dQ, dK, dV and the gradient of lse that nobody gave
 
 
@@ -120,7 +120,7 @@ def _spared(call: Call, choice: Choice, config: Config) -> int:
 def _turns(call: Call, softmax: SoftmaxPlan, choice: Choice, dim: int) -> int:
     """Heads go one after the other where the parts of all of them would need too much memory."""
     lists = call.lists(choice, softmax)
-    size = call.shape.batch * call.queries * call.capacity(choice) * (dim + 1) * LSE_BYTES
+    size = call.shape.batch * call.queries * call.capacity(choice) * (dim + 1) * max(LSE_BYTES, call.shape.size)
     return -(-lists // max(1, call.machine.parts_bytes // size))
 
 

@@ -1,7 +1,7 @@
 """Tiles whose rows are a few neighbouring queries times the query heads that share one list of units.
 
 Row r is query `lane = r // (BLOCK_M / LANES)` of the tile and head `r % (BLOCK_M / LANES)` of the list's heads; groups
-that are no power of two leave rows empty.
+that are no power of two leave rows empty. Rows of one head that were gathered (`pairs`) are kept in the same tuples.
 """
 
 from __future__ import annotations

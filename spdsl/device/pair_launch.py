@@ -19,10 +19,10 @@ from spdsl.device.unit_launch import unit_config
 from spdsl.device.units import UnitJobs, unit_jobs, unit_tiles
 
 
-def turns(chosen: Tensor, dim: int) -> Iterator[slice]:
-    """The list heads of `chosen` [B, H, N, n], as many at a time as have room for parts of `dim` numbers."""
+def turns(chosen: Tensor, dim: int, q: Tensor) -> Iterator[slice]:
+    """The list heads of `chosen` [B, H, N, n], as many at a time as have room for parts of `dim` numbers and an lse."""
     batch, heads, rows, most = chosen.shape
-    size = batch * rows * most * (dim + 1) * 4
+    size = batch * rows * most * (dim + 1) * wide(q.dtype).itemsize
     many = max(1, (PARTS_BYTES_INTERPRETED if INTERPRETED else PARTS_BYTES) // max(1, size))
     return (slice(first, min(first + many, heads)) for first in range(0, heads, many))
 
@@ -31,7 +31,7 @@ def pair_lists(
     chosen: Tensor, first: int, groups: int, unit: int, layout: Layout, longest: int
 ) -> tuple[PairLists, UnitJobs]:
     """Lists [B, H, N, n] of the query heads from `first` on -> their pairs by unit, heads in `groups` equal groups."""
-    tiles = unit_tiles(chosen, 1, max(1, -(-layout.keys // unit)), layout)
+    tiles = unit_tiles(chosen, 1, unit, layout)
     jobs = unit_jobs(tiles, unit, groups, chosen.shape[0], layout, longest)
     heads = first + torch.arange(groups, device=chosen.device, dtype=torch.int32) * (chosen.shape[1] // groups)
     entries, most = jobs.places.shape[1], jobs.sequence.shape[1]

@@ -19,7 +19,10 @@ from spdsl.device.tiles import at, zeros
 
 
 class PairLists(NamedTuple):
-    """The pairs of H heads grouped by unit, and jobs over them; as in `UnitJobs`, a tile of which is one query."""
+    """The pairs of H heads grouped by unit, and the jobs over them, as in `UnitJobs` with tiles of one query.
+
+    H are query heads, and for dK and dV kv heads, whose query heads are numbered in a row.
+    """
 
     pairs: torch.Tensor  # [H, entries]
     sequence: torch.Tensor  # [H, jobs], as are the next five
@@ -30,7 +33,7 @@ class PairLists(NamedTuple):
     parts: torch.Tensor
     counts: torch.Tensor  # [lists, queries]: units of each query
     first: torch.Tensor  # [S]: a sequence's first query
-    heads: torch.Tensor  # [H]: the (first) query head
+    heads: torch.Tensor  # [H]: the query head, the first one of a kv head
     entries: int
     jobs: int
     queries: int
@@ -47,7 +50,7 @@ def load_pairs(lists, h, first, end, C):
 
 @jit
 def load_pair_rows(q, lists, pair, inside, s, head, q_origin, C):
-    """The queries of the pairs; `head` is that of pair 0. Each row chose what the program visits: its lane is 0."""
+    """The queries of the pairs; `head` is that of pair 0. All rows chose the unit of the program, so all are lane 0."""
     number = pair // lists.width
     query = tl.where(inside, number % lists.queries - tl.load(lists.first + s), 0)
     heads = head + number // lists.queries
@@ -66,14 +69,14 @@ def rows_of_parts(rows, pair, h):
 
 @jit
 def visit_unit(lists, entry):
-    """The unit of one job."""
+    """The unit of one job; no other field is read."""
     unit = tl.load(lists.unit + entry)
     return Visit(1, unit, unit)
 
 
 @jit
 def blocks_until(rows, visit, U, C):
-    """Blocks of the unit up to the last row's own position: what follows, no row may see."""
+    """Blocks of the unit up to the last row's own position: what follows, no row may see. Key 0 has position 0."""
     last = tl.max(tl.where(rows.inside, tl.max(rows.position, 1), -1), 0)
     left = tl.maximum(last + C.BLOCK_N - visit.units * U.UNIT, 0)
     return tl.minimum(left // C.BLOCK_N, U.UNIT // C.BLOCK_N)

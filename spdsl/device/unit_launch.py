@@ -38,8 +38,8 @@ def unit_config(kernel: str, q: Tensor, v_dim: int, group: int, unit: int, paged
     return config_for(kernel, q, v_dim, paged, group=group, most_n=most_n, tables=UNIT_TABLES)
 
 
-def unit_lists(chosen: Tensor, shape: UnitShape, unit: int, keys: int, layout: Layout) -> UnitTiles:
-    return unit_tiles(chosen, shape.lanes, max(1, -(-keys // unit)), layout)
+def unit_lists(chosen: Tensor, shape: UnitShape, unit: int, layout: Layout) -> UnitTiles:
+    return unit_tiles(chosen, shape.lanes, unit, layout)
 
 
 def lists_of(tiles: UnitTiles) -> UnitLists:

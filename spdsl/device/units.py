@@ -46,32 +46,41 @@ class UnitJobs(NamedTuple):
     slots: int
 
 
-def unit_tiles(chosen: Tensor, lanes: int, most: int, layout: Layout) -> UnitTiles:
+def unit_tiles(chosen: Tensor, lanes: int, unit: int, layout: Layout) -> UnitTiles:
     """Lists [B, H, N, n] (ascending, -1 at the end) -> the union over every `lanes` queries of a sequence.
 
-    `most` bounds the number of a unit.
+    Numbers of units of `unit` keys past the end of a sequence are dropped.
     """
     rows, inside, first = _lane_rows(chosen, lanes, layout)
+    most = max(1, -(-layout.keys // unit))
+    room: int | Tensor = most if layout.k_spans is None else _rooms(unit, layout.k_spans, first, len(rows))
     heads, wanted = chosen.shape[1], chosen.shape[3]
     flat = chosen.transpose(0, 1).flatten(1, 2)  # [H, B * N, n]
     own = flat[:, rows.flatten()].view(heads, *rows.shape, wanted)  # [H, tiles, lanes, n]
     lane = torch.arange(lanes, device=chosen.device).view(1, 1, -1, 1)
     end = most * lanes
-    keys = torch.where((own >= 0) & (own < most) & inside[None, :, :, None], own.long() * lanes + lane, end)
+    keys = torch.where((own >= 0) & (own < room) & inside[None, :, :, None], own.long() * lanes + lane, end)
     keys = keys.flatten(2).sort(dim=-1).values
-    unit, lane = keys // lanes, keys % lanes
+    number, lane = keys // lanes, keys % lanes
     new = torch.ones_like(keys, dtype=torch.bool)
-    new[..., 1:] = unit[..., 1:] != unit[..., :-1]
+    new[..., 1:] = number[..., 1:] != number[..., :-1]
     valid = keys < end
     width = max(1, min(keys.shape[-1], most))
     slot = torch.where(valid, new.cumsum(-1) - 1, width)
     units = torch.full((*keys.shape[:2], width + 1), -1, dtype=torch.int32, device=chosen.device)
-    units.scatter_(2, slot, torch.where(valid, unit, -1).int())
+    units.scatter_(2, slot, torch.where(valid, number, -1).int())
     masks = torch.zeros(*keys.shape[:2], width + 1, dtype=torch.int64, device=chosen.device)
     masks.scatter_add_(2, slot, torch.ones_like(lane) << lane)  # each lane names a unit once: a sum is a union
     counts = (new & valid).sum(-1, dtype=torch.int32)
     units, masks = units[..., :width].contiguous(), masks[..., :width].contiguous()
     return UnitTiles(units, masks, counts, first, rows.shape[0], width)
+
+
+def _rooms(unit: int, k_spans: Tensor, first: Tensor, tiles: int) -> Tensor:
+    """Units of each tile's sequence, [1, tiles, 1, 1]."""
+    tile = torch.arange(tiles, device=first.device, dtype=torch.int32)
+    sequence = torch.bucketize(tile, first, right=True) - 1
+    return ((k_spans[:, 1] + (unit - 1)) // unit)[sequence].view(1, -1, 1, 1)
 
 
 def _lane_rows(chosen: Tensor, lanes: int, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,7 +156,7 @@ def _numbered(tiles: UnitTiles, first_unit: Tensor, most: int) -> Tensor:
 def _first_units(unit: int, batch: int, layout: Layout, sequence: Tensor) -> tuple[Tensor, int]:
     """-> the number of each sequence's first unit [S], and how many units all sequences have at most."""
     if layout.k_spans is None or batch > 1:
-        width = -(-layout.keys // unit)
+        width = max(1, -(-layout.keys // unit))
         return torch.arange(len(sequence), device=sequence.device) * width, len(sequence) * width
     counts = -(-layout.k_spans[:, 1] // unit)
     return counts.cumsum(0) - counts, layout.keys // unit + len(sequence)

@@ -1752,7 +1752,7 @@ def _small(kernel: KernelShape, config: Config, tile: Tile) -> int:
 def _ranks(kernel: KernelShape, config: Config) -> int:
     """Of `select`: 8 bytes for each query and unit of a step, as they are sorted."""
     queries = config.block_m // power_of_2(kernel.group)
-    several = 4 if queries > 1 and config.block_m < 16 * config.num_warps else 2  # warps have the scores of a head
+    several = 4 if queries > 1 and config.block_m <= 16 * config.num_warps else 2  # warps have the scores of a head
     scores = config.block_m * config.block_n * several if config.num_warps > 4 or config.block_m > 64 else 0
     least = (512 if queries > 1 else 256) * config.num_warps
     return max(queries * config.block_n * 8, least, scores) if kernel.name == "select" else 0
