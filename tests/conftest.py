@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.interpreter import replace_once_per_kernel
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+settings.register_profile("unhurried", deadline=None)  # other work on the machine is no failure
+settings.load_profile("unhurried")
 
 
 def pytest_configure(config: pytest.Config) -> None:
