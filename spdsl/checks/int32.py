@@ -69,14 +69,14 @@ def pairs_of_units(view: View) -> Iterator[Diagnostic]:
         for one in unit_launches(view, softmax):
             if one.kernel.name != "units_dkdv":
                 continue
-            lanes = 1 if softmax.pairs else one.lanes
-            width = min(lanes * (choice.capacity or view.units(choice)), view.units(choice))
-            tiles = view.expected.batch * per_kv * -(-view.length // lanes)
+            width = min(one.lanes * (choice.capacity or view.units(choice)), view.units(choice))
+            tiles = view.expected.batch * per_kv * -(-view.length // one.lanes)
             if tiles * width > MOST:
                 yield _exceeds(
                     view, choice.span, tiles * width, f"the backward of `{softmax.name}` has {tiles * width:,} "
                     "(tile, unit) pairs for a kv head",
-                    f"{tiles:,} tiles of {lanes} {'query' if lanes == 1 else 'queries'}, {width:,} units each at most",
+                    f"{tiles:,} tiles of {one.lanes} {'query' if one.lanes == 1 else 'queries'}, "
+                    f"{width:,} units each at most",
                     "a smaller batch, fewer units, or `share = group` needs fewer",
                 )  # fmt: skip
 

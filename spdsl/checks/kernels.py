@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from spdsl.checks.view import View
 from spdsl.device.configs import TABLES, Config, chained, lookup, power_of_2
 from spdsl.device.footprint import KernelShape
-from spdsl.device.unit_configs import MOST_UNIT, UNIT_TABLES, UnitShape, fitted, one_query
+from spdsl.device.unit_configs import MOST_UNIT, UNIT_TABLES, UnitShape, fitted, one_query, rows_alone
 from spdsl.diagnostics import Span
 from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Tensor, Values
 from spdsl.ir.plan import ChoicePlan, Form, Role, SoftmaxPlan
@@ -72,7 +72,8 @@ def unit_config(view: View, kernel: str, softmax: SoftmaxPlan, unit: int, page: 
     """The tiles of a kernel over units."""
     assert softmax.units is not None
     found = lookup(kernel, view.architecture, max(dims(view, softmax.sweeps[0].stream)), view.shape.size, UNIT_TABLES)
-    shape = fitted(_in_page(found, page), heads_per_list(view, softmax.units, softmax.softmax), unit)
+    config, group = _in_page(found, page), heads_per_list(view, softmax.units, softmax.softmax)
+    shape = rows_alone(config, unit) if softmax.pairs else fitted(config, group, unit)
     return one_query(shape) if kernel == "units_decode" else shape
 
 

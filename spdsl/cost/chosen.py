@@ -91,18 +91,18 @@ def backward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kerne
         machine=blocks * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=blocks * area,
         bytes=rows + keys * 2, moved=rows + keys * 2,
     )  # fmt: skip
-    if slots := _slots(call, choice, softmax, shape.lanes):
-        heads = call.count.stream(softmax.sweeps[0].stream)[0]
-        parts = Number(heads * slots * choice.unit * (qk + v) * LSE_BYTES, exact=False)
-        yield Kernel("add_slots", "backward", "copy", bytes=parts, moved=parts)
+    yield from added_slots(call, choice, softmax, shape.lanes, call.machine.job_tiles(choice.unit))
 
 
-def _slots(call: Call, choice: Choice, softmax: SoftmaxPlan, lanes: int) -> int:
-    """Room for the parts of units that several jobs share, known from sizes alone."""
+def added_slots(call: Call, choice: Choice, softmax: SoftmaxPlan, lanes: int, longest: int) -> Iterator[Kernel]:
+    """The parts of units that several jobs of `longest` tiles share: their room is known from sizes alone."""
+    heads, qk, v = call.count.stream(softmax.sweeps[0].stream)
     tiles = call.shape.batch * -(-call.length // lanes)
     width = max(1, min(call.capacity(choice) * lanes, -(-call.length // choice.unit)))
-    lists = call.lists(choice, softmax) // call.count.stream(softmax.sweeps[0].stream)[0]
-    return 2 * (tiles * width * max(1, lists) // call.machine.job_tiles(choice.unit))
+    lists = max(1, call.lists(choice, softmax) // heads)
+    if slots := 2 * (tiles * width * lists // longest):
+        parts = Number(heads * slots * choice.unit * (qk + (v or qk)) * LSE_BYTES, exact=False)
+        yield Kernel("add_slots", "backward", "copy", bytes=parts, moved=parts)
 
 
 def decode(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:

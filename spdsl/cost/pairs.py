@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spdsl.cost.attend import delta
+from spdsl.cost.chosen import BACKWARD_STEPS, FILL_STEPS, added_slots
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, Call, Kernel
 from spdsl.cost.unions import tile_units
 from spdsl.device.configs import Config
@@ -14,9 +15,8 @@ from spdsl.passes.count import Number
 from spdsl.passes.series import Trace
 from spdsl.passes.spans import size
 
-# Operators of torch, as the tests count them in generated modules: for each turn of heads, and once.
+# Operators of torch for each turn of heads, as the tests count them in generated modules.
 LIST_STEPS, CACHED_LIST_STEPS = 98, 119
-FILL_STEPS, BACKWARD_STEPS = 2, 4  # results; dQ, dK, dV and the gradient of lse that nobody gave
 
 
 def forward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
@@ -66,10 +66,8 @@ def backward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kerne
         machine=blocks * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=blocks * area,
         bytes=rows + keys * 2, moved=gathered + keys * 2,
     )  # fmt: skip
-    if slots := _slots(call, softmax, choice, config):
-        heads = call.count.stream(softmax.sweeps[0].stream)[0]
-        added = Number(heads * slots * choice.unit * (qk + v) * LSE_BYTES, exact=False)
-        yield Kernel("add_slots", "backward", "copy", bytes=added, moved=added)
+    longest = call.machine.job_tiles(choice.unit) * config.block_m
+    yield from added_slots(call, choice, softmax, 1, longest)
 
 
 def _config(call: Call, softmax: SoftmaxPlan, choice: Choice, kernel: str) -> Config:
@@ -109,12 +107,17 @@ def _spared(call: Call, choice: Choice, config: Config) -> int:
     certain = [*sets.forced, *(sets.free if everything else [])]
     if not call.plan.pattern.causal or size(sets.forced) > sets.room or not any(a <= own < b for a, b in certain):
         return 0
-    per_unit = choice.unit // config.block_n
-    ends = [(i + 1) * config.block_m for i in range(choice.unit // config.block_m)]
-    whole = sum(per_unit - min(per_unit, -(-end // config.block_n)) for end in ends)
-    rest = call.length - own * choice.unit
-    ends = [min(end, rest) for end in range(config.block_m, rest + config.block_m, config.block_m)]
-    return own * whole + sum(per_unit - min(per_unit, -(-end // config.block_n)) for end in ends)
+    per_unit, rest = choice.unit // config.block_n, call.length - own * choice.unit
+
+    def hidden(rows: int) -> int:
+        """Of a tile that ends with row `rows` of the unit."""
+        return per_unit - min(per_unit, -(-rows // config.block_n))
+
+    # Rows of later queries fill the last tile of a unit, if its own do not; behind the last unit there are none.
+    whole = sum(hidden(end) for end in range(config.block_m, choice.unit + 1, config.block_m))
+    return own * whole + sum(
+        hidden(min(end, rest)) for end in range(config.block_m, rest + config.block_m, config.block_m)
+    )
 
 
 def _turns(call: Call, softmax: SoftmaxPlan, choice: Choice, dim: int) -> int:
@@ -129,11 +132,3 @@ def _lists(call: Call, softmax: SoftmaxPlan, choice: Choice, pairs: Number, turn
     moved = call.list_bytes(choice, softmax) + pairs * 64
     own = LIST_STEPS if call.phase is Phase.TRAIN else CACHED_LIST_STEPS
     return Kernel(f"{softmax.name} pairs", "lists", "copy", launches=0, steps=turns * own, bytes=moved, moved=moved)
-
-
-def _slots(call: Call, softmax: SoftmaxPlan, choice: Choice, config: Config) -> int:
-    """Room for the parts of units that several jobs share, known from sizes alone."""
-    width = max(1, min(call.capacity(choice), -(-call.length // choice.unit)))
-    lists = call.lists(choice, softmax) // call.count.stream(softmax.sweeps[0].stream)[0]
-    pairs = call.shape.batch * call.length * width * max(1, lists)
-    return 2 * (pairs // (call.machine.job_tiles(choice.unit) * config.block_m))

@@ -78,9 +78,13 @@ def unit_tiles(chosen: Tensor, lanes: int, unit: int, layout: Layout) -> UnitTil
 
 def _rooms(unit: int, k_spans: Tensor, first: Tensor, tiles: int) -> Tensor:
     """Units of each tile's sequence, [1, tiles, 1, 1]."""
+    return ((k_spans[:, 1] + (unit - 1)) // unit)[_sequences(first, tiles)].view(1, -1, 1, 1)
+
+
+def _sequences(first: Tensor, tiles: int) -> Tensor:
+    """The sequence of each tile."""
     tile = torch.arange(tiles, device=first.device, dtype=torch.int32)
-    sequence = torch.bucketize(tile, first, right=True) - 1
-    return ((k_spans[:, 1] + (unit - 1)) // unit)[sequence].view(1, -1, 1, 1)
+    return torch.bucketize(tile, first, right=True) - 1
 
 
 def _lane_rows(chosen: Tensor, lanes: int, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,8 +152,7 @@ def unit_jobs(tiles: UnitTiles, unit: int, heads: int, batch: int, layout: Layou
 
 def _numbered(tiles: UnitTiles, first_unit: Tensor, most: int) -> Tensor:
     """The units of the tiles [H, tiles, width] numbered over all sequences; `most` where there is none."""
-    tile = torch.arange(tiles.tiles, device=first_unit.device, dtype=torch.int32)
-    sequence = torch.bucketize(tile, tiles.first, right=True) - 1
+    sequence = _sequences(tiles.first, tiles.tiles)
     return torch.where(tiles.units >= 0, tiles.units + first_unit[sequence].view(1, -1, 1), most)
 
 
