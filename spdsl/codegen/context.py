@@ -18,6 +18,7 @@ from spdsl.ir.pattern import (
     Extra,
     Gate,
     Kl,
+    Merge,
     Phase,
     Pooled,
     Query,
@@ -75,6 +76,7 @@ def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
         bias_reads=() if bias is None else _float_reads(bias, plan.reads),
         role=plan.role,
         units=plan.units,
+        unwanted="" if plan.wanted is sympy.true else expression(sympy.Not(plan.wanted), TRITON),
         pairs=plan.pairs,
         grid=plan.sweeps[0].stream.grid,
         skip_empty=any(sweep.form is Form.LISTS for sweep in plan.sweeps),
@@ -171,7 +173,8 @@ def _case(case: Case, plan: Plan, softmaxes: dict[str, SoftmaxText], choices: di
     uses_length = case.condition is not None and LENGTH in case.condition.free_symbols
     plans = {found.name: found for found in plan.softmaxes}
     extras = tuple(_extra(i, extra, softmaxes, plans) for i, extra in enumerate(case.extras, 1))
-    return CaseText(condition, uses_length, calls, _branch(case.branch), extras)
+    cached = tuple(_cached(extra) for extra in case.extras if isinstance(extra, Softmax | Gate | Merge))
+    return CaseText(condition, uses_length, calls, _branch(case.branch), _cached(case.branch), extras, cached)
 
 
 def _extra(
@@ -198,3 +201,17 @@ def _branch(branch: Branch) -> str:
         return f"{branch.name}_part"
     parts = ", ".join(_branch(inner) for inner in branch.branches)
     return f"gate([{parts}], gates)" if isinstance(branch, Gate) else f"merge([{parts}])"
+
+
+def _cached(branch: Branch) -> str:
+    """As `_branch`, of parts that may be splits: all that becomes one goes to one launch."""
+    if isinstance(branch, Gate):
+        return f"gated([{', '.join(f'[{_parts(inner)}]' for inner in branch.branches)}], gates)"
+    return f"joined([{_parts(branch)}])"
+
+
+def _parts(branch: Branch) -> str:
+    """A merge of merges is one merge."""
+    if isinstance(branch, Softmax):
+        return f"{branch.name}_part"
+    return ", ".join(_parts(inner) for inner in branch.branches)

@@ -90,11 +90,9 @@ class CaseText:
     uses_length: bool
     calls: tuple[SoftmaxText | ChoiceText, ...]  # in the order of their use
     result: str  # expression over the names of the softmaxes
+    cached_result: str  # the same where one query leaves splits
     extras: tuple[str | ExtraText, ...]  # expressions likewise; scores come from `attention` alone
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        return tuple(extra for extra in self.extras if isinstance(extra, str))
+    cached_branches: tuple[str, ...]  # those that are no scores, with a cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class SoftmaxText:
     is_class: bool  # over one residue class: for `attention` only
     role: Role
     units: Choice | None  # the choice that its one sweep walks
+    unwanted: str  # the lengths at which another result answers; empty: none
     pairs: bool  # each unit meets the queries that chose it
     grid: Grid
 

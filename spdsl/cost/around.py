@@ -87,15 +87,19 @@ def cached(call: Call) -> Iterator[Kernel]:
 
 
 def together(call: Call) -> Iterator[Kernel]:
-    """How the branches of each result become one, and which result answers."""
+    """How the branches of each result become one."""
     for branch in _branches(call):
         found = _together_bytes(call, branch)
         if isinstance(branch, Gate):
             yield Kernel("gate_rows", "combine", "copy", 1, LSE_STEPS, bytes=found, moved=found)
         elif isinstance(branch, Merge):
             yield Kernel("merge", "combine", "copy", 0, MERGE_STEPS, bytes=found, moved=found)
+
+
+def settled(call: Call) -> Iterator[Kernel]:
+    """Which of the results of a call with a cache answers."""
     conditions = [one for one in call.plan.pattern.cases_of(call.phase) if one.condition is not None]
-    if conditions and call.phase is not Phase.TRAIN:
+    if conditions:
         moved = _together_bytes(call, conditions[0].branch) * len(conditions)
         steps = SETTLE_STEPS * len(conditions)
         yield Kernel("choice of results", "combine", "copy", 0, steps, bytes=moved, moved=moved)

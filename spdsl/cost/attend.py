@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from spdsl.cost.kernels import LSE_BYTES, Call, Kernel, listed
+from spdsl.cost.kernels import Call, Kernel, listed
 from spdsl.cost.machine import padded_group
 from spdsl.cost.visits import key_tiles, row_tiles, step_blocks
 from spdsl.ir.pattern import Phase
@@ -107,16 +107,15 @@ def decode(call: Call, softmax: SoftmaxPlan) -> Iterator[Kernel]:
         bytes=call.thinned(softmax, read.bytes) + own,
         moved=call.thinned(softmax, call.many(moved)) + own,
     )  # fmt: skip
-    yield combined(call, softmax, call.machine.splits(call.shape.batch * programs, _capacity(call, softmax)))
 
 
-def combined(call: Call, softmax: SoftmaxPlan, splits: int) -> Kernel:
-    """Partial results are float32."""
-    _, v = call.dims(softmax)
+def splits(call: Call, softmax: SoftmaxPlan) -> int:
+    """In how many parts the keys of a step are visited, if the cache has room for no more."""
     heads = call.count.heads(softmax.softmax)
-    found = call.many(heads * (splits * ((v or 16) + 1) * LSE_BYTES + (v or 16) * call.shape.size + LSE_BYTES))
-    part = "combine" if softmax.role is Role.BRANCH else "score"
-    return Kernel("combine_splits", part, "copy", bytes=found, moved=found)
+    streams = [sweep.stream for sweep in softmax.sweeps]
+    group = min(heads // call.count.stream(stream)[0] for stream in streams)
+    visited = sum(step_blocks(sweep, call.count.entries(sweep.stream), call.length, 1) for sweep in softmax.sweeps)
+    return call.machine.splits(call.shape.batch * (heads // group), visited)
 
 
 def step_pairs(call: Call, softmax: SoftmaxPlan) -> int:
@@ -125,10 +124,6 @@ def step_pairs(call: Call, softmax: SoftmaxPlan) -> int:
     if softmax.units is not None:
         return call.count.keys(softmax, last, range(1)).value * heads
     return sum(call.count.keys(softmax, last, range(head, head + 1)).value for head in range(heads))
-
-
-def _capacity(call: Call, softmax: SoftmaxPlan) -> int:
-    return call.count.entries(softmax.sweeps[0].stream)
 
 
 def _walked(call: Call, softmax: SoftmaxPlan) -> SoftmaxPlan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spdsl.cost.attend import combined, delta, step_pairs
+from spdsl.cost.attend import delta, step_pairs
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
 from spdsl.cost.machine import padded
 from spdsl.cost.unions import select_steps, tile_units
@@ -122,9 +122,14 @@ def decode(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]
         bytes=call.thinned(softmax, read.bytes) + own + listed,
         moved=call.many(lists * min(units * choice.unit, call.length) * row, choice.sized) + own + listed,
     )  # fmt: skip
+
+
+def splits(call: Call, softmax: SoftmaxPlan) -> int:
+    """In how many parts the units of a list are visited."""
+    choice = softmax.units
+    assert choice is not None
     width = max(1, min(call.capacity(choice), -(-call.length // choice.unit)))
-    keys = min(call.length, width * choice.unit)
-    yield combined(call, softmax, call.machine.splits(call.shape.batch * lists, keys))
+    return call.machine.splits(call.shape.batch * call.lists(choice, softmax), min(call.length, width * choice.unit))
 
 
 def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 
-from spdsl.cost import around, attend, chosen, extras, pairs
-from spdsl.cost.kernels import USUAL, Call, Kernel, Options
+import sympy
+
+from spdsl.cost import around, attend, chosen, extras, join, pairs
+from spdsl.cost.kernels import NONE, USUAL, Call, Kernel, Options
 from spdsl.cost.machine import Machine
 from spdsl.ir.pattern import Phase
 from spdsl.ir.plan import Plan, Role
+from spdsl.ir.symbols import LENGTH
 from spdsl.passes.count import Shape
 
 
@@ -45,7 +49,8 @@ def _train(call: Call) -> list[Kernel]:
 
 
 def _cached(call: Call) -> list[Kernel]:
-    return [*around.cached(call), *_attention(call), *around.together(call)]
+    results = (join.results if call.phase is Phase.DECODE else around.together)(call)
+    return [*around.cached(call), *_attention(call), *results, *around.settled(call)]
 
 
 def _attention(call: Call) -> list[Kernel]:
@@ -55,6 +60,8 @@ def _attention(call: Call) -> list[Kernel]:
     choices = {one.choice: one for one in call.choices}
     for step in call.count.computed(call.phase):
         if step in choices:
+            if call.phase is Phase.DECODE:
+                found += join.scored(call, choices[step])
             found += chosen.select(call, choices[step])
         elif step.name in softmaxes:
             found += _softmax(call, step.name)
@@ -68,8 +75,17 @@ def _softmax(call: Call, name: str) -> list[Kernel]:
     one_query = call.phase is Phase.DECODE
     if softmax.units is not None:
         whole = pairs.forward if softmax.pairs else chosen.forward
-        return list((chosen.decode if one_query else whole)(call, softmax, softmax.units))
-    return list((attend.decode if one_query else attend.forward)(call, softmax))
+        found = list((chosen.decode if one_query else whole)(call, softmax, softmax.units))
+    else:
+        found = list((attend.decode if one_query else attend.forward)(call, softmax))
+    asks = one_query or not softmax.pairs  # programs that gather the queries of a unit do not
+    answers = softmax.wanted.xreplace({LENGTH: sympy.Integer(call.length)}) is not sympy.false
+    return found if answers or not asks else [_idle(kernel) for kernel in found]
+
+
+def _idle(kernel: Kernel) -> Kernel:
+    """Its programs return at once: another result answers at this length."""
+    return replace(kernel, flops=NONE, machine=NONE, exps=NONE, bytes=NONE, moved=NONE)
 
 
 def _backward(call: Call) -> list[Kernel]:

@@ -10,8 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spdsl.device.branches import gated_sum, stacked_lse
+from spdsl.device.combine import Splits
+from spdsl.device.join import joined, launch_join
 from spdsl.device.kernel import jit
-from spdsl.device.launch import INTERPRETED, launch, rows_contiguous, strided, wide
+from spdsl.device.launch import INTERPRETED, launch, rows_contiguous, strided, uses_kernels, wide
 from spdsl.device.tiles import at, load_part, store_part, token_pointer
 
 
@@ -89,6 +92,17 @@ def gate_backward(dout: Tensor, parts: Sequence[Tensor], gates: Tensor) -> list[
         num_warps=4, num_stages=1,
     )  # fmt: skip
     return [*dparts, dgates]
+
+
+def gated(branches: Sequence[Sequence[Splits | tuple[Tensor, Tensor]]], gates: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of a call with a cache: each branch the merge of its parts; and the lse of every branch."""
+    splits = [[part for part in branch if isinstance(part, Splits)] for branch in branches]
+    if splits[0]:
+        return launch_join(splits, gates)
+    parts = [joined(branch) for branch in branches]
+    if not uses_kernels(gates):
+        return gated_sum(parts, gates)
+    return gate_forward([out for out, _ in parts], gates), stacked_lse(parts)
 
 
 def _gate_launch(x: Tensor, branches: int) -> tuple[tuple[int, int, int], GateConst]:

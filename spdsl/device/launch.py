@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spdsl.device.combine import combine_splits
 from spdsl.device.configs import SMALL, TABLES, Config, Tables, chained, lookup, split_dim
 from spdsl.device.gpu import gpu_of
 from spdsl.device.kernel import Call, Const, Source, Strided
@@ -135,13 +134,3 @@ def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
         constants(out, out.shape[3], 1.0, config), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return delta
-
-
-def combine(partial: Tensor, partial_lse: Tensor, sink: Tensor | None, out: Tensor, lse: Tensor) -> None:
-    """The merge of the splits of a decode step, also of one: sink, dtype and the empty row then have one home."""
-    batch, heads, splits, dim = partial.shape
-    launch(
-        combine_splits, (batch, heads), partial, partial_lse, sink, out, lse, num_warps=1, num_stages=1,
-        SPLITS=splits, SPLITS_PADDED=triton.next_power_of_2(splits), DIM=dim, DIM_PADDED=triton.next_power_of_2(dim),
-        ACC=tl.float64 if partial.dtype == torch.float64 else tl.float32,
-    )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spdsl.device.combine import Splits
 from spdsl.device.configs import Config
 
 _FLUSH_BYTES = 256 << 20  # more than any L2 cache; as triton.testing.do_bench does
@@ -66,6 +67,8 @@ def tensors_of(x: Any) -> Iterator[Tensor]:
     """The tensors of a result, or of several, in order."""
     if isinstance(x, Tensor):
         yield x
+    elif isinstance(x, Splits):  # keys go to other splits with blocks of another size
+        yield from x.summed()
     elif isinstance(x, tuple | list):
         for part in x:
             yield from tensors_of(part)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import sympy
+
 from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor
 from spdsl.ir.symbols import Boolean, Expr
 
@@ -75,6 +77,8 @@ class SoftmaxPlan:
     reads: tuple[Tensor | Choice, ...]
     role: Role = Role.BRANCH
     units: Choice | None = None
+    wanted: Boolean = sympy.true
+    """On `length`: where it is false another result answers, and nobody reads this one."""
     step: int = 1
     of_class: SoftmaxPlan | None = None
     """With step > 1: the plan over one residue class of the tokens, for calls that hold whole sequences."""

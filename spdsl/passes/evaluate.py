@@ -21,7 +21,7 @@ AXES = ("head", "kv_head", "query", "token", "float", "int", "bool")
 _TYPES: dict[Kind, type | tuple[type, ...]] = {
     Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor,
     Kind.BRANCH: (Softmax, Gate, Merge), Kind.SCORE: Score, Kind.VECTORS: (Stream, Query),
-    Kind.RESULT: (Softmax, Gate, Merge, Score, Pooled, Kl),
+    Kind.RESULT: (Softmax, Gate, Merge, Score, Pooled, Kl), Kind.UNGATED: (Softmax, Merge),
 }  # fmt: skip
 
 
@@ -113,8 +113,10 @@ def _of_kind(names: Names, found: Any, kind: Kind, expr: tree.Expr) -> Any:
     if found is None or isinstance(found, _TYPES[kind]):
         return found
     hint = ""
-    if kind in (Kind.BRANCH, Kind.RESULT) and isinstance(found, SetValue):
+    if kind in (Kind.BRANCH, Kind.UNGATED, Kind.RESULT) and isinstance(found, SetValue):
         hint = "attend to the set: `attend(...)`"
+    elif kind is Kind.UNGATED and isinstance(found, Gate):
+        hint = "gate all branches together: `gate(a, b, c)`"
     elif kind is Kind.SCORE and isinstance(found, Softmax):
         hint = "take its probabilities: `mass(...)`"
     elif kind is Kind.SCORE and isinstance(found, Stream):

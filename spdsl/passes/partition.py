@@ -17,6 +17,7 @@ from spdsl.passes.listed import listed
 from spdsl.passes.ranges import key_range, ordered, row_range
 from spdsl.passes.residues import residues
 from spdsl.passes.selection import selection
+from spdsl.passes.wanted import wanted
 
 
 def partition(pattern: Pattern, source: Source) -> Plan:
@@ -28,7 +29,7 @@ def partition(pattern: Pattern, source: Source) -> Plan:
 
 
 def _softmax(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
-    plan = replace(_sweeps(pattern, softmax, source), role=_role(pattern, softmax))
+    plan = replace(_sweeps(pattern, softmax, source), role=_role(pattern, softmax), wanted=wanted(pattern, softmax))
     found = residues(softmax) if plan.role is Role.BRANCH and plan.units is None else None
     if found is None:
         return plan

@@ -13,7 +13,7 @@ def gate(scope: Scope, branches: tuple[Branch, ...]) -> Gate:
 WORD = Word(
     "gate",
     Kind.BRANCH,
-    (Parameter("branches", Kind.BRANCH, many=True),),
+    (Parameter("branches", Kind.UNGATED, many=True),),
     gate,
     "the sum of branches times the caller's gates",
     "pattern p { causal return gate(attend(sliding(16)), attend(sink(4))) }",

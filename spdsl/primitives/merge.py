@@ -13,7 +13,7 @@ def merge(scope: Scope, branches: tuple[Branch, ...]) -> Merge:
 WORD = Word(
     "merge",
     Kind.BRANCH,
-    (Parameter("branches", Kind.BRANCH, many=True),),
+    (Parameter("branches", Kind.UNGATED, many=True),),
     merge,
     "the exact log-sum-exp merge of branches over disjoint keys",
     "pattern p { causal return merge(attend(sliding(16)), attend(sink(4) - sliding(16))) }",

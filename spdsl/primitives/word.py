@@ -28,6 +28,7 @@ class Kind(Enum):
     QUERY = "a query"
     TENSOR = "a tensor"
     BRANCH = "a branch"
+    UNGATED = "a branch without gates"  # a part of a merge or of a gate: there is one set of gates, for all branches
     SCORE = "a score"
     VECTORS = "a stream or a query"
     RESULT = "a result"  # a branch, or what stands behind it in `return`: a score, pooled or not, a loss

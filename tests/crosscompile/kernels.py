@@ -77,5 +77,5 @@ def _text(kernel: Any) -> str:
 
 
 def kind(one: Compiled) -> str:
-    """`forward`, `dq`, `dkdv`, `decode`, `select`; of row_delta, combine_splits, add_slots and so on the last word."""
+    """`forward`, `dq`, `dkdv`, `decode`, `select`; of row_delta, join_splits, add_slots and so on the last word."""
     return one.kernel.rsplit("_", 1)[-1]

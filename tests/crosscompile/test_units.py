@@ -36,7 +36,7 @@ POOLED = """pattern pooled { causal
     apart = top_k(4, score = mass(coarse), unit = 64, share = head, force = last(1))
     return gate(coarse, attend(tops), attend(sums), attend(chosen), attend(apart))
 }"""
-BESIDE = {"pool_entries", "spread_entries", "weight_sums", "gate_rows", "gate_gradients", "row_delta", "combine_splits"}
+BESIDE = {"pool_entries", "spread_entries", "weight_sums", "gate_rows", "gate_gradients", "row_delta", "join_splits"}
 BESIDE |= {"merge_pairs", "add_pairs"}
 
 # `least` keeps units below the level until all splits are merged; so many units that a step of generation has splits.

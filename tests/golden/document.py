@@ -769,35 +769,102 @@ def add_values(acc0, acc1, p, decay, v0, v1, C):
     return acc0, acc1
 
 
-@jit
-def combine_splits(
-    partial, partial_lse, sink, out, lse, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr,
-    DIM: tl.constexpr, DIM_PADDED: tl.constexpr, ACC: tl.constexpr
-):  # fmt: skip
-    """Grid (S, Hq): partial [S, Hq, SPLITS, DIM] and partial_lse [S, Hq, SPLITS] (base 2) -> out, natural-log lse.
+class Splits(NamedTuple):
+    """A softmax of one query, in splits over its keys: out [B, Hq, splits, D], lse [B, Hq, splits] in base 2; wide.
 
-    The sink enters here, so once for any number of splits.
+    A split without a visible key has lse -inf, and its out is not read. The sink, logits [Hq], is in none of them.
     """
-    row = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    splits = tl.arange(0, SPLITS_PADDED)
-    part = tl.load(partial_lse + row * SPLITS + splits, mask=splits < SPLITS, other=float("-inf"))
-    top = tl.max(part, 0)
-    if sink is not None:
-        sink_logit = tl.load(sink + tl.program_id(1)).to(ACC) * LOG2E
-        top = tl.maximum(top, sink_logit)
-    origin = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(tl.exp2(part - origin), 0)
-    if sink is not None:
-        total += tl.exp2(sink_logit - origin)
 
-    dims = tl.arange(0, DIM_PADDED)
-    acc = tl.zeros([DIM_PADDED], ACC)
-    for split in range(SPLITS):
-        weight = tl.exp2(tl.load(partial_lse + row * SPLITS + split) - origin)
-        acc += weight * tl.load(partial + (row * SPLITS + split) * DIM + dims, mask=dims < DIM, other=0.0)
-    acc = acc / tl.where(total == 0.0, 1.0, total)
-    tl.store(out + row * DIM + dims, acc.to(out.dtype.element_ty), mask=dims < DIM)
-    tl.store(lse + row, (origin + tl.log2(total)) * LN2)
+    out: Tensor
+    lse: Tensor
+    sink: Tensor | None
+    dtype: torch.dtype  # of the whole
+
+    def summed(self) -> tuple[Tensor, Tensor]:
+        """What two ways to split have in common: out without the sink, and lse in natural units."""
+        lse = self.lse * math.log(2)
+        shares = torch.softmax(lse, -1).nan_to_num().unsqueeze(-1)
+        return torch.where(shares > 0, shares * self.out, 0.0).sum(2), torch.logsumexp(lse, -1)
+
+
+class JoinPart(NamedTuple):
+    """Splits for a kernel: they belong to one branch, and `LAST` are the last of it."""
+
+    out: Tensor
+    lse: Tensor
+    sink: Tensor | None
+    splits: int
+    BRANCH: tl.constexpr
+    LAST: tl.constexpr
+
+
+class JoinConst(NamedTuple):
+    """What the kernel is compiled for (all tl.constexpr)."""
+
+    PARTS: tl.constexpr
+    BRANCHES: tl.constexpr
+    DIM: tl.constexpr  # 0: log-sum-exps alone
+    DIM_PADDED: tl.constexpr  # to a power of two
+    STEP: tl.constexpr  # splits that are added at once
+    ACC: tl.constexpr  # dtype of sums
+
+
+@jit
+def add_sink(acc, top, total, sink, h, C):
+    """Takes up its share of the softmax."""
+    logit = tl.load(sink + h).to(C.ACC) * LOG2E
+    new = tl.maximum(top, logit)
+    origin = tl.where(new == float("-inf"), 0.0, new)
+    decay = tl.exp2(top - origin)
+    return acc * decay, new, total * decay + tl.exp2(logit - origin)
+
+
+@jit
+def add_splits(acc, top, total, part, row, C):
+    """Online softmax over the splits of a part: acc [DIM_PADDED], maximum and total of the weights."""
+    dims = tl.arange(0, C.DIM_PADDED)
+    for first in tl.range(0, part.splits, C.STEP):
+        split = first + tl.arange(0, C.STEP)
+        own = tl.load(part.lse + row * part.splits + split, mask=split < part.splits, other=float("-inf"))
+        new = tl.maximum(top, tl.max(own, 0))
+        origin = tl.where(new == float("-inf"), 0.0, new)
+        decay = tl.exp2(top - origin)
+        weight = tl.exp2(own - origin)
+        if C.DIM:
+            place = (row * part.splits + split)[:, None] * C.DIM + dims[None, :]
+            x = tl.load(part.out + place, mask=(own != float("-inf"))[:, None] & (dims < C.DIM)[None, :], other=0.0)
+            acc = acc * decay + tl.sum(weight[:, None] * x, 0)
+        total = total * decay + tl.sum(weight, 0)
+        top = new
+    return acc, top, total
+
+
+@jit
+def join_splits(parts, gates, out, lse, C):
+    """The parts of each branch merged, the branches added by gates.  Grid (sequences, heads).
+
+    -> out [S, Hq, DIM], natural-log lse [S, Hq, BRANCHES]. A sink enters here, so once for any number of splits.
+    """
+    s, h = tl.program_id(0), tl.program_id(1)
+    row = s.to(tl.int64) * tl.num_programs(1) + h
+    whole = tl.zeros([C.DIM_PADDED], C.ACC)
+    acc, top, total = whole, tl.full([], float("-inf"), C.ACC), tl.full([], 0.0, C.ACC)
+    for i in tl.static_range(C.PARTS):
+        part = parts[i]
+        if part.sink is not None:
+            acc, top, total = add_sink(acc, top, total, part.sink, h, C)
+        acc, top, total = add_splits(acc, top, total, part, row, C)
+        if part.LAST:
+            origin = tl.where(top == float("-inf"), 0.0, top)
+            tl.store(lse + row * C.BRANCHES + part.BRANCH, (origin + tl.log2(total)) * LN2)
+            branch = acc / tl.where(total == 0.0, 1.0, total)
+            if gates is not None:
+                branch *= tl.load(at(gates, s, h, 0).data + part.BRANCH).to(C.ACC)
+            whole += branch
+            acc, top, total = tl.zeros_like(acc), tl.full([], float("-inf"), C.ACC), tl.full([], 0.0, C.ACC)
+    if C.DIM:
+        dims = tl.arange(0, C.DIM_PADDED)
+        tl.store(out + row * C.DIM + dims, whole.to(out.dtype.element_ty), mask=dims < C.DIM)
 
 
 # ---- 3. Kernels -----------------------------------------------------------------------------------------------------
@@ -2172,6 +2239,8 @@ def tensors_of(x: Any) -> Iterator[Tensor]:
     """The tensors of a result, or of several, in order."""
     if isinstance(x, Tensor):
         yield x
+    elif isinstance(x, Splits):  # keys go to other splits with blocks of another size
+        yield from x.summed()
     elif isinstance(x, tuple | list):
         for part in x:
             yield from tensors_of(part)
@@ -2682,6 +2751,16 @@ _MOST_SPLITS = 128
 _PROGRAMS_PER_PROCESSOR = 2
 
 
+def reach(ranges: Iterable[tuple[int, int, int, int]], keys: int) -> int:
+    """Keys below `keys` in ranges (first, end, ..) in order, each once."""
+    found, cursor = 0, 0
+    for first, end, *_ in ranges:
+        first, end = max(first, cursor), min(end, keys)
+        if first < end:
+            found, cursor = found + end - first, end
+    return found
+
+
 def split_count(groups: int, keys: int, processors: int) -> int:
     """Splits that fill the device when each of `groups` programs visits at most `keys` keys."""
     fill = -(-_PROGRAMS_PER_PROCESSOR * processors // max(groups, 1))
@@ -2808,13 +2887,63 @@ def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
     return delta
 
 
-def combine(partial: Tensor, partial_lse: Tensor, sink: Tensor | None, out: Tensor, lse: Tensor) -> None:
-    """The merge of the splits of a decode step, also of one: sink, dtype and the empty row then have one home."""
-    batch, heads, splits, dim = partial.shape
+def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(out [B, H, N, D], lse [B, H, N]) of disjoint keys -> those of one softmax over all of them.
+
+    A row that is empty in every part stays 0 with lse -inf, and gets no gradient.
+    """
+    lses = torch.stack([lse for _, lse in parts])
+    top = lses.detach().amax(0)
+    origin = torch.where(top == -torch.inf, torch.zeros_like(top), top)
+    weights = torch.exp(lses - origin)
+    total = weights.sum(0)
+    empty = total == 0
+    shares = weights / torch.where(empty, torch.ones_like(total), total)
+    out = sum(share.unsqueeze(-1) * part.to(share.dtype) for share, (part, _) in zip(shares, parts, strict=True))
+    lse = torch.where(empty, -torch.inf, origin + torch.log(torch.where(empty, torch.ones_like(total), total)))
+    assert isinstance(out, Tensor)
+    return out.to(parts[0][0].dtype), lse
+
+
+_STEP = 16  # splits that a program loads at once: their latencies overlap
+_Whole = tuple[Tensor, Tensor]  # out [B, H, N, D], lse [B, H, N]
+
+
+def joined(parts: Sequence[Splits | _Whole]) -> _Whole:
+    """The exact merge of parts over disjoint keys: out, lse."""
+    splits = [part for part in parts if isinstance(part, Splits)]
+    if splits:
+        out, lse = launch_join([splits], None)
+        return out, lse[..., 0]
+    whole = [part for part in parts if not isinstance(part, Splits)]
+    return merge(whole) if len(whole) > 1 else whole[0]
+
+
+def launch_join(branches: Sequence[Sequence[Splits]], gates: Tensor | None) -> _Whole:
+    """Branches, each of parts over disjoint keys, and gates [B, H, 1, branches] -> out, and lse [B, H, 1, branches]."""
+    first = branches[0][0]
+    batch, heads, _, dim = first.out.shape
+    out = torch.empty(batch, heads, 1, dim, device=first.out.device, dtype=first.dtype)
+    lse = torch.empty(batch, heads, 1, len(branches), device=first.out.device, dtype=first.lse.dtype)
+    _launch(branches, gates, out, lse)
+    return out, lse
+
+
+def _launch(branches: Sequence[Sequence[Splits]], gates: Tensor | None, out: Tensor | None, lse: Tensor) -> None:
+    parts = tuple(
+        JoinPart(x.out, x.lse, x.sink, x.lse.shape[2], tl.constexpr(i), tl.constexpr(x is branch[-1]))
+        for i, branch in enumerate(branches)
+        for x in branch
+    )
+    step = min(_STEP, triton.next_power_of_2(max(x.splits for x in parts)))
+    dim = 0 if out is None else out.shape[3]
+    acc = tl.float64 if lse.dtype == torch.float64 else tl.float32
+    padded = triton.next_power_of_2(max(1, dim))
+    values = (len(parts), len(branches), dim, padded, step, acc)
     launch(
-        combine_splits, (batch, heads), partial, partial_lse, sink, out, lse, num_warps=1, num_stages=1,
-        SPLITS=splits, SPLITS_PADDED=triton.next_power_of_2(splits), DIM=dim, DIM_PADDED=triton.next_power_of_2(dim),
-        ACC=tl.float64 if partial.dtype == torch.float64 else tl.float32,
+        join_splits, tuple(lse.shape[:2]), parts, None if gates is None else strided(rows_contiguous(gates)), out, lse,
+        JoinConst(*(tl.constexpr(value) for value in values)),
+        num_warps=4 if step * padded > 1024 else 1, num_stages=1,
     )  # fmt: skip
 
 
@@ -3135,17 +3264,18 @@ def attend_kernel_backward(
 @tuned
 def attend_kernel_decode(
     q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: Layout, t: AttendReads, paged: Paged
-) -> tuple[Tensor, Tensor]:
-    """One query per sequence: splits over the visited blocks, then their exact merge."""
+) -> Splits:
+    """One query per sequence, in splits over the visited blocks."""
     batch, heads = q.shape[:2]
     v_dim = keys[0][1].shape[3]
     group = min(heads // k.shape[1] for k, _ in keys)
     config = decode_config(q, v_dim, group, paged)
-    splits = split_count(batch * (heads // group), paged.capacity, gpu_of(q.device).processors)
+    last = layout.keys - 1  # of a full cache: by then a step has most to visit
+    visited = reach(attend_decode_visits(last, layout.keys), paged.capacity)
+    splits = split_count(batch * (heads // group), visited, gpu_of(q.device).processors)
     q = rows_contiguous(q)
     partial = torch.empty(batch, heads, splits, v_dim, device=q.device, dtype=wide(q.dtype))
     partial_lse = partial.new_empty(batch, heads, splits)
-    out, lse = q.new_empty(batch, heads, 1, v_dim), partial.new_empty(batch, heads, 1)
     launch(
         attend_decode, (batch, heads // group, splits),
         strided(q), source(q, *keys[0], batch, layout, paged), 
@@ -3154,8 +3284,7 @@ def attend_kernel_decode(
         constants(q, v_dim, q.shape[-1] ** -0.5, config, group, splits, page_of(paged)),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    combine(partial, partial_lse, None, out, lse)
-    return out, lse
+    return Splits(partial, partial_lse, None, q.dtype)
 
 
 # ---- 7. Operators ---------------------------------------------------------------------------------------------------
@@ -3681,7 +3810,7 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache, *, retur
     inputs, layout = _append(q, k, v, doc, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
-    return finish(attend_part, return_lse)
+    return finish(joined([attend_part]), return_lse)
 
 
 @torch.no_grad()
@@ -3691,7 +3820,7 @@ def decode(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache, *, return
     inputs, layout = _append(q, k, v, doc, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
-    return finish(attend_part, return_lse)
+    return finish(joined([attend_part]), return_lse)
 
 
 def example_inputs(
@@ -3747,8 +3876,8 @@ def attend_dense(inputs: Inputs, layout: Layout) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def attend_cached(inputs: Inputs, cache: Cache, layout: Layout) -> tuple[Tensor, Tensor]:
-    """attend of new queries over the keys in the cache."""
+def attend_cached(inputs: Inputs, cache: Cache, layout: Layout) -> Splits | tuple[Tensor, Tensor]:
+    """attend of new queries over the keys in the cache: out, lse; of one query by kernels in splits."""
     q = inputs.q
     keys = [
         (cache.k["kv"], cache.v["kv"]),

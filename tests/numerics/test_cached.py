@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -66,11 +67,14 @@ def test_decode_in_low_precision(engine: Engine, dtype: torch.dtype, bound: floa
 
 
 @pytest.mark.parametrize("page", [None, 16, 64])
-@pytest.mark.parametrize("name", ["streaming_llm", "document", "two_streams"])
+@pytest.mark.parametrize("name", ["streaming_llm", "document", "two_streams", "by_length"])
 def test_rows_of_different_length(engine: Engine, name: str, page: int | None) -> None:
+    check_rows(name, engine(name), page)
+
+
+def check_rows(name: str, module: ModuleType, page: int | None) -> None:
     """Row 1 starts anew after 20 tokens: its old entries are NaN and must not be read."""
-    shape = Shape(rows=20, keys=20, batch=2)
-    module, pattern = engine(name), pattern_of(name)
+    shape, pattern = Shape(rows=20, keys=20, batch=2), pattern_of(name)
     cache, old = nan_cache(module, shape, 40, page), inputs_of(pattern, shape)
     cached(module, pattern, old, [20], 0, cache)
     cache.reset([1])

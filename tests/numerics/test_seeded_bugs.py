@@ -16,6 +16,7 @@ from spdsl.oracle import dense
 from tests.numerics.cases import Found, Shape, assert_same, cached, checked, generated, inputs_of, nan_cache, separate
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import CATALOGUE, module_from, mutated, pattern_of, text_of
+from tests.numerics.test_cached import check_rows
 
 Check = Callable[[str, ModuleType], None]
 
@@ -76,6 +77,10 @@ def last(name: str, module: ModuleType) -> None:
     assert_same(Found([(out[:, :, -1:], lse[:, :, -1:])]), Found([(wanted[:, :, -1:], wanted_lse[:, :, -1:])]))
 
 
+def rows(name: str, module: ModuleType) -> None:
+    check_rows(name, module, 16)
+
+
 class Bug(NamedTuple):
     title: str
     pattern: str
@@ -129,10 +134,10 @@ KERNELS = [
     Bug("a split too short", "streaming_llm", decoded,
         "visited * (split + 1) // C.SPLITS", "visited * (split + 1) // C.SPLITS - split"),
     Bug("tail of the last page", "everything", last, "(k_position < keys.count)", "(k_position >= 0)"),
-    Bug("no sink in the merge of splits", "sink_attention", decoded,
-        "total += tl.exp2(sink_logit - origin)", "total += 0.0"),
-    Bug("splits of one weight", "causal", decoded,
-        "weight = tl.exp2(tl.load(partial_lse + row * SPLITS + split) - origin)", "weight = 1.0"),
+    Bug("no sink in the merge of splits", "sink_attention", decoded, "if part.sink is not None:", "if False:"),
+    Bug("splits of one weight", "causal", decoded, "weight = tl.exp2(own - origin)", "weight = tl.exp2(own - own)"),
+    Bug("a result that does not answer at this length", "by_length", rows, "if length < 20:  #", "if length >= 0:  #"),
+    Bug("a result that stops answering too early", "by_length", rows, "if length >= 20:  #", "if length >= 8:  #"),
     Bug("cached ranges twice", "streaming_llm", decoded, "first, first, cursor,", "first, first, 0,"),
 ]  # fmt: skip
 CPU = [

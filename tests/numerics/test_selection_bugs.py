@@ -30,6 +30,7 @@ SUNK = (
     "causal sinks = tensor(head) entries = compress(8, 4) rank = dot(entries) "
     "chosen = top_k(2, score = rank, share = head, unit = max(16)) return attend(chosen, sink_logit = sinks)"
 )
+UNION = by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16))", keys="chosen | sliding(5)")
 FIRST = by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16), force = first(1))")
 
 # A query's chosen units depend on entries that begin before their place, and so does what it reads.
@@ -151,6 +152,10 @@ PAIRS = [
         "in tl.range(begin, tl.minimum(end, begin + C.BLOCK_M), C.BLOCK_M,"),
 ]  # fmt: skip
 KERNELS = [
+    Bug("gates of the first branch for all", SCORED, stepped, "data + part.BRANCH)", "data + 0 * part.BRANCH)"),
+    Bug("a part of a merge begins anew", UNION, stepped, "if part.LAST:", "if True:"),
+    Bug("branches go on from the branch before", SCORED, stepped,
+        "acc, top, total = tl.zeros_like(acc), tl.full", "acc, _, _ = tl.zeros_like(acc), tl.full"),
     Bug("each split has its own least", ALONE, once, "+ split) * S.KEPT + place, best)",
         "+ split) * S.KEPT + place, tl.where(place < S.LEAST, best | (1 << 31), best))"),
     Bug("least is counted over the forced units", FEW, listed, "(place < S.LEAST)",

@@ -55,7 +55,7 @@ def test_phases(module: ModuleType) -> None:
     assert by_phase(survey(module, dims=((64, 64),))) == {
         "train": ["attend_forward", "row_delta", "attend_dq", "attend_dkdv"],
         "prefill": ["append_rows", "append_lengths", "attend_forward"],
-        "decode": ["append_rows", "append_lengths", "attend_decode", "combine_splits"],
+        "decode": ["append_rows", "append_lengths", "attend_decode", "join_splits"],
     }
 
 
@@ -165,7 +165,7 @@ def test_report_of_a_file(tmp_path: Path) -> None:
     assert [row[0] for row in rows] == 2 * [
         *("attend_forward", "row_delta", "attend_dq", "attend_dkdv"),
         *("append_rows", "append_lengths", "attend_forward"),
-        *("append_rows", "append_lengths", "attend_decode", "combine_splits"),
+        *("append_rows", "append_lengths", "attend_decode", "join_splits"),
     ]
     assert rows[0][1:3] == ["train bf16 64/64", "h200"]
     assert "wgmma" in rows[0][9]

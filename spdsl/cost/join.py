@@ -1,0 +1,53 @@
+"""join: the merge of what the kernels of a decode step leave: one launch for each result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spdsl.cost import attend, chosen
+from spdsl.cost.kernels import LSE_BYTES, Call, Kernel
+from spdsl.ir.pattern import Branch, Gate, Softmax
+from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
+from spdsl.passes.count import Number
+
+
+def results(call: Call) -> Iterator[Kernel]:
+    """With a cache every case is computed. Splits are float32, and read once."""
+    for case in call.plan.pattern.cases_of(call.phase):
+        found = _written(call, case.branch)
+        for softmax in _leaves(call, case.branch):
+            _, v = call.dims(softmax)
+            found += _splits(call, softmax) * ((v + 1) * LSE_BYTES)
+        yield Kernel("join_splits", "combine", "copy", bytes=found, moved=found)
+
+
+def scored(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
+    """The log-sum-exp that probabilities take."""
+    assert plan.choice.score is not None
+    if not plan.choice.score.probability:
+        return
+    softmax = next(one for one in call.softmaxes if one.name == plan.choice.score.softmax.name)
+    rows = call.many(call.count.heads(softmax.softmax))
+    found = (_splits(call, softmax) + rows) * LSE_BYTES
+    yield Kernel("join_splits", "score", "copy", bytes=found, moved=found)
+
+
+def _leaves(call: Call, branch: Branch) -> Iterator[SoftmaxPlan]:
+    if isinstance(branch, Softmax):
+        yield next(one for one in call.softmaxes if one.name == branch.name)
+    else:
+        for inner in branch.branches:
+            yield from _leaves(call, inner)
+
+
+def _splits(call: Call, softmax: SoftmaxPlan) -> Number:
+    """Of all heads."""
+    splits = (attend.splits if softmax.units is None else chosen.splits)(call, softmax)
+    return call.many(call.count.heads(softmax.softmax) * splits)
+
+
+def _written(call: Call, branch: Branch) -> Number:
+    """Output and log-sum-exps; of a gate those of each branch, and its gates are read."""
+    branches = len(branch.branches) if isinstance(branch, Gate) else 1
+    gates = branches * call.shape.size if isinstance(branch, Gate) else 0
+    return call.many(call.shape.heads * (call.shape.v * call.shape.size + branches * LSE_BYTES + gates))
