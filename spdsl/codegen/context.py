@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import sympy
 
+from spdsl.codegen.branches import branch_text, cached_text
 from spdsl.codegen.expressions import PYTHON, TORCH, TRITON, expression
 from spdsl.codegen.module_text import CaseText, EntriesText, ExtraText, ModuleText, PooledText
 from spdsl.codegen.reads import Reads, extremes
-from spdsl.codegen.texts import ChoiceText, RangeText, SoftmaxText, SweepText
+from spdsl.codegen.texts import ChoiceText, JointText, RangeText, SoftmaxText, SweepText
 from spdsl.ir.pattern import (
-    Branch,
     Case,
     Choice,
     Extra,
@@ -39,14 +39,15 @@ def context(plan: Plan) -> ModuleText:
     by_name = {found.name: found for found in whole}
     chosen = {found.choice.name: _choice(found, by_name) for found in plan.choices}
     softmaxes = tuple(one for found in whole for one in (found, found.of_class) if one)
+    joints = {found.parts: JointText(found.name, tuple(by_name[x] for x in found.parts)) for found in plan.joints}
     phases = {
-        phase.value: tuple(_case(case, plan, by_name, chosen) for case in pattern.cases_of(phase))
+        phase.value: tuple(_case(case, plan, by_name, chosen, joints) for case in pattern.cases_of(phase))
         for phase in Phase
         if pattern.cases_of(phase)
     }
     gates = [branch for case in pattern.cases for branch in (case.branch, *case.extras) if isinstance(branch, Gate)]
     return ModuleText(
-        pattern, softmaxes,
+        pattern, softmaxes, tuple(joints.values()),
         tuple(found for found in pattern.inputs if isinstance(found, Query)),
         tuple(found for found in pattern.inputs if isinstance(found, Stream) and found.compress is None),
         tuple(_entries(found, plan) for found in pattern.inputs if isinstance(found, Stream) and found.compress),
@@ -161,7 +162,13 @@ def _entries(stream: Stream, plan: Plan) -> EntriesText:
     return EntriesText(stream, source, logits, weights, read)
 
 
-def _case(case: Case, plan: Plan, softmaxes: dict[str, SoftmaxText], choices: dict[str, ChoiceText]) -> CaseText:
+def _case(
+    case: Case,
+    plan: Plan,
+    softmaxes: dict[str, SoftmaxText],
+    choices: dict[str, ChoiceText],
+    joints: dict[tuple[str, ...], JointText],
+) -> CaseText:
     steps = plan.pattern.steps(case)
     named: list[SoftmaxText | ChoiceText] = [
         choices[step.name] if isinstance(step, Choice) else softmaxes[step.name]
@@ -172,13 +179,30 @@ def _case(case: Case, plan: Plan, softmaxes: dict[str, SoftmaxText], choices: di
     condition = "" if case.condition is None else expression(case.condition, TORCH, lambda read, _: lookup_name(read))
     uses_length = case.condition is not None and LENGTH in case.condition.free_symbols
     plans = {found.name: found for found in plan.softmaxes}
-    extras = tuple(_extra(i, extra, softmaxes, plans) for i, extra in enumerate(case.extras, 1))
-    cached = tuple(_cached(extra) for extra in case.extras if isinstance(extra, Softmax | Gate | Merge))
-    return CaseText(condition, uses_length, calls, _branch(case.branch), _cached(case.branch), extras, cached)
+    extras = tuple(_extra(i, extra, softmaxes, plans, joints) for i, extra in enumerate(case.extras, 1))
+    branches = [extra for extra in case.extras if isinstance(extra, Softmax | Gate | Merge)]
+    return CaseText(
+        condition, uses_length, calls, branch_text(case.branch), _joined_calls(calls, joints),
+        branch_text(case.branch, joints), cached_text(case.branch), extras, tuple(map(cached_text, branches)),
+    )  # fmt: skip
+
+
+def _joined_calls(
+    calls: tuple[SoftmaxText | ChoiceText, ...], joints: dict[tuple[str, ...], JointText]
+) -> tuple[SoftmaxText | JointText | ChoiceText, ...]:
+    """A joint stands where the last of its parts stood: by then all is there that they read."""
+    names = [call.name for call in calls]
+    last = {max(parts, key=names.index): joint for parts, joint in joints.items() if set(parts) <= set(names)}
+    inside = {name for parts in joints for name in parts}
+    return tuple(last.get(call.name, call) for call in calls if call.name in last or call.name not in inside)
 
 
 def _extra(
-    number: int, extra: Extra, softmaxes: dict[str, SoftmaxText], plans: dict[str, SoftmaxPlan]
+    number: int,
+    extra: Extra,
+    softmaxes: dict[str, SoftmaxText],
+    plans: dict[str, SoftmaxPlan],
+    joints: dict[tuple[str, ...], JointText],
 ) -> str | ExtraText:
     if isinstance(extra, Pooled):
         return ExtraText(f"result_{number}", (_pooled("score", extra, softmaxes),))
@@ -186,7 +210,7 @@ def _extra(
         parts = (_pooled("target", extra.target, softmaxes), _pooled("score", extra.score, softmaxes))
         target, score = (plans[side.score.softmax.name] for side in (extra.target, extra.score))
         return ExtraText(f"result_{number}", parts, list_of(extra, target, score))
-    return _branch(extra)
+    return branch_text(extra, joints)
 
 
 def _pooled(prefix: str, pooled: Pooled, softmaxes: dict[str, SoftmaxText]) -> PooledText:
@@ -194,24 +218,3 @@ def _pooled(prefix: str, pooled: Pooled, softmaxes: dict[str, SoftmaxText]) -> P
         prefix, softmaxes[pooled.score.softmax.name], pooled.score.probability, pooled.unit, pooled.rows, pooled.share,
         pooled.heads_by, pooled.rows_by, pooled.unit_by,
     )  # fmt: skip
-
-
-def _branch(branch: Branch) -> str:
-    if isinstance(branch, Softmax):
-        return f"{branch.name}_part"
-    parts = ", ".join(_branch(inner) for inner in branch.branches)
-    return f"gate([{parts}], gates)" if isinstance(branch, Gate) else f"merge([{parts}])"
-
-
-def _cached(branch: Branch) -> str:
-    """As `_branch`, of parts that may be splits: all that becomes one goes to one launch."""
-    if isinstance(branch, Gate):
-        return f"gated([{', '.join(f'[{_parts(inner)}]' for inner in branch.branches)}], gates)"
-    return f"joined([{_parts(branch)}])"
-
-
-def _parts(branch: Branch) -> str:
-    """A merge of merges is one merge."""
-    if isinstance(branch, Softmax):
-        return f"{branch.name}_part"
-    return ", ".join(_parts(inner) for inner in branch.branches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from spdsl.codegen.texts import ChoiceText, SoftmaxText, cells_of
+from spdsl.codegen.texts import ChoiceText, JointText, SoftmaxText, cells_of
 from spdsl.ir.pattern import Choice, Pattern, Query, Stream, Tensor, Values, Weight
 
 STREAMED = ("mean", "max", "weighted")
@@ -90,7 +90,9 @@ class CaseText:
     uses_length: bool
     calls: tuple[SoftmaxText | ChoiceText, ...]  # in the order of their use
     result: str  # expression over the names of the softmaxes
-    cached_result: str  # the same where one query leaves splits
+    train_calls: tuple[SoftmaxText | JointText | ChoiceText, ...]  # the same with joints in place of their parts
+    train_result: str
+    cached_result: str  # where one query leaves splits
     extras: tuple[str | ExtraText, ...]  # expressions likewise; scores come from `attention` alone
     cached_branches: tuple[str, ...]  # those that are no scores, with a cache
 
@@ -99,6 +101,7 @@ class CaseText:
 class ModuleText:
     pattern: Pattern
     softmaxes: tuple[SoftmaxText, ...]
+    joints: tuple[JointText, ...]
     queries: tuple[Query, ...]
     streams: tuple[Stream, ...]  # of the caller
     entries: tuple[EntriesText, ...]  # computed from them
@@ -114,6 +117,12 @@ class ModuleText:
         """Scores that `attention` returns."""
         cases = self.phases.get("train", ())
         return tuple(extra for case in cases for extra in case.extras if isinstance(extra, ExtraText))
+
+    @property
+    def operators(self) -> tuple[SoftmaxText | JointText, ...]:
+        """What is differentiable as a whole; parts of a joint are not by themselves."""
+        inside = {part.name for joint in self.joints for part in joint.parts}
+        return (*(found for found in self.softmaxes if found.is_computed and found.name not in inside), *self.joints)
 
     @property
     def choosing(self) -> tuple[SoftmaxText | ChoiceText, ...]:

@@ -104,8 +104,46 @@ class SoftmaxText:
     @property
     def tensors(self) -> tuple[str, ...]:
         """All tensor arguments of its operator, in order."""
-        units = (self.units.name,) if self.units else ()
-        return ("q", *self.keys, *((self.sink,) if self.sink else ()), *self.read_arguments, *units)
+        return (*self.learned, *self.looked_up)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Those that get a gradient."""
+        return (self.query, *self.keys, *((self.sink,) if self.sink else ()))
+
+    @property
+    def looked_up(self) -> tuple[str, ...]:
+        return (*self.read_arguments, *((self.units.name,) if self.units else ()))
+
+    @property
+    def parts(self) -> tuple[SoftmaxText, ...]:
+        """What an operator computes, as a `JointText` has it."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class JointText:
+    """Softmaxes that are merged within one operator."""
+
+    name: str
+    parts: tuple[SoftmaxText, ...]
+
+    @property
+    def is_branch(self) -> bool:
+        return True
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The tensors that get a gradient, each once."""
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.learned))
+
+    @property
+    def looked_up(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.looked_up))
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return (*self.learned, *self.looked_up)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, Call, Kernel
+from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
 from spdsl.ir.pattern import Branch, Gate, Merge, Phase, Stream, Values
 from spdsl.passes.count import Number
+from spdsl.passes.joint import leaves
 
 STREAMING = ("mean", "max", "weighted")  # made by kernels in `attention`; with a cache by torch
 VALUE_BYTES = {"bool": 1, "int": 8, "float": 4}  # of token tensors in the cache
@@ -93,7 +94,10 @@ def together(call: Call) -> Iterator[Kernel]:
         if isinstance(branch, Gate):
             yield Kernel("gate_rows", "combine", "copy", 1, LSE_STEPS, bytes=found, moved=found)
         elif isinstance(branch, Merge):
-            yield Kernel("merge", "combine", "copy", 0, MERGE_STEPS, bytes=found, moved=found)
+            if _joint(call, branch) or call.phase is not Phase.TRAIN:
+                yield Kernel("merge_rows", "combine", "copy", bytes=found, moved=found)
+            else:
+                yield Kernel("merge", "combine", "copy", 0, MERGE_STEPS, bytes=found, moved=found)
 
 
 def settled(call: Call) -> Iterator[Kernel]:
@@ -110,8 +114,35 @@ def together_backward(call: Call) -> Iterator[Kernel]:
         found = _together_bytes(call, branch) * 2
         if isinstance(branch, Gate):
             yield Kernel("gate_gradients", "combine", "copy", 1, bytes=found, moved=found)
-        elif isinstance(branch, Merge):
+        elif isinstance(branch, Merge) and not _joint(call, branch):
             yield Kernel("merge, backward", "combine", "copy", 0, MERGE_STEPS, bytes=found, moved=found)
+        elif isinstance(branch, Merge):
+            yield _sums(call, branch)
+
+
+def _sums(call: Call, branch: Branch) -> Kernel:
+    """Gradients that several parts of a joint have are added up; that of an lse, which each part counts, is one."""
+    plans = [one for one in call.softmaxes if one.name in leaves(branch)]
+    found, again, steps = set(), NONE, 1 - len(plans)
+    for one in plans:
+        qk, _ = call.dims(one)
+        query = one.softmax.query
+        if query in found:
+            again, steps = again + call.rows_bytes(one, qk) * 3, steps + 1
+        found.add(query)
+        for sweep in one.sweeps:
+            stream = sweep.stream
+            if stream.name in found:
+                heads, keys_qk, keys_v = call.count.stream(stream)
+                sides = keys_qk + (keys_v if stream.value is Values.OWN else 0)
+                again += call.many(3 * heads * call.count.entries(stream) * sides * call.shape.size)
+                steps += 1 + (stream.value is Values.OWN)
+            found.add(stream.name)
+    return Kernel("sums of parts", "combine", "copy", 0, steps, bytes=again, moved=again)
+
+
+def _joint(call: Call, branch: Branch) -> bool:
+    return leaves(branch) in {one.parts for one in call.plan.joints}
 
 
 def _branches(call: Call) -> list[Branch]:

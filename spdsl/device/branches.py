@@ -26,6 +26,15 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return out.to(parts[0][0].dtype), lse
 
 
+def summed(names: Sequence[str], parts: Sequence[tuple[Sequence[str], list[Tensor]]]) -> list[Tensor]:
+    """The gradients of `names`: what each part has of them, added up."""
+    found: dict[str, Tensor] = {}
+    for own, grads in parts:
+        for name, grad in zip(own, grads, strict=True):
+            found[name] = found[name].add_(grad) if name in found else grad
+    return [found[name] for name in names]
+
+
 def gated_sum(parts: Sequence[tuple[Tensor, Tensor]], gates: Tensor) -> tuple[Tensor, Tensor]:
     """Branches and gates [B, H, N, branches] -> (sum of gate * out, lse per branch [B, H, N, branches])."""
     weighted = [gates[..., i, None] * part for i, (part, _) in enumerate(parts)]

@@ -11,20 +11,23 @@ from torch import Tensor
 
 from spdsl.device.branches import merge
 from spdsl.device.combine import JoinConst, JoinPart, Splits, join_splits
-from spdsl.device.launch import launch, rows_contiguous, strided
+from spdsl.device.launch import launch, rows_contiguous, strided, uses_kernels
+from spdsl.device.merging import merge_by_kernel
 
 _STEP = 16  # splits that a program loads at once: their latencies overlap
 _Whole = tuple[Tensor, Tensor]  # out [B, H, N, D], lse [B, H, N]
 
 
 def joined(parts: Sequence[Splits | _Whole]) -> _Whole:
-    """The exact merge of parts over disjoint keys: out, lse."""
+    """The exact merge of parts over disjoint keys: out, lse. No gradient."""
     splits = [part for part in parts if isinstance(part, Splits)]
     if splits:
         out, lse = launch_join([splits], None)
         return out, lse[..., 0]
     whole = [part for part in parts if not isinstance(part, Splits)]
-    return merge(whole) if len(whole) > 1 else whole[0]
+    if len(whole) == 1:
+        return whole[0]
+    return merge_by_kernel(whole) if uses_kernels(whole[0][0]) else merge(whole)
 
 
 def lse_of(part: Splits | _Whole) -> Tensor:

@@ -109,7 +109,20 @@ class ChoicePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Joint:
+    """Softmaxes over disjoint keys that are read as their exact merge alone: one operator in training.
+
+    With the merged output and log-sum-exp the backward of each part is its share of the gradient: nothing is merged
+    there.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     pattern: Pattern
     softmaxes: tuple[SoftmaxPlan, ...]
     choices: tuple[ChoicePlan, ...] = ()
+    joints: tuple[Joint, ...] = ()

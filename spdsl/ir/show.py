@@ -59,6 +59,7 @@ def plan(plan: Plan, ranges: bool) -> str:
                 lines += [f"    may  {sweep.may}", f"    must {sweep.must}"]
             if ranges:
                 lines += [f"    decode {_range(found)}" for found in sweep.decode]
+    lines += [f"joint {found.name}: {', '.join(found.parts)}" for found in plan.joints]
     return "\n".join(lines) + "\n"
 
 

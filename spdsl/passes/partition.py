@@ -13,6 +13,7 @@ from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor, Term
 from spdsl.ir.plan import Form, Plan, Range, Role, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Boolean, Q, lookup_name, lookups
 from spdsl.passes.disjuncts import disjuncts
+from spdsl.passes.joint import joints
 from spdsl.passes.listed import listed
 from spdsl.passes.ranges import key_range, ordered, row_range
 from spdsl.passes.residues import residues
@@ -25,7 +26,7 @@ def partition(pattern: Pattern, source: Source) -> Plan:
     softmaxes = tuple(_softmax(pattern, softmax, source) for softmax in pattern.softmaxes())
     choices = [step for case in pattern.cases for step in pattern.steps(case) if isinstance(step, Choice)]
     selected = tuple(selection(pattern, choice) for choice in dict.fromkeys(choices) if choice.selected)
-    return Plan(pattern, softmaxes, selected)
+    return Plan(pattern, softmaxes, selected, joints(pattern, softmaxes))
 
 
 def _softmax(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:

@@ -17,7 +17,9 @@ from spdsl.runtime import survey
 from spdsl.runtime.record import replaced
 
 QUIET = ("empty", "detach", "alias", "is_pinned", "_local_scalar", "lift", "sym_", "prim", "scalar_tensor")
-LAUNCHING = re.compile(r".*(_kernel_(forward|backward|decode)|_kernel)|(gate|entries)_(forward|backward)")
+LAUNCHING = re.compile(
+    r".*(_kernel_(forward|backward|decode)|_kernel)|(gate|entries)_(forward|backward)|.*_joint_backward_of"
+)
 
 
 class Steps(TorchDispatchMode):

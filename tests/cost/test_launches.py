@@ -41,9 +41,17 @@ pattern early {
     return gate(attend(a), attend(b), attend(c), attend(d), attend(e))
 }
 """
+UNION = """
+pattern union {
+    causal
+    means = compress(32, 16)
+    chosen = top_k(2, score = softmax(dot(means)), share = sum(group), unit = sum(64))
+    return attend(chosen | sliding(64))
+}
+"""
 CASES = {
     "causal": {}, "streaming_llm": {}, "dilated": {}, "nsa": {}, "moba": {"block": 16}, "infllm_v2": {}, "document": {},
-    "sparse_transformer": {}, MEANS: {}, POOLS: {}, EARLY: {},
+    "sparse_transformer": {}, MEANS: {}, POOLS: {}, EARLY: {}, UNION: {},
 }  # fmt: skip
 TOKENS = 256
 PHASES = {"train": (Stage.FORWARD, Stage.BACKWARD), "prefill": (Stage.PREFILL,), "decode": (Stage.DECODE,)}

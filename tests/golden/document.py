@@ -2905,18 +2905,70 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return out.to(parts[0][0].dtype), lse
 
 
+class MergeConst(NamedTuple):
+    """What the kernel is compiled for (all tl.constexpr)."""
+
+    PARTS: tl.constexpr
+    BLOCK_M: tl.constexpr  # rows of a program
+    DIM: tl.constexpr
+    DIM_PADDED: tl.constexpr  # to a power of two
+    ACC: tl.constexpr  # dtype of sums
+
+
+@jit
+def merge_rows(parts, lses, out, lse, count, C):
+    """out = sum of exp(own lse - lse) * part, for one tile of rows of one head; lse is that of all parts."""
+    row, h, s = tl.program_id(0) * C.BLOCK_M, tl.program_id(1), tl.program_id(2)
+    left = count - row
+    top = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
+    for i in tl.static_range(C.PARTS):
+        top = tl.maximum(top, load_row_values(at(lses[i], s, h, 0), row, left, float("-inf"), C) * LOG2E)
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.zeros((C.BLOCK_M,), dtype=C.ACC)
+    acc = tl.zeros((C.BLOCK_M, C.DIM_PADDED), dtype=C.ACC)
+    for i in tl.static_range(C.PARTS):
+        weight = tl.exp2(load_row_values(at(lses[i], s, h, 0), row, left, float("-inf"), C) * LOG2E - shift)
+        part = at(parts[i], s, h, 0)
+        x = load_part(token_pointer(part, row), part.token, left, C.BLOCK_M, 0, C.DIM_PADDED, C.DIM, True)
+        acc += weight[:, None] * x.to(C.ACC)
+        total += weight
+    out = at(out, s, h, 0)
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    store_part(token_pointer(out, row), out.token, left, acc, C.BLOCK_M, 0, C.DIM_PADDED, C.DIM)
+    store_row_values(at(lse, s, h, 0), row, left, (top + tl.log2(total)) * LN2, C)
+
+
+def merge_by_kernel(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(out [B, H, N, D], lse [B, H, N]) of disjoint keys -> those of one softmax over all of them."""
+    first, first_lse = parts[0]
+    out = torch.empty_like(first, memory_format=torch.contiguous_format)
+    lse = torch.empty_like(first_lse, memory_format=torch.contiguous_format)
+    rows, dim = 16 if INTERPRETED else 32, first.shape[3]
+    acc = tl.float64 if wide(first.dtype) == torch.float64 else tl.float32
+    values = (len(parts), rows, dim, max(16, triton.next_power_of_2(dim)), acc)
+    launch(
+        merge_rows, (triton.cdiv(first.shape[2], rows), first.shape[1], first.shape[0]),
+        tuple(strided(rows_contiguous(x)) for x, _ in parts), tuple(strided(x) for _, x in parts),
+        strided(out), strided(lse), first.shape[2], MergeConst(*(tl.constexpr(value) for value in values)),
+        num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return out, lse
+
+
 _STEP = 16  # splits that a program loads at once: their latencies overlap
 _Whole = tuple[Tensor, Tensor]  # out [B, H, N, D], lse [B, H, N]
 
 
 def joined(parts: Sequence[Splits | _Whole]) -> _Whole:
-    """The exact merge of parts over disjoint keys: out, lse."""
+    """The exact merge of parts over disjoint keys: out, lse. No gradient."""
     splits = [part for part in parts if isinstance(part, Splits)]
     if splits:
         out, lse = launch_join([splits], None)
         return out, lse[..., 0]
     whole = [part for part in parts if not isinstance(part, Splits)]
-    return merge(whole) if len(whole) > 1 else whole[0]
+    if len(whole) == 1:
+        return whole[0]
+    return merge_by_kernel(whole) if uses_kernels(whole[0][0]) else merge(whole)
 
 
 def launch_join(branches: Sequence[Sequence[Splits]], gates: Tensor | None) -> _Whole:
@@ -3301,6 +3353,34 @@ def attend_keys(
     ]
 
 
+def attend_forward_of(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """-> out, lse"""
+    run = attend_kernel_forward if uses_kernels(q) else attend_cpu_forward
+    return run(q, attend_keys(q, k, v), layout, attend_reads(q.shape[1], doc))
+
+
+def attend_backward_of(
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    doc: Tensor,
+    layout: Layout,
+) -> list[Tensor]:
+    """-> gradients of q, k, v; out and lse may be those of a joint softmax"""
+    keys = attend_keys(q, k, v)
+    run = attend_kernel_backward if uses_kernels(q) else attend_cpu_backward
+    dq, grads = run(dout, dlse, q, keys, out, lse, layout, attend_reads(q.shape[1], doc))
+    return [
+        dq,
+        grads[0][0],
+        grads[0][1],
+    ]
+
+
 @torch.library.custom_op(
     f"{NAMESPACE}::attend_forward",
     mutates_args=(),
@@ -3318,9 +3398,7 @@ def attend_forward_op(
     longest: int,
     tokens: int,
 ) -> tuple[Tensor, Tensor]:
-    layout = Layout(q_spans, k_spans, q_offset, k_offset, longest, tokens)
-    run = attend_kernel_forward if uses_kernels(q) else attend_cpu_forward
-    return run(q, attend_keys(q, k, v), layout, attend_reads(q.shape[1], doc))
+    return attend_forward_of(q, k, v, doc, Layout(q_spans, k_spans, q_offset, k_offset, longest, tokens))
 
 
 @attend_forward_op.register_fake
@@ -3350,22 +3428,21 @@ def attend_backward_op(
     tokens: int,
 ) -> list[Tensor]:
     """-> gradients of q, k, v"""
-    layout = Layout(q_spans, k_spans, q_offset, k_offset, longest, tokens)
-    keys = attend_keys(q, k, v)
-    if uses_kernels(q):
-        dq, grads = attend_kernel_backward(dout, dlse, q, keys, out, lse, layout, attend_reads(q.shape[1], doc))
-    else:
-        dq, grads = attend_cpu_backward(dout, dlse, q, keys, out, lse, layout, attend_reads(q.shape[1], doc))
-    return [
-        dq,
-        grads[0][0],
-        grads[0][1],
-    ]
+    return attend_backward_of(
+        dout, dlse, out, lse, q, k, v, doc, Layout(q_spans, k_spans, q_offset, k_offset, longest, tokens)
+    )
 
 
 @attend_backward_op.register_fake
 def _(dout, dlse, out, lse, q, k, v, doc, q_spans, k_spans, q_offset, k_offset, longest, tokens):
-    return [torch.empty_like(x) for x in (q, k, v)]
+    return [
+        torch.empty_like(x)
+        for x in (
+            q,
+            k,
+            v,
+        )
+    ]
 
 
 def attend_second_derivative(ctx, *grads):

@@ -128,6 +128,8 @@ BOTH = [
     Bug("a cell without its position", LOCAL, late, "position.flatten(1).unsqueeze(1)",
         "0 * position.flatten(1).unsqueeze(1)"),
     Bug("an early cell is visible as late as others", MEAN, late, "q - 4 * k >= 3", "q - 4 * k >= 7"),
+    Bug("gradients of the first part of a joint alone", UNION, late,
+        "found[name].add_(grad) if name in found else grad", "found.get(name, grad)"),
     Bug("units given twice count twice", SHARED, passed, "units.masked_fill(again, most_units)", "units"),
 ]  # fmt: skip
 PAIRS = [
@@ -152,6 +154,7 @@ PAIRS = [
         "in tl.range(begin, tl.minimum(end, begin + C.BLOCK_M), C.BLOCK_M,"),
 ]  # fmt: skip
 KERNELS = [
+    Bug("merged parts of one weight", UNION, late, '"-inf"), C) * LOG2E - shift)', '"-inf"), C) * 0.0)'),
     Bug("gates of the first branch for all", SCORED, stepped, "data + part.BRANCH)", "data + 0 * part.BRANCH)"),
     Bug("a part of a merge begins anew", UNION, stepped, "if part.LAST:", "if True:"),
     Bug("branches go on from the branch before", SCORED, stepped,

@@ -1,0 +1,33 @@
+"""branches: a branch as an expression over its parts, as each kind of call combines them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from spdsl.codegen.texts import JointText
+from spdsl.ir.pattern import Branch, Gate, Softmax
+from spdsl.passes.joint import leaves
+
+NONE: Mapping[tuple[str, ...], JointText] = {}
+
+
+def branch_text(branch: Branch, joints: Mapping[tuple[str, ...], JointText] = NONE) -> str:
+    """Parts are (out, lse); those of a joint come merged."""
+    if isinstance(branch, Gate):
+        return f"gate([{', '.join(branch_text(inner, joints) for inner in branch.branches)}], gates)"
+    names = leaves(branch)
+    if isinstance(branch, Softmax):
+        return f"{names[0]}_part"
+    return f"{joints[names].name}_part" if names in joints else f"merge([{_parts(branch)}])"
+
+
+def cached_text(branch: Branch) -> str:
+    """Parts may be splits: all that becomes one goes to one launch."""
+    if isinstance(branch, Gate):
+        return f"gated([{', '.join(f'[{_parts(inner)}]' for inner in branch.branches)}], gates)"
+    return f"joined([{_parts(branch)}])"
+
+
+def _parts(branch: Branch) -> str:
+    """A merge of merges is one merge."""
+    return ", ".join(f"{name}_part" for name in leaves(branch))

@@ -1,0 +1,54 @@
+"""joint: which merges are one operator: its parts run one after another, and share the merged log-sum-exp backward."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from spdsl.ir.pattern import Branch, Extra, Gate, Merge, Pattern, Phase, Softmax
+from spdsl.ir.plan import Joint, Role, SoftmaxPlan
+
+
+def joints(pattern: Pattern, softmaxes: tuple[SoftmaxPlan, ...]) -> tuple[Joint, ...]:
+    """The merges of training results of which no part is read by itself, nor goes by residue class."""
+    plans = {found.name: found for found in softmaxes}
+    results = [result for case in pattern.cases_of(Phase.TRAIN) for result in (case.branch, *case.extras)]
+    merges = dict.fromkeys(leaves(merge) for result in results for merge in _merges(result))
+    read = Counter(
+        name for names in dict.fromkeys(names for result in results for names in _read(result)) for name in names
+    )
+    alone = pattern.probabilities()
+
+    def fits(name: str) -> bool:
+        return read[name] == 1 and name not in alone and plans[name].of_class is None
+
+    return tuple(
+        Joint(f"{names[0]}_joint", names)
+        for names in merges
+        if len(set(names)) == len(names) > 1 and all(fits(name) and plans[name].role is Role.BRANCH for name in names)
+    )
+
+
+def leaves(branch: Branch) -> tuple[str, ...]:
+    """The softmaxes of a branch; a merge of merges is one merge."""
+    if isinstance(branch, Softmax):
+        return (branch.name,)
+    return tuple(name for inner in branch.branches for name in leaves(inner))
+
+
+def _merges(result: Extra) -> Iterator[Merge]:
+    """The outermost ones."""
+    if isinstance(result, Merge):
+        yield result
+    elif isinstance(result, Gate):
+        for inner in result.branches:
+            yield from _merges(inner)
+
+
+def _read(result: Extra) -> Iterator[tuple[str, ...]]:
+    """What a result is made of: softmaxes by themselves, or all parts of a merge together."""
+    if isinstance(result, Gate):
+        for inner in result.branches:
+            yield from _read(inner)
+    elif isinstance(result, Softmax | Merge):
+        yield leaves(result)
