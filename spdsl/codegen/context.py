@@ -143,7 +143,7 @@ def _choice(plan: ChoicePlan, softmaxes: dict[str, SoftmaxText]) -> ChoiceText:
         choice, softmaxes[choice.score.softmax.name], choice.score.probability,
         expression(plan.forced, TRITON, reads.triton), expression(plan.allowed, TRITON, reads.triton),
         expression(plan.forced, TORCH, reads.torch), expression(plan.allowed, TORCH, reads.torch),
-        plan.first, plan.weights,
+        plan,
     )  # fmt: skip
 
 

@@ -59,6 +59,14 @@ def load_columns(pointers, inside, START: tl.constexpr, WIDTH: tl.constexpr, DIM
 
 
 @jit
+def shared_tokens(entry, unit, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BEFORE: tl.constexpr, length, S):
+    """How many tokens entries and units have in common, where a last cell ends with its sequence."""
+    first = entry * STRIDE - BEFORE
+    end = tl.minimum(tl.minimum(first + WIDTH, (unit + 1) * S.UNIT), length)
+    return tl.maximum(end - tl.maximum(first, unit * S.UNIT), 0)
+
+
+@jit
 def of_list_head(value, seen, BY: tl.constexpr, S, C):
     """Values [LANES * heads, RANKS] reduced over the score heads of a list -> [LANES, RANKS]."""
     HEADS: tl.constexpr = C.BLOCK_M // S.LANES
