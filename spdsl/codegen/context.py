@@ -105,6 +105,7 @@ def _sweep(sweep: Sweep, name: str, reads: Reads) -> SweepText:
         ranges=sweep.form is Form.RANGES,
         line=sweep.line,
         visible=triton(sweep.test),
+        by_head=sweep.test != _of_positions(sweep.test),
         mask=torch(sweep.test),
         keys=tuple(_range(found, triton) for found in sweep.keys),
         rows=tuple(_range(found, triton) for found in sweep.rows),

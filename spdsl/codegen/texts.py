@@ -28,6 +28,7 @@ class SweepText:
     ranges: bool  # else lists
     line: int
     visible: str
+    by_head: bool  # whether heads, or the tensors that are read, see other keys
     mask: str
     keys: tuple[RangeText, ...]
     rows: tuple[RangeText, ...]
@@ -166,6 +167,11 @@ class ChoiceText:
     def units(self) -> tuple[UnitText, ...]:
         """The units that an entry adds to: the first that it overlaps, and those behind that."""
         return tuple(UnitText(reach, self.plan) for reach in range(self.plan.reach + 1))
+
+    @property
+    def counted(self) -> bool:
+        """Whether its entries are counted: a greatest score tells by itself that there is none."""
+        return self.choice.unit_by in ("sum", "mean")
 
     @property
     def ranked(self) -> bool:

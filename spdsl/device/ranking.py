@@ -67,10 +67,19 @@ def shared_tokens(entry, unit, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BEFORE
 
 
 @jit
+def there(rows, S, C):
+    """Which rows are a head of the list: all of them, if their number is a power of two."""
+    if C.BLOCK_M // S.LANES == C.GROUP:
+        found = tl.full((1, 1), True, tl.int1)
+    else:
+        found = rows.inside[:, None]
+    return found
+
+
+@jit
 def of_list_head(value, seen, BY: tl.constexpr, S, C):
-    """Values [LANES * heads, RANKS] reduced over the score heads of a list -> [LANES, RANKS]."""
+    """Values [LANES * heads, RANKS] reduced over the score heads of a list that have one -> [LANES, RANKS]."""
     HEADS: tl.constexpr = C.BLOCK_M // S.LANES
-    some = tl.max(tl.reshape(seen.to(tl.int32), (S.LANES, HEADS, S.RANKS)), 1) > 0
     if BY == "max":
         broken = tl.reshape((seen & (value != value)).to(tl.int32), (S.LANES, HEADS, S.RANKS))  # tl.max passes by NaN
         value = tl.max(tl.reshape(tl.where(seen, value, float("-inf")), (S.LANES, HEADS, S.RANKS)), 1)
@@ -79,7 +88,13 @@ def of_list_head(value, seen, BY: tl.constexpr, S, C):
         value = tl.sum(tl.reshape(tl.where(seen, value, 0.0), (S.LANES, HEADS, S.RANKS)), 1)
         if BY == "mean":
             value = value / C.GROUP
-    return value, some
+    return value
+
+
+@jit
+def of_some_head(seen, S, C):
+    """Which pairs [LANES * heads, RANKS] some head of a list has -> [LANES, RANKS]."""
+    return tl.max(tl.reshape(seen.to(tl.int32), (S.LANES, C.BLOCK_M // S.LANES, S.RANKS)), 1) > 0
 
 
 @jit
