@@ -70,11 +70,7 @@ def shared_tokens(entry, unit, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BEFORE
 @jit
 def there(rows, S, C):
     """Which rows are a head of the list: all of them, if their number is a power of two."""
-    if C.BLOCK_M // S.LANES == C.GROUP:
-        found = tl.full((1, 1), True, tl.int1)
-    else:
-        found = rows.inside[:, None]
-    return found
+    return tl.full((1, 1), True, tl.int1) if C.BLOCK_M // S.LANES == C.GROUP else rows.inside[:, None]
 
 
 @jit

@@ -24,7 +24,7 @@ from tests.numerics.selected import by_rank, expect_lists, lists_of
 
 pytestmark = pytest.mark.interpret
 
-HEADS, LISTS, DIM = 4, 2, 16
+HEADS, LISTS, DIM = 6, 2, 16
 BY = ("sum", "max", "mean")
 
 
@@ -148,9 +148,13 @@ BUGS = [
     Bug("columns begin with nothing", NEAR, LATE, "tl.range(first - 1,", "tl.range(first,"),
     Bug("only the first split knows the units before it", NEAR, ONE, "tl.range(first - 1,",
         "tl.range(tl.where(split == 0, first - 1, first),"),
-    Bug("the first unit has no units before it", EARLY, BEGUN, "inside = (entry >= 0)", "inside = (entry >= 0) & (unit >= 0)"),
-    Bug("the largest of a unit alone", EARLY, LATE, "score_1 = tl.maximum(score_1,", "score_1 = tl.maximum(score_1 - 9,"),
+    Bug("the first unit has no units before it", EARLY, BEGUN, "inside = (entry >= 0)",
+        "inside = (entry >= 0) & (unit >= 0)"),
+    Bug("the largest of a unit alone", EARLY, LATE, "score_1 = tl.maximum(score_1,",
+        "score_1 = tl.maximum(score_1 - 9,"),
     Bug("units ahead of the first step are ranked", NEAR, LATE, "(step >= first) & (k_first", "(k_first"),
+    Bug("the best are merged by a comparison too few", NEAR, LATE, "tl.static_range(STAGES)",
+        "tl.static_range(STAGES - 1)"),
     Bug("the next unit weighs as the first", CUT, LATE, "unit + 1,", "unit,"),
 ]  # fmt: skip
 
