@@ -108,6 +108,7 @@ def _sweep(sweep: Sweep, name: str, reads: Reads) -> SweepText:
         ranges=sweep.form is Form.RANGES,
         line=sweep.line,
         visible=triton(sweep.test),
+        by_head=sweep.test != _of_positions(sweep.test),
         mask=torch(sweep.test),
         keys=tuple(_range(found, triton) for found in sweep.keys),
         rows=tuple(_range(found, triton) for found in sweep.rows),
@@ -146,7 +147,7 @@ def _choice(plan: ChoicePlan, softmaxes: dict[str, SoftmaxText]) -> ChoiceText:
         choice, softmaxes[choice.score.softmax.name], choice.score.probability,
         expression(plan.forced, TRITON, reads.triton), expression(plan.allowed, TRITON, reads.triton),
         expression(plan.forced, TORCH, reads.torch), expression(plan.allowed, TORCH, reads.torch),
-        plan.first, plan.weights,
+        plan,
     )  # fmt: skip
 
 

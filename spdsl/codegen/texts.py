@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spdsl.ir.pattern import Choice, Grid, Stream, Tensor
-from spdsl.ir.plan import Role
+from spdsl.ir.plan import ChoicePlan, Role
 from spdsl.passes.selection import ranked
 
 
@@ -28,6 +28,7 @@ class SweepText:
     ranges: bool  # else lists
     line: int
     visible: str
+    by_head: bool  # whether heads, or the tensors that are read, see other keys
     mask: str
     keys: tuple[RangeText, ...]
     rows: tuple[RangeText, ...]
@@ -147,6 +148,44 @@ class JointText:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitText:
+    """The unit `reach` units behind the first that an entry overlaps, in a kernel that scores units."""
+
+    reach: int
+    plan: ChoicePlan
+
+    @property
+    def _suffix(self) -> str:
+        return f"_{self.reach}" if self.reach else ""
+
+    @property
+    def score(self) -> str:
+        return f"score{self._suffix}"
+
+    @property
+    def scored(self) -> str:
+        return f"scored{self._suffix}"
+
+    @property
+    def seen(self) -> str:
+        return f"seen{self._suffix}" if self.some else "seen"
+
+    @property
+    def some(self) -> bool:
+        """Whether it shares only some of the entries that others see first."""
+        return len(self.plan.weights_of(self.reach)) < len(self.plan.weights_of(0))
+
+    @property
+    def weight(self) -> float:
+        """Of all its entries but the `others`."""
+        return list(self.plan.weights_of(self.reach).values())[-1]
+
+    @property
+    def others(self) -> dict[int, float]:
+        return {i: weight for i, weight in self.plan.weights_of(self.reach).items() if weight != self.weight}
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceText:
     """A selected choice: `forced` and `allowed` over q, k_first and k_last, in Triton and in torch."""
 
@@ -157,12 +196,21 @@ class ChoiceText:
     allowed: str
     forced_mask: str
     allowed_mask: str
-    first: int
-    weights: tuple[float, ...]
+    plan: ChoicePlan
 
     @property
     def name(self) -> str:
         return self.choice.name
+
+    @property
+    def units(self) -> tuple[UnitText, ...]:
+        """The units that an entry adds to: the first that it overlaps, and those behind that."""
+        return tuple(UnitText(reach, self.plan) for reach in range(self.plan.reach + 1))
+
+    @property
+    def counted(self) -> bool:
+        """Whether its entries are counted: a greatest score tells by itself that there is none."""
+        return self.choice.unit_by in ("sum", "mean")
 
     @property
     def ranked(self) -> bool:

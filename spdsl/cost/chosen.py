@@ -133,7 +133,7 @@ def splits(call: Call, softmax: SoftmaxPlan) -> int:
 
 
 def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
-    """Scores again what the coarse softmax scored: an entry once for each unit that it overlaps."""
+    """Scores again what the coarse softmax scored, each entry once, and some ahead of a program's first units."""
     choice, softmax = plan.choice, _scoring(call, plan)
     qk, _ = call.dims(softmax)
     pairs = _scored_pairs(call, softmax)
@@ -149,10 +149,13 @@ def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
     ranks = max(shape.config.block_n, 1 << max(1, (most - 1).bit_length()), 16)
     units = -(-call.length // choice.unit)
     if call.phase is Phase.DECODE:
-        rows = -(-units // ranks)
+        rows, splits = -(-units // ranks), call.machine.select_splits(call.shape.batch * lists, units)
+        programs = splits
     else:
-        rows = select_steps(call.count, choice, shape.lanes, ranks, call.plan.pattern.causal)
-    products = call.many(rows * lists * len(plan.weights))
+        rows, splits = select_steps(call.count, choice, shape.lanes, ranks, call.plan.pattern.causal), 1
+        programs = -(-call.count.length // shape.lanes)
+    ahead = plan.reach * (len(plan.weights) - plan.ahead)
+    products = call.many((rows * (len(plan.weights) - plan.shared) + programs * ahead) * lists)
     area = shape.config.block_m * ranks
     assert choice.score is not None
     exps = products * area if choice.score.probability else NONE
@@ -160,7 +163,6 @@ def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
         name, "select", "select", flops=pairs * (2 * qk),
         machine=products * (2 * area * padded(qk)), exps=exps, bytes=moved, moved=moved,
     )  # fmt: skip
-    splits = call.machine.select_splits(call.shape.batch * lists, units) if call.phase is Phase.DECODE else 1
     if splits > 1:
         kept = call.many(lists * splits * (1 << max(1, (most - 1).bit_length())) * 8)
         yield Kernel("merge_ranks", "select", "copy", bytes=kept, moved=kept)

@@ -25,6 +25,7 @@ class SelectConst(NamedTuple):
     LANES: tl.constexpr  # queries of a program
     RANKS: tl.constexpr  # units scored at once
     KEPT: tl.constexpr  # power of two >= WIDTH
+    STAGES: tl.constexpr  # its logarithm
     WIDTH: tl.constexpr  # most units of a list
     LEAST: tl.constexpr  # places of a list that a unit takes without passing
     RATIO: tl.constexpr  # entries from one unit to the next
@@ -59,10 +60,23 @@ def load_columns(pointers, inside, START: tl.constexpr, WIDTH: tl.constexpr, DIM
 
 
 @jit
+def shared_tokens(entry, unit, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BEFORE: tl.constexpr, length, S):
+    """How many tokens entries and units have in common, where a last cell ends with its sequence."""
+    first = entry * STRIDE - BEFORE
+    end = tl.minimum(tl.minimum(first + WIDTH, (unit + 1) * S.UNIT), length)
+    return tl.maximum(end - tl.maximum(first, unit * S.UNIT), 0)
+
+
+@jit
+def there(rows, S, C):
+    """Which rows are a head of the list: all of them, if their number is a power of two."""
+    return tl.full((1, 1), True, tl.int1) if C.BLOCK_M // S.LANES == C.GROUP else rows.inside[:, None]
+
+
+@jit
 def of_list_head(value, seen, BY: tl.constexpr, S, C):
-    """Values [LANES * heads, RANKS] reduced over the score heads of a list -> [LANES, RANKS]."""
+    """Values [LANES * heads, RANKS] reduced over the score heads of a list that have one -> [LANES, RANKS]."""
     HEADS: tl.constexpr = C.BLOCK_M // S.LANES
-    some = tl.max(tl.reshape(seen.to(tl.int32), (S.LANES, HEADS, S.RANKS)), 1) > 0
     if BY == "max":
         broken = tl.reshape((seen & (value != value)).to(tl.int32), (S.LANES, HEADS, S.RANKS))  # tl.max passes by NaN
         value = tl.max(tl.reshape(tl.where(seen, value, float("-inf")), (S.LANES, HEADS, S.RANKS)), 1)
@@ -71,7 +85,13 @@ def of_list_head(value, seen, BY: tl.constexpr, S, C):
         value = tl.sum(tl.reshape(tl.where(seen, value, 0.0), (S.LANES, HEADS, S.RANKS)), 1)
         if BY == "mean":
             value = value / C.GROUP
-    return value, some
+    return value
+
+
+@jit
+def of_some_head(seen, S, C):
+    """Which pairs [LANES * heads, RANKS] some head of a list has -> [LANES, RANKS]."""
+    return tl.max(tl.reshape(seen.to(tl.int32), (S.LANES, C.BLOCK_M // S.LANES, S.RANKS)), 1) > 0
 
 
 @jit
@@ -89,8 +109,21 @@ def ranked(best, score, scored, passed, forced, unit, S):
         rank = rank | ((passed | forced).to(tl.int64) << 31)
     rank = tl.where(scored | forced, rank, NOT_RANKED)
     if tl.max((tl.max(rank, 1) > tl.min(best, 1)).to(tl.int32), 0) > 0:
-        top = tl.topk(rank, S.KEPT)
-        best = tl.sort(tl.maximum(best, tl.flip(top, 1)), descending=True)  # of both the best: falling meets rising
+        best = better(best, tl.topk(rank, S.KEPT), S.LANES, S.KEPT, S.STAGES)
+    return best
+
+
+@jit
+def better(best, other, LANES: tl.constexpr, KEPT: tl.constexpr, STAGES: tl.constexpr):
+    """The KEPT best of two tiles [LANES, KEPT] of falling ranks, falling.
+
+    Falling meets rising: the greater of each two are the best of all, and rise once and fall once. Such a row is sorted
+    by comparing its halves, STAGES times, with their results shuffled as cards are.
+    """
+    best = tl.maximum(best, tl.flip(other, 1))
+    for _ in tl.static_range(STAGES):
+        first, second = tl.split(tl.permute(tl.reshape(best, (LANES, 2, KEPT // 2)), (0, 2, 1)))
+        best = tl.reshape(tl.join(tl.maximum(first, second), tl.minimum(first, second)), (LANES, KEPT))
     return best
 
 
@@ -124,5 +157,5 @@ def merge_ranks(ranks, chosen, S):
     best = tl.full((1, S.KEPT), NOT_RANKED, tl.int64)
     for split in tl.range(0, S.SPLITS):
         part = tl.load(ranks + (row + split) * S.KEPT + place)  # falling, as it was kept
-        best = tl.sort(tl.maximum(best, tl.flip(part, 1)), descending=True)
+        best = better(best, part, 1, S.KEPT, S.STAGES)
     store_units(at(chosen, s, list_head, 0), best, tl.arange(0, 1), 1, S)

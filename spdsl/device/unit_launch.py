@@ -100,7 +100,19 @@ def select_constants(
     """
     kept = ranks_kept(most)
     ranks = max(shape.config.block_n, kept, 16)
-    values = (unit, shape.lanes, ranks, kept, most, least, unit // stride, first, entries, splits)
+    values = (
+        unit,
+        shape.lanes,
+        ranks,
+        kept,
+        kept.bit_length() - 1,
+        most,
+        least,
+        unit // stride,
+        first,
+        entries,
+        splits,
+    )
     return SelectConst(*(tl.constexpr(value) for value in values))
 
 

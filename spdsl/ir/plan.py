@@ -105,7 +105,28 @@ class ChoicePlan:
     allowed: Boolean
     first: int
     weights: tuple[float, ...]
+    ratio: int  # entries from one unit to the next
     reads: tuple[Tensor | Choice, ...]  # of the score's softmax
+
+    @property
+    def shared(self) -> int:
+        """Entries of a unit that the unit before it overlaps, too: they were multiplied there."""
+        return max(0, len(self.weights) - self.ratio)
+
+    @property
+    def reach(self) -> int:
+        """Units behind the first one of an entry that it overlaps at most."""
+        return (len(self.weights) - 1) // self.ratio
+
+    @property
+    def ahead(self) -> int:
+        """The first entry that the unit before does not have, but the unit behind does."""
+        return max(self.shared, self.ratio)
+
+    def weights_of(self, reach: int) -> dict[int, float]:
+        """What the entries that a unit is first to overlap add to the unit `reach` units behind it."""
+        back = reach * self.ratio
+        return {i: self.weights[i - back] for i in range(max(self.shared, back), len(self.weights))}
 
 
 @dataclass(frozen=True, slots=True)

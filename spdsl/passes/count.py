@@ -282,7 +282,7 @@ class Count:
 
     def _scored(self, plan: ChoicePlan, seen: Spans, trace: Trace) -> Spans:
         """Units with a seen entry."""
-        each, before = plan.choice.unit // self._scorer(plan.choice).grid.stride, plan.first + len(plan.weights)
+        each, before = plan.ratio, plan.first + len(plan.weights)
         units = -(-self.length // plan.choice.unit)
         parts = ((trace.floor(a - before, each) + 1, trace.ceil(b - plan.first, each)) for a, b in seen)
         return union(((trace.most(a, 0), trace.least(b, units)) for a, b in parts), trace)

@@ -40,7 +40,7 @@ def selection(pattern: Pattern, choice: Choice) -> ChoicePlan:
     names = dict.fromkeys(lookup_name(read) for test in tests for read in lookups(test))
     reads = tuple(found for found in map(pattern.input, names) if isinstance(found, Tensor | Choice))
     forced, allowed = (sympy.And(of_units(test, choice.unit), started) for test in (choice.force, choice.within))
-    return ChoicePlan(choice, forced, allowed, first, weights, reads)
+    return ChoicePlan(choice, forced, allowed, first, weights, choice.unit // stream.grid.stride, reads)
 
 
 def overlap(grid: Grid, unit: int) -> tuple[int, tuple[float, ...]]:

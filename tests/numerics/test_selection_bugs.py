@@ -184,7 +184,7 @@ KERNELS = [
     Bug("entries weigh as if none began early", EARLY, late, "(S.FIRST + i)", "(S.FIRST + i - 1)"),
     Bug("cells of the first page", SCORED, stepped, "call.pages + page, mask=there",
         "call.pages + 0 * page, mask=there"),
-    Bug("an entry across two units weighs as others", SCORED, late, "tl.where(i == 0, 1.0", "tl.where(i == 0, 4.0"),
+    Bug("an entry across two units weighs as others", SCORED, late, "tl.where(i == 1, 2.0", "tl.where(i == 1, 4.0"),
     Bug("eq. 9 with the other sign", SCORED, late, "unit * S.RATIO + (S.FIRST + i)", "unit * S.RATIO - (S.FIRST + i)"),
     Bug("eq. 9 one entry further on", SCORED, late, "(S.FIRST + i)", "(S.FIRST + i + 1)"),
     Bug("forced units rank by score", SCORED, late, "tl.where(forced, _LAST, tl.minimum(bits, _LAST - 1))",
