@@ -43,7 +43,7 @@ pattern early {
 """
 CASES = {
     "causal": {}, "streaming_llm": {}, "dilated": {}, "nsa": {}, "moba": {"block": 16}, "infllm_v2": {}, "document": {},
-    "sparse_transformer": {}, MEANS: {}, POOLS: {}, EARLY: {},
+    "sparse_transformer": {}, "msa_minimax": {"block": 16}, MEANS: {}, POOLS: {}, EARLY: {},
 }  # fmt: skip
 TOKENS = 256
 PHASES = {"train": (Stage.FORWARD, Stage.BACKWARD), "prefill": (Stage.PREFILL,), "decode": (Stage.DECODE,)}
