@@ -28,13 +28,14 @@ def walked_by(kl: Kl, target: SoftmaxPlan, score: SoftmaxPlan) -> Choice | None:
     """The choice whose units kernels walk for the divergence; None: torch computes it.
 
     Kernels add the heads of a list up before they mask, so all of them see the same keys; a maximum over heads has
-    a gradient of its own. The target's log-sum-exp is that of a branch over the tiles that the kernels walk, too.
+    a gradient of its own. They walk the units that the branch of the target walks, which leaves its log-sum-exp; the
+    score is its logits alone, over positions.
     """
-    choice = list_of(kl, target, score)
     added = all(side.share == "group" and side.heads_by in (None, "sum", "mean") for side in (kl.target, kl.score))
     branch = target.role is Role.BRANCH and not target.pairs
-    logits = score.units is None and not kl.score.score.probability
-    return choice if added and branch and logits and _alike(target) and _alike(score) else None
+    logits = score.role is Role.LOGITS and not score.reads and not kl.score.score.probability
+    walked = added and branch and logits and _alike(target) and _alike(score)
+    return list_of(kl, target, score) if walked else None
 
 
 def _alike(plan: SoftmaxPlan) -> bool:
