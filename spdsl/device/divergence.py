@@ -73,7 +73,7 @@ def start_divergence(U, C):
 
 @jit
 def divergence_step(total, gain, m, z, p, r):
-    """Adds one block: total of p, gain of p (log p - r), and z of exp2(r - m), m the running maximum of r. All base 2."""
+    """Adds one block: total of p, gain of p (log p - r), z of exp2(r - m), m the running maximum of r; in base 2."""
     total += p
     gain += p * (tl.log2(tl.where(p > 0.0, p, 1.0)) - tl.where(p > 0.0, r, 0.0))
     m_new = tl.maximum(m, r)

@@ -32,7 +32,8 @@ def of_key_heads(parts: Tensor, k: Tensor) -> Tensor:
     """The parts of each head of k, added up in order."""
     if parts.shape[1] == k.shape[1]:
         return parts
-    return parts.unflatten(1, (k.shape[1], -1)).sum(2).to(k.dtype)
+    found: Tensor = parts.unflatten(1, (k.shape[1], -1)).sum(2)
+    return found.to(k.dtype)
 
 
 def key_slot_buffer(jobs: UnitJobs, parts: Tensor, unit: int) -> Tensor:

@@ -28,13 +28,14 @@ def walked_by(kl: Kl, target: SoftmaxPlan, score: SoftmaxPlan) -> Choice | None:
     """The choice whose units kernels walk for the divergence; None: torch computes it.
 
     Kernels add the heads of a list up before they mask, so all of them see the same keys; a maximum over heads has
-    a gradient of its own. They walk the units that the branch of the target walks, which leaves its log-sum-exp; the
-    score is its logits alone, over positions.
+    a gradient of its own. They walk the units that the branch of the target walks, which leaves its log-sum-exp. The
+    score is its logits alone, without a bias: a row that is not there scores 0.
     """
     added = all(side.share == "group" and side.heads_by in (None, "sum", "mean") for side in (kl.target, kl.score))
     branch = target.role is Role.BRANCH and not target.pairs
-    logits = score.role is Role.LOGITS and not score.reads and not kl.score.score.probability
-    walked = added and branch and logits and _alike(target) and _alike(score)
+    logits = score.units is None and not kl.score.score.probability
+    plain = score.softmax.bias is None and not score.reads
+    walked = added and branch and logits and plain and _alike(target) and _alike(score)
     return list_of(kl, target, score) if walked else None
 
 
