@@ -30,7 +30,7 @@ class Walk:
 
 
 def forward(call: Call, walk: Walk) -> Iterator[Kernel]:
-    shape = _shape(call, walk, "units")
+    shape = _shape(call, walk, "units_dq")
     lists = union_bytes(call, walk.target, walk.choice, shape.lanes)
     moved = _rows_bytes(call, walk) + _keys_bytes(call, walk)
     yield _unions(call, walk, shape)
