@@ -86,7 +86,10 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+RARE = ("plain", "scale", "groups of 1", "late rows")
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.full] * (one in RARE)) for one in CASES])
 def test_values_and_gradients(kernels: Engine, name: str) -> None:
     body, shape = CASES[name]
     module = kernels(body)
