@@ -29,7 +29,7 @@ from spdsl.ir.pattern import (
 )
 from spdsl.ir.plan import ChoicePlan, Form, Plan, Range, Role, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
-from spdsl.passes.divergence import list_of
+from spdsl.passes.divergence import list_of, walked_by
 
 
 def context(plan: Plan) -> ModuleText:
@@ -210,7 +210,8 @@ def _extra(
     if isinstance(extra, Kl):
         parts = (_pooled("target", extra.target, softmaxes), _pooled("score", extra.score, softmaxes))
         target, score = (plans[side.score.softmax.name] for side in (extra.target, extra.score))
-        return ExtraText(f"result_{number}", parts, list_of(extra, target, score))
+        walked = walked_by(extra, target, score) is not None
+        return ExtraText(f"result_{number}", parts, list_of(extra, target, score), walked)
     return branch_text(extra, joints)
 
 

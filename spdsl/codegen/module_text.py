@@ -77,11 +77,21 @@ class ExtraText:
     name: str
     parts: tuple[PooledText, ...]
     listed: Choice | None = None  # whose units hold every entry of a divergence
+    walked: bool = False  # by kernels
 
     @property
     def call(self) -> str:
+        return f"_{self.name}({self._given})"
+
+    @property
+    def dense_call(self) -> str:
+        """That of the reference."""
+        return f"_{self.name}_torch({self._given})" if self.walked else self.call
+
+    @property
+    def _given(self) -> str:
         lses = "".join(f", {part.softmax.name}_part[1]" for part in self.parts if part.needs_lse)
-        return f"_{self.name}(inputs, layout{lses})"
+        return f"inputs, layout{lses}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +133,11 @@ class ModuleText:
         """What is differentiable as a whole; parts of a joint are not by themselves."""
         inside = {part.name for joint in self.joints for part in joint.parts}
         return (*(found for found in self.softmaxes if found.is_computed and found.name not in inside), *self.joints)
+
+    @property
+    def walked(self) -> tuple[ExtraText, ...]:
+        """Those that kernels compute."""
+        return tuple(extra for extra in self.extras if extra.walked)
 
     @property
     def choosing(self) -> tuple[SoftmaxText | ChoiceText, ...]:

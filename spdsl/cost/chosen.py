@@ -29,13 +29,13 @@ def _shape(call: Call, softmax: SoftmaxPlan, choice: Choice, kernel: str) -> Uni
     return make(kernel, max(qk, v), call.shape.size, group, choice.unit)
 
 
-def _union(call: Call, choice: Choice, softmax: SoftmaxPlan, lanes: int) -> Number:
+def union_of(call: Call, choice: Choice, softmax: SoftmaxPlan, lanes: int) -> Number:
     """Units of all tiles of all lists of the batch."""
     found = tile_units(call.count, choice, lanes, call.options.overlap)
     return found * (call.lists(choice, softmax) * call.shape.batch)
 
 
-def _union_bytes(call: Call, softmax: SoftmaxPlan, choice: Choice, lanes: int) -> Number:
+def union_bytes(call: Call, softmax: SoftmaxPlan, choice: Choice, lanes: int) -> Number:
     """Lists in, units and masks out, both padded to the room of a tile."""
     tiles = -(-call.queries // lanes)
     width = max(1, min(call.capacity(choice) * lanes, -(-call.length // choice.unit)))
@@ -46,10 +46,10 @@ def _union_bytes(call: Call, softmax: SoftmaxPlan, choice: Choice, lanes: int) -
 def forward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
     (qk, v), shape = call.dims(softmax), _shape(call, softmax, choice, "units")
     config = shape.config
-    blocks = _union(call, choice, softmax, shape.lanes) * (choice.unit // config.block_n)
+    blocks = union_of(call, choice, softmax, shape.lanes) * (choice.unit // config.block_n)
     area = config.block_m * config.block_n
     steps = UNION_STEPS if call.phase is Phase.TRAIN else CACHED_UNION_STEPS
-    lists = _union_bytes(call, softmax, choice, shape.lanes)
+    lists = union_bytes(call, softmax, choice, shape.lanes)
     yield Kernel(f"{softmax.name} unions", "lists", "copy", launches=0, steps=steps, bytes=lists, moved=lists)
     moved = call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax)
     yield Kernel(
@@ -64,10 +64,10 @@ def backward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kerne
     (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
     shape, pairs = _shape(call, softmax, choice, "units_dq"), call.pairs(softmax)
     per_unit = choice.unit // shape.config.block_n
-    blocks, area = _union(call, choice, softmax, shape.lanes) * per_unit, shape.config.block_m * shape.config.block_n
+    blocks, area = union_of(call, choice, softmax, shape.lanes) * per_unit, shape.config.block_m * shape.config.block_n
     rows, keys = call.rows_bytes(softmax, qk + v), call.keys_bytes(softmax)
     yield delta(call, softmax)
-    lists = _union_bytes(call, softmax, choice, shape.lanes)
+    lists = union_bytes(call, softmax, choice, shape.lanes)
     yield Kernel(f"{softmax.name} unions", "lists", "copy", launches=0, steps=UNION_STEPS, bytes=lists, moved=lists)
     yield Kernel(
         f"{softmax.name}_dq", "backward", "units_backward", steps=BACKWARD_STEPS,
@@ -77,7 +77,7 @@ def backward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kerne
     )  # fmt: skip
     lanes, shape = shape.lanes, _shape(call, softmax, choice, "units_dkdv")
     again = UNION_STEPS if shape.lanes != lanes else 0
-    visits = _union(call, choice, softmax, shape.lanes)
+    visits = union_of(call, choice, softmax, shape.lanes)
     area = shape.config.block_m * shape.config.block_n
     blocks = visits * (choice.unit // shape.config.block_n)
     inverse = visits * (3 * (INDEX_BYTES + 8))  # sorted by unit: numbers and masks, read and written

@@ -1,6 +1,7 @@
-"""extras: further results of `attention`: scores and their divergence, by torch.
+"""extras: further results of `attention`: scores and their divergence, by torch where no kernel walks its lists.
 
-Over all pairs of queries and entries, visible or not; or of queries and the keys of their lists, gathered for each.
+By torch over all pairs of queries and entries, visible or not; or of queries and the keys of their lists, gathered for
+each.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from spdsl.cost import divergence
 from spdsl.cost.chosen import scored_bytes
+from spdsl.cost.divergence import Walk
 from spdsl.cost.kernels import LSE_BYTES, NONE, Call, Kernel
 from spdsl.ir.pattern import Choice, Kl, Phase, Pooled
 from spdsl.ir.plan import SoftmaxPlan
 from spdsl.passes.count import Number
-from spdsl.passes.divergence import list_of
+from spdsl.passes.divergence import list_of, walked_by
 
 PASSES = 3  # over scores in memory, in float32: logits written, made a score, reduced
 GATHERED = 3  # over keys gathered for a query: read, written, read by the product
@@ -32,28 +35,37 @@ class _Result:
 
 def forward(call: Call) -> Iterator[Kernel]:
     for result in _results(call):
-        yield _kernel(call, result, result.name, [1] * len(result.sides))
+        if isinstance(result, Walk):
+            yield from divergence.forward(call, result)
+        else:
+            yield _kernel(call, result, result.name, [1] * len(result.sides))
 
 
 def backward(call: Call) -> Iterator[Kernel]:
     """Of a divergence the last side alone learns."""
     for result in _results(call):
-        times = [AGAIN] * (len(result.sides) - 1) + [LEARNED]
-        yield _kernel(call, result, f"{result.name}, backward", times)
+        if isinstance(result, Walk):
+            yield from divergence.backward(call, result)
+        else:
+            times = [AGAIN] * (len(result.sides) - 1) + [LEARNED]
+            yield _kernel(call, result, f"{result.name}, backward", times)
 
 
-def _results(call: Call) -> Iterator[_Result]:
+def _results(call: Call) -> Iterator[_Result | Walk]:
     """Those of the result that answers in training; generation has none."""
     if call.phase is not Phase.TRAIN:
         return
     plans = {one.name: one for one in call.count.plan.softmaxes}
-    for extra in call.count.case(call.phase).extras:
+    for number, extra in enumerate(call.count.case(call.phase).extras, 1):
         if isinstance(extra, Pooled):
             side = plans[extra.score.softmax.name]
             yield _Result(f"{side.name} as a result", (side,))
         elif isinstance(extra, Kl):
             target, score = (plans[side.score.softmax.name] for side in (extra.target, extra.score))
-            yield _Result(f"kl({target.name}, {score.name})", (target, score), list_of(extra, target, score))
+            if walked := walked_by(extra, target, score):
+                yield Walk(f"result_{number}", target, score, walked)
+            else:
+                yield _Result(f"kl({target.name}, {score.name})", (target, score), list_of(extra, target, score))
 
 
 def _kernel(call: Call, result: _Result, name: str, times: list[int]) -> Kernel:

@@ -1,9 +1,10 @@
-"""divergence: whether that of two scores needs the keys of a list alone."""
+"""divergence: whether that of two scores needs the keys of a list alone, and whether kernels walk them."""
 
 from __future__ import annotations
 
 from spdsl.ir.pattern import Choice, Kl
-from spdsl.ir.plan import SoftmaxPlan
+from spdsl.ir.plan import Role, SoftmaxPlan
+from spdsl.ir.symbols import H
 
 
 def list_of(kl: Kl, target: SoftmaxPlan, score: SoftmaxPlan) -> Choice | None:
@@ -21,6 +22,26 @@ def list_of(kl: Kl, target: SoftmaxPlan, score: SoftmaxPlan) -> Choice | None:
     same_heads = by_head or choice.share != "head"
     shift_cancels = by_head or not kl.score.score.probability
     return choice if same_heads and shift_cancels else None
+
+
+def walked_by(kl: Kl, target: SoftmaxPlan, score: SoftmaxPlan) -> Choice | None:
+    """The choice whose units kernels walk for the divergence; None: torch computes it.
+
+    Kernels add the heads of a list up before they mask, so all of them see the same keys; a maximum over heads has
+    a gradient of its own. They walk the units that the branch of the target walks, which leaves its log-sum-exp. The
+    score is its logits alone, without a bias: a row that is not there scores 0.
+    """
+    added = all(side.share == "group" and side.heads_by in (None, "sum", "mean") for side in (kl.target, kl.score))
+    branch = target.role is Role.BRANCH and not target.pairs
+    logits = score.units is None and not kl.score.score.probability
+    plain = score.softmax.bias is None and not score.reads
+    walked = added and branch and logits and plain and _alike(target) and _alike(score)
+    return list_of(kl, target, score) if walked else None
+
+
+def _alike(plan: SoftmaxPlan) -> bool:
+    """Whether all heads see the same keys, those of one stream."""
+    return len(plan.sweeps) == 1 and H not in plan.sweeps[0].test.free_symbols
 
 
 def _of_tokens(plan: SoftmaxPlan) -> bool:

@@ -35,6 +35,17 @@ TEXTS = {
             return attend(chosen)
         }
     """,
+    "divergence": """
+        pattern p {
+            causal
+            index  = stream(heads = 1, value = none)
+            asks   = query(heads = 2)
+            rank   = dot(index, query = asks)
+            chosen = top_k(8, score = rank, unit = max(16), share = max(group), force = last(1))
+            fine   = attend(chosen)
+            return fine, kl(mass(fine), rank, share = mean(group))
+        }
+    """,
     "apart": """
         pattern p {
             causal
@@ -94,7 +105,8 @@ def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch) -> Counter
     for x in inputs.values():
         if x.is_floating_point():
             x.requires_grad_()
-    module.attention(**inputs).sum().backward()
+    out = module.attention(**inputs)
+    (out if isinstance(out, torch.Tensor) else sum(x.sum() for x in out)).sum().backward()
     return found
 
 

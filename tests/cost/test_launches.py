@@ -51,7 +51,7 @@ pattern union {
 """
 CASES = {
     "causal": {}, "streaming_llm": {}, "dilated": {}, "nsa": {}, "moba": {"block": 16}, "infllm_v2": {}, "document": {},
-    "sparse_transformer": {}, MEANS: {}, POOLS: {}, EARLY: {}, UNION: {},
+    "sparse_transformer": {}, "msa_minimax": {"block": 16}, MEANS: {}, POOLS: {}, EARLY: {}, UNION: {},
 }  # fmt: skip
 TOKENS = 256
 PHASES = {"train": (Stage.FORWARD, Stage.BACKWARD), "prefill": (Stage.PREFILL,), "decode": (Stage.DECODE,)}

@@ -21,7 +21,7 @@ MAIN = ("forward", "dq", "dkdv")
 PATTERNS: tuple[tuple[str, Dims], ...] = (("nsa", (192, 128)), ("msa_minimax", (128, 128)), ("moba", (128, 128)))
 HOPPER = {
     "nsa": [f"{branch}_{name}" for branch in ("coarse", "fine", "near") for name in MAIN],
-    "msa_minimax": [f"fine_{name}" for name in MAIN],
+    "msa_minimax": [*(f"fine_{name}" for name in MAIN), "_result_1_forward", "_result_1_dk"],
     "moba": [f"attend_{name}" for name in MAIN],
 }
 OPEN = [("bf16", (64, 64)), ("bf16", (128, 128)), ("fp16", (128, 128)), ("fp32", (64, 64)), ("fp32", (128, 128))]
