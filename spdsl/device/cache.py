@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spdsl.device.append_kernel import Append, launch_lengths, launch_rows, launch_values
+from spdsl.device.append_kernel import Append, NewRows, launch_lengths, launch_rows
 from spdsl.device.close_kernel import Close, launch_entries, taken_cells
 from spdsl.device.entries import Cells, entry_count, entry_counts
 from spdsl.device.launch import uses_kernels
@@ -105,10 +105,10 @@ class CacheStore:
     ) -> None:
         width = 0 if self.page_table is None else self.page_table.shape[1]
         call, page = Append(self.spans, self.page_table, width, self.capacity, added), self.page or 0
-        for name, new in k.items():
-            launch_rows(new, self.k[name], v.get(name), self.v[name] if name in v else None, call, page)
-        for name, values in tokens.items():
-            launch_values(values, self.tokens[name], call, page)
+        streams = [
+            NewRows(new, self.k[name], v.get(name), self.v[name] if name in v else None) for name, new in k.items()
+        ]
+        launch_rows(streams, [(new, self.tokens[name]) for name, new in tokens.items()], call, page)
         launch_lengths(self.dropped, call, page)
 
     def _append_by_torch(
