@@ -83,7 +83,8 @@ def hidden_columns(side, call, s, entry, closes, h, C):
         total = tl.zeros((C.ROWS, C.COLUMNS), dtype=C.ACC)
         PARTS: tl.constexpr = (side.DIM + side.DEPTH - 1) // side.DEPTH
         for step in tl.range(0, C.WIDTH * PARTS):
-            w, d = step // PARTS, step % PARTS * side.DEPTH + tl.arange(0, side.DEPTH)
+            w = step // PARTS
+            d = tl.arange(0, side.DEPTH) + (step - w * PARTS) * side.DEPTH
             there = closes & (first + w >= 0)
             home, slot, there = cached_places(call, s, first + w, there, C.PAGE)
             inside = there[:, None] & (d < side.DIM)[None, :]
