@@ -101,10 +101,9 @@ def append_rows(
     token, position, home, slot, room = append_places(call, s, BLOCK, PAGE)
     for i in tl.static_range(STREAMS):
         append_head(streams[i], s, row, token, home, slot, room)
-    if VALUES:
+    for i in tl.static_range(VALUES):
         if row == 0:
-            for i in tl.static_range(VALUES):
-                copy_values(values[i][0], values[i][1], s, token, position, room)
+            copy_values(values[i][0], values[i][1], s, token, position, room)
 
 
 @jit

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.close_kernel import Closing, Side, cached_places, cached_rows, close_by_pool, whole_cells
-from spdsl.device.configs import Config, chained, lookup
+from spdsl.device.configs import SMALL, Config, chained, power_of_2
 from spdsl.device.gpu import gpu_of
 from spdsl.device.kernel import Strided, jit
 from spdsl.device.launch import INTERPRETED, launch, precision, strided, wide
@@ -90,11 +90,12 @@ def hidden_columns(side, call, s, entry, closes, h, C):
             inside = there[:, None] & (d < side.DIM)[None, :]
             x = tl.load(cached_rows(side.tokens, h, home, slot)[:, None] + d[None, :], mask=inside, other=0)
             row = (tl.cast(h, tl.int64) * C.WIDTH + w) * side.DIM + d
-            moved = tl.load(side.position + row, mask=d < side.DIM, other=0).to(x.dtype)
+            # A tile of equal rows, for a row alone would not be loaded ahead.
+            moved = tl.load(side.position + tl.zeros_like(home)[:, None] + row[None, :], mask=inside, other=0)
             known = (d < side.DIM)[:, None] & (column < side.HIDDEN)
             up = tl.load(side.up + row[:, None] * side.HIDDEN + column, mask=known, other=0).to(x.dtype)
             total = dot(x, up, total, C)
-            total = dot(tl.where(there[:, None], moved[None, :], 0.0).to(x.dtype), up, total, C)
+            total = dot(moved.to(x.dtype), up, total, C)
         hidden = 0.5 * total * (1 + tl.erf(total * 0.7071067811865476))
         pointers = side.hidden.data + s[:, None] * side.hidden.batch + h * side.hidden.head + column
         mask = closes[:, None] & (column < side.HIDDEN)
@@ -151,40 +152,44 @@ def close_mlp(closing: Closing) -> None:
 
 
 def close_one(closing: Closing) -> None:
+    """The one new entry of each sequence that has one."""
     _, sides, call, _, cells, page = closing
-    tokens = sides[0].tokens
+    tokens, config = sides[0].tokens, mlp_config(sides[0].tokens)
     acc = tl.float64 if wide(tokens.dtype) == torch.float64 else tl.float32
-    columns, deepest = (16, 16) if INTERPRETED else (32, 128)
-    values = (len(sides), 16, columns, *cells[:3], page, acc, precision(tokens))
+    values = (len(sides), config.block_m, config.block_n, *cells[:3], page, acc, precision(tokens))
     C = MlpConst(*(tl.constexpr(value) for value in values))
     hidden = [x.tokens.new_empty(call.sequences, x.tokens.shape[1], 1, x.weights[1].shape[3]) for x in sides]
-    ups, up_tiles = _hidden_sides(sides, hidden, columns, deepest)
-    downs, down_tiles = _entry_sides(sides, hidden, columns, deepest)
-    blocks, heads = triton.cdiv(call.sequences, 16), tokens.shape[1]
-    own = mlp_config(tokens, deepest)
-    for kernel, tiles, of_sides, config in (
-        (close_hidden, up_tiles, ups, chained(own, page)), (close_outputs, down_tiles, downs, own)
-    ):  # fmt: skip
-        launch(
-            kernel, (blocks, tiles, heads), of_sides, call, C,
-            num_warps=config.num_warps, num_stages=config.num_stages,
-        )  # fmt: skip
+    ups, up_tiles = _hidden_sides(sides, hidden, config.block_n)
+    downs, down_tiles = _entry_sides(sides, hidden, config.block_n)
+    blocks, heads, ahead = triton.cdiv(call.sequences, config.block_m), tokens.shape[1], chained(config, page)
+    launch(
+        close_hidden, (blocks, up_tiles, heads), ups, call, C,
+        num_warps=ahead.num_warps, num_stages=ahead.num_stages,
+    )  # fmt: skip
+    launch(
+        close_outputs, (blocks, down_tiles, heads), downs, call, C,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
 
 
-def mlp_config(tokens: Tensor, depth: int) -> Config:
-    """Warps and stages of a decode step: few rows, and all time goes to loads. Not tuned on a GPU."""
-    return lookup("decode", gpu_of(tokens.device).architecture, depth, tokens.element_size())
+def mlp_config(tokens: Tensor) -> Config:
+    """block_m sequences, block_n columns of a layer: few of them, so that one sequence has a program for most
+    processors, and all time goes to loads. Not tuned on a GPU.
+    """
+    if INTERPRETED:
+        return SMALL
+    return Config(16, 32, 4, 5 if gpu_of(tokens.device).architecture.startswith("sm_") else 1)
 
 
 def _hidden_sides(
-    sides: Sequence[Side], hidden: Sequence[Tensor], columns: int, deepest: int
+    sides: Sequence[Side], hidden: Sequence[Tensor], columns: int
 ) -> tuple[tuple[HiddenSide, ...], int]:  # fmt: skip
     found: list[HiddenSide] = []
     first = 0
     for side, out in zip(sides, hidden, strict=True):
         position, up, _ = (x.contiguous() for x in side.weights)
         dim, tiles = up.shape[2], triton.cdiv(up.shape[3], columns)
-        sizes = (first, tiles, dim, up.shape[3], _depth(dim, deepest))
+        sizes = (first, tiles, dim, up.shape[3], _depth(dim, side.tokens))
         tensors = (strided(side.tokens), strided(out), position, up)
         found.append(HiddenSide(*tensors, *(tl.constexpr(size) for size in sizes)))
         first += tiles
@@ -192,18 +197,20 @@ def _hidden_sides(
 
 
 def _entry_sides(
-    sides: Sequence[Side], hidden: Sequence[Tensor], columns: int, deepest: int
+    sides: Sequence[Side], hidden: Sequence[Tensor], columns: int
 ) -> tuple[tuple[EntrySide, ...], int]:  # fmt: skip
     found: list[EntrySide] = []
     first = 0
     for side, x in zip(sides, hidden, strict=True):
         down = side.weights[2].contiguous()
         tiles = triton.cdiv(down.shape[2], columns)
-        sizes = (first, tiles, down.shape[2], down.shape[1], _depth(down.shape[1], deepest))
+        sizes = (first, tiles, down.shape[2], down.shape[1], _depth(down.shape[1], x))
         found.append(EntrySide(strided(x), strided(side.entries), down, *(tl.constexpr(size) for size in sizes)))
         first += tiles
     return tuple(found), first
 
 
-def _depth(numbers: int, deepest: int) -> int:
-    return max(16, min(deepest, triton.next_power_of_2(numbers)))
+def _depth(numbers: int, like: Tensor) -> int:
+    """Numbers of a vector that are multiplied at once: 256 bytes at most."""
+    most = 16 if INTERPRETED else 256 // like.element_size()
+    return max(16, min(most, power_of_2(numbers)))
