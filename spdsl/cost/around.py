@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from spdsl.cost.entries import closed, differentiable, entry_flops, sides_of, tokens_moved, weights_of
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, Call, Kernel
-from spdsl.ir.pattern import Branch, Gate, Merge, Phase, Stream, Values
+from spdsl.ir.pattern import Branch, Gate, Merge, Phase
 from spdsl.passes.count import Number
 
-STREAMING = ("mean", "max", "weighted")  # made by kernels in `attention`; with a cache by torch
+STREAMING = ("mean", "max", "weighted")  # made by kernels
 VALUE_BYTES = {"bool": 1, "int": 8, "float": 4}  # of token tensors in the cache
 # Operators of torch, as the tests count them in generated modules.
-POOL_STEPS = {"mean": 2, "max": 1, "weighted": 9, "mlp": 8, "softmax": 5}
-COPY_STEPS = {"mlp": 2}  # cells put heads first, which takes a copy where both batch and entries are more than one
-POOL_BACKWARD_STEPS = {"mlp": 8, "softmax": 8}
-# Of them in `attention`, its backward and a cache so many more where cells may be clipped: absent tokens are masked.
+STEPS = {"mlp": 8, "softmax": 5}
+BACKWARD_STEPS = {"mlp": 8, "softmax": 8}
+# Of them in `attention` and its backward so many more where cells may be clipped: absent tokens are masked.
 CLIPPED_STEPS = {"mlp": 14, "softmax": 12}
 CLIPPED_BACKWARD_STEPS = {"mlp": 1, "softmax": 3}
-CLIPPED_POOL_STEPS = {"mean": 2, "max": 2, "weighted": 4, "mlp": 3, "softmax": 2}
-CLIPPED_COPY_STEPS = {"weighted": 2}
 LSE_STEPS = 1  # one lse per branch, beside each other
 MERGE_STEPS = 24  # of two branches
 SETTLE_STEPS = 3  # a condition, and the choice of out and lse by it
@@ -28,14 +26,16 @@ def compress(call: Call) -> Iterator[Kernel]:
     """`attention` makes the entries of all tokens."""
     for stream in call.compressed:
         assert stream.compress is not None
-        by, sides = stream.compress.by, _sides(call, stream)
+        by, sides = stream.compress.by, sides_of(call, stream)
         launches = len(sides) if by in STREAMING and call.count.entries(stream) > 0 else 0
         clipped = CLIPPED_STEPS.get(by, 0) * stream.grid.is_clipped
-        steps = 0 if by in STREAMING else (POOL_STEPS[by] + clipped) * len(sides)
-        flops = _flops(call, stream, call.count.entries(stream))
-        moved = _moved(call, stream, call.length, call.count.entries(stream))
+        steps = 0 if by in STREAMING else (STEPS[by] + clipped) * len(sides)
+        flops = entry_flops(call, stream, call.count.entries(stream))
+        weights = weights_of(call, stream)
+        tokens = tokens_moved(call, stream, call.length, call.count.entries(stream))
+        read, moved = tokens + weights.once, tokens + weights.by_torch
         yield Kernel(
-            f"{stream.name} entries", "compress", "forward", launches, steps, flops, flops, bytes=moved, moved=moved
+            f"{stream.name} entries", "compress", "forward", launches, steps, flops, flops, bytes=read, moved=moved
         )
 
 
@@ -43,14 +43,15 @@ def compress_backward(call: Call) -> Iterator[Kernel]:
     for stream in call.compressed:
         assert stream.compress is not None
         by = stream.compress.by
-        if not _differentiable(call, stream):
+        if not differentiable(call, stream):
             continue
-        sides = len(_sides(call, stream))
+        sides = len(sides_of(call, stream))
         kernels = {"mean": 1, "max": 2, "weighted": 2}.get(by, 0) * sides if call.count.entries(stream) else 0
-        flops = _flops(call, stream, call.count.entries(stream)) * 2
-        moved = _moved(call, stream, call.length, call.count.entries(stream)) * 2
+        flops = entry_flops(call, stream, call.count.entries(stream)) * 2
+        tokens = tokens_moved(call, stream, call.length, call.count.entries(stream))
+        moved = (tokens + weights_of(call, stream).once) * 2
         clipped = CLIPPED_BACKWARD_STEPS.get(by, 0) * stream.grid.is_clipped
-        steps = (POOL_BACKWARD_STEPS.get(by, 0) + clipped) * sides
+        steps = (BACKWARD_STEPS.get(by, 0) + clipped) * sides
         yield Kernel(
             f"{stream.name} entries, backward", "compress", "forward", kernels, steps, flops, flops,
             bytes=moved, moved=moved,
@@ -59,31 +60,14 @@ def compress_backward(call: Call) -> Iterator[Kernel]:
 
 def cached(call: Call) -> Iterator[Kernel]:
     """New tokens are stored, then the entries that closed are made from the cache."""
-    new = call.many(2 * call.queries)
-    for stream in call.streams:
-        moved = new * (call.count.stream(stream)[0] * sum(_sides(call, stream)) * call.shape.size)
-        yield Kernel("append_rows", "cache", "copy", bytes=moved, moved=moved)
-    for tensor in call.token_tensors:
-        moved = new * VALUE_BYTES[tensor.dtype]
-        yield Kernel("append_values", "cache", "copy", bytes=moved, moved=moved)
+    each = sum(call.count.stream(stream)[0] * sum(sides_of(call, stream)) for stream in call.streams) * call.shape.size
+    each += sum(VALUE_BYTES[tensor.dtype] for tensor in call.token_tensors)
+    moved = call.many(2 * call.queries * each)
+    yield Kernel("append_rows", "cache", "copy", bytes=moved, moved=moved)
     counts = call.many(4 * INDEX_BYTES)  # lengths and dropped tokens, read and written
     yield Kernel("append_lengths", "cache", "copy", bytes=counts, moved=counts)
     for stream in call.plan.pattern.kept:
-        assert stream.compress is not None
-        entries = -(-call.queries // stream.grid.stride)
-        flops, dims = _flops(call, stream, entries), _sides(call, stream)
-        sources = 1 if stream.compress.logits is None else 2
-        cells = _moved(call, stream, entries * stream.grid.width, 0)
-        yield Kernel(
-            "take_cells", "compress", "copy", launches=sources, bytes=cells * sources, moved=cells * (2 * sources)
-        )
-        by = stream.compress.by
-        alone, clipped = min(call.shape.batch, entries) == 1, stream.grid.is_clipped
-        copied = (COPY_STEPS.get(by, 0) + CLIPPED_COPY_STEPS.get(by, 0) * clipped) * alone
-        moved, made = _moved(call, stream, entries * stream.grid.width, entries), _moved(call, stream, 0, entries)
-        steps = (POOL_STEPS[by] + CLIPPED_POOL_STEPS[by] * clipped - copied) * len(dims)
-        yield Kernel(f"{stream.name} pools", "compress", "forward", 0, steps, flops, flops, bytes=moved, moved=moved)
-        yield Kernel("put_entries", "compress", "copy", bytes=made, moved=made * 2)
+        yield from closed(call, stream)
 
 
 def together(call: Call) -> Iterator[Kernel]:
@@ -121,47 +105,3 @@ def _together_bytes(call: Call, branch: Branch) -> Number:
     parts = len(branch.branches) if isinstance(branch, Gate | Merge) else 1
     heads, v = call.shape.heads, call.shape.v
     return call.many(call.queries * heads * ((parts + 1) * v * call.shape.size + parts * LSE_BYTES))
-
-
-def _sides(call: Call, stream: Stream) -> list[int]:
-    """Head dims of K and, where it has any, of V."""
-    _, qk, v = call.count.stream(stream)
-    source = stream
-    if stream.compress is not None:
-        found = call.plan.pattern.input(stream.compress.source)
-        assert isinstance(found, Stream)
-        source = found
-        needed = any(
-            sweep.stream.name == stream.name and softmax.role.value == "branch"
-            for softmax in call.plan.softmaxes
-            for sweep in softmax.sweeps
-        )
-        return [qk, v] if needed and source.value is Values.OWN else [qk]
-    return [qk, v] if source.value is Values.OWN else [qk]
-
-
-def _differentiable(call: Call, stream: Stream) -> bool:
-    """Entries that only choose get no gradient."""
-    return any(
-        sweep.stream.name == stream.name and softmax.role.value == "branch"
-        for softmax in call.softmaxes
-        for sweep in softmax.sweeps
-    )
-
-
-def _flops(call: Call, stream: Stream, entries: int) -> Number:
-    """A gelu network has 2 d hidden numbers, as in `example_inputs`."""
-    assert stream.compress is not None
-    by, width, qk = stream.compress.by, stream.grid.width, call.count.stream(stream)[1]
-    found = 0
-    for dim in _sides(call, stream):
-        if by == "mlp":
-            found += 2 * width * dim * 2 * qk + 2 * 2 * qk * dim
-        else:
-            found += {"softmax": 4, "weighted": 3}.get(by, 1) * width * dim
-    return call.many(call.count.stream(stream)[0] * entries * found)
-
-
-def _moved(call: Call, stream: Stream, tokens: int, entries: int) -> Number:
-    dims = sum(_sides(call, stream))
-    return call.many(call.count.stream(stream)[0] * (tokens + entries) * dims * call.shape.size)
