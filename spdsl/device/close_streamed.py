@@ -74,7 +74,7 @@ def cell_sum(side, call, s, h, first, C):
         value = cell_tokens(side.tokens, h, home, slot, there, side.DIM, side.DIM_PADDED, side.DIM).to(C.ACC)
         if C.BY == "weighted":
             place = tl.cast(h, tl.int64) * C.WIDTH + w
-            inside = there[:, None] & (column < side.DIM)
+            inside = (w < C.WIDTH)[:, None] & (column < side.DIM)
             value += tl.load(side.position + place[:, None] * side.DIM + column, mask=inside, other=0).to(C.ACC)
             value *= tl.load(side.weight + place, mask=there, other=0).to(C.ACC)[:, None]
         total += tl.sum(value, 0)
