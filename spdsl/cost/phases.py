@@ -7,7 +7,7 @@ from enum import Enum
 
 import sympy
 
-from spdsl.cost import around, attend, chosen, extras, join, pairs
+from spdsl.cost import around, attend, chosen, extras, join, pairs, together
 from spdsl.cost.kernels import NONE, USUAL, Call, Kernel, Options
 from spdsl.cost.machine import Machine
 from spdsl.ir.pattern import Phase
@@ -45,12 +45,12 @@ def kernels(
 
 
 def _train(call: Call) -> list[Kernel]:
-    return [*around.compress(call), *_attention(call), *around.together(call), *extras.forward(call)]
+    return [*around.compress(call), *_attention(call), *together.forward(call), *extras.forward(call)]
 
 
 def _cached(call: Call) -> list[Kernel]:
-    results = (join.results if call.phase is Phase.DECODE else around.together)(call)
-    return [*around.cached(call), *_attention(call), *results, *around.settled(call)]
+    results = (join.results if call.phase is Phase.DECODE else together.forward)(call)
+    return [*around.cached(call), *_attention(call), *results, *together.settled(call)]
 
 
 def _attention(call: Call) -> list[Kernel]:
@@ -89,7 +89,7 @@ def _idle(kernel: Kernel) -> Kernel:
 
 
 def _backward(call: Call) -> list[Kernel]:
-    found: list[Kernel] = [*extras.backward(call), *around.together_backward(call)]
+    found: list[Kernel] = [*extras.backward(call), *together.backward(call)]
     for softmax in reversed(call.softmaxes):
         if softmax.role is not Role.BRANCH:
             continue

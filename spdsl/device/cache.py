@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spdsl.device.append_kernel import Append, launch_lengths, launch_rows, launch_values
-from spdsl.device.close_kernel import Close, launch_entries, taken_cells
+from spdsl.device.append_kernel import Append, NewRows, launch_lengths, launch_rows
+from spdsl.device.close_kernel import Close, Closing, Side
 from spdsl.device.entries import Cells, entry_count, entry_counts
 from spdsl.device.launch import uses_kernels
 from spdsl.device.sequences import expect
@@ -105,10 +105,10 @@ class CacheStore:
     ) -> None:
         width = 0 if self.page_table is None else self.page_table.shape[1]
         call, page = Append(self.spans, self.page_table, width, self.capacity, added), self.page or 0
-        for name, new in k.items():
-            launch_rows(new, self.k[name], v.get(name), self.v[name] if name in v else None, call, page)
-        for name, values in tokens.items():
-            launch_values(values, self.tokens[name], call, page)
+        streams = [
+            NewRows(new, self.k[name], v.get(name), self.v[name] if name in v else None) for name, new in k.items()
+        ]
+        launch_rows(streams, [(new, self.tokens[name]) for name, new in tokens.items()], call, page)
         launch_lengths(self.dropped, call, page)
 
     def _append_by_torch(
@@ -225,55 +225,37 @@ class EntryStore(CacheStore):
         name: str,
         source: str,
         added: int,
-        pool_k: Callable[..., Tensor],
-        pool_v: Callable[..., Tensor] | None = None,
+        pool: Callable[..., Tensor],
+        kernels: Callable[[Closing], None],
+        weights_k: tuple[Tensor, ...] = (),
+        weights_v: tuple[Tensor, ...] | None = None,
         *,
         logits: str | None = None,
     ) -> None:
         """Writes the entries of `name` that closed with the last `added` tokens of stream `source`, once appended.
 
-        Pools turn cells [batch, heads, n, width, dim], and which of their tokens are there, bool [batch, n, width]
-        (None: all), into entries [batch, heads, n, dim]. With `logits`, a stream on tokens, they are called with its
-        cells, too: its keys for pool_k, and for pool_v its values, or its keys where it has none. The number n depends
-        on `added` only; an entry that was there gets the same value.
+        The pool turns cells [batch, heads, n, width, dim], and which of their tokens are there, bool [batch, n, width]
+        (None: all), into entries [batch, heads, n, dim]. With `logits`, a stream on tokens, it is called with its
+        cells, too: its keys, and for values its values, or its keys where it has none. Then come the weights of keys
+        or values (None: no values are made). The number n depends on `added` only; an entry that was there gets the
+        same value. `kernels` does the same on a GPU.
         """
-        close = self._close_by_kernels if uses_kernels(self.lengths) else self._close_by_torch
-        close(name, source, added, pool_k, pool_v, logits)
+        found = {} if logits is None else {"k": self.k[logits], "v": self.v.get(logits, self.k[logits])}
+        sides = [Side(self.k[source], self.k[name], found.get("k"), weights_k)]
+        if weights_v is not None:
+            sides.append(Side(self.v[source], self.v[name], found.get("v"), weights_v))
+        if uses_kernels(self.lengths):
+            kernels(self._closing(name, added, pool, sides))
+        else:
+            self._close_by_torch(name, added, pool, sides)
 
-    def _close_by_kernels(
-        self,
-        name: str,
-        source: str,
-        added: int,
-        pool_k: Callable[..., Tensor],
-        pool_v: Callable[..., Tensor] | None,
-        logits: str | None,
-    ) -> None:
-        shape, page = self.entries[name], self.page or 0
+    def _closing(self, name: str, added: int, pool: Callable[..., Tensor], sides: Sequence[Side]) -> Closing:
         width = 0 if self.page_table is None else self.page_table.shape[1]
-        call = Close(self.spans, self.entry_spans[name], self.page_table, width, added)
-        number = -(-added // shape.cells.stride)
-        made_k: list[Tensor] = []
-        made_v: list[Tensor] = []
-        there = None
-        for stream in (source,) if logits is None else (source, logits):
-            values = None if pool_v is None else self.v.get(stream)
-            cells_k, cells_v, there = taken_cells(self.k[stream], values, call, number, shape.cells, page)
-            made_k.append(cells_k)
-            made_v.append(cells_k if cells_v is None else cells_v)
-        new_v = None if pool_v is None else pool_v(made_v[0], there, *made_v[1:])
-        store_v = None if pool_v is None else self.v[name]
-        launch_entries(pool_k(made_k[0], there, *made_k[1:]), self.k[name], new_v, store_v, call, shape.cells)
+        call = Close(self.spans, self.entry_spans[name], self.page_table, width, self.batch, added)
+        cells = self.entries[name].cells
+        return Closing(pool, sides, call, -(-added // cells.stride), cells, self.page or 0)
 
-    def _close_by_torch(
-        self,
-        name: str,
-        source: str,
-        added: int,
-        pool_k: Callable[..., Tensor],
-        pool_v: Callable[..., Tensor] | None,
-        logits: str | None,
-    ) -> None:
+    def _close_by_torch(self, name: str, added: int, pool: Callable[..., Tensor], sides: Sequence[Side]) -> None:
         cells = self.entries[name].cells
         number = torch.arange(-(-added // cells.stride), device=self.lengths.device)
         entry = entry_counts(self.lengths - added, cells)[:, None] + number
@@ -289,12 +271,7 @@ class EntryStore(CacheStore):
             rows = rows.reshape(*rows.shape[:2], *positions.shape[1:], rows.shape[3])
             return rows if there is None else rows.masked_fill(~there[:, None, :, :, None], 0)
 
-        def write(store: Tensor, pool: Callable[..., Tensor], source: Tensor, *others: Tensor) -> None:
-            entries = pool(taken(source), there, *(taken(x) for x in others))
-            store[sequence, :, slot] = entries.transpose(1, 2).to(store.dtype)
-
-        keys = [self.k[source]] if logits is None else [self.k[source], self.k[logits]]
-        write(self.k[name], pool_k, *keys)
-        if pool_v is not None:
-            values = [self.v[source]] if logits is None else [self.v[source], self.v.get(logits, self.k[logits])]
-            write(self.v[name], pool_v, *values)
+        for side in sides:
+            others = () if side.logits is None else (taken(side.logits),)
+            entries = pool(taken(side.tokens), there, *others, *side.weights)
+            side.entries[sequence, :, slot] = entries.transpose(1, 2).to(side.entries.dtype)

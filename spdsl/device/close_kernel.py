@@ -1,7 +1,8 @@
-"""Kernels that close entries of a compressed stream: cells out of the pages of a cache, and entries into it."""
+"""Entries of a compressed stream that close in a cache: where their tokens are, and the way over any pool in torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,11 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.entries import Cells
-from spdsl.device.kernel import jit
+from spdsl.device.kernel import Strided, jit
 from spdsl.device.launch import launch, rows_contiguous, strided
 from spdsl.device.tiles import at
-
-_TAKEN = 32  # rows of a program, of cells or of entries
 
 
 class Close(NamedTuple):
@@ -27,7 +26,34 @@ class Close(NamedTuple):
     entry_spans: torch.Tensor
     pages: torch.Tensor | None
     page_width: int
+    sequences: int
     added: int
+
+
+class Side(NamedTuple):
+    """The keys or the values of a compressed stream: tokens and entries in their stores, what its pool takes besides.
+
+    logits: the store of the stream that weighs the tokens, if one does. weights: those of `pool_<way>`, in its order.
+    """
+
+    tokens: Tensor
+    entries: Tensor
+    logits: Tensor | None
+    weights: tuple[Tensor, ...]
+
+
+class Closing(NamedTuple):
+    """New entries of a compressed stream, at most `number` of each sequence. page: tokens per page, or 0.
+
+    pool: cells [B, H, n, width, dim], bool [B, n, width] or None, then the weights -> entries [B, H, n, dim].
+    """
+
+    pool: Callable[..., Tensor]
+    sides: Sequence[Side]
+    call: Close
+    number: int
+    cells: Cells
+    page: int
 
 
 @jit
@@ -36,11 +62,28 @@ def whole_cells(tokens, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BEFORE: tl.co
 
 
 @jit
+def cached_places(call, s, position, there, PAGE: tl.constexpr):
+    """Home (page or sequence) and slot of cached tokens, and whether they have one."""
+    home, slot = tl.zeros_like(position) + s, position
+    if PAGE:
+        page = tl.cast(s, tl.int64) * call.page_width + position // PAGE
+        home = tl.load(call.pages + page, mask=there, other=-1).to(tl.int64)
+        there, slot = there & (home >= 0), position % PAGE
+    return home, slot, there
+
+
+@jit
+def cached_rows(store, h, home, slot):
+    """Where the rows (home, slot) of a head begin."""
+    return store.data + (tl.cast(h, tl.int64) * store.head + home * store.batch + slot * store.token)
+
+
+@jit
 def take_rows(store, cells, s, h, row, rows, home, slot, there, DIM: tl.constexpr, DIM_PADDED: tl.constexpr):
     """Rows (home, slot) of `store` to rows `row` of a sequence and head of `cells`; 0 where they are not there."""
     column = tl.arange(0, DIM_PADDED)[None, :]
-    own = tl.cast(h, tl.int64) * store.head + home * store.batch + slot * store.token
-    value = tl.load(store.data + own[:, None] + column, mask=there[:, None] & (column < DIM), other=0)
+    pointers = cached_rows(store, h, home, slot)[:, None] + column
+    value = tl.load(pointers, mask=there[:, None] & (column < DIM), other=0)
     cells = at(cells, s, h, 0)
     tl.store(cells.data + row[:, None] * cells.token + column, value, mask=(row < rows)[:, None] & (column < DIM))
 
@@ -65,11 +108,7 @@ def take_cells(
         there = there & (position >= 0)
         if h == 0:
             tl.store(present + tl.cast(s, tl.int64) * rows + row, (position >= 0).to(tl.uint8), mask=row < rows)
-    home, slot = tl.zeros_like(position) + s, position
-    if PAGE:
-        page = tl.cast(s, tl.int64) * call.page_width + position // PAGE
-        home = tl.load(call.pages + page, mask=there, other=-1).to(tl.int64)
-        there, slot = there & (home >= 0), position % PAGE
+    home, slot, there = cached_places(call, s, position, there, PAGE)
     take_rows(k, cells_k, s, h, row, rows, home, slot, there, QK_DIM, QK_PADDED)
     if V_DIM:
         take_rows(v, cells_v, s, h, row, rows, home, slot, there, V_DIM, V_PADDED)
@@ -105,45 +144,60 @@ def put_entries(
         tl.store(call.entry_spans + 2 * s + 1, count)
 
 
-def taken_cells(
-    k: Tensor, v: Tensor | None, call: Close, number: int, cells: Cells, page: int
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`number` cells [B, H, number, width, dim] of the keys of a stream, and of its values unless None.
+def close_by_pool(closing: Closing) -> None:
+    """Cells are copied together, the pool makes entries of all of them, those that closed are kept."""
+    made = [side.entries.new_empty(_shape_of_cells(side, closing)) for side in closing.sides]
+    there = taken_cells(closing, made)
+    new = [closing.pool(cells, there, *side.weights) for cells, side in zip(made, closing.sides, strict=True)]
+    put_new_entries(closing, new)
 
-    And bool [B, number, width], which of their tokens are there; None where all are.
+
+def taken_cells(closing: Closing, made: Sequence[Tensor]) -> Tensor | None:
+    """Fills cells [B, H, number, width, dim] of each side.
+
+    -> bool [B, number, width], which of their tokens are there; None where all are.
     """
-    sequences, heads, rows = len(call.spans), k.shape[1], number * cells.width
-    block = min(_TAKEN, triton.next_power_of_2(cells.width))
-    found_k = k.new_empty(sequences, heads, number, cells.width, k.shape[3])
-    found_v = None if v is None else v.new_empty(sequences, heads, number, cells.width, v.shape[3])
-    present = k.new_empty(sequences, number, cells.width, dtype=torch.uint8) if cells.before else None
+    _, sides, call, number, cells, page = closing
+    rows, (k, v) = number * cells.width, _both([side.tokens for side in sides])
+    cells_k, cells_v = _both([x.flatten(2, 3) for x in made])
+    block = min(32, triton.next_power_of_2(cells.width))
+    present = None
+    if cells.before:
+        present = call.spans.new_empty(call.sequences, number, cells.width, dtype=torch.uint8)
     launch(
-        take_cells, (triton.cdiv(rows, block), heads, sequences),
-        strided(k), strided(found_k.flatten(2, 3)), None if v is None else strided(v),
-        None if found_v is None else strided(found_v.flatten(2, 3)), present, call, rows,
-        num_warps=4, num_stages=1, **_dims(k, v), **_cells(cells), BLOCK=block, PAGE=page,
+        take_cells, (triton.cdiv(rows, block), sides[0].tokens.shape[1], call.sequences),
+        k, cells_k, v, cells_v, present, call, rows,
+        num_warps=4, num_stages=1, **_dims(sides), **_cells(cells), BLOCK=block, PAGE=page,
     )  # fmt: skip
-    return found_k, found_v, None if present is None else present.view(torch.bool)
+    return None if present is None else present.view(torch.bool)
 
 
-def launch_entries(
-    new_k: Tensor, k: Tensor, new_v: Tensor | None, v: Tensor | None, call: Close, cells: Cells
-) -> None:  # fmt: skip
-    """New entries [B, H, n, dim] to the stores of their stream."""
-    number = new_k.shape[2]
-    block = 1 if number == 1 else _TAKEN
+def put_new_entries(closing: Closing, new: Sequence[Tensor]) -> None:
+    """New entries [B, H, number, dim] of each side to their store."""
+    _, sides, call, number, cells, _ = closing
+    new_k, new_v = _both([rows_contiguous(x) for x in new])
+    k, v = _both([side.entries for side in sides])
+    block = 1 if number == 1 else 32
     launch(
-        put_entries, (triton.cdiv(number, block), k.shape[1], len(call.spans)),
-        strided(rows_contiguous(new_k)), strided(k),
-        None if new_v is None else strided(rows_contiguous(new_v)), None if v is None else strided(v), call, number,
-        num_warps=1 if block == 1 else 4, num_stages=1, **_dims(k, v),
-        **_cells(cells), BLOCK=block,
+        put_entries, (triton.cdiv(number, block), sides[0].entries.shape[1], call.sequences),
+        new_k, k, new_v, v, call, number,
+        num_warps=1 if block == 1 else 4, num_stages=1, **_dims(sides), **_cells(cells), BLOCK=block,
     )  # fmt: skip
 
 
-def _dims(k: Tensor, v: Tensor | None) -> dict[str, int]:
+def _shape_of_cells(side: Side, closing: Closing) -> tuple[int, ...]:
+    heads, dim = side.tokens.shape[1], side.tokens.shape[3]
+    return closing.call.sequences, heads, closing.number, closing.cells.width, dim
+
+
+def _both(tensors: Sequence[Tensor]) -> list[Strided | None]:
+    """Of keys and values; None where there are no values."""
+    return [strided(tensors[0]), strided(tensors[1]) if len(tensors) > 1 else None]
+
+
+def _dims(sides: Sequence[Side]) -> dict[str, int]:
     """The constants of head dims for a kernel that copies rows of keys and values."""
-    qk, v_dim = k.shape[3], 0 if v is None else v.shape[3]
+    qk, v_dim = sides[0].tokens.shape[3], sides[1].tokens.shape[3] if len(sides) > 1 else 0
     return {
         "QK_DIM": qk, "QK_PADDED": triton.next_power_of_2(qk),
         "V_DIM": v_dim, "V_PADDED": triton.next_power_of_2(max(1, v_dim)),

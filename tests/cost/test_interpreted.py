@@ -64,7 +64,7 @@ TEXTS = {
 }
 
 
-def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch) -> Counter[str]:
+def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch, tokens: int = TOKENS) -> Counter[str]:
     """FLOPs of the products of each kernel of a decode step, or of attention and its backward."""
     found: Counter[str] = Counter()
     now = [""]
@@ -89,13 +89,13 @@ def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch) -> Counter
     patch.setattr(module, "dot_rows", counted(dot_rows, 1))
     patch.setattr(module, "KERNELS_ON_CPU", True)
     inputs = module.example_inputs(
-        1, 1 if decode else TOKENS, heads=HEADS, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM,
+        1, 1 if decode else tokens, heads=HEADS, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM,
         dtype=torch.float32, device="cpu",
     )  # fmt: skip
     if decode:
-        cache = module.Cache(1, TOKENS + 1, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM, dtype=torch.float32, device="cpu")
+        cache = module.Cache(1, tokens + 1, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM, dtype=torch.float32, device="cpu")
         before = module.example_inputs(
-            1, TOKENS - 1, heads=HEADS, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM, dtype=torch.float32, device="cpu"
+            1, tokens - 1, heads=HEADS, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM, dtype=torch.float32, device="cpu"
         )
         patch.setattr(module, "KERNELS_ON_CPU", False)  # the CPU path fills the cache faster
         module.prefill(**before, cache=cache)
@@ -122,3 +122,17 @@ def test_machine_flops_are_those_of_the_kernels(name: str, decode: bool, monkeyp
     own = [one for stage in stages for one in kernels(found, stage, TOKENS, shape, Machine(), Options())]
     expected = {one.name: one.machine.value for one in own if one.part != "compress" and one.machine.value}
     assert {kernel: flops for kernel, flops in real.items() if flops} == expected
+
+
+@pytest.mark.parametrize("tokens", [40, 41])
+def test_a_network_multiplies_in_the_steps_that_close(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step in `stride` does all the work, of which the model says the average."""
+    text = "pattern p { causal return attend(compress(8, 4, by = mlp)) }"
+    real = done(module_of(text), True, monkeypatch, tokens)
+    own = kernels(
+        plan_of_text(text), Stage.DECODE, tokens, Shape(1, HEADS, KV_HEADS, DIM, DIM, 4), Machine(), Options()
+    )
+    for name in ("close_hidden", "close_outputs"):
+        (model,) = [one for one in own if one.name == name]
+        assert model.machine.exact
+        assert real[name] == (4 * model.machine.value if tokens == 40 else 0)

@@ -130,13 +130,11 @@ def test_cpu_tensors_take_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> Non
     for interpreted in (False, True):
         monkeypatch.setattr(cache, "uses_kernels", lambda _, uses=interpreted: uses)
         store_of(16, torch.float32).append(*tokens_of(5, torch.float32))
-        assert started == ["append_rows"] * 2 * interpreted + ["append_values"] * 2 * interpreted + (
-            ["append_lengths"] * interpreted
-        )
+        assert started == ["append_rows", "append_lengths"] * interpreted
 
 
 def launches_of(monkeypatch: pytest.MonkeyPatch, added: int, page: int | None, dtype: torch.dtype) -> list[Launch]:
-    """What an append of one stream and one token tensor launches, without running it."""
+    """What an append of two streams and one token tensor launches, without running it."""
     found: list[Launch] = []
 
     def note(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
@@ -145,7 +143,7 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, added: int, page: int | None, d
 
     monkeypatch.setattr(append_kernel, "launch", note)
     k, v, tokens = tokens_of(added, dtype, 192, 128)
-    store_of(page, dtype, 192, 128)._append_by_kernels({"kv": k["kv"]}, v, {"mark": tokens["mark"]}, added)
+    store_of(page, dtype, 192, 128)._append_by_kernels(k, v, {"mark": tokens["mark"]}, added)
     return found
 
 
@@ -154,7 +152,7 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, added: int, page: int | None, d
 @pytest.mark.parametrize("added, page", [(1, 16), pytest.param(40, 16, marks=pytest.mark.full), (40, None)])
 def test_kernels_compile(added: int, page: int | None, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launches = launches_of(monkeypatch, added, page, torch.bfloat16)
-    assert [launch.name for launch in launches] == ["append_rows", "append_values", "append_lengths"]
+    assert [launch.name for launch in launches] == ["append_rows", "append_lengths"]
     for launch in launches:
         compiled = compile_launch(launch, targets.find(target))
         assert compiled.error is None

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from spdsl.device.cache import EntryShape, EntryStore, StreamShape
+from spdsl.device.close_mlp import close_mlp
+from spdsl.device.close_streamed import close_streamed
 from spdsl.device.entries import (
     Cells,
     cells_of,
@@ -43,7 +47,7 @@ def store_of(cells: Cells, page: int | None, table: Tensor | None = None, capaci
     cache = EntryStore(
         BATCH,
         capacity,
-        {"kv": shape, "bare": StreamShape(HEADS, QK, 0), "full": shape},
+        {"kv": shape, "bare": StreamShape(HEADS, QK, 0), "full": shape, "narrow": StreamShape(HEADS, 1, 0)},
         {},
         {"cmp": EntryShape(HEADS, QK, V, cells), "keys": EntryShape(HEADS, QK, 0, cells)},
         page=page,
@@ -57,7 +61,8 @@ def store_of(cells: Cells, page: int | None, table: Tensor | None = None, capaci
 
 
 def tokens_of(count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    k = {name: torch.randn(BATCH, HEADS, count, QK, dtype=torch.float64) for name in ("kv", "bare", "full")}
+    dims = {"kv": QK, "bare": QK, "full": QK, "narrow": 1}
+    k = {name: torch.randn(BATCH, HEADS, count, dim, dtype=torch.float64) for name, dim in dims.items()}
     v = {name: torch.randn(BATCH, HEADS, count, V, dtype=torch.float64) for name in ("kv", "full")}
     return k, v
 
@@ -71,18 +76,32 @@ def whole(x: Tensor, cells: Cells, pool: Pool) -> Tensor:
     return compress(x, cells, layout_of(x, x, None, None, None, None, None), pool)
 
 
-def pools_of(kind: str, width: int) -> tuple[Pool, Pool]:
-    def weights(dim: int) -> dict[str, Tensor]:
-        shapes = {"weight": (width,), "position": (width, dim), "up": (width, dim, 5), "down": (5, dim)}
-        roles = {"weighted": ["weight", "position"], "mlp": ["position", "up", "down"]}[kind]
-        return {role: torch.randn(HEADS, *shapes[role], dtype=torch.float64) for role in roles}
+class Way(NamedTuple):
+    """How entries are made, in torch and by kernels, and the weights of keys and values."""
 
-    if kind in ("mean", "max"):
-        pool = {"mean": pool_mean, "max": pool_max}[kind]
-        return pool, pool
-    pool = {"weighted": pool_weighted, "mlp": pool_mlp}[kind]
-    of_k, of_v = weights(QK), weights(V)
-    return lambda c, there: pool(c, there, **of_k), lambda c, there: pool(c, there, **of_v)
+    pool: Pool
+    kernels: Callable[..., None]
+    of_k: tuple[Tensor, ...] = ()
+    of_v: tuple[Tensor, ...] | None = ()
+
+    def made(self, weights: tuple[Tensor, ...] | None) -> Pool:
+        return lambda c, there: self.pool(c, there, *(weights or ()))
+
+
+MEAN = Way(pool_mean, partial(close_streamed, "mean"))
+SOFTMAX = Way(pool_softmax, partial(close_streamed, "softmax"))
+
+
+def way_of(kind: str, width: int) -> Way:
+    def weights(dim: int) -> tuple[Tensor, ...]:
+        shapes = {
+            "weighted": [(width,), (width, dim)],
+            "mlp": [(width, dim), (width, dim, 5), (5, dim)],
+        }.get(kind, [])  # fmt: skip
+        return tuple(torch.randn(HEADS, *shape, dtype=torch.float64) for shape in shapes)
+
+    pool = {"mean": pool_mean, "max": pool_max, "weighted": pool_weighted, "mlp": pool_mlp}[kind]
+    return Way(pool, close_mlp if kind == "mlp" else partial(close_streamed, kind), weights(QK), weights(V))
 
 
 @pytest.mark.parametrize("page", [None, 16])
@@ -91,11 +110,11 @@ def pools_of(kind: str, width: int) -> tuple[Pool, Pool]:
 def test_pieces_make_the_entries_of_the_whole(kind: str, pieces: str, page: int | None) -> None:
     for cells in CELLS:
         k, v = tokens_of(41)
-        pool_k, pool_v = pools_of(kind, cells.width)
+        way = way_of(kind, cells.width)
         cache, first = store_of(cells, page), 0
-        wanted_k, wanted_v = whole(k["kv"], cells, pool_k), whole(v["kv"], cells, pool_v)
+        wanted_k, wanted_v = whole(k["kv"], cells, way.made(way.of_k)), whole(v["kv"], cells, way.made(way.of_v))
         for added in PIECES[pieces]:
-            cache.close("cmp", "kv", append(cache, k, v, slice(first, first + added)), pool_k, pool_v)
+            cache.close("cmp", "kv", append(cache, k, v, slice(first, first + added)), *way)
             first += added
             count = entry_count(first, cells)
             assert cache.entry_lengths("cmp").tolist() == [count] * BATCH
@@ -119,11 +138,11 @@ def test_sequences_of_different_lengths(added: int, page: int | None) -> None:
     cache = store_of(cells, page)
     k, v = tokens_of(36)
     for first in range(0, 18, added):
-        cache.close("cmp", "kv", append(cache, k, v, slice(first, first + added)), pool_mean, pool_mean)
+        cache.close("cmp", "kv", append(cache, k, v, slice(first, first + added)), *MEAN)
     middle = int(cache.lengths[0])
     cache.reset([1])
     for first in range(middle, 36 - added + 1, added):
-        cache.close("cmp", "kv", append(cache, k, v, slice(first, first + added)), pool_mean, pool_mean)
+        cache.close("cmp", "kv", append(cache, k, v, slice(first, first + added)), *MEAN)
     end = int(cache.lengths[0])
     assert cache.lengths.tolist() == [end, end - middle]
     for s, first in enumerate([0, middle]):
@@ -135,18 +154,14 @@ def test_sequences_of_different_lengths(added: int, page: int | None) -> None:
 @pytest.mark.parametrize("page", [None, 16])
 @pytest.mark.parametrize("before", [0, 5])
 def test_softmax_of_another_stream(before: int, page: int | None, own_values: bool) -> None:
-    """Values are weighed by the values of that stream, or by its keys where it has none."""
-    cells, logits = Cells(8, 4, before), "full" if own_values else "bare"
+    """Values are weighed by the values of that stream, or by its keys where it has none; here one for all dims."""
+    cells, logits = Cells(8, 4, before), "full" if own_values else "narrow"
     cache = store_of(cells, page)
     k, v = tokens_of(41)
-    z = v["full"] if own_values else k["bare"][..., :1]
-
-    def pool_v(c: Tensor, there: Tensor | None, z: Tensor) -> Tensor:
-        return pool_softmax(c, there, z if own_values else z[..., :1])
-
+    z = v["full"] if own_values else k["narrow"]
     for first in range(0, 41, 5):
         added = append(cache, k, v, slice(first, min(first + 5, 41)))
-        cache.close("cmp", "kv", added, pool_softmax, pool_v, logits=logits)
+        cache.close("cmp", "kv", added, *SOFTMAX, logits=logits)
     layout = layout_of(z, z, None, None, None, None, None)
     wanted_k = whole(k["kv"], cells, lambda c, there: pool_softmax(c, there, cells_of(k[logits], cells, layout)))
     wanted_v = whole(v["kv"], cells, lambda c, there: pool_softmax(c, there, cells_of(z, cells, layout)))
@@ -158,7 +173,7 @@ def test_keys_alone() -> None:
     cells = Cells(8, 4)
     cache = store_of(cells, 16)
     k, v = tokens_of(41)
-    cache.close("keys", "bare", append(cache, k, v, slice(0, 41)), pool_mean)
+    cache.close("keys", "bare", append(cache, k, v, slice(0, 41)), *MEAN._replace(of_v=None))
     assert "keys" not in cache.v
     torch.testing.assert_close(cache.k["keys"][:, :, :9], whole(k["bare"], cells, pool_mean), rtol=0, atol=1e-12)
 
@@ -174,7 +189,7 @@ def test_overflow_keeps_the_entries_of_what_fits(step: int, page: int | None) ->
         if first == 30:
             cache.reset([1])
         cache.at_least = 0  # as if the host knew of no length
-        cache.close("cmp", "kv", append(cache, k, v, slice(first, first + step)), pool_mean, pool_mean)
+        cache.close("cmp", "kv", append(cache, k, v, slice(first, first + step)), *MEAN)
     assert cache.lengths[0] == CAPACITY
     assert cache.dropped[0] > 0
     wanted = whole(k["kv"][:1, :, :CAPACITY], cells, pool_mean)
@@ -189,7 +204,7 @@ def test_missing_pages_hold_no_entries() -> None:
     k, v = tokens_of(41)
     for first in range(0, 41, 6):
         added = append(cache, k, v, slice(first, min(first + 6, 41)))
-        cache.close("cmp", "kv", added, pool_mean, pool_mean)
+        cache.close("cmp", "kv", added, *MEAN)
     assert cache.entry_lengths("cmp").tolist() == [9, 3]
     wanted = whole(k["kv"], cells, pool_mean)
     torch.testing.assert_close(cache.k["cmp"][0, :, :9], wanted[0], rtol=0, atol=1e-12)
@@ -204,7 +219,7 @@ def test_no_length_is_read_on_the_host(page: int | None) -> None:
     with NoSync():
         for first in range(0, 20, 5):
             added = append(cache, k, v, slice(first, first + 5))
-            cache.close("cmp", "kv", added, pool_softmax, pool_softmax, logits="full")
+            cache.close("cmp", "kv", added, *SOFTMAX, logits="full")
     with pytest.raises(AssertionError, match="waits for the device"), NoSync():
         assert cache.lengths[0] == 20
 
@@ -212,7 +227,7 @@ def test_no_length_is_read_on_the_host(page: int | None) -> None:
 def test_a_capacity_below_one_cell() -> None:
     cache = store_of(Cells(8, 4), None, capacity=7)
     k, v = tokens_of(7)
-    cache.close("cmp", "kv", append(cache, k, v, slice(0, 7)), pool_mean, pool_mean)
+    cache.close("cmp", "kv", append(cache, k, v, slice(0, 7)), *MEAN)
     assert cache.entry_lengths("cmp").tolist() == [0, 0]
     assert cache.k["cmp"].shape[2] == 1
 

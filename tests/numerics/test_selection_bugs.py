@@ -38,6 +38,7 @@ EARLY = picked("top_k(2, score = mass(coarse), unit = 16, force = last(1))", "8,
 MEAN = picked("top_k(2, score = mass(coarse), unit = 16, force = last(1))", "8, 4, before = 4, by = mean")
 PLACED = by_rank("top_k(2, score = rank, share = max(group), unit = max(16))", compress="12, 8, before = 11")
 MLP = picked("top_k(2, score = mass(coarse), unit = 16, force = last(1))", "8, 4, before = 4, by = mlp")
+STREAMS = "causal far = stream() return attend(kv[sliding(9)] | far[all - sliding(9)])"
 FEW = by_rank(
     "threshold(9, score = rank, share = max(group), unit = max(16), least = 2, most = 3, within = where(k >= 16), "
     "force = first(2) & where(k >= 16))"
@@ -97,6 +98,16 @@ def early(body: str, module: ModuleType) -> None:
 def begun(body: str, module: ModuleType) -> None:
     """A cache whose first entry closes in a step."""
     check_chunks(body, module, 16, [3], 5, 1)
+
+
+def paired(body: str, module: ModuleType) -> None:
+    """Two sequences whose next entry closes in a step."""
+    check_chunks(body, module, 16, [19], 1, 2)
+
+
+def chunked(body: str, module: ModuleType) -> None:
+    """A chunk closes several entries, the first of them begins before the sequence."""
+    check_chunks(body, module, 16, [17], 0, 1)
 
 
 def apart(body: str, module: ModuleType) -> None:
@@ -179,8 +190,30 @@ KERNELS = [
         "inside & (token >= -9)"),
     Bug("a cell closed as late as others", MEAN, stepped, "tl.maximum(tokens + BEFORE - WIDTH",
         "tl.maximum(tokens - WIDTH"),
-    Bug("cells taken at their place", MEAN, stepped, "entry * STRIDE - BEFORE + row", "entry * STRIDE + row"),
-    Bug("no token is absent in a cache", MEAN, begun, "(position >= 0).to(tl.uint8)", "(position >= -99).to(tl.uint8)"),
+    Bug("cells taken at their place", MEAN, stepped, "first = entry * C.STRIDE - C.BEFORE",
+        "first = entry * C.STRIDE"),
+    Bug("no token is absent in a cache", MEAN, begun, "(tl.minimum(first, 0) + C.WIDTH)",
+        "(tl.zeros_like(first) + C.WIDTH)"),
+    Bug("absent tokens have a position in a cache", EARLY, begun, "mask=there, other=0).to(C.ACC)[:, None]",
+        "mask=w < C.WIDTH, other=0).to(C.ACC)[:, None]"),
+    Bug("appended to the wrong stream", STREAMS, stepped, "append_head(streams[i],", "append_head(streams[0],"),
+    Bug("cells of a chunk taken at their place", MLP, chunked, "entry * STRIDE - BEFORE + row", "entry * STRIDE + row"),
+    Bug("no token is absent in a chunk", MLP, chunked, "(position >= 0).to(tl.uint8)",
+        "(position >= -99).to(tl.uint8)"),
+    Bug("a step's cells taken at their place", MLP, begun, "first = entry * C.STRIDE - C.BEFORE",
+        "first = entry * C.STRIDE"),
+    Bug("closed one step late", LOCAL, paired, "mask=s < call.sequences, other=0)",
+        "mask=s < call.sequences, other=0) - 1"),
+    Bug("the weights of the other side", LOCAL, paired, "position, up, _ = (x.contiguous() for x in side.weights)",
+        "position, up, _ = (x.contiguous() for x in sides[0].weights)"),
+    Bug("the second weights of the other side", LOCAL, paired, "down = side.weights[2]", "down = sides[0].weights[2]"),
+    Bug("the last sequence of a block left out", LOCAL, paired, "(s < call.sequences) & (entry < count)",
+        "(s < call.sequences - 1) & (entry < count)"),
+    Bug("the first sequence's lengths for all of a block", LOCAL, paired, "C.ROWS + tl.arange(0, C.ROWS)\n    length",
+        "C.ROWS + tl.arange(0, C.ROWS)\n    s = 0 * s\n    length"),
+    Bug("a step's cell without its position", LOCAL, paired, "total = dot(moved.to(x.dtype), up, total, C)", "pass"),
+    Bug("the last columns of a layer left out", LOCAL, paired, "(tile >= 0) & (tile < side.TILES)",
+        "(tile >= 0) & (tile < side.TILES - 1)"),
     Bug("entries weigh as if none began early", EARLY, late, "(S.FIRST + i)", "(S.FIRST + i - 1)"),
     Bug("cells of the first page", SCORED, stepped, "call.pages + page, mask=there",
         "call.pages + 0 * page, mask=there"),
