@@ -9,6 +9,7 @@ from spdsl.cost.kernels import LSE_BYTES, Call, Kernel
 from spdsl.ir.pattern import Branch, Gate, Softmax
 from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
 from spdsl.passes.count import Number
+from spdsl.passes.selection import ranked
 
 
 def results(call: Call) -> Iterator[Kernel]:
@@ -22,9 +23,9 @@ def results(call: Call) -> Iterator[Kernel]:
 
 
 def scored(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
-    """The log-sum-exp that probabilities take."""
+    """The log-sum-exp that probabilities take, where torch chooses; a kernel that chooses merges splits itself."""
     assert plan.choice.score is not None
-    if not plan.choice.score.probability:
+    if not plan.choice.score.probability or ranked(plan.choice):
         return
     softmax = next(one for one in call.softmaxes if one.name == plan.choice.score.softmax.name)
     rows = call.many(call.count.heads(softmax.softmax))

@@ -30,13 +30,18 @@ def joined(parts: Sequence[Splits | _Whole]) -> _Whole:
     return merge_by_kernel(whole) if uses_kernels(whole[0][0]) else merge(whole)
 
 
-def lse_of(part: Splits | _Whole) -> Tensor:
+def lse_of(part: Splits | _Whole) -> Splits | Tensor:
+    """The log-sum-exp [B, H, N] of a softmax; of one query in splits, which whoever reads it merges."""
+    return part if isinstance(part, Splits) else part[1]
+
+
+def merged_lse(lse: Splits | Tensor) -> Tensor:
     """The log-sum-exp alone, [B, H, N]."""
-    if not isinstance(part, Splits):
-        return part[1]
-    lse = torch.empty(*part.lse.shape[:2], 1, device=part.lse.device, dtype=part.lse.dtype)
-    _launch([[part]], None, None, lse)
-    return lse
+    if not isinstance(lse, Splits):
+        return lse
+    found = torch.empty(*lse.lse.shape[:2], 1, device=lse.lse.device, dtype=lse.lse.dtype)
+    _launch([[lse]], None, None, found)
+    return found
 
 
 def launch_join(branches: Sequence[Sequence[Splits]], gates: Tensor | None) -> _Whole:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import triton.language as tl
 
-from spdsl.device.kernel import LOG2E, jit
+from spdsl.device.kernel import LOG2E, Strided, jit
 from spdsl.device.positions import span
 from spdsl.device.tiles import at, load_qk, load_v, store_qk, store_v, token_pointer, zeros
 
@@ -141,6 +141,32 @@ def load_packed_lse(lse, rows, C):
     """lse in base 2; rows without keys become +inf: p = exp2(s - inf) = 0."""
     value = load_packed_values(lse, rows, float("-inf"), C)
     return tl.where(value == float("-inf"), float("inf"), value * LOG2E)
+
+
+class StepLse(NamedTuple):
+    """The log-sum-exp of one query in splits, [S, Hq, splits] in base 2, and the sink that is in none of them."""
+
+    splits: Strided
+    sink: torch.Tensor | None
+    many: int
+
+
+@jit
+def load_step_lse(lse, rows, s, C):
+    """As `load_packed_lse`, of a step whose splits nobody has merged."""
+    first = packed_pointers(at(lse.splits, s, 0, 0), rows.query, rows.head)[:, None]
+    top = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
+    if lse.sink is not None:
+        top = tl.load(lse.sink + rows.head, mask=rows.inside, other=float("-inf")).to(C.ACC) * LOG2E
+    total = tl.where(top == float("-inf"), 0.0, 1.0).to(C.ACC)
+    for split in tl.range(0, lse.many, 16):
+        i = split + tl.arange(0, 16)[None, :]
+        own = tl.load(first + i, mask=rows.inside[:, None] & (i < lse.many), other=float("-inf"))
+        new = tl.maximum(top, tl.max(own, 1))
+        shift = tl.where(new == float("-inf"), 0.0, new)
+        total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(own - shift[:, None]), 1)
+        top = new
+    return tl.where(total == 0.0, float("inf"), top + tl.log2(total))
 
 
 @jit

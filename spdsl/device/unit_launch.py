@@ -8,11 +8,12 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from spdsl.device.combine import Splits
 from spdsl.device.configs import Config
 from spdsl.device.gpu import gpu_of
 from spdsl.device.kernel import Call, Const, Source
 from spdsl.device.launch import INTERPRETED, Paged, config_for, constants, launch, strided, wide
-from spdsl.device.packed import Inverse, StepLists, UnitConst, UnitLists, add_slots
+from spdsl.device.packed import Inverse, StepLists, StepLse, UnitConst, UnitLists, add_slots
 from spdsl.device.ranking import SelectConst, merge_ranks
 from spdsl.device.sequences import Layout
 from spdsl.device.splits import split_count
@@ -89,6 +90,11 @@ def add_parts(
             strided(buffer), strided(dk, sequences), strided(dv, sequences), keys, call, inverse, U, C,
             num_warps=config.num_warps, num_stages=1,
         )  # fmt: skip
+
+
+def step_lse(lse: Splits | Tensor | None) -> StepLse | None:
+    """For `select`, of a step whose splits nobody has merged."""
+    return StepLse(strided(lse.lse), lse.sink, lse.lse.shape[2]) if isinstance(lse, Splits) else None
 
 
 def select_constants(

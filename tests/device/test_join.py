@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.combine import Splits
 from spdsl.device.gating import gated
-from spdsl.device.join import joined, lse_of
+from spdsl.device.join import joined, lse_of, merged_lse
+from spdsl.device.kernel import jit
+from spdsl.device.launch import launch
+from spdsl.device.packed import PackedRows, load_step_lse
+from spdsl.device.unit_launch import step_lse
 
 pytestmark = pytest.mark.interpret
 BATCH, HEADS, DIM = 2, 3, 24
@@ -68,7 +74,7 @@ def test_parts_are_one_softmax(name: str, poisoned: None) -> None:
 @pytest.mark.parametrize("name", ["splits", "sink"])
 def test_the_log_sum_exp_alone(name: str, poisoned: None) -> None:
     (part,) = made(name)
-    assert torch.equal(lse_of(part), joined([part])[1])
+    assert torch.equal(merged_lse(lse_of(part)), joined([part])[1])
 
 
 def test_branches_have_gates_of_their_own(poisoned: None) -> None:
@@ -103,3 +109,28 @@ def test_nan_is_not_lost() -> None:
     assert out[1, 2].isnan().all()
     assert lse[1, 2].isnan().all()
     assert out[1, :2].isfinite().all()
+
+
+class RowConst(NamedTuple):
+    BLOCK_M: tl.constexpr
+    HEADS: tl.constexpr
+    ACC: tl.constexpr
+
+
+@jit
+def write_step_lse(lse, out, C):
+    """What a program of `select` makes of the splits of its heads.  Grid (sequences,)."""
+    s = tl.program_id(0)
+    head = tl.arange(0, C.BLOCK_M)
+    rows = PackedRows(head, head, head, head * 0, head, head, head < C.HEADS)
+    tl.store(out + s * C.HEADS + head, load_step_lse(lse, rows, s, C), mask=head < C.HEADS)
+
+
+@pytest.mark.parametrize("name", ["one split", "splits", "more than a program loads at once", "sink"])
+def test_a_choice_merges_the_splits_itself(name: str, poisoned: None) -> None:
+    (part,) = made(name)
+    found = torch.empty(BATCH, HEADS, dtype=torch.float64)
+    consts = RowConst(tl.constexpr(16), tl.constexpr(HEADS), tl.constexpr(tl.float64))
+    launch(write_step_lse, (BATCH,), step_lse(part), found, consts, num_warps=4, num_stages=1)
+    wanted = merged_lse(part)[:, :, 0] / math.log(2)
+    torch.testing.assert_close(found, wanted.masked_fill(wanted == -torch.inf, torch.inf), rtol=1e-12, atol=1e-12)

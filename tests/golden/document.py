@@ -3013,6 +3013,21 @@ class Append(NamedTuple):
     added: int
 
 
+class Appended(NamedTuple):
+    """New keys of one stream and their store, and its values if there are any. FIRST: of the programs of its heads."""
+
+    new_k: Strided
+    k: Strided
+    new_v: Strided | None
+    v: Strided | None
+    FIRST: tl.constexpr
+    HEADS: tl.constexpr
+    QK_DIM: tl.constexpr
+    QK_PADDED: tl.constexpr  # to a power of two
+    V_DIM: tl.constexpr  # 0: no values
+    V_PADDED: tl.constexpr
+
+
 @jit
 def append_places(call, s, BLOCK: tl.constexpr, PAGE: tl.constexpr):
     """The new tokens of a program: number, position, home (page or sequence), slot, and whether it has room: [BLOCK]"""
@@ -3039,26 +3054,38 @@ def copy_rows(new, store, s, h, token, home, slot, room, DIM: tl.constexpr, DIM_
 
 
 @jit
-def append_rows(
-    new_k, k, new_v, v, call,
-    QK_DIM: tl.constexpr, QK_PADDED: tl.constexpr, V_DIM: tl.constexpr, V_PADDED: tl.constexpr,
-    BLOCK: tl.constexpr, PAGE: tl.constexpr,
-):  # fmt: skip
-    """Keys, and values if there are any, of one stream.  Grid (blocks of new tokens, heads, sequences)."""
-    h, s = tl.program_id(1), tl.program_id(2)
-    token, _, home, slot, room = append_places(call, s, BLOCK, PAGE)
-    copy_rows(new_k, k, s, h, token, home, slot, room, QK_DIM, QK_PADDED)
-    if V_DIM:
-        copy_rows(new_v, v, s, h, token, home, slot, room, V_DIM, V_PADDED)
+def append_head(stream, s, row, token, home, slot, room):
+    """If `row` counts a head of the stream: its keys, and values if there are any."""
+    h = row - stream.FIRST
+    if (h >= 0) & (h < stream.HEADS):
+        copy_rows(stream.new_k, stream.k, s, h, token, home, slot, room, stream.QK_DIM, stream.QK_PADDED)
+        if stream.V_DIM:
+            copy_rows(stream.new_v, stream.v, s, h, token, home, slot, room, stream.V_DIM, stream.V_PADDED)
 
 
 @jit
-def append_values(new, store, call, BLOCK: tl.constexpr, PAGE: tl.constexpr):
-    """One value per token, never in pages.  Grid (blocks of new tokens, 1, sequences)."""
-    s = tl.program_id(2)
-    token, position, _, _, room = append_places(call, s, BLOCK, PAGE)
+def copy_values(new, store, s, token, position, room):
+    """One value per token, never in pages."""
     value = tl.load(at(new, s, 0, 0).data + token * new.token, mask=room, other=0)
     tl.store(at(store, s, 0, 0).data + position * store.token, value.to(store.data.dtype.element_ty), mask=room)
+
+
+@jit
+def append_rows(
+    streams, values, call,
+    STREAMS: tl.constexpr, VALUES: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of all streams, and what else each token has.  Grid (blocks of new tokens, heads, sequences).
+
+    The heads of all streams count as one row of heads: a program has one of them.
+    """
+    row, s = tl.program_id(1), tl.program_id(2)
+    token, position, home, slot, room = append_places(call, s, BLOCK, PAGE)
+    for i in tl.static_range(STREAMS):
+        append_head(streams[i], s, row, token, home, slot, room)
+    for i in tl.static_range(VALUES):
+        if row == 0:
+            copy_values(values[i][0], values[i][1], s, token, position, room)
 
 
 @jit
@@ -3083,28 +3110,48 @@ def append_block(call: Append) -> int:
     return 1 if call.added == 1 else _APPENDED
 
 
-def launch_rows(new_k: Tensor, k: Tensor, new_v: Tensor | None, v: Tensor | None, call: Append, page: int) -> None:
-    """New keys [B, heads, T, qk], and values if there are any, to the stores of their stream."""
-    block, qk, v_dim = append_block(call), k.shape[3], 0 if v is None else v.shape[3]
+class NewRows(NamedTuple):
+    """New keys [B, heads, T, qk] of a stream and their store, and its values if there are any."""
+
+    new_k: Tensor
+    k: Tensor
+    new_v: Tensor | None
+    v: Tensor | None
+
+
+def launch_rows(
+    streams: Sequence[NewRows], values: Sequence[tuple[Tensor, Tensor]], call: Append, page: int
+) -> None:  # fmt: skip
+    """The new rows of all streams, and of values (new [B, T], store [B, tokens]), one per token."""
+    block, heads = append_block(call), [stream.k.shape[1] for stream in streams]
+    firsts = [sum(heads[:i]) for i in range(len(heads))]
     launch(
-        append_rows, (triton.cdiv(call.added, block), k.shape[1], len(call.spans)),
-        strided(rows_contiguous(new_k)), strided(k),
-        None if new_v is None else strided(rows_contiguous(new_v)), None if v is None else strided(v), call,
+        append_rows, (triton.cdiv(call.added, block), sum(heads), len(call.spans)),
+        tuple(_appended(stream, first) for stream, first in zip(streams, firsts, strict=True)),
+        tuple((_token_values(new, store), _rows(store)) for new, store in values) or None, call,
         num_warps=1 if block == 1 else 4, num_stages=1,
-        QK_DIM=qk, QK_PADDED=triton.next_power_of_2(qk), V_DIM=v_dim, V_PADDED=triton.next_power_of_2(max(1, v_dim)),
-        BLOCK=block, PAGE=page,
+        STREAMS=len(streams), VALUES=len(values), BLOCK=block, PAGE=page,
     )  # fmt: skip
 
 
-def launch_values(new: Tensor, store: Tensor, call: Append, page: int) -> None:
-    """New values [B, T], one per token, to [B, tokens]."""
-    new = (new.view(torch.uint8) if new.dtype == torch.bool else new).to(store.dtype)
-    block = append_block(call)
-    launch(
-        append_values, (triton.cdiv(call.added, block), 1, len(call.spans)),
-        Strided(new, new.stride(0), 0, new.stride(1)), Strided(store, store.stride(0), 0, store.stride(1)), call,
-        num_warps=1, num_stages=1, BLOCK=block, PAGE=page,
+def _appended(stream: NewRows, first: int) -> Appended:
+    new_k, k, new_v, v = stream
+    qk, v_dim = k.shape[3], 0 if v is None else v.shape[3]
+    sizes = (first, k.shape[1], qk, triton.next_power_of_2(qk), v_dim, triton.next_power_of_2(max(1, v_dim)))
+    return Appended(
+        strided(rows_contiguous(new_k)), strided(k),
+        None if new_v is None else strided(rows_contiguous(new_v)), None if v is None else strided(v),
+        *(tl.constexpr(size) for size in sizes),
     )  # fmt: skip
+
+
+def _token_values(new: Tensor, store: Tensor) -> Strided:
+    return _rows((new.view(torch.uint8) if new.dtype == torch.bool else new).to(store.dtype))
+
+
+def _rows(x: Tensor) -> Strided:
+    """[B, tokens]"""
+    return Strided(x, x.stride(0), 0, x.stride(1))
 
 
 def launch_lengths(dropped: Tensor, call: Append, page: int) -> None:
@@ -3657,10 +3704,10 @@ class CacheStore:
     ) -> None:
         width = 0 if self.page_table is None else self.page_table.shape[1]
         call, page = Append(self.spans, self.page_table, width, self.capacity, added), self.page or 0
-        for name, new in k.items():
-            launch_rows(new, self.k[name], v.get(name), self.v[name] if name in v else None, call, page)
-        for name, values in tokens.items():
-            launch_values(values, self.tokens[name], call, page)
+        streams = [
+            NewRows(new, self.k[name], v.get(name), self.v[name] if name in v else None) for name, new in k.items()
+        ]
+        launch_rows(streams, [(new, self.tokens[name]) for name, new in tokens.items()], call, page)
         launch_lengths(self.dropped, call, page)
 
     def _append_by_torch(
