@@ -9,16 +9,16 @@ import sympy
 
 from spdsl.codegen.branches import branch_text, cached_text
 from spdsl.codegen.expressions import PYTHON, TORCH, TRITON, expression
-from spdsl.codegen.module_text import CaseText, EntriesText, ExtraText, ModuleText, PooledText
+from spdsl.codegen.module_text import AnswerText, CaseText, EntriesText, ExtraText, ModuleText, PooledText
 from spdsl.codegen.reads import Reads, extremes
 from spdsl.codegen.texts import ChoiceText, JointText, RangeText, SoftmaxText, SweepText
 from spdsl.ir.pattern import (
+    Branch,
     Case,
     Choice,
     Extra,
     Gate,
     Kl,
-    Merge,
     Phase,
     Pooled,
     Query,
@@ -77,7 +77,7 @@ def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
         bias_reads=() if bias is None else _float_reads(bias, plan.reads),
         role=plan.role,
         units=plan.units,
-        unwanted="" if plan.wanted is sympy.true else expression(sympy.Not(plan.wanted), TRITON),
+        unwanted="" if plan.wanted is sympy.true else expression(sympy.to_nnf(sympy.Not(plan.wanted)), TRITON),
         pairs=plan.pairs,
         grid=plan.sweeps[0].stream.grid,
         skip_empty=any(sweep.form is Form.LISTS for sweep in plan.sweeps),
@@ -180,11 +180,18 @@ def _case(
     condition = "" if case.condition is None else expression(case.condition, TORCH, lambda read, _: lookup_name(read))
     uses_length = case.condition is not None and LENGTH in case.condition.free_symbols
     plans = {found.name: found for found in plan.softmaxes}
-    extras = tuple(_extra(i, extra, softmaxes, plans, joints) for i, extra in enumerate(case.extras, 1))
-    branches = [extra for extra in case.extras if isinstance(extra, Softmax | Gate | Merge)]
+    found = [_extra(i, extra, softmaxes, plans) for i, extra in enumerate(case.extras, 1)]
+
+    def answer(
+        calls: tuple[SoftmaxText | JointText | ChoiceText, ...], text: Callable[[Branch], str], scores: bool = True
+    ) -> AnswerText:
+        extras = (text(one) if isinstance(one, Branch) else one for one in found if scores or isinstance(one, Branch))
+        return AnswerText(calls, text(case.branch), tuple(extras))
+
     return CaseText(
-        condition, uses_length, calls, branch_text(case.branch), _joined_calls(calls, joints),
-        branch_text(case.branch, joints), cached_text(case.branch), extras, tuple(map(cached_text, branches)),
+        condition, uses_length, answer(calls, branch_text),
+        answer(_joined_calls(calls, joints), lambda branch: branch_text(branch, joints)),
+        answer(calls, cached_text, scores=False),
     )  # fmt: skip
 
 
@@ -203,8 +210,7 @@ def _extra(
     extra: Extra,
     softmaxes: dict[str, SoftmaxText],
     plans: dict[str, SoftmaxPlan],
-    joints: dict[tuple[str, ...], JointText],
-) -> str | ExtraText:
+) -> Branch | ExtraText:
     if isinstance(extra, Pooled):
         return ExtraText(f"result_{number}", (_pooled("score", extra, softmaxes),))
     if isinstance(extra, Kl):
@@ -212,7 +218,7 @@ def _extra(
         target, score = (plans[side.score.softmax.name] for side in (extra.target, extra.score))
         walked = walked_by(extra, target, score) is not None
         return ExtraText(f"result_{number}", parts, list_of(extra, target, score), walked)
-    return branch_text(extra, joints)
+    return extra
 
 
 def _pooled(prefix: str, pooled: Pooled, softmaxes: dict[str, SoftmaxText]) -> PooledText:

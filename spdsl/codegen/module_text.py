@@ -95,16 +95,21 @@ class ExtraText:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerText:
+    """How one kind of call answers: what it computes, in the order of its use, and expressions over their names."""
+
+    calls: tuple[SoftmaxText | JointText | ChoiceText, ...]
+    result: str
+    extras: tuple[str | ExtraText, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CaseText:
     condition: str  # over `length` and scalars; empty: always
     uses_length: bool
-    calls: tuple[SoftmaxText | ChoiceText, ...]  # in the order of their use
-    result: str  # expression over the names of the softmaxes
-    train_calls: tuple[SoftmaxText | JointText | ChoiceText, ...]  # the same with joints in place of their parts
-    train_result: str
-    cached_result: str  # where one query leaves splits
-    extras: tuple[str | ExtraText, ...]  # expressions likewise; scores come from `attention` alone
-    cached_branches: tuple[str, ...]  # those that are no scores, with a cache
+    dense: AnswerText  # of `reference`
+    train: AnswerText  # of `attention`: joints stand in place of their parts
+    cached: AnswerText  # of `prefill` and `decode`: one query leaves splits, and no score is a result
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,7 @@ class ModuleText:
     def extras(self) -> tuple[ExtraText, ...]:
         """Scores that `attention` returns."""
         cases = self.phases.get("train", ())
-        return tuple(extra for case in cases for extra in case.extras if isinstance(extra, ExtraText))
+        return tuple(extra for case in cases for extra in case.train.extras if isinstance(extra, ExtraText))
 
     @property
     def operators(self) -> tuple[SoftmaxText | JointText, ...]:
@@ -142,7 +147,12 @@ class ModuleText:
     @property
     def choosing(self) -> tuple[SoftmaxText | ChoiceText, ...]:
         """What all choices together take, each step after what it reads."""
-        calls = [call for case in self.phases.get("train", ()) for call in case.calls]
+        calls = [
+            call
+            for case in self.phases.get("train", ())
+            for call in case.dense.calls
+            if isinstance(call, SoftmaxText | ChoiceText)
+        ]
         needed = {found.softmax.name for found in self.selected if found.probability}
         steps = [call for call in calls if isinstance(call, ChoiceText) or call.name in needed]
         return tuple({step.name: step for step in steps}.values())

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from spdsl.cost.kernels import Call, Kernel, listed
 from spdsl.cost.machine import padded_group
 from spdsl.cost.visits import key_tiles, row_tiles, step_blocks
+from spdsl.device.splits import lengths_to_try
 from spdsl.ir.pattern import Phase
 from spdsl.ir.plan import Role, SoftmaxPlan
 from spdsl.passes.count import Number
 
 FORWARD_STEPS = 2  # the results are filled before the launch
-BACKWARD_STEPS = 2  # dQ is filled, and the gradient of lse that nobody gave; and dK, dV for each stream
+BACKWARD_STEPS = 1  # dQ is filled; and dK, dV for each stream
 STREAM_STEPS = 2
 LIST_STEPS = 44  # for the lists of one softmax; what its test reads comes on top
 CLASS_STEPS, CLASS_BACKWARD_STEPS = 82, 12  # reordering by residue class, forward and backward
@@ -114,7 +115,10 @@ def splits(call: Call, softmax: SoftmaxPlan) -> int:
     heads = call.count.heads(softmax.softmax)
     streams = [sweep.stream for sweep in softmax.sweeps]
     group = min(heads // call.count.stream(stream)[0] for stream in streams)
-    visited = sum(step_blocks(sweep, call.count.entries(sweep.stream), call.length, 1) for sweep in softmax.sweeps)
+    visited = sum(
+        max(step_blocks(sweep, call.count.entries(sweep.stream), length, 1) for length in lengths_to_try(call.length))
+        for sweep in softmax.sweeps
+    )
     return call.machine.splits(call.shape.batch * (heads // group), visited)
 
 

@@ -14,9 +14,10 @@ from spdsl.passes.selection import ranked
 
 def results(call: Call) -> Iterator[Kernel]:
     """With a cache every case is computed. Splits are float32, and read once."""
-    for case in call.plan.pattern.cases_of(call.phase):
-        found = _written(call, case.branch)
-        for softmax in _leaves(call, case.branch):
+    cases = call.plan.pattern.cases_of(call.phase)
+    for result in (one for case in cases for one in (case.branch, *case.extras) if isinstance(one, Branch)):
+        found = _written(call, result)
+        for softmax in _leaves(call, result):
             _, v = call.dims(softmax)
             found += _splits(call, softmax) * ((v + 1) * LSE_BYTES)
         yield Kernel("join_splits", "combine", "copy", bytes=found, moved=found)

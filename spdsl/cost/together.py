@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 from spdsl.cost.kernels import LSE_BYTES, NONE, Call, Kernel
 from spdsl.ir.pattern import Branch, Gate, Merge, Phase, Values
+from spdsl.ir.plan import Role, SoftmaxPlan
 from spdsl.passes.count import Number
 from spdsl.passes.joint import leaves
 
 # Operators of torch, as the tests count them in generated modules.
 LSE_STEPS = 1  # one lse per branch, beside each other
 MERGE_STEPS = 24  # of two branches
+SINK_STEPS = 12  # the gradient of one
 SETTLE_STEPS = 3  # a condition, and the choice of out and lse by it
 
 
@@ -44,29 +46,35 @@ def backward(call: Call) -> Iterator[Kernel]:
             yield Kernel("gate_gradients", "combine", "copy", 1, bytes=found, moved=found)
         elif isinstance(branch, Merge) and not _joint(call, branch):
             yield Kernel("merge, backward", "combine", "copy", 0, MERGE_STEPS, bytes=found, moved=found)
-        elif isinstance(branch, Merge):
-            yield _sums(call, branch)
+    yield from _sums(call)
 
 
-def _sums(call: Call, branch: Branch) -> Kernel:
-    """Gradients that several parts of a joint have are added up; that of an lse, which each part counts, is one."""
-    plans = [one for one in call.softmaxes if one.name in leaves(branch)]
-    found, again, steps = set(), NONE, 1 - len(plans)
-    for one in plans:
-        qk, _ = call.dims(one)
-        query = one.softmax.query
-        if query in found:
-            again, steps = again + call.rows_bytes(one, qk) * 3, steps + 1
-        found.add(query)
-        for sweep in one.sweeps:
-            stream = sweep.stream
-            if stream.name in found:
-                heads, keys_qk, keys_v = call.count.stream(stream)
-                sides = keys_qk + (keys_v if stream.value is Values.OWN else 0)
-                again += call.many(3 * heads * call.count.entries(stream) * sides * call.shape.size)
-                steps += 1 + (stream.value is Values.OWN)
-            found.add(stream.name)
-    return Kernel("sums of parts", "combine", "copy", 0, steps, bytes=again, moved=again)
+def _sums(call: Call) -> Iterator[Kernel]:
+    """What several softmaxes have of the gradient of one tensor is added up; and sinks get theirs by torch."""
+    plans = [one for one in call.softmaxes if one.role is Role.BRANCH]
+    tensors = [tensor for one in plans for tensor in _learned(call, one)]
+    again = [size for i, (name, size) in enumerate(tensors) if name in {other for other, _ in tensors[:i]}]
+    sinks = [one for one in plans if one.softmax.sink]
+    if again:
+        moved = sum(again, NONE) * 3
+        yield Kernel("sums of gradients", "combine", "copy", 0, len(again), bytes=moved, moved=moved)
+    if sinks:
+        moved = sum((call.rows_bytes(one, 2 * call.dims(one)[1]) for one in sinks), NONE)
+        yield Kernel("sinks, backward", "combine", "copy", 0, SINK_STEPS * len(sinks), bytes=moved, moved=moved)
+
+
+def _learned(call: Call, softmax: SoftmaxPlan) -> Iterator[tuple[str, Number]]:
+    """The tensors that get a gradient, and their bytes; a sink has next to none."""
+    qk, _ = call.dims(softmax)
+    yield softmax.softmax.query, call.rows_bytes(softmax, qk)
+    if softmax.softmax.sink:
+        yield softmax.softmax.sink, NONE
+    for sweep in softmax.sweeps:
+        heads, keys_qk, keys_v = call.count.stream(sweep.stream)
+        numbers = heads * call.count.entries(sweep.stream) * call.shape.size
+        yield f"k of {sweep.stream.name}", call.many(numbers * keys_qk)
+        if sweep.stream.value is Values.OWN:
+            yield f"v of {sweep.stream.name}", call.many(numbers * keys_v)
 
 
 def _joint(call: Call, branch: Branch) -> bool:
@@ -77,9 +85,11 @@ def _branches(call: Call) -> Iterator[Branch]:
     """What is put together, from the inside out; with a cache every case is computed."""
     cases = [call.count.case(call.phase)] if call.phase is Phase.TRAIN else call.plan.pattern.cases_of(call.phase)
     for case in cases:
-        if isinstance(case.branch, Gate):
-            yield from case.branch.branches
-        yield case.branch
+        for result in (case.branch, *case.extras):
+            if isinstance(result, Gate):
+                yield from result.branches
+            if isinstance(result, Branch):
+                yield result
 
 
 def _bytes(call: Call, branch: Branch) -> Number:

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 
+def expect_one_dim(outs: Sequence[Tensor]) -> None:
+    """ValueError unless all parts of a result have values of one dim."""
+    dims = sorted({out.shape[-1] for out in outs})
+    if len(dims) > 1:
+        raise ValueError(f"branches with values of {' and '.join(map(str, dims))} dims cannot be one result")
+
+
 def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """(out [B, H, N, D], lse [B, H, N]) of disjoint keys -> those of one softmax over all of them.
 

@@ -13,12 +13,18 @@ from spdsl.device.sequences import Layout
 def settle(
     pending: Sequence[tuple[Tensor, tuple[Tensor, Tensor]]], last: tuple[Tensor, Tensor], layout: Layout, rows: int
 ) -> tuple[Tensor, Tensor]:
-    """For each sequence the first pending result whose condition [S] holds, else the last one."""
+    """For each sequence the first pending result whose condition [S] holds, else the last one.
+
+    Where one is gated, every lse has a column for each branch: one that is not repeats its own.
+    """
     out, lse = last
+    gated = any(own.dim() == 4 for _, (_, own) in pending) or lse.dim() == 4
+    lse = lse[..., None] if gated and lse.dim() == 3 else lse
     for condition, (own_out, own_lse) in reversed(pending):
         holds = _per_row(condition, layout, rows)
+        own_lse = own_lse[..., None] if gated and own_lse.dim() == 3 else own_lse
         out = torch.where(holds[..., None], own_out, out)
-        lse = torch.where(holds if lse.dim() == 3 else holds[..., None], own_lse, lse)
+        lse = torch.where(holds[..., None] if gated else holds, own_lse, lse)
     return out, lse
 
 

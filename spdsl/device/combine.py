@@ -25,10 +25,10 @@ class Splits(NamedTuple):
     dtype: torch.dtype  # of the whole
 
     def summed(self) -> tuple[Tensor, Tensor]:
-        """What two ways to split have in common: out without the sink, and lse in natural units."""
+        """What two ways to split have in common: out without the sink, in the call's dtype; lse in natural units."""
         lse = self.lse * math.log(2)
         shares = torch.softmax(lse, -1).nan_to_num().unsqueeze(-1)
-        return torch.where(shares > 0, shares * self.out, 0.0).sum(2), torch.logsumexp(lse, -1)
+        return torch.where(shares > 0, shares * self.out, 0.0).sum(2).to(self.dtype), torch.logsumexp(lse, -1)
 
 
 class JoinPart(NamedTuple):

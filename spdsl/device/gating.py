@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spdsl.device.branches import gated_sum, stacked_lse
+from spdsl.device.branches import expect_one_dim, gated_sum, stacked_lse
 from spdsl.device.combine import Splits
 from spdsl.device.join import joined, launch_join
 from spdsl.device.kernel import jit
@@ -72,6 +72,7 @@ def gate_gradients(dout, parts, gates, dparts, dgates, count, C):
 
 def gate_forward(parts: Sequence[Tensor], gates: Tensor) -> Tensor:
     """Outputs [B, H, N, D] and gates [B, H, N, branches] -> the sum of gate * output, in the dtype of the outputs."""
+    expect_one_dim(parts)
     out = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
     grid, C = _gate_launch(parts[0], len(parts))
     own = tuple(strided(rows_contiguous(part)) for part in parts)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spdsl.device.branches import merge
+from spdsl.device.branches import expect_one_dim, merge
 from spdsl.device.combine import JoinConst, JoinPart, Splits, join_splits
 from spdsl.device.launch import launch, rows_contiguous, strided, uses_kernels
 from spdsl.device.merging import merge_by_kernel
@@ -46,6 +46,7 @@ def merged_lse(lse: Splits | Tensor) -> Tensor:
 
 def launch_join(branches: Sequence[Sequence[Splits]], gates: Tensor | None) -> _Whole:
     """Branches, each of parts over disjoint keys, and gates [B, H, 1, branches] -> out, and lse [B, H, 1, branches]."""
+    expect_one_dim([part.out for branch in branches for part in branch])
     first = branches[0][0]
     batch, heads, _, dim = first.out.shape
     out = torch.empty(batch, heads, 1, dim, device=first.out.device, dtype=first.dtype)

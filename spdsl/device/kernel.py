@@ -50,6 +50,7 @@ class Call(NamedTuple):
     k_spans: torch.Tensor | None
     q_offset: int | None
     k_offset: int | None
+    LEAVES: tl.constexpr  # whether programs of a result that does not answer at a sequence's length return at once
 
 
 class Rows(NamedTuple):

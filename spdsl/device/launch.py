@@ -14,7 +14,7 @@ from spdsl.device.gpu import gpu_of
 from spdsl.device.kernel import Call, Const, Source, Strided
 from spdsl.device.sequences import Layout
 from spdsl.device.tiles import row_delta
-from spdsl.device.tuning import tuned_config
+from spdsl.device.tuning import searching, tuned_config
 
 # Kernels run on CUDA and ROCm tensors, and on CPU tensors under Triton's interpreter.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -120,7 +120,9 @@ def source(q: Tensor, k: Tensor, v: Tensor, sequences: int, layout: Layout, page
 
 
 def call_of(q: Tensor, layout: Layout) -> Call:
-    return Call(q.shape[2], layout.keys, layout.q_spans, layout.k_spans, layout.q_offset, layout.k_offset)
+    # Without spans the host knows what answers; and what tuning compares and times is all of the work.
+    leaves = tl.constexpr(layout.k_spans is not None and not searching())
+    return Call(q.shape[2], layout.keys, layout.q_spans, layout.k_spans, layout.q_offset, layout.k_offset, leaves)
 
 
 def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:

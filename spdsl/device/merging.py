@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spdsl.device.branches import expect_one_dim
 from spdsl.device.kernel import LN2, LOG2E, jit
 from spdsl.device.launch import INTERPRETED, launch, rows_contiguous, strided, wide
 from spdsl.device.tiles import at, load_part, load_row_values, store_part, store_row_values, token_pointer
@@ -50,6 +51,7 @@ def merge_rows(parts, lses, out, lse, count, C):
 
 def merge_by_kernel(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """(out [B, H, N, D], lse [B, H, N]) of disjoint keys -> those of one softmax over all of them."""
+    expect_one_dim([out for out, _ in parts])
     first, first_lse = parts[0]
     out = torch.empty_like(first, memory_format=torch.contiguous_format)
     lse = torch.empty_like(first_lse, memory_format=torch.contiguous_format)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 _KEYS_PER_SPLIT = 128  # fewer keys do not pay for one more partial result
 _MOST_SPLITS = 128
 _PROGRAMS_PER_PROCESSOR = 2
+
+
+def lengths_to_try(most: int) -> Iterator[int]:
+    """Lengths at which a step may visit most, up to `most` tokens: sets that begin anew do so at different places."""
+    yield most
+    yield from (most - (1 << i) for i in range((most - 1).bit_length()))
+
+
+def most_visited(visits: Callable[[int, int], Iterable[tuple[int, int, int, int]]], tokens: int, keys: int) -> int:
+    """About as many keys as a step visits at any length up to `tokens`; visits(q, length) are ranges of its keys."""
+    return max(reach(visits(length - 1, length), keys) for length in lengths_to_try(tokens))
 
 
 def reach(ranges: Iterable[tuple[int, int, int, int]], keys: int) -> int:

@@ -49,6 +49,7 @@ class Search:
         self.asked: dict[Bucket, Config] = {}  # buckets without a winner, and their defaults
         self.trial: dict[Bucket, Config] = {}  # what is tried in place of them
         self.last: tuple[Bucket, Config] | None = None
+        self.searching = False  # after the first result, which is the caller's
 
 
 _mode: str | None = None
@@ -131,6 +132,12 @@ def tuned_config(
     return default
 
 
+def searching() -> bool:
+    """Whether the call under way is one of a search: it does all of its work, whatever is needed of its results."""
+    search: Search | None = getattr(_present, "search", None)
+    return search is not None and search.searching
+
+
 def on_gpu(args: tuple[Any, ...]) -> bool:
     return next(x for x in args if isinstance(x, Tensor)).is_cuda
 
@@ -169,9 +176,12 @@ def find_all(run: Callable[[], Any], search: Search) -> Any:
         try:
             if _sought is None:
                 say_once("tuning kernels at the first call for a length; SPDSL_TUNE=off: never, `spdsl tune`: before")
+            search.searching = True
+            wanted = run()
             for bucket, default in list(search.asked.items()):
-                _keep(bucket, _found(run, search, bucket, default, result))
+                _keep(bucket, _found(run, search, bucket, default, wanted))
         finally:
+            search.searching = False
             _searching.release()
     return result
 

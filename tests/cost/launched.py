@@ -18,7 +18,7 @@ from spdsl.runtime.record import replaced
 
 QUIET = ("empty", "detach", "alias", "is_pinned", "_local_scalar", "lift", "sym_", "prim", "scalar_tensor")
 LAUNCHING = re.compile(
-    r".*(_kernel_(forward|backward|decode)|_kernel)|(gate|entries)_(forward|backward)|.*_joint_backward_of"
+    r".*(_kernel_(forward|backward|decode)|_kernel)|(gate|entries)_(forward|backward)|.*_backward_of"
 )
 
 
@@ -87,6 +87,7 @@ def started(module: ModuleType, phase: str, tokens: int, sizes: Any) -> Started:
             outputs = [x for x in tensors_of(module.attention(**inputs)) if x.requires_grad]
         kernels = list(found)
         found.clear()
+        given = [torch.ones_like(x) for x in outputs]
         with _seen_within_operators(module, back), back:
-            torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+            torch.autograd.backward(outputs, given)
         return Started(kernels, ahead.found, list(found), back.found)

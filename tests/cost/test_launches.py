@@ -49,9 +49,19 @@ pattern union {
     return attend(chosen | sliding(64))
 }
 """
+SUNK = """
+pattern sunk {
+    causal
+    s = tensor(head)
+    z = tensor(head)
+    both = merge(attend(sliding(16), sink_logit = s), attend(sink(4) - sliding(16), sink_logit = z))
+    return gate(both, attend(all)), merge(attend(sliding(8)), attend(sink(2) - sliding(8)))
+}
+"""
 CASES = {
     "causal": {}, "streaming_llm": {}, "dilated": {}, "nsa": {}, "moba": {"block": 16}, "infllm_v2": {}, "document": {},
-    "sparse_transformer": {}, "msa_minimax": {"block": 16}, MEANS: {}, POOLS: {}, EARLY: {}, UNION: {},
+    "sparse_transformer": {}, "msa_minimax": {"block": 16}, MEANS: {}, POOLS: {}, EARLY: {}, UNION: {}, SUNK: {},
+    "sink_attention": {},
 }  # fmt: skip
 TOKENS = 256
 PHASES = {"train": (Stage.FORWARD, Stage.BACKWARD), "prefill": (Stage.PREFILL,), "decode": (Stage.DECODE,)}
