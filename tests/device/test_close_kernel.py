@@ -14,6 +14,7 @@ from spdsl import targets
 from spdsl.device import cache, close_kernel, close_mlp, close_streamed
 from spdsl.device.cache import EntryShape, EntryStore, StreamShape
 from spdsl.device.entries import Cells, pool_max, pool_mean, pool_mlp, pool_softmax, pool_weighted
+from spdsl.device.gpu import use_tables
 from spdsl.runtime.crosscompile import compile_launch
 from spdsl.runtime.launches import Launch, specialise
 
@@ -115,8 +116,7 @@ def same_entries(found: EntryStore, wanted: EntryStore, name: str = "cmp") -> No
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("page", [None, 16])
-@pytest.mark.parametrize("added", [0, 1, 7, 40])
+@pytest.mark.parametrize("added, page", [(0, 16), (1, None), (1, 16), (7, None), (40, 16)])
 @pytest.mark.parametrize("way", WAYS)
 def test_kernels_close_what_torch_closes(way: str, added: int, page: int | None) -> None:
     """Over holes and past the capacity, too."""
@@ -253,8 +253,6 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, way: str, added: int, page: int
 def test_kernels_compile(
     way: str, added: int, page: int | None, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    from spdsl.device.gpu import use_tables
-
     use_tables(target)
     try:
         launches = launches_of(monkeypatch, way, added, page)
