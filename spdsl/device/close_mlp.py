@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.close_kernel import Closing, Side, cached_places, cached_rows, close_by_pool, whole_cells
-from spdsl.device.configs import SMALL, Config, chained, power_of_2
+from spdsl.device.configs import Config, chained, power_of_2
 from spdsl.device.gpu import gpu_of
 from spdsl.device.kernel import Strided, jit
 from spdsl.device.launch import INTERPRETED, launch, precision, strided, wide
@@ -176,8 +176,6 @@ def mlp_config(tokens: Tensor) -> Config:
     """block_m sequences, block_n columns of a layer: few of them, so that one sequence has a program for most
     processors, and all time goes to loads. Not tuned on a GPU.
     """
-    if INTERPRETED:
-        return SMALL
     return Config(16, 32, 4, 5 if gpu_of(tokens.device).architecture.startswith("sm_") else 1)
 
 

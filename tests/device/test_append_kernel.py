@@ -22,7 +22,7 @@ TABLE = torch.tensor([[9, 3, 0, 16, 7], [5, 1, -1, 12, 2], [4, 11, 8, 15, -1]], 
 
 def store_of(page: int | None, dtype: torch.dtype, qk: int = 24, v: int = 80) -> CacheStore:
     """A cache whose memory is full of NaN, with sequences of different lengths."""
-    streams = {"kv": StreamShape(HEADS, qk, v), "bare": StreamShape(1, v, 0)}
+    streams = {"kv": StreamShape(HEADS, qk, v), "bare": StreamShape(1, v, 0), "odd": StreamShape(3, 5, 7)}
     kinds = {"place": torch.int64, "mark": torch.uint8}
     found = CacheStore(
         BATCH,
@@ -51,7 +51,11 @@ def tokens_of(count: int, dtype: torch.dtype, qk: int = 24, v: int = 80) -> tupl
 
     apart = torch.randn(BATCH, HEADS, v, count, dtype=torch.float64).to(dtype).transpose(2, 3)
     place = torch.arange(BATCH * count).view(count, BATCH).T
-    return {"kv": vectors(HEADS, qk), "bare": vectors(1, v)}, {"kv": apart}, {"place": place, "mark": place % 3 == 0}
+    k, values = (
+        {"kv": vectors(HEADS, qk), "bare": vectors(1, v), "odd": vectors(3, 5)},
+        {"kv": apart, "odd": vectors(3, 7)},
+    )
+    return k, values, {"place": place, "mark": place % 3 == 0}
 
 
 def both(added: int, page: int | None, dtype: torch.dtype) -> tuple[CacheStore, CacheStore]:
@@ -134,7 +138,7 @@ def test_cpu_tensors_take_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def launches_of(monkeypatch: pytest.MonkeyPatch, added: int, page: int | None, dtype: torch.dtype) -> list[Launch]:
-    """What an append of two streams and one token tensor launches, without running it."""
+    """What an append of three streams and one token tensor launches, without running it."""
     found: list[Launch] = []
 
     def note(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:

@@ -14,6 +14,7 @@ from spdsl import targets
 from spdsl.device import cache, close_kernel, close_mlp, close_streamed
 from spdsl.device.cache import EntryShape, EntryStore, StreamShape
 from spdsl.device.entries import Cells, pool_max, pool_mean, pool_mlp, pool_softmax, pool_weighted
+from spdsl.device.gpu import use_tables
 from spdsl.runtime.crosscompile import compile_launch
 from spdsl.runtime.launches import Launch, specialise
 
@@ -84,7 +85,7 @@ def store_of(cells: Cells, page: int | None, starts: list[int], added: int, dtyp
 
 def closed(
     way: str, cells: Cells, page: int | None, added: int, name: str = "cmp", starts: list[int] = STARTS,
-    dtype: torch.dtype = torch.float64, exact: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float64, exact: torch.dtype | None = None, learned: torch.dtype | None = None,
 ) -> tuple[EntryStore, EntryStore]:  # fmt: skip
     """The same entries closed by kernels and by torch, there in the dtype `exact`."""
     found = []
@@ -93,7 +94,7 @@ def closed(
             patch.setattr(cache, "uses_kernels", lambda _, uses=by_kernels: uses)
             store, own = store_of(cells, page, starts, added, dtype), WAYS[way]
             torch.manual_seed(7)
-            of_k, of_v = (weights_of(own, side, cells.width, dtype) for side in ("k", "v"))
+            of_k, of_v = (weights_of(own, side, cells.width, learned or dtype) for side in ("k", "v"))
             if exact is not None and not by_kernels:
                 store.k, store.v = ({key: x.to(exact) for key, x in part.items()} for part in (store.k, store.v))
                 of_k, of_v = (tuple(x.to(exact) for x in part) for part in (of_k, of_v))
@@ -115,8 +116,7 @@ def same_entries(found: EntryStore, wanted: EntryStore, name: str = "cmp") -> No
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("page", [None, 16])
-@pytest.mark.parametrize("added", [0, 1, 7, 40])
+@pytest.mark.parametrize("added, page", [(0, 16), (1, None), (1, 16), (7, None), (40, 16)])
 @pytest.mark.parametrize("way", WAYS)
 def test_kernels_close_what_torch_closes(way: str, added: int, page: int | None) -> None:
     """Over holes and past the capacity, too."""
@@ -156,6 +156,17 @@ def test_cells_longer_than_what_is_loaded_at_once(way: str, monkeypatch: pytest.
     monkeypatch.setattr(close_streamed, "_cell_side", few_rows)
     for cells in (Cells(7, 3, before=5), Cells(8, 4)):
         same_entries(*closed(way, cells, 16, 7))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("way", ["weighted", "mlp"])
+def test_weights_of_another_dtype(way: str) -> None:
+    found, wanted = closed(way, Cells(8, 4), 16, 1, starts=[8, 11, 14], dtype=torch.float32, learned=torch.float64)
+    assert not found.k["cmp"][1, :, 1].isnan().any()
+    for own, other in ((found.k, wanted.k), (found.v, wanted.v)):
+        torch.testing.assert_close(
+            own["cmp"][:, :, :-1], other["cmp"][:, :, :-1], rtol=1e-4, atol=1e-4, equal_nan=True
+        )  # fmt: skip
 
 
 @pytest.mark.interpret
@@ -253,8 +264,6 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, way: str, added: int, page: int
 def test_kernels_compile(
     way: str, added: int, page: int | None, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    from spdsl.device.gpu import use_tables
-
     use_tables(target)
     try:
         launches = launches_of(monkeypatch, way, added, page)
