@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spdsl.device.append_kernel import Append, NewRows, launch_lengths, launch_rows
-from spdsl.device.close_kernel import Close, Closing, Side
+from spdsl.device.close_kernel import Close, Closing, StoredSide
 from spdsl.device.entries import Cells, entry_count, entry_counts
 from spdsl.device.launch import uses_kernels
 from spdsl.device.sequences import expect
@@ -241,21 +241,21 @@ class EntryStore(CacheStore):
         same value. `kernels` does the same on a GPU.
         """
         found = {} if logits is None else {"k": self.k[logits], "v": self.v.get(logits, self.k[logits])}
-        sides = [Side(self.k[source], self.k[name], found.get("k"), weights_k)]
+        sides = [StoredSide(self.k[source], self.k[name], found.get("k"), weights_k)]
         if weights_v is not None:
-            sides.append(Side(self.v[source], self.v[name], found.get("v"), weights_v))
+            sides.append(StoredSide(self.v[source], self.v[name], found.get("v"), weights_v))
         if uses_kernels(self.lengths):
             kernels(self._closing(name, added, pool, sides))
         else:
             self._close_by_torch(name, added, pool, sides)
 
-    def _closing(self, name: str, added: int, pool: Callable[..., Tensor], sides: Sequence[Side]) -> Closing:
+    def _closing(self, name: str, added: int, pool: Callable[..., Tensor], sides: Sequence[StoredSide]) -> Closing:
         width = 0 if self.page_table is None else self.page_table.shape[1]
         call = Close(self.spans, self.entry_spans[name], self.page_table, width, self.batch, added)
         cells = self.entries[name].cells
         return Closing(pool, sides, call, -(-added // cells.stride), cells, self.page or 0)
 
-    def _close_by_torch(self, name: str, added: int, pool: Callable[..., Tensor], sides: Sequence[Side]) -> None:
+    def _close_by_torch(self, name: str, added: int, pool: Callable[..., Tensor], sides: Sequence[StoredSide]) -> None:
         cells = self.entries[name].cells
         number = torch.arange(-(-added // cells.stride), device=self.lengths.device)
         entry = entry_counts(self.lengths - added, cells)[:, None] + number

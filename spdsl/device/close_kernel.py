@@ -30,7 +30,7 @@ class Close(NamedTuple):
     added: int
 
 
-class Side(NamedTuple):
+class StoredSide(NamedTuple):
     """The keys or the values of a compressed stream: tokens and entries in their stores, what its pool takes besides.
 
     logits: the store of the stream that weighs the tokens, if one does. weights: those of `pool_<way>`, in its order.
@@ -49,7 +49,7 @@ class Closing(NamedTuple):
     """
 
     pool: Callable[..., Tensor]
-    sides: Sequence[Side]
+    sides: Sequence[StoredSide]
     call: Close
     number: int
     cells: Cells
@@ -185,7 +185,7 @@ def put_new_entries(closing: Closing, new: Sequence[Tensor]) -> None:
     )  # fmt: skip
 
 
-def _shape_of_cells(side: Side, closing: Closing) -> tuple[int, ...]:
+def _shape_of_cells(side: StoredSide, closing: Closing) -> tuple[int, ...]:
     heads, dim = side.tokens.shape[1], side.tokens.shape[3]
     return closing.call.sequences, heads, closing.number, closing.cells.width, dim
 
@@ -195,7 +195,7 @@ def _both(tensors: Sequence[Tensor]) -> list[Strided | None]:
     return [strided(tensors[0]), strided(tensors[1]) if len(tensors) > 1 else None]
 
 
-def _dims(sides: Sequence[Side]) -> dict[str, int]:
+def _dims(sides: Sequence[StoredSide]) -> dict[str, int]:
     """The constants of head dims for a kernel that copies rows of keys and values."""
     qk, v_dim = sides[0].tokens.shape[3], sides[1].tokens.shape[3] if len(sides) > 1 else 0
     return {

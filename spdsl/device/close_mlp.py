@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spdsl.device.close_kernel import Closing, Side, cached_places, cached_rows, close_by_pool, whole_cells
+from spdsl.device.close_kernel import Closing, StoredSide, cached_places, cached_rows, close_by_pool, whole_cells
 from spdsl.device.configs import Config, chained, power_of_2
 from spdsl.device.gpu import gpu_of
 from spdsl.device.kernel import Strided, jit
@@ -180,7 +180,7 @@ def mlp_config(tokens: Tensor) -> Config:
 
 
 def _hidden_sides(
-    sides: Sequence[Side], hidden: Sequence[Tensor], columns: int
+    sides: Sequence[StoredSide], hidden: Sequence[Tensor], columns: int
 ) -> tuple[tuple[HiddenSide, ...], int]:  # fmt: skip
     found: list[HiddenSide] = []
     first = 0
@@ -195,7 +195,7 @@ def _hidden_sides(
 
 
 def _entry_sides(
-    sides: Sequence[Side], hidden: Sequence[Tensor], columns: int
+    sides: Sequence[StoredSide], hidden: Sequence[Tensor], columns: int
 ) -> tuple[tuple[EntrySide, ...], int]:  # fmt: skip
     found: list[EntrySide] = []
     first = 0

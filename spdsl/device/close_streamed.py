@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from spdsl.device.close_kernel import Closing, Side, cached_places, cached_rows, whole_cells
+from spdsl.device.close_kernel import Closing, StoredSide, cached_places, cached_rows, whole_cells
 from spdsl.device.kernel import Strided, jit
 from spdsl.device.launch import launch, strided, wide
 from spdsl.device.sequences import expect
@@ -158,7 +158,7 @@ def close_streamed(by: str, closing: Closing) -> None:
     )  # fmt: skip
 
 
-def _cell_side(side: Side, width: int) -> CellSide:
+def _cell_side(side: StoredSide, width: int) -> CellSide:
     """4096 numbers at once: 32 for each thread. Not tuned on a GPU."""
     dim, logits = side.tokens.shape[3], 0 if side.logits is None else side.logits.shape[3]
     expect(logits in (0, 1, dim), "logits", f"one number, or {dim}, of a token", logits)

@@ -71,8 +71,11 @@ def _chosen(rows: Tensor, new: Result, old: Result) -> Result:
     if isinstance(new, Tensor):
         assert isinstance(old, Tensor)
         return _rows_of(rows, new, old)
-    out, lse = (_rows_of(rows, x, y) for x, y in zip(new, old, strict=True))
-    return out, lse
+    (out, lse), (old_out, old_lse) = new, old
+    if lse.dim() != old_lse.dim():  # one is gated: the other has its own for every branch
+        lse, old_lse = (x if x.dim() == 4 else x[..., None] for x in (lse, old_lse))
+        lse, old_lse = torch.broadcast_tensors(lse, old_lse)
+    return _rows_of(rows, out, old_out), _rows_of(rows, lse, old_lse)
 
 
 def _rows_of(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:

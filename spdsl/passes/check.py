@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from itertools import combinations
 
 import sympy
-from sympy.core.function import AppliedUndef
 
 from spdsl.diagnostics import Report
 from spdsl.ir.pattern import Branch, Case, Gate, Kl, Merge, Pattern, Phase, Pooled, Softmax, Stream, Term
-from spdsl.ir.symbols import K, Q, lookup_name, lookups
+from spdsl.ir.symbols import K, Q
 from spdsl.passes.choices import check_choices
 from spdsl.passes.disjuncts import MOST_CONJUNCTS, TooComplex, disjuncts
+from spdsl.passes.joint import tensors_read
 
 
 def check(pattern: Pattern, report: Report) -> None:
@@ -27,7 +27,7 @@ def check(pattern: Pattern, report: Report) -> None:
         _known_ends(pattern, case, report)
     for softmax in pattern.softmaxes():
         _disjoint_streams(pattern, softmax, report)
-        _sink_alone(pattern, softmax, report)
+        _sink_alone(softmax, report)
     _one_set_of_gates(pattern, report)
     for case in pattern.cases:
         for branch in (case.branch, *case.extras):
@@ -95,22 +95,16 @@ def _on_tokens(pattern: Pattern, term: Term) -> bool:
     return isinstance(stream, Stream) and stream.grid.is_tokens
 
 
-def _sink_alone(pattern: Pattern, softmax: Softmax, report: Report) -> None:
+def _sink_alone(softmax: Softmax, report: Report) -> None:
     """A sink has a gradient; what tests and biases read has none."""
-    read = {lookup_name(found) for other in pattern.softmaxes() for found in _looked_up(other)}
-    if softmax.sink in read:
+    if softmax.sink in tensors_read(softmax):
         report.error(
             "E205",
-            f"`{softmax.sink}` is the logit of a sink and is read in an expression, too",
+            f"`{softmax.sink}` is the logit of the sink and is read in an expression, too",
             softmax.span,
             "has a gradient here, and none there",
             hint="declare two tensors, and pass the same one twice",
         )
-
-
-def _looked_up(softmax: Softmax) -> list[AppliedUndef]:
-    found = [read for term in softmax.terms for read in lookups(term.test)]
-    return found if softmax.bias is None else [*found, *lookups(softmax.bias)]
 
 
 def _one_set_of_gates(pattern: Pattern, report: Report) -> None:

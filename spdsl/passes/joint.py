@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from spdsl.ir.pattern import Branch, Extra, Gate, Merge, Pattern, Phase, Softmax
 from spdsl.ir.plan import Joint, Role, SoftmaxPlan
+from spdsl.ir.symbols import lookup_name, lookups
 
 
 def joints(pattern: Pattern, softmaxes: tuple[SoftmaxPlan, ...]) -> tuple[Joint, ...]:
@@ -25,8 +26,21 @@ def joints(pattern: Pattern, softmaxes: tuple[SoftmaxPlan, ...]) -> tuple[Joint,
     return tuple(
         Joint(f"{names[0]}_joint", names)
         for names in merges
-        if len(set(names)) == len(names) > 1 and all(fits(name) and plans[name].role is Role.BRANCH for name in names)
+        if len(set(names)) == len(names) > 1
+        and all(fits(name) and plans[name].role is Role.BRANCH for name in names)
+        and _sinks_alone([plans[name].softmax for name in names])
     )
+
+
+def _sinks_alone(softmaxes: list[Softmax]) -> bool:
+    """An operator has one argument for each tensor: with a gradient, as a sink, or without, as what is read."""
+    return not {one.sink for one in softmaxes} & {name for one in softmaxes for name in tensors_read(one)}
+
+
+def tensors_read(softmax: Softmax) -> set[str]:
+    """What its tests and its bias read."""
+    found = [read for term in softmax.terms for read in lookups(term.test)]
+    return {lookup_name(read) for read in (found if softmax.bias is None else [*found, *lookups(softmax.bias)])}
 
 
 def leaves(branch: Branch) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def only(text: str, **params: int) -> str:
         ("near = sliding(4) return near", "E201 | a branch is expected here | not a branch | attend to the set: `attend(...)`"),
         ("a = attend(all) return merge(gate(a, a), a)", "E201 | a branch without gates is expected here | not a branch without gates | gate all branches together: `gate(a, b, c)`"),
         ("a = attend(all) return gate(a, a) if length < 9 return gate(a, a, a)", "E202 | gates of 2 and of 3 branches in one pattern | there is one argument `gates` for all of them | gate as many branches in each result, or write two patterns"),
-        ("s = tensor(head) return attend(all, sink_logit = s, bias = s[h] * (q - k))", "E205 | `s` is the logit of a sink and is read in an expression, too | has a gradient here, and none there | declare two tensors, and pass the same one twice"),
+        ("s = tensor(head) return attend(all, sink_logit = s, bias = s[h] * (q - k))", "E205 | `s` is the logit of the sink and is read in an expression, too | has a gradient here, and none there | declare two tensors, and pass the same one twice"),
         ("kv = 4 return attend(all)", "E201 | `kv` can be rebound to a stream only | not a stream | choose another name"),
         ("heads query = 64 kv = 4 return attend(all)", "E202 | a comma is missing before `kv` | reads as a binding, not as a part of `heads` | add `,`"),
         ("return attend(sliding(0))", "E203 | `n` is 0, it must be at least 1 | at least 1 is needed"),

@@ -258,6 +258,7 @@ class Call(NamedTuple):
     k_spans: torch.Tensor | None
     q_offset: int | None
     k_offset: int | None
+    LEAVES: tl.constexpr  # whether programs of a result that does not answer at a sequence's length return at once
 
 
 class Rows(NamedTuple):
@@ -643,10 +644,10 @@ class Splits(NamedTuple):
     dtype: torch.dtype  # of the whole
 
     def summed(self) -> tuple[Tensor, Tensor]:
-        """What two ways to split have in common: out without the sink, and lse in natural units."""
+        """What two ways to split have in common: out without the sink, in the call's dtype; lse in natural units."""
         lse = self.lse * math.log(2)
         shares = torch.softmax(lse, -1).nan_to_num().unsqueeze(-1)
-        return torch.where(shares > 0, shares * self.out, 0.0).sum(2), torch.logsumexp(lse, -1)
+        return torch.where(shares > 0, shares * self.out, 0.0).sum(2).to(self.dtype), torch.logsumexp(lse, -1)
 
 
 class JoinPart(NamedTuple):
@@ -2425,6 +2426,7 @@ class Search:
         self.asked: dict[Bucket, Config] = {}  # buckets without a winner, and their defaults
         self.trial: dict[Bucket, Config] = {}  # what is tried in place of them
         self.last: tuple[Bucket, Config] | None = None
+        self.searching = False  # after the first result, which is the caller's
 
 
 _mode: str | None = None
@@ -2507,6 +2509,12 @@ def tuned_config(
     return default
 
 
+def searching() -> bool:
+    """Whether the call under way is one of a search: it does all of its work, whatever is needed of its results."""
+    search: Search | None = getattr(_present, "search", None)
+    return search is not None and search.searching
+
+
 def on_gpu(args: tuple[Any, ...]) -> bool:
     return next(x for x in args if isinstance(x, Tensor)).is_cuda
 
@@ -2545,9 +2553,12 @@ def find_all(run: Callable[[], Any], search: Search) -> Any:
         try:
             if _sought is None:
                 say_once("tuning kernels at the first call for a length; SPDSL_TUNE=off: never, `spdsl tune`: before")
+            search.searching = True
+            wanted = run()
             for bucket, default in list(search.asked.items()):
-                _keep(bucket, _found(run, search, bucket, default, result))
+                _keep(bucket, _found(run, search, bucket, default, wanted))
         finally:
+            search.searching = False
             _searching.release()
     return result
 
@@ -2653,6 +2664,17 @@ def _store(path: Path | None) -> Store | None:
 _KEYS_PER_SPLIT = 128  # fewer keys do not pay for one more partial result
 _MOST_SPLITS = 128
 _PROGRAMS_PER_PROCESSOR = 2
+
+
+def lengths_to_try(most: int) -> Iterator[int]:
+    """Lengths at which a step may visit most, up to `most` tokens: sets that begin anew do so at different places."""
+    yield most
+    yield from (most - (1 << i) for i in range((most - 1).bit_length()))
+
+
+def most_visited(visits: Callable[[int, int], Iterable[tuple[int, int, int, int]]], tokens: int, keys: int) -> int:
+    """About as many keys as a step visits at any length up to `tokens`; visits(q, length) are ranges of its keys."""
+    return max(reach(visits(length - 1, length), keys) for length in lengths_to_try(tokens))
 
 
 def reach(ranges: Iterable[tuple[int, int, int, int]], keys: int) -> int:
@@ -2775,7 +2797,9 @@ def source(q: Tensor, k: Tensor, v: Tensor, sequences: int, layout: Layout, page
 
 
 def call_of(q: Tensor, layout: Layout) -> Call:
-    return Call(q.shape[2], layout.keys, layout.q_spans, layout.k_spans, layout.q_offset, layout.k_offset)
+    # Without spans the host knows what answers; and what tuning compares and times is all of the work.
+    leaves = tl.constexpr(layout.k_spans is not None and not searching())
+    return Call(q.shape[2], layout.keys, layout.q_spans, layout.k_spans, layout.q_offset, layout.k_offset, leaves)
 
 
 def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
@@ -2789,6 +2813,13 @@ def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
         constants(out, out.shape[3], 1.0, config), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return delta
+
+
+def expect_one_dim(outs: Sequence[Tensor]) -> None:
+    """ValueError unless all parts of a result have values of one dim."""
+    dims = sorted({out.shape[-1] for out in outs})
+    if len(dims) > 1:
+        raise ValueError(f"branches with values of {' and '.join(map(str, dims))} dims cannot be one result")
 
 
 def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -2844,6 +2875,7 @@ def merge_rows(parts, lses, out, lse, count, C):
 
 def merge_by_kernel(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """(out [B, H, N, D], lse [B, H, N]) of disjoint keys -> those of one softmax over all of them."""
+    expect_one_dim([out for out, _ in parts])
     first, first_lse = parts[0]
     out = torch.empty_like(first, memory_format=torch.contiguous_format)
     lse = torch.empty_like(first_lse, memory_format=torch.contiguous_format)
@@ -2877,6 +2909,7 @@ def joined(parts: Sequence[Splits | _Whole]) -> _Whole:
 
 def launch_join(branches: Sequence[Sequence[Splits]], gates: Tensor | None) -> _Whole:
     """Branches, each of parts over disjoint keys, and gates [B, H, 1, branches] -> out, and lse [B, H, 1, branches]."""
+    expect_one_dim([part.out for branch in branches for part in branch])
     first = branches[0][0]
     batch, heads, _, dim = first.out.shape
     out = torch.empty(batch, heads, 1, dim, device=first.out.device, dtype=first.dtype)
@@ -3187,8 +3220,7 @@ def attend_kernel_decode(q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layou
     v_dim = keys[0][1].shape[3]
     group = min(heads // k.shape[1] for k, _ in keys)
     config = decode_config(q, v_dim, group, paged)
-    last = layout.keys - 1  # of a full cache: by then a step has most to visit
-    visited = reach(attend_decode_visits(last, layout.keys), paged.capacity)
+    visited = most_visited(attend_decode_visits, layout.keys, paged.capacity)
     splits = split_count(batch * (heads // group), visited, gpu_of(q.device).processors)
     q = rows_contiguous(q)
     partial = torch.empty(batch, heads, splits, v_dim, device=q.device, dtype=wide(q.dtype))

@@ -34,6 +34,12 @@ def joints(body: str) -> list[tuple[str, ...]]:
         (f"{A} {B} return merge(a, b), mass(a)", []),
         # by residue class
         ("return merge(attend(dilated(8, 2)), attend(sink(4) - dilated(8, 2)))", []),
+        # a sink has a gradient, what is read has none
+        (
+            "s = tensor(head) return merge(attend(sliding(8), sink_logit = s), "
+            "attend(all - sliding(8), bias = -s[h] * (q - k)))",
+            [],
+        ),
         # not in training
         (f"{A} {B} return attend(all) if train return merge(a, b)", []),
         (f"{A} {B} return gate(a, b)", []),
