@@ -74,7 +74,8 @@ def _chosen(rows: Tensor, new: Result, old: Result) -> Result:
     (out, lse), (old_out, old_lse) = new, old
     if lse.dim() != old_lse.dim():  # one is gated: the other has its own for every branch
         lse, old_lse = (x if x.dim() == 4 else x[..., None] for x in (lse, old_lse))
-        lse, old_lse = torch.broadcast_tensors(lse, old_lse)
+        branches = max(lse.shape[-1], old_lse.shape[-1])
+        lse, old_lse = (x.expand(-1, -1, -1, branches) for x in (lse, old_lse))
     return _rows_of(rows, out, old_out), _rows_of(rows, lse, old_lse)
 
 

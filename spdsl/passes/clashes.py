@@ -6,6 +6,7 @@ becomes the first part of definitions. Sets and parameters leave no name behind 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from spdsl.ir.pattern import Choice, Input, Query, Softmax, Stream, Tensor, Weight
@@ -34,15 +35,16 @@ ARGUMENT_WORDS = frozenset(
 # Names in the kernels, where streams stand too.
 KERNEL_WORDS = ARGUMENT_WORDS | frozenset(
     """
-    LN2 LOG2E NOT_RANKED RowGrads Rows S acc0 acc1 allowed at best blocks_until chosen cursor divisor dout0 dout1 dq0
-    dq1 entry exists forced inside jit job last left list_head load_lse load_packed_lse load_packed_rows load_packed_v
-    load_packed_values load_pair_rows load_pairs load_qk load_row_values load_rows load_v m pair position q0 q1 q_count
-    q_origin q_start query range0 ranked ranks row row_delta row_lse row_origin rows_of_parts s score scored
-    sequence_keys sink span split start_softmax step steps store_packed_qk store_packed_v store_packed_values store_qk
-    store_ranks store_row_values store_units store_v tile tl to_blocks token_pointer total unit visit visit_lists
-    visit_step visit_unit visit_units visited zeros
+    LN2 LOG2E NOT_RANKED RowGrads Rows S acc0 acc1 allowed at begin best blocks_until chosen cursor divisor dout0 dout1
+    dq0 dq1 entry exists forced inside jit job last left list_head load_lse load_packed_lse load_packed_rows
+    load_packed_v load_packed_values load_pair_rows load_pairs load_qk load_row_values load_rows load_step_lse load_v m
+    pair position q0 q1 q_count q_origin q_start query range0 ranked ranks row row_delta row_lse row_origin
+    rows_of_parts s score scored sequence_keys sink span split start_softmax step steps store_packed_qk store_packed_v
+    store_packed_values store_qk store_ranks store_row_values store_units store_v tile tl to_blocks token_pointer total
+    unit visit visit_lists visit_step visit_unit visit_units visited zeros
     """.split()
 )
+_NUMBERED = re.compile(r"(range|scored?_)\d+")  # ranges of a step, scores of units ahead
 # A softmax `block` would bring a second `block_lists`.
 PREFIX_WORDS = frozenset(
     "append block compress dense dot entries entry gate gather matrix packed pair plain row scatter sequence sparse"
@@ -63,7 +65,8 @@ def clashes(names: Names, softmaxes: tuple[Softmax, ...]) -> None:
     for found in names.inputs:
         for text in _arguments(found):
             words = KERNEL_WORDS if isinstance(found, Stream) else ARGUMENT_WORDS
-            if text in words and not _predeclared(found):
+            numbered = isinstance(found, Stream) and _NUMBERED.fullmatch(text)
+            if (text in words or numbered) and not _predeclared(found):
                 _refuse(names, found, f"the generated module has a `{text}` of its own")
             elif text in taken:
                 _refuse(names, found, f"the generated module would have two `{text}`, the other from `{taken[text]}`")

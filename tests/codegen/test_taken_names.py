@@ -70,4 +70,5 @@ def test_names_that_inputs_would_hide_are_refused(text: str) -> None:
     own += ("Coarse", "Fine", "Near", "Most", "Apart", "Attend")
     for kernels, words in ((False, ARGUMENT_WORDS), (True, KERNEL_WORDS)):
         used = {name for name in _names(module, kernels) if "zz" not in name and not name.startswith(own)}
+        used = {name for name in used if not re.fullmatch(r"(range|scored?_)\d+", name)}  # no stream may be named so
         assert used - words == set()

@@ -23,8 +23,8 @@ JOINTS = {
         "causal far = query() return merge(attend(sliding(7)), attend(all - sliding(7), query = far, softcap = 3))"
     ),
     "streams of their own, one with values for keys": (
-        "causal far = stream(value = key) own = stream() "
-        "return merge(attend(far[sliding(7)] | kv[sink(2) - sliding(7)]), attend(own[all]))"
+        "causal far = stream(value = key) late = stream() "
+        "return merge(attend(far[sliding(7)] | kv[sink(2) - sliding(7)]), attend(late[all]))"
     ),
 }
 
