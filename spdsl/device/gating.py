@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spdsl.device.branches import expect_one_dim, gated_sum, stacked_lse
 from spdsl.device.combine import Splits
-from spdsl.device.join import joined, launch_join
+from spdsl.device.join import launch_join, merged_parts
 from spdsl.device.kernel import jit
 from spdsl.device.launch import INTERPRETED, launch, rows_contiguous, strided, uses_kernels, wide
 from spdsl.device.tiles import at, load_part, store_part, token_pointer
@@ -100,7 +100,7 @@ def gated(branches: Sequence[Sequence[Splits | tuple[Tensor, Tensor]]], gates: T
     splits = [[part for part in branch if isinstance(part, Splits)] for branch in branches]
     if splits[0]:
         return launch_join(splits, gates)
-    parts = [joined(branch) for branch in branches]
+    parts = [merged_parts(branch) for branch in branches]
     if not uses_kernels(gates):
         return gated_sum(parts, gates)
     return gate_forward([out for out, _ in parts], gates), stacked_lse(parts)

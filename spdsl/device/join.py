@@ -18,16 +18,24 @@ _STEP = 16  # splits that a program loads at once: their latencies overlap
 _Whole = tuple[Tensor, Tensor]  # out [B, H, N, D], lse [B, H, N]
 
 
-def joined(parts: Sequence[Splits | _Whole]) -> _Whole:
+def merged_parts(parts: Sequence[Splits | _Whole]) -> _Whole:
     """The exact merge of parts over disjoint keys: out, lse. No gradient."""
+    if len(parts) == 1:
+        return whole(parts[0])
     splits = [part for part in parts if isinstance(part, Splits)]
     if splits:
         out, lse = launch_join([splits], None)
         return out, lse[..., 0]
-    whole = [part for part in parts if not isinstance(part, Splits)]
-    if len(whole) == 1:
-        return whole[0]
-    return merge_by_kernel(whole) if uses_kernels(whole[0][0]) else merge(whole)
+    pairs = [part for part in parts if not isinstance(part, Splits)]
+    return merge_by_kernel(pairs) if uses_kernels(pairs[0][0]) else merge(pairs)
+
+
+def whole(part: Splits | _Whole) -> _Whole:
+    """out, lse of one softmax."""
+    if not isinstance(part, Splits):
+        return part
+    out, lse = launch_join([[part]], None)
+    return out, lse[..., 0]
 
 
 def lse_of(part: Splits | _Whole) -> Splits | Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spdsl.device.combine import Splits
 from spdsl.device.gating import gated
-from spdsl.device.join import joined, lse_of, merged_lse
+from spdsl.device.join import lse_of, merged_lse, merged_parts
 from spdsl.device.kernel import jit
 from spdsl.device.launch import launch
 from spdsl.device.packed import PackedRows, load_step_lse
@@ -64,7 +64,7 @@ def made(name: str, dtype: torch.dtype = torch.float64) -> list[Splits]:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_are_one_softmax(name: str, poisoned: None) -> None:
-    out, lse = joined(made(name))
+    out, lse = merged_parts(made(name))
     wanted, wanted_lse = meant(made(name))
     torch.testing.assert_close(out[:, :, 0], wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(lse[:, :, 0], wanted_lse, rtol=1e-12, atol=1e-12)
@@ -74,7 +74,7 @@ def test_parts_are_one_softmax(name: str, poisoned: None) -> None:
 @pytest.mark.parametrize("name", ["splits", "sink"])
 def test_the_log_sum_exp_alone(name: str, poisoned: None) -> None:
     (part,) = made(name)
-    assert torch.equal(merged_lse(lse_of(part)), joined([part])[1])
+    assert torch.equal(merged_lse(lse_of(part)), merged_parts([part])[1])
 
 
 def test_branches_have_gates_of_their_own(poisoned: None) -> None:
@@ -88,7 +88,7 @@ def test_branches_have_gates_of_their_own(poisoned: None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_the_result_has_the_dtype_of_the_call(dtype: torch.dtype) -> None:
-    out, lse = joined(made("parts", dtype))
+    out, lse = merged_parts(made("parts", dtype))
     wanted, _ = meant(made("parts", dtype))
     assert (out.dtype, lse.dtype) == (dtype, torch.float32)
     torch.testing.assert_close(out[:, :, 0].double(), wanted, rtol=2e-3, atol=2e-3)
@@ -105,7 +105,7 @@ def test_what_ways_to_split_have_in_common() -> None:
 def test_nan_is_not_lost() -> None:
     part = some_splits(3)
     part.lse[1, 2, 0] = torch.nan
-    out, lse = joined([part])
+    out, lse = merged_parts([part])
     assert out[1, 2].isnan().all()
     assert lse[1, 2].isnan().all()
     assert out[1, :2].isfinite().all()

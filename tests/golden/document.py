@@ -2918,89 +2918,16 @@ def expect_one_dim(outs: Sequence[Tensor]) -> None:
         raise ValueError(f"branches with values of {' and '.join(map(str, dims))} dims cannot be one result")
 
 
-def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """(out [B, H, N, D], lse [B, H, N]) of disjoint keys -> those of one softmax over all of them.
-
-    A row that is empty in every part stays 0 with lse -inf, and gets no gradient.
-    """
-    lses = torch.stack([lse for _, lse in parts])
-    top = lses.detach().amax(0)
-    origin = torch.where(top == -torch.inf, torch.zeros_like(top), top)
-    weights = torch.exp(lses - origin)
-    total = weights.sum(0)
-    empty = total == 0
-    shares = weights / torch.where(empty, torch.ones_like(total), total)
-    out = sum(share.unsqueeze(-1) * part.to(share.dtype) for share, (part, _) in zip(shares, parts, strict=True))
-    lse = torch.where(empty, -torch.inf, origin + torch.log(torch.where(empty, torch.ones_like(total), total)))
-    assert isinstance(out, Tensor)
-    return out.to(parts[0][0].dtype), lse
-
-
-class MergeConst(NamedTuple):
-    """What the kernel is compiled for (all tl.constexpr)."""
-
-    PARTS: tl.constexpr
-    BLOCK_M: tl.constexpr  # rows of a program
-    DIM: tl.constexpr
-    DIM_PADDED: tl.constexpr  # to a power of two
-    ACC: tl.constexpr  # dtype of sums
-
-
-@jit
-def merge_rows(parts, lses, out, lse, count, C):
-    """out = sum of exp(own lse - lse) * part, for one tile of rows of one head; lse is that of all parts."""
-    row, h, s = tl.program_id(0) * C.BLOCK_M, tl.program_id(1), tl.program_id(2)
-    left = count - row
-    top = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
-    for i in tl.static_range(C.PARTS):
-        top = tl.maximum(top, load_row_values(at(lses[i], s, h, 0), row, left, float("-inf"), C) * LOG2E)
-    shift = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.zeros((C.BLOCK_M,), dtype=C.ACC)
-    acc = tl.zeros((C.BLOCK_M, C.DIM_PADDED), dtype=C.ACC)
-    for i in tl.static_range(C.PARTS):
-        weight = tl.exp2(load_row_values(at(lses[i], s, h, 0), row, left, float("-inf"), C) * LOG2E - shift)
-        part = at(parts[i], s, h, 0)
-        x = load_part(token_pointer(part, row), part.token, left, C.BLOCK_M, 0, C.DIM_PADDED, C.DIM, True)
-        acc += weight[:, None] * x.to(C.ACC)
-        total += weight
-    out = at(out, s, h, 0)
-    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    store_part(token_pointer(out, row), out.token, left, acc, C.BLOCK_M, 0, C.DIM_PADDED, C.DIM)
-    store_row_values(at(lse, s, h, 0), row, left, (top + tl.log2(total)) * LN2, C)
-
-
-def merge_by_kernel(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """(out [B, H, N, D], lse [B, H, N]) of disjoint keys -> those of one softmax over all of them."""
-    expect_one_dim([out for out, _ in parts])
-    first, first_lse = parts[0]
-    out = torch.empty_like(first, memory_format=torch.contiguous_format)
-    lse = torch.empty_like(first_lse, memory_format=torch.contiguous_format)
-    rows, dim = 16 if INTERPRETED else 32, first.shape[3]
-    acc = tl.float64 if wide(first.dtype) == torch.float64 else tl.float32
-    values = (len(parts), rows, dim, max(16, triton.next_power_of_2(dim)), acc)
-    launch(
-        merge_rows, (triton.cdiv(first.shape[2], rows), first.shape[1], first.shape[0]),
-        tuple(strided(rows_contiguous(x)) for x, _ in parts), tuple(strided(x) for _, x in parts),
-        strided(out), strided(lse), first.shape[2], MergeConst(*(tl.constexpr(value) for value in values)),
-        num_warps=4, num_stages=1,
-    )  # fmt: skip
-    return out, lse
-
-
 _STEP = 16  # splits that a program loads at once: their latencies overlap
 _Whole = tuple[Tensor, Tensor]  # out [B, H, N, D], lse [B, H, N]
 
 
-def joined(parts: Sequence[Splits | _Whole]) -> _Whole:
-    """The exact merge of parts over disjoint keys: out, lse. No gradient."""
-    splits = [part for part in parts if isinstance(part, Splits)]
-    if splits:
-        out, lse = launch_join([splits], None)
-        return out, lse[..., 0]
-    whole = [part for part in parts if not isinstance(part, Splits)]
-    if len(whole) == 1:
-        return whole[0]
-    return merge_by_kernel(whole) if uses_kernels(whole[0][0]) else merge(whole)
+def whole(part: Splits | _Whole) -> _Whole:
+    """out, lse of one softmax."""
+    if not isinstance(part, Splits):
+        return part
+    out, lse = launch_join([[part]], None)
+    return out, lse[..., 0]
 
 
 def launch_join(branches: Sequence[Sequence[Splits]], gates: Tensor | None) -> _Whole:
@@ -3966,7 +3893,7 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache, *, retur
     inputs, layout = _append(q, k, v, doc, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
-    return finish(joined([attend_part]), return_lse)
+    return finish(whole(attend_part), return_lse)
 
 
 @torch.no_grad()
@@ -3976,7 +3903,7 @@ def decode(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache, *, return
     inputs, layout = _append(q, k, v, doc, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
-    return finish(joined([attend_part]), return_lse)
+    return finish(whole(attend_part), return_lse)
 
 
 def example_inputs(
