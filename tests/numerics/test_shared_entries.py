@@ -99,7 +99,10 @@ CALLS = {"late": LATE, "one": ONE, "chunks": CHUNKS}
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
-@pytest.mark.parametrize("body", [*BODIES, WIDE, NEAR, EARLY, CUT])
+@pytest.mark.parametrize(
+    "body",
+    [*BODIES[:3], *(pytest.param(body, marks=pytest.mark.full) for body in BODIES[3:]), WIDE, NEAR, EARLY, CUT],
+)
 def test_units_are_those_of_torch(kernels: Engine, body: str, call: Call) -> None:
     module = kernels(body)
     assert torch.equal(call.lists(body, module, True), call.lists(body, module, False))
@@ -120,7 +123,10 @@ def test_the_random_patterns_cover_what_there_is() -> None:
     assert any(plan.first + len(plan.weights) > plan.ratio for plan in plans)  # cells that begin in a later unit
 
 
-@pytest.mark.parametrize("body", [*BODIES, WIDE, NEAR, EARLY, CUT])
+@pytest.mark.parametrize(
+    "body",
+    [*BODIES[:3], *(pytest.param(body, marks=pytest.mark.full) for body in BODIES[3:]), WIDE, NEAR, EARLY, CUT],
+)
 def test_each_entry_is_multiplied_once_and_adds_all_that_it_weighs(body: str) -> None:
     plan = plan_of(body)
     added = [(i - plan.ratio * reach, weight) for reach in range(plan.reach + 1)
