@@ -25,7 +25,7 @@ def cached_text(branch: Branch) -> str:
     """Parts may be splits: all that becomes one goes to one launch."""
     if isinstance(branch, Gate):
         return f"gated([{', '.join(f'[{_parts(inner)}]' for inner in branch.branches)}], gates)"
-    return f"whole({_parts(branch)})" if isinstance(branch, Softmax) else f"merged_parts([{_parts(branch)}])"
+    return f"merged_part({_parts(branch)})" if isinstance(branch, Softmax) else f"merged_parts([{_parts(branch)}])"
 
 
 def _parts(branch: Branch) -> str:

@@ -21,7 +21,7 @@ _Whole = tuple[Tensor, Tensor]  # out [B, H, N, D], lse [B, H, N]
 def merged_parts(parts: Sequence[Splits | _Whole]) -> _Whole:
     """The exact merge of parts over disjoint keys: out, lse. No gradient."""
     if len(parts) == 1:
-        return whole(parts[0])
+        return merged_part(parts[0])
     splits = [part for part in parts if isinstance(part, Splits)]
     if splits:
         out, lse = launch_join([splits], None)
@@ -30,7 +30,7 @@ def merged_parts(parts: Sequence[Splits | _Whole]) -> _Whole:
     return merge_by_kernel(pairs) if uses_kernels(pairs[0][0]) else merge(pairs)
 
 
-def whole(part: Splits | _Whole) -> _Whole:
+def merged_part(part: Splits | _Whole) -> _Whole:
     """out, lse of one softmax."""
     if not isinstance(part, Splits):
         return part

@@ -159,8 +159,8 @@ def load_step_lse(lse, rows, s, C):
     if lse.sink is not None:
         top = tl.load(lse.sink + rows.head, mask=rows.inside, other=float("-inf")).to(C.ACC) * LOG2E
     total = tl.where(top == float("-inf"), 0.0, 1.0).to(C.ACC)
-    for split in tl.range(0, lse.many, 16):
-        i = split + tl.arange(0, 16)[None, :]
+    for split in tl.range(0, lse.many, 32):
+        i = split + tl.arange(0, 32)[None, :]
         own = tl.load(first + i, mask=rows.inside[:, None] & (i < lse.many), other=float("-inf"))
         new = tl.maximum(top, tl.max(own, 1))
         shift = tl.where(new == float("-inf"), 0.0, new)

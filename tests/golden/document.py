@@ -2922,7 +2922,7 @@ _STEP = 16  # splits that a program loads at once: their latencies overlap
 _Whole = tuple[Tensor, Tensor]  # out [B, H, N, D], lse [B, H, N]
 
 
-def whole(part: Splits | _Whole) -> _Whole:
+def merged_part(part: Splits | _Whole) -> _Whole:
     """out, lse of one softmax."""
     if not isinstance(part, Splits):
         return part
@@ -3893,7 +3893,7 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache, *, retur
     inputs, layout = _append(q, k, v, doc, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
-    return finish(whole(attend_part), return_lse)
+    return finish(merged_part(attend_part), return_lse)
 
 
 @torch.no_grad()
@@ -3903,7 +3903,7 @@ def decode(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache, *, return
     inputs, layout = _append(q, k, v, doc, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
-    return finish(whole(attend_part), return_lse)
+    return finish(merged_part(attend_part), return_lse)
 
 
 def example_inputs(

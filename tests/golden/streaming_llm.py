@@ -2826,7 +2826,7 @@ _STEP = 16  # splits that a program loads at once: their latencies overlap
 _Whole = tuple[Tensor, Tensor]  # out [B, H, N, D], lse [B, H, N]
 
 
-def whole(part: Splits | _Whole) -> _Whole:
+def merged_part(part: Splits | _Whole) -> _Whole:
     """out, lse of one softmax."""
     if not isinstance(part, Splits):
         return part
@@ -3645,7 +3645,7 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool =
     inputs, layout = _append(q, k, v, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
-    return finish(whole(attend_part), return_lse)
+    return finish(merged_part(attend_part), return_lse)
 
 
 @torch.no_grad()
@@ -3655,7 +3655,7 @@ def decode(q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool = 
     inputs, layout = _append(q, k, v, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
-    return finish(whole(attend_part), return_lse)
+    return finish(merged_part(attend_part), return_lse)
 
 
 def example_inputs(

@@ -21,7 +21,7 @@ from spdsl import targets  # noqa: E402
 from spdsl.cli import main  # noqa: E402
 from spdsl.runtime import module_report  # noqa: E402
 from spdsl.runtime.launches import Launch, Workload  # noqa: E402
-from spdsl.runtime.survey import CAPACITY, survey  # noqa: E402
+from spdsl.runtime.survey import survey  # noqa: E402
 
 WINDOW = "pattern {name} {{\n    causal\n{lines}    return attend(sliding(100))\n}}\n"
 
@@ -111,7 +111,7 @@ def test_tables_of_an_architecture(module: ModuleType) -> None:
             config = module.lookup(kernel, target.architecture, 64, 4)
             chosen = launches[f"attend_{kernel}"]
             assert (chosen["C.BLOCK_M"], chosen["C.BLOCK_N"]) == (config.block_m, config.block_n)
-        assert launches["attend_decode"]["C.SPLITS"] == CAPACITY // 128
+        assert launches["attend_decode"]["C.SPLITS"] == 1  # 100 keys are not worth two programs
         found[name] = launches["attend_forward"]["C.PRECISION"]
     assert found == {"sm_90": "tf32x3", "gfx942": "ieee"}
     assert survey(module, ("fp32",), ((64, 64),))[0].constexprs["C.PRECISION"] == "tf32x3"
