@@ -158,3 +158,36 @@ def test_thirty_runs_give_the_same_bits() -> None:
     before = run()
     for _ in range(29):
         assert all(torch.equal(a, b) for a, b in zip(before, run(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_a_divergence_and_its_gradients(dtype: str) -> None:
+    module = module_of("msa_minimax", SMALL["msa_minimax"], 8, 2, 64, 64)
+    given, chosen = arguments(module, 2, 195, dtype)
+    leaves = {name: x.requires_grad_() for name, x in given.items()}
+    learned = [leaves["q_index"], leaves["k_index"]]
+    (_, found), (_, want) = module.attention(**leaves, chosen=chosen), module.reference(**leaves, chosen=chosen)
+    near(found.detach(), want.detach(), dtype, "kl")
+    pairs = (torch.autograd.grad(kl.double().sum(), learned) for kl in (found, want))
+    for name, own, other in zip(("q_index", "k_index"), *pairs, strict=True):
+        near(own, other, dtype, name)
+
+
+@pytest.mark.parametrize("page", [64, None])
+def test_requests_of_which_different_results_answer(page: int | None) -> None:
+    """One long and one short: programs of the result that does not answer return at once."""
+    module, long, short = module_of("infllm_v2", SMALL["infllm_v2"], 8, 2, 64, 64), 131, 9
+    given, chosen = arguments(module, 2, long, "float16")
+    store = module.Cache(2, long + 5, page=page, dtype=torch.float16, device=DEVICE)
+    module.prefill(**{name: x[:, :, : long - short] for name, x in given.items()}, cache=store)
+    store.reset([1])
+    for row in range(short):
+        place = long - short + row
+        step = {name: x[:, :, place : place + 1] for name, x in given.items()}
+        found = first(module.decode(**step, chosen=chosen[:, :, place : place + 1].expand(2, -1, -1, -1), cache=store))
+        whole = {name: x[:1, :, : place + 1] for name, x in given.items()}
+        anew = {name: x[1:, :, long - short : place + 1] for name, x in given.items()}
+        near(
+            found[:1], first(module.reference(**whole, chosen=chosen[:, :, : place + 1]))[:, :, -1:], "float16", "long"
+        )
+        near(found[1:], first(module.reference(**anew))[:, :, -1:], "float16", "short")
