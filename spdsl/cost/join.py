@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from spdsl.cost import attend, chosen
 from spdsl.cost.kernels import LSE_BYTES, Call, Kernel
-from spdsl.ir.pattern import Branch, Gate, Softmax
+from spdsl.ir.pattern import Branch, Gate
 from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
 from spdsl.passes.count import Number
+from spdsl.passes.joint import leaves
 from spdsl.passes.selection import ranked
 
 
@@ -17,7 +18,7 @@ def results(call: Call) -> Iterator[Kernel]:
     cases = call.plan.pattern.cases_of(call.phase)
     for result in (one for case in cases for one in (case.branch, *case.extras) if isinstance(one, Branch)):
         found = _written(call, result)
-        for softmax in _leaves(call, result):
+        for softmax in (one for one in call.softmaxes if one.name in leaves(result)):
             _, v = call.dims(softmax)
             found += _splits(call, softmax) * ((v + 1) * LSE_BYTES)
         yield Kernel("join_splits", "combine", "copy", bytes=found, moved=found)
@@ -32,14 +33,6 @@ def scored(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
     rows = call.many(call.count.heads(softmax.softmax))
     found = (_splits(call, softmax) + rows) * LSE_BYTES
     yield Kernel("join_splits", "score", "copy", bytes=found, moved=found)
-
-
-def _leaves(call: Call, branch: Branch) -> Iterator[SoftmaxPlan]:
-    if isinstance(branch, Softmax):
-        yield next(one for one in call.softmaxes if one.name == branch.name)
-    else:
-        for inner in branch.branches:
-            yield from _leaves(call, inner)
 
 
 def _splits(call: Call, softmax: SoftmaxPlan) -> Number:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spdsl.device.kernel import Strided, jit
 from spdsl.device.launch import launch, rows_contiguous, strided
+from spdsl.device.positions import cached_homes, cached_rows
 from spdsl.device.tiles import at
 
 _APPENDED = 32  # new tokens of a program; a decode step has one
@@ -52,11 +53,7 @@ def append_places(call, s, BLOCK: tl.constexpr, PAGE: tl.constexpr):
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     position = tl.load(call.spans + 2 * s + 1) + token
     room = (token < call.added) & (position < call.capacity)
-    home, slot = tl.zeros_like(position) + s, position
-    if PAGE:
-        entry = tl.cast(s, tl.int64) * call.page_width + position // PAGE
-        home = tl.load(call.pages + entry, mask=room, other=-1).to(tl.int64)
-        room, slot = room & (home >= 0), position % PAGE
+    home, slot, room = cached_homes(call, s, position, room, PAGE)
     return token, position, home, slot, room
 
 
@@ -67,8 +64,8 @@ def copy_rows(new, store, s, h, token, home, slot, room, DIM: tl.constexpr, DIM_
     mask = room[:, None] & (column < DIM)
     new = at(new, s, h, 0)
     value = tl.load(new.data + token[:, None] * new.token + column, mask=mask, other=0)
-    row = tl.cast(h, tl.int64) * store.head + home * store.batch + slot * store.token
-    tl.store(store.data + row[:, None] + column, value.to(store.data.dtype.element_ty), mask=mask)
+    pointers = cached_rows(store, h, home, slot)[:, None] + column
+    tl.store(pointers, value.to(store.data.dtype.element_ty), mask=mask)
 
 
 @jit

@@ -13,6 +13,7 @@ from torch import Tensor
 from spdsl.device.entries import Cells
 from spdsl.device.kernel import Strided, jit
 from spdsl.device.launch import launch, rows_contiguous, strided
+from spdsl.device.positions import cached_homes, cached_rows
 from spdsl.device.tiles import at
 
 
@@ -62,23 +63,6 @@ def whole_cells(tokens, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BEFORE: tl.co
 
 
 @jit
-def cached_places(call, s, position, there, PAGE: tl.constexpr):
-    """Home (page or sequence) and slot of cached tokens, and whether they have one."""
-    home, slot = tl.zeros_like(position) + s, position
-    if PAGE:
-        page = tl.cast(s, tl.int64) * call.page_width + position // PAGE
-        home = tl.load(call.pages + page, mask=there, other=-1).to(tl.int64)
-        there, slot = there & (home >= 0), position % PAGE
-    return home, slot, there
-
-
-@jit
-def cached_rows(store, h, home, slot):
-    """Where the rows (home, slot) of a head begin."""
-    return store.data + (tl.cast(h, tl.int64) * store.head + home * store.batch + slot * store.token)
-
-
-@jit
 def take_rows(store, cells, s, h, row, rows, home, slot, there, DIM: tl.constexpr, DIM_PADDED: tl.constexpr):
     """Rows (home, slot) of `store` to rows `row` of a sequence and head of `cells`; 0 where they are not there."""
     column = tl.arange(0, DIM_PADDED)[None, :]
@@ -108,7 +92,7 @@ def take_cells(
         there = there & (position >= 0)
         if h == 0:
             tl.store(present + tl.cast(s, tl.int64) * rows + row, (position >= 0).to(tl.uint8), mask=row < rows)
-    home, slot, there = cached_places(call, s, position, there, PAGE)
+    home, slot, there = cached_homes(call, s, position, there, PAGE)
     take_rows(k, cells_k, s, h, row, rows, home, slot, there, QK_DIM, QK_PADDED)
     if V_DIM:
         take_rows(v, cells_v, s, h, row, rows, home, slot, there, V_DIM, V_PADDED)

@@ -14,11 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spdsl.device.close_kernel import Closing, StoredSide, cached_places, cached_rows, close_by_pool, whole_cells
+from spdsl.device.close_kernel import Closing, StoredSide, close_by_pool, whole_cells
 from spdsl.device.configs import Config, chained, power_of_2
 from spdsl.device.gpu import gpu_of
 from spdsl.device.kernel import Strided, jit
 from spdsl.device.launch import INTERPRETED, launch, precision, strided, wide
+from spdsl.device.positions import cached_homes, cached_rows
 from spdsl.device.tiles import dot
 
 
@@ -86,7 +87,7 @@ def hidden_columns(side, call, s, entry, closes, h, C):
             w = step // PARTS
             d = tl.arange(0, side.DEPTH) + (step - w * PARTS) * side.DEPTH
             there = closes & (first + w >= 0)
-            home, slot, there = cached_places(call, s, first + w, there, C.PAGE)
+            home, slot, there = cached_homes(call, s, first + w, there, C.PAGE)
             inside = there[:, None] & (d < side.DIM)[None, :]
             x = tl.load(cached_rows(side.tokens, h, home, slot)[:, None] + d[None, :], mask=inside, other=0)
             row = (tl.cast(h, tl.int64) * C.WIDTH + w) * side.DIM + d

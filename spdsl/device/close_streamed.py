@@ -11,9 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
-from spdsl.device.close_kernel import Closing, StoredSide, cached_places, cached_rows, whole_cells
+from spdsl.device.close_kernel import Closing, StoredSide, whole_cells
 from spdsl.device.kernel import Strided, jit
 from spdsl.device.launch import launch, strided, wide
+from spdsl.device.positions import cached_homes, cached_rows
 from spdsl.device.sequences import expect
 from spdsl.device.tiles import at, token_pointer
 
@@ -51,7 +52,7 @@ def cell_places(call, s, first, w, C):
     there = w < C.WIDTH
     if C.BEFORE:
         there = there & (first + w >= 0)
-    return cached_places(call, s, first + w, there, C.PAGE)
+    return cached_homes(call, s, first + w, there, C.PAGE)
 
 
 @jit

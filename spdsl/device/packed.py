@@ -13,6 +13,7 @@ import triton.language as tl
 
 from spdsl.device.kernel import LOG2E, Strided, jit
 from spdsl.device.positions import span
+from spdsl.device.softmax import softmax_step, start_softmax
 from spdsl.device.tiles import at, load_qk, load_v, store_qk, store_v, token_pointer, zeros
 
 _COUNTED = tl.constexpr(256)  # entries of a list that are looked at at once
@@ -155,18 +156,12 @@ class StepLse(NamedTuple):
 def load_step_lse(lse, rows, s, C):
     """As `load_packed_lse`, of a step whose splits nobody has merged."""
     first = packed_pointers(at(lse.splits, s, 0, 0), rows.query, rows.head)[:, None]
-    top = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
-    if lse.sink is not None:
-        top = tl.load(lse.sink + rows.head, mask=rows.inside, other=float("-inf")).to(C.ACC) * LOG2E
-    total = tl.where(top == float("-inf"), 0.0, 1.0).to(C.ACC)
+    m, total = start_softmax(lse.sink, rows.head, C)
     for split in tl.range(0, lse.many, 32):
         i = split + tl.arange(0, 32)[None, :]
         own = tl.load(first + i, mask=rows.inside[:, None] & (i < lse.many), other=float("-inf"))
-        new = tl.maximum(top, tl.max(own, 1))
-        shift = tl.where(new == float("-inf"), 0.0, new)
-        total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(own - shift[:, None]), 1)
-        top = new
-    return tl.where(total == 0.0, float("inf"), top + tl.log2(total))
+        _, _, m, total = softmax_step(own, 1.0, m, total)
+    return tl.where(total == 0.0, float("inf"), m + tl.log2(total))
 
 
 @jit

@@ -1,4 +1,4 @@
-"""Device functions over positions: division, membership in a unit, where a sequence lies."""
+"""Device functions over positions: division, membership in a unit, where a sequence lies or a cache keeps a token."""
 
 from __future__ import annotations
 
@@ -59,3 +59,20 @@ def row_origin(call, s, q_count):
     if call.q_offset is not None:
         origin = call.q_offset
     return origin
+
+
+@jit
+def cached_homes(call, s, position, there, PAGE: tl.constexpr):
+    """Home (page or sequence) and slot of cached tokens, and whether they have one."""
+    home, slot = tl.zeros_like(position) + s, position
+    if PAGE:
+        page = tl.cast(s, tl.int64) * call.page_width + position // PAGE
+        home = tl.load(call.pages + page, mask=there, other=-1).to(tl.int64)
+        there, slot = there & (home >= 0), position % PAGE
+    return home, slot, there
+
+
+@jit
+def cached_rows(store, h, home, slot):
+    """Where the rows (home, slot) of a head begin."""
+    return store.data + (tl.cast(h, tl.int64) * store.head + home * store.batch + slot * store.token)

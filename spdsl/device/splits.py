@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 _KEYS_PER_SPLIT = 128  # fewer keys do not pay for one more partial result
 _MOST_SPLITS = 128
@@ -15,6 +16,7 @@ def lengths_to_try(most: int) -> Iterator[int]:
     yield from (most - (1 << i) for i in range((most - 1).bit_length()))
 
 
+@lru_cache(maxsize=1024)  # every step of generation asks the same
 def most_visited(visits: Callable[[int, int], Iterable[tuple[int, int, int, int]]], tokens: int, keys: int) -> int:
     """About as many keys as a step visits at any length up to `tokens`; visits(q, length) are ranges of its keys."""
     return max(reach(visits(length - 1, length), keys) for length in lengths_to_try(tokens))

@@ -122,7 +122,8 @@ def write_step_lse(lse, out, C):
     """What a program of `select` makes of the splits of its heads.  Grid (sequences,)."""
     s = tl.program_id(0)
     head = tl.arange(0, C.BLOCK_M)
-    rows = PackedRows(head, head, head, head * 0, head, head, head < C.HEADS)
+    own = tl.minimum(head, C.HEADS - 1)  # rows that are no head borrow one
+    rows = PackedRows(head, head, head, head * 0, own, head, head < C.HEADS)
     tl.store(out + s * C.HEADS + head, load_step_lse(lse, rows, s, C), mask=head < C.HEADS)
 
 

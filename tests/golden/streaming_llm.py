@@ -374,6 +374,23 @@ def row_origin(call, s, q_count):
 
 
 @jit
+def cached_homes(call, s, position, there, PAGE: tl.constexpr):
+    """Home (page or sequence) and slot of cached tokens, and whether they have one."""
+    home, slot = tl.zeros_like(position) + s, position
+    if PAGE:
+        page = tl.cast(s, tl.int64) * call.page_width + position // PAGE
+        home = tl.load(call.pages + page, mask=there, other=-1).to(tl.int64)
+        there, slot = there & (home >= 0), position % PAGE
+    return home, slot, there
+
+
+@jit
+def cached_rows(store, h, home, slot):
+    """Where the rows (home, slot) of a head begin."""
+    return store.data + (tl.cast(h, tl.int64) * store.head + home * store.batch + slot * store.token)
+
+
+@jit
 def at(x, s, h, start):
     """Tensor x from token `start` of a sequence and a head on.  int64: a large tensor passes 2^31 elements."""
     data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head + start * x.token
@@ -2672,6 +2689,7 @@ def lengths_to_try(most: int) -> Iterator[int]:
     yield from (most - (1 << i) for i in range((most - 1).bit_length()))
 
 
+@lru_cache(maxsize=1024)  # every step of generation asks the same
 def most_visited(visits: Callable[[int, int], Iterable[tuple[int, int, int, int]]], tokens: int, keys: int) -> int:
     """About as many keys as a step visits at any length up to `tokens`; visits(q, length) are ranges of its keys."""
     return max(reach(visits(length - 1, length), keys) for length in lengths_to_try(tokens))
@@ -2898,11 +2916,7 @@ def append_places(call, s, BLOCK: tl.constexpr, PAGE: tl.constexpr):
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     position = tl.load(call.spans + 2 * s + 1) + token
     room = (token < call.added) & (position < call.capacity)
-    home, slot = tl.zeros_like(position) + s, position
-    if PAGE:
-        entry = tl.cast(s, tl.int64) * call.page_width + position // PAGE
-        home = tl.load(call.pages + entry, mask=room, other=-1).to(tl.int64)
-        room, slot = room & (home >= 0), position % PAGE
+    home, slot, room = cached_homes(call, s, position, room, PAGE)
     return token, position, home, slot, room
 
 
@@ -2913,8 +2927,8 @@ def copy_rows(new, store, s, h, token, home, slot, room, DIM: tl.constexpr, DIM_
     mask = room[:, None] & (column < DIM)
     new = at(new, s, h, 0)
     value = tl.load(new.data + token[:, None] * new.token + column, mask=mask, other=0)
-    row = tl.cast(h, tl.int64) * store.head + home * store.batch + slot * store.token
-    tl.store(store.data + row[:, None] + column, value.to(store.data.dtype.element_ty), mask=mask)
+    pointers = cached_rows(store, h, home, slot)[:, None] + column
+    tl.store(pointers, value.to(store.data.dtype.element_ty), mask=mask)
 
 
 @jit
