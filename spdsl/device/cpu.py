@@ -242,8 +242,8 @@ def _merge_rows(out: Tensor, lse: Tensor, o: Tensor, s: Tensor) -> None:
 
 
 def _flash_forward(x: _TileData) -> tuple[Tensor, Tensor]:
-    """Output and lse [.., rows, 1]; the kernel asks for one head dim, and columns of zeros change nothing."""
-    q, k, v = _widened(x.q, x.k, x.v)
+    """Output and lse [.., rows, 1]; columns of zeros change nothing."""
+    q, k, v = _for_flash(x.q, x.k, x.v)
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, lse = flash(q, k, v, 0.0, False, attn_mask=x.added, scale=x.form.scale)
     lse = lse.unsqueeze(-1)
@@ -253,15 +253,21 @@ def _flash_forward(x: _TileData) -> tuple[Tensor, Tensor]:
 
 
 def _flash_backward(x: _TileData, dout: Tensor, out: Tensor, lse: Tensor, dlse: Tensor) -> tuple[Tensor, ...]:
-    dout, q, k, v, out = _widened(dout, x.q, x.k, x.v, out)
+    dout, q, k, v, out = _for_flash(dout, x.q, x.k, x.v, out)
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     found = flash(dout, q, k, v, out, lse.squeeze(-1), 0.0, False, attn_mask=x.added, scale=x.form.scale)
     return tuple(grad[..., : like.shape[3]] for grad, like in zip(found, x[:3], strict=True))
 
 
-def _widened(*tensors: Tensor) -> Iterator[Tensor]:
+def _for_flash(*tensors: Tensor) -> Iterator[Tensor]:
+    """Of one head dim, and with a last stride of 1: the kernel asks for the one and takes the other for granted.
+
+    Only here is that sure: folding, converting and padding each may keep or choose other strides.
+    """
     width = max(x.shape[-1] for x in tensors)
-    return (x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in tensors)
+    for x in tensors:
+        same = x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1]))
+        yield same if same.stride(-1) == 1 else same.contiguous()
 
 
 def _plain_forward(x: _TileData) -> tuple[Tensor, Tensor]:
