@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 
+from spdsl.budget import Budget, TooMuch, at_most
 from spdsl.checks import findings
 from spdsl.checks.view import NOTHING_MORE, Setting, views
 from spdsl.codegen import render as rendering
 from spdsl.codegen.context import context
-from spdsl.diagnostics import Diagnostic, Report, Source, SpatError, did_you_mean
+from spdsl.diagnostics import Diagnostic, Report, Source, Span, SpatError, did_you_mean
 from spdsl.ir import show
 from spdsl.ir.plan import Plan
+from spdsl.limits import CHECK_STEPS, ESTIMATE_STEPS, RENDER_STEPS
 from spdsl.passes.aligned import aligned
 from spdsl.passes.check import check as check_meaning
 from spdsl.passes.lower import lower
@@ -41,9 +43,45 @@ class GeneratedModule:
 
 
 def stages(
-    source: Source, tree: PatternTree, params: Params, report: Report, setting: Setting = NOTHING_MORE
+    source: Source,
+    tree: PatternTree,
+    params: Params,
+    report: Report,
+    setting: Setting = NOTHING_MORE,
+    budget: Budget | None = None,
 ) -> Iterator[tuple[str, object]]:
-    """The pipeline of one pattern: (stage, its result) in order. Raises SpatError at the first stage with errors."""
+    """The pipeline of one pattern: (stage, its result) in order. Raises SpatError at the first stage with errors.
+
+    The patterns of a file share a `budget` of CHECK_STEPS; what is rendered has one of its own.
+    """
+    budget = budget or Budget(CHECK_STEPS)
+    steps = _stages(source, tree, params, report, setting)
+    while True:
+        try:
+            with at_most(budget):
+                found = next(steps, None)
+        except TooMuch:
+            _too_much(tree, report, budget)
+            report.check()
+        if found is None:
+            return
+        if found[0] == "plan":
+            budget = Budget(RENDER_STEPS)
+        yield found
+
+
+def _too_much(tree: PatternTree, report: Report, budget: Budget) -> None:
+    place = budget.place if isinstance(budget.place, Span) else tree.name.span
+    report.error(
+        "E312", f"pattern `{tree.name.text}` takes more work than the {budget.steps:,} steps that a file may take",
+        place, "given up here", note="a step is about 10 microseconds; published patterns take a few thousand",
+        hint="write shorter sets and fewer branches, or split the file",
+    )  # fmt: skip
+
+
+def _stages(
+    source: Source, tree: PatternTree, params: Params, report: Report, setting: Setting
+) -> Iterator[tuple[str, object]]:
     report.allowed |= setting.allowed
     yield "tree", tree
     meaning = lower(tree, report, params)
@@ -95,11 +133,12 @@ def check(source: Source, params: Params, setting: Setting = NOTHING_MORE) -> li
     report = Report(source)
     tree = parse(source, report)
     _distinct_names(tree, report)
+    budget, setting = Budget(CHECK_STEPS), replace(setting, estimates=Budget(ESTIMATE_STEPS))
     if not report.failed:
         for pattern in tree.patterns:
             own = Report(source)
             try:
-                for stage, _ in stages(source, pattern, params, own, setting):
+                for stage, _ in stages(source, pattern, params, own, setting, budget):
                     if stage == "plan":
                         break
             except SpatError:

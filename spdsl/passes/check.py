@@ -10,8 +10,9 @@ import sympy
 from spdsl.diagnostics import Report
 from spdsl.ir.pattern import Branch, Case, Gate, Kl, Merge, Pattern, Phase, Pooled, Softmax, Stream, Term
 from spdsl.ir.symbols import K, Q
+from spdsl.limits import SET_CASES
 from spdsl.passes.choices import check_choices
-from spdsl.passes.disjuncts import MOST_CONJUNCTS, TooComplex, disjuncts
+from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.joint import tensors_read
 
 
@@ -44,7 +45,7 @@ def _simple_enough(term: Term, report: Report) -> None:
     except TooComplex:
         report.error(
             "E307",
-            f"the set has more than {MOST_CONJUNCTS} cases",
+            f"the set has more than {SET_CASES} cases",
             term.span,
             "too complex",
             hint="split it over several branches with `merge`",
