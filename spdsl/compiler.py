@@ -88,7 +88,7 @@ def _stages(
     report.check()
     assert meaning is not None
     report.allowed |= {*meaning.allowed}
-    check_meaning(meaning, report)
+    check_meaning(meaning, report, tree)
     report.check()
     yield "pattern", meaning
     plan = aligned(partition(split(meaning), source))
