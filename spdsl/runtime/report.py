@@ -59,8 +59,8 @@ def report(compiled: Iterable[Compiled]) -> Table:
     table = Table(title="compiled kernels")
     for heading in ("kernel", "workload", "target", "warps", "stages", "registers", "spills", "shared", "blocks/SM"):
         table.add_column(heading, justify="left" if heading in ("kernel", "workload", "target") else "right")
-    for heading in ("matrix in loops", "async copies", "load bits"):
-        table.add_column(heading)
+    for heading in ("matrix in loops", "computed", "async copies", "load bits"):
+        table.add_column(heading, justify="right" if heading == "computed" else "left")
     rows = list(compiled)
     for one in rows:
         table.add_row(*(_failure(one) if one.error is not None else _numbers(one)))
@@ -79,7 +79,7 @@ def to_json_of_files(compiled: Mapping[str, Iterable[Compiled]]) -> str:
 
 
 def _as_dict(one: Compiled) -> dict[str, object]:
-    return asdict(one) | {"reasons": list(reasons([one]))}
+    return asdict(one) | {"computed": one.computed, "reasons": list(reasons([one]))}
 
 
 def _numbers(one: Compiled) -> list[Text | str]:
@@ -92,6 +92,7 @@ def _numbers(one: Compiled) -> list[Text | str]:
         Text(shared, style="red" if one.shared > one.shared_limit else ""),
         Text(f"{one.occupancy.blocks} ({one.occupancy.limit})", style="red" if over else ""),
         _kinds(one.code.loop_mma),
+        Text(f"{one.computed}x", style="red" if one.computed > 1 else ""),
         _kinds(one.code.async_copies),
         str(one.code.widest_load),
     ]
@@ -99,7 +100,7 @@ def _numbers(one: Compiled) -> list[Text | str]:
 
 def _failure(one: Compiled) -> list[Text | str]:
     reason = (one.error or "").strip().splitlines()[-1]
-    return [*_head(one), "", "", "", Text("error", style="red"), Text(reason, style="red"), "", ""]
+    return [*_head(one), "", "", "", Text("error", style="red"), Text(reason, style="red"), "", "", ""]
 
 
 def _head(one: Compiled) -> list[Text | str]:
