@@ -6,11 +6,14 @@ Source -> tree -> pattern -> plan -> module
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from fractions import Fraction
 from itertools import islice
+from numbers import Rational, Real
 
 from spdsl.budget import Budget, TooMuch, at_most
 from spdsl.checks import findings
@@ -30,6 +33,7 @@ from spdsl.syntax.parse import parse
 from spdsl.syntax.tree import FileTree, PatternTree
 
 Params = Mapping[str, Fraction]
+Number = int | float | Fraction | Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +193,23 @@ def pattern_names(source: Source) -> list[str]:
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def as_params(values: Mapping[str, int | float | Fraction]) -> dict[str, Fraction]:
-    """Python numbers as exact parameters. Raises TypeError or ValueError on anything else."""
-    params = {}
-    for name, value in values.items():
+def as_params(values: Mapping[str, Number]) -> dict[str, Fraction]:
+    """Python numbers as exact parameters: a float is the shortest decimal that Python prints for it.
+
+    Raises TypeError or ValueError on anything else, naming the parameter.
+    """
+    for name in values:
         if not _OVERRIDE.fullmatch(name):
             raise ValueError(f"{name!r} is no parameter name")
-        if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-            raise TypeError(f"parameter {name}: expected a number, got {type(value).__name__}")
-        params[name] = Fraction(str(value)) if isinstance(value, float) else Fraction(value)
-    return params
+    return {name: _exact(name, value) for name, value in values.items()}
+
+
+def _exact(name: str, value: Number) -> Fraction:
+    """Numbers of numpy are Integral and Real, too, but for its bool."""
+    if isinstance(value, bool) or not isinstance(value, Decimal | Real):
+        raise TypeError(f"parameter {name}: expected a number, got {type(value).__name__}")
+    if isinstance(value, Rational):
+        return Fraction(int(value.numerator), int(value.denominator))
+    if not math.isfinite(value):
+        raise ValueError(f"parameter {name}: expected a finite number, got {value}")
+    return Fraction(value) if isinstance(value, Decimal) else Fraction(repr(float(value)))

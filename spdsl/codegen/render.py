@@ -29,7 +29,7 @@ PUBLIC = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class GeneratedModule:
-    """A module as text. `digest`: 8 hex digits of its source, parameters and this compiler."""
+    """A module as text. `digest`: SHA-256 of its source, exact parameters and this compiler."""
 
     name: str
     text: str
@@ -40,8 +40,9 @@ def render(module: ModuleText, source: Source, pattern_text: str) -> GeneratedMo
     """The text of a module; the same input gives the same text."""
     source_digest = hashlib.sha256(source.text.encode()).hexdigest()
     params = {name: _number(value) for name, value in module.pattern.params}
-    key = repr((__version__, module.pattern.name, pattern_text, params))
-    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    exact = {name: str(value) for name, value in module.pattern.params}
+    key = repr((__version__, module.pattern.name, pattern_text, exact))
+    digest = hashlib.sha256(key.encode()).hexdigest()
     environment = _environment()
     file = re.sub(r"[^\w.\- ]", "_", source.path.replace("\\", "/").rsplit("/", 1)[-1])
     shared = {"m": module, "file": file}
