@@ -13,6 +13,7 @@ import sympy
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
+from spdsl.ir.compared import Compared
 from spdsl.ir.symbols import K
 
 Read = Callable[[AppliedUndef, Callable[[sympy.Basic], str]], str]
@@ -64,9 +65,13 @@ def expression(value: sympy.Basic, dialect: Dialect, read: Read = no_reads) -> s
 
 def _whole(difference: sympy.Expr) -> sympy.Expr:
     """The difference times the least number that clears its fractions: a relation stays the same."""
-    coefficients = difference.as_coefficients_dict().values()
-    scale = sympy.ilcm(1, *(number.q for number in coefficients if number.is_Rational))
-    return sympy.expand(difference * scale)
+    return sympy.expand(difference * _denominator(difference))
+
+
+def _denominator(value: sympy.Expr) -> sympy.Integer:
+    """The least number that clears the fractions of its terms."""
+    coefficients = value.as_coefficients_dict().values()
+    return sympy.ilcm(1, 1, *(number.q for number in coefficients if number.is_Rational))
 
 
 @dataclass(slots=True)
@@ -90,6 +95,8 @@ class _Printer:
             return d.negation + self.text(value.args[0], _ATOM), 0
         if isinstance(value, Relational):
             return self._relation(value), 0
+        if isinstance(value, Compared):
+            return self._compared(value), 0
         if isinstance(value, sympy.Symbol):
             return value.name, _ATOM
         if isinstance(value, AppliedUndef):
@@ -116,6 +123,13 @@ class _Printer:
         if constant > 0 and right != 0 and len(sympy.Add.make_args(left)) == 1:
             return f"{self.text(left - right)} {operator} {self.text(constant)}"
         return f"{self.text(left)} {operator} {self.text(right + constant)}"
+
+    def _compared(self, value: Compared) -> str:
+        """As it is written: a number that moves to the other side may be NaN there. Only fractions go."""
+        left, right = map(sympy.expand, value.sides)
+        scale = sympy.ilcm(_denominator(left), _denominator(right))
+        sides = [self.text(sympy.expand(side * scale)) for side in (left, right)]
+        return f" {_RELATIONS[value.relation.__name__]} ".join(sides)
 
     def _number(self, value: sympy.Basic) -> tuple[str, int]:
         if value.is_Integer:
@@ -174,7 +188,9 @@ class _Printer:
         parts = [self.text(part) for part in sorted(value.args, key=lambda part: (not part.is_number, str(part)))]
         if self.dialect is PYTHON:
             return f"{function}({', '.join(parts)})"
+        # Of a number and NaN, torch says NaN; Triton does where it is told to.
+        nan = ", tl.PropagateNan.ALL" if self.dialect is TRITON and not value.is_integer else ""
         text = parts[-1]
         for part in reversed(parts[:-1]):
-            text = f"{function}({part}, {text})"
+            text = f"{function}({part}, {text}{nan})"
         return text
