@@ -96,7 +96,7 @@ class _Printer:
         if isinstance(value, Relational):
             return self._relation(value), 0
         if isinstance(value, Compared):
-            return self._compared(value), 0
+            return self._compared(value)
         if isinstance(value, sympy.Symbol):
             return value.name, _ATOM
         if isinstance(value, AppliedUndef):
@@ -124,12 +124,13 @@ class _Printer:
             return f"{self.text(left - right)} {operator} {self.text(constant)}"
         return f"{self.text(left)} {operator} {self.text(right + constant)}"
 
-    def _compared(self, value: Compared) -> str:
+    def _compared(self, value: Compared) -> tuple[str, int]:
         """As it is written: a number that moves to the other side may be NaN there. Only fractions go."""
         left, right = map(sympy.expand, value.sides)
         scale = sympy.ilcm(_denominator(left), _denominator(right))
         sides = [self.text(sympy.expand(side * scale)) for side in (left, right)]
-        return f" {_RELATIONS[value.relation.__name__]} ".join(sides)
+        text = f" {_RELATIONS[value.relation.__name__]} ".join(sides)
+        return (text, 0) if value.holds else (f"{self.dialect.negation}({text})", 0)
 
     def _number(self, value: sympy.Basic) -> tuple[str, int]:
         if value.is_Integer:
@@ -146,6 +147,9 @@ class _Printer:
             return self._floor(value)
         if isinstance(value, sympy.Mod):
             left, right = value.args
+            if d is TRITON and not value.is_integer:  # // and % are those of integers
+                whole = f"tl.floor({self.text(left, _PRODUCT)} / {self.text(right, _ATOM)})"
+                return f"{self.text(left, _SUM)} - {whole} * {self.text(right, _ATOM)}", _SUM
             if d.floors or left.is_nonnegative:
                 return f"{self.text(left, _ATOM)} % {self.text(right, _ATOM)}", _PRODUCT
             return f"floor_mod({self.text(left)}, {self.text(right)})", _ATOM
@@ -180,6 +184,8 @@ class _Printer:
     def _floor(self, value: sympy.floor) -> tuple[str, int]:
         numerator, denominator = sympy.fraction(sympy.together(value.args[0]))
         numerator = sympy.expand(numerator)
+        if self.dialect is TRITON and not numerator.is_integer:
+            return f"tl.floor({self.text(numerator, _PRODUCT)} / {self.text(denominator, _ATOM)})", _ATOM
         if self.dialect.floors or numerator.is_nonnegative:
             return f"{self.text(numerator, _ATOM)} // {self.text(denominator, _ATOM)}", _PRODUCT
         return f"floor_div({self.text(numerator)}, {self.text(denominator)})", _ATOM

@@ -13,25 +13,41 @@ from spdsl.ir.symbols import Boolean, Expr, lookups
 
 
 class Compared(Boolean):  # type: ignore[misc]
-    """left <relation> right, by the rules of IEEE 754."""
+    """left <relation> right by the rules of IEEE 754, or its negation."""
 
     relation: type[Relational]
+    holds: bool  # False: the negation
+    is_Relational = True  # so sympy asks for the next two
 
     @property
     def sides(self) -> tuple[Expr, Expr]:
         left, right = self.args
         return left, right
 
+    @property
+    def negated(self) -> Compared:
+        return compared(self.relation, *self.sides, not self.holds)
+
+    @property
+    def canonical(self) -> Compared:
+        return self
+
+
+def _kind(relation: type[Relational], holds: bool) -> type[Compared]:
+    name = f"{'Compared' if holds else 'NotCompared'}{relation.__name__}"
+    return type(name, (Compared,), {"relation": relation, "holds": holds})
+
 
 _KINDS = {
-    relation: type(f"Compared{relation.__name__}", (Compared,), {"relation": relation, "__slots__": ()})
+    (relation, holds): _kind(relation, holds)
     for relation in (sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge, sympy.Eq, sympy.Ne)
+    for holds in (True, False)
 }
 
 
-def compared(relation: type[Relational], left: Expr, right: Expr) -> Boolean:
+def compared(relation: type[Relational], left: Expr, right: Expr, holds: bool = True) -> Compared:
     """The comparison as written."""
-    found: Boolean = _KINDS[relation](left, right)
+    found: Compared = _KINDS[relation, holds](left, right)
     return found
 
 

@@ -39,7 +39,9 @@ def _settle(test: Boolean, certain: bool) -> Boolean:
     if not isinstance(test, Relational | Compared) or not _moves(test):
         return test
     if isinstance(test, Compared):
-        return _always(test.relation, *test.sides) if certain else sympy.Not(_always(_OPPOSITE[test.relation], *test.sides))
+        relation = test.relation if certain == test.holds else _OPPOSITE[test.relation]
+        found = _always(relation, *test.sides)
+        return found if certain else sympy.Not(found)
     try:
         low, high = bounds(sympy.expand(test.lhs - test.rhs))
     except Unbounded:
@@ -63,7 +65,7 @@ def _relation(test: Relational, low: Expr, high: Expr, certain: bool) -> Boolean
 
 _OPPOSITE = {sympy.Lt: sympy.Ge, sympy.Ge: sympy.Lt, sympy.Gt: sympy.Le, sympy.Le: sympy.Gt,
              sympy.Eq: sympy.Ne, sympy.Ne: sympy.Eq}  # fmt: skip
-_FINITE = sympy.Float("1e308")  # as a float32 it is inf
+_FINITE = sympy.Float("1e300")  # as a float32 it is inf
 
 
 def _always(relation: type[Relational], left: Expr, right: Expr) -> Boolean:
@@ -79,7 +81,9 @@ def _always(relation: type[Relational], left: Expr, right: Expr) -> Boolean:
         sympy.Eq: sympy.And(at_most, at_least), sympy.Ne: sympy.Or(below, above),
     }[relation]  # fmt: skip
     # Of infinite numbers within the bounds a sum, difference or product may be NaN.
-    made = [end for side, ends in ((left, (low, high)), (right, (other_low, other_high))) for end in ends if _adds(side)]
+    made = [
+        end for side, ends in ((left, (low, high)), (right, (other_low, other_high))) for end in ends if _adds(side)
+    ]
     return sympy.And(found, *(compared(sympy.Lt, sympy.Abs(end), _FINITE) for end in made))
 
 
@@ -103,7 +107,7 @@ def bounds(expression: Expr) -> tuple[Expr, Expr]:
         return _read_bounds(expression)
     if isinstance(expression, sympy.Mod):
         period = expression.args[1]
-        if not period.is_positive or not expression.is_integer and expression.atoms(AppliedUndef):  # NaN % 3 is NaN
+        if not period.is_positive or (not expression.is_integer and expression.atoms(AppliedUndef)):  # NaN % 3 is NaN
             raise Unbounded
         return sympy.S.Zero, period - 1 if expression.is_integer else period
     parts = [bounds(argument) for argument in expression.args]

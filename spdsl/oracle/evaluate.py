@@ -54,7 +54,9 @@ def evaluate(expr: sympy.Basic, environment: Environment) -> Tensor:
     """The value: bool for a Boolean, int64 for whole numbers, else float64. Raises ValueError for unknown nodes."""
     if isinstance(expr, Relational | Compared):
         (left, right), _ = _common([_exact(side, environment) for side in expr.args])
-        return _RELATIONS[expr.relation if isinstance(expr, Compared) else type(expr)](left, right)
+        if isinstance(expr, Compared):
+            return _RELATIONS[expr.relation](left, right) == expr.holds
+        return _RELATIONS[type(expr)](left, right)
     if isinstance(expr, sympy.logic.boolalg.BooleanAtom):
         return torch.tensor(expr is sympy.true).view(1, 1, 1, 1)
     if isinstance(expr, sympy.And | sympy.Or):
