@@ -11,11 +11,13 @@ from itertools import pairwise, permutations
 
 import sympy
 
+from spdsl.budget import spend
 from spdsl.ir.conjunct import Conjunct, Linear, Step
 from spdsl.ir.plan import Range
 from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Q_BEGIN, Q_END, Q_FIRST, Q_LAST, Expr
 from spdsl.passes.affine import nonnegative
 
+STEPS = 30  # of solving one linear
 MOST_ORDERED = 5  # 5! orders to try; more ranges than that go to a list
 
 
@@ -34,6 +36,7 @@ Sides = Callable[[Linear], tuple[Step | None, Step | None]]
 
 def _range(conjunct: Conjunct, sides: Sides, tile: tuple[Expr, Expr], bounds: tuple[Expr, Expr]) -> Range:
     """Solves each linear for the first of its `sides`, with the second at the tile's best and worst corner."""
+    spend(STEPS * (1 + len(conjunct.linears)))
     may, must = _Interval(*bounds), _Interval(*bounds)
     for linear in conjunct.linears:
         wanted, other = sides(linear)
