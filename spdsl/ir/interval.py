@@ -11,10 +11,15 @@ import sympy
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Equality, GreaterThan, Relational, StrictGreaterThan, StrictLessThan, Unequality
 
+from spdsl.budget import spend
+from spdsl.ir import extent
 from spdsl.ir.compared import Compared, compared
 from spdsl.ir.symbols import K_FIRST, K_LAST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, is_membership, lookup_name
+from spdsl.limits import EXPRESSION_SIZE
 
 LOW, HIGH = ".low", ".high"
+
+STEPS, PART = 30, 2  # of a relation or a product, and of any other part
 
 
 class Unbounded(Exception):
@@ -38,6 +43,7 @@ def _settle(test: Boolean, certain: bool) -> Boolean:
         return sympy.Not(_settle(test.args[0], not certain))
     if not isinstance(test, Relational | Compared) or not _moves(test):
         return test
+    spend(STEPS)
     if isinstance(test, Compared):
         relation = test.relation if certain == test.holds else _OPPOSITE[test.relation]
         found = _always(relation, *test.sides)
@@ -97,6 +103,7 @@ def _moves(expression: sympy.Basic) -> bool:
 
 def bounds(expression: Expr) -> tuple[Expr, Expr]:
     """Least and greatest value over the tile. Raises Unbounded."""
+    spend(PART)
     if not _moves(expression):
         return expression, expression
     if expression == Q:
@@ -124,6 +131,7 @@ def bounds(expression: Expr) -> tuple[Expr, Expr]:
 
 
 def _product(parts: list[tuple[Expr, Expr]]) -> tuple[Expr, Expr]:
+    spend(STEPS * len(parts))
     low, high = parts[0]
     for other_low, other_high in parts[1:]:
         if low == high and low.is_number:
@@ -131,6 +139,8 @@ def _product(parts: list[tuple[Expr, Expr]]) -> tuple[Expr, Expr]:
             low, high = products if low >= 0 else products[::-1]
             continue
         corners = [a * b for a in (low, high) for b in (other_low, other_high)]
+        if max(extent.size(corner, EXPRESSION_SIZE) for corner in corners) > EXPRESSION_SIZE:
+            raise Unbounded
         low, high = sympy.Min(*corners), sympy.Max(*corners)
     return low, high
 

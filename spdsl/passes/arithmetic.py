@@ -14,7 +14,7 @@ from spdsl.ir import extent
 from spdsl.ir.compared import comparison
 from spdsl.ir.pattern import Tensor
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, K, Q, lookup, lookups
-from spdsl.limits import EXACT_DIGITS, EXPANDED_TERMS, EXPRESSION_SIZE, NUMBER_VALUE
+from spdsl.limits import EXACT_DIGITS, EXPANDED_TERMS, EXPRESSION_SIZE, NESTED, NUMBER_VALUE
 from spdsl.passes.names import Names
 from spdsl.syntax import tree
 
@@ -35,7 +35,8 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Expr]]] = {
     "min": (2, sympy.Min), "max": (2, sympy.Max), "abs": (1, sympy.Abs), "sqrt": (1, sympy.sqrt),
 }  # fmt: skip
 MATH = frozenset(_FUNCTIONS)
-STEPS = 4  # of one operator
+# Steps of one operation on short operands: what sympy finds out about signs and common factors takes most of it.
+STEPS, DIVISION, FUNCTION, COMPARISON = 10, 40, 100, 60
 
 
 def number(names: Names, expr: tree.Expr) -> Expr | None:
@@ -89,6 +90,7 @@ def condition(names: Names, expr: tree.Expr, phases: dict[str, Boolean] | None =
         right_value = _value(names, expr.right, positions=phases is None)
         if left_value is None or right_value is None:
             return None
+        spend(COMPARISON + extent.size(left_value, EXPRESSION_SIZE) + extent.size(right_value, EXPRESSION_SIZE))
         return comparison(_COMPARISONS[expr.operator], left_value, right_value)
     if phases is not None and isinstance(expr, tree.Name) and expr.text in phases:
         return phases[expr.text]
@@ -159,6 +161,7 @@ def _sum(names: Names, expr: tree.Binary, positions: bool) -> Expr | None:
         return None
     if expr.operator == "*" and not _short(names, sympy.Mul(left, right, evaluate=False), expr.span):
         return None
+    spend(STEPS if expr.operator in ("+", "-", "*") or (left.is_number and right.is_number) else DIVISION)
     result = _SUMS[expr.operator](left, right)
     if result.is_number and abs(result) > NUMBER_VALUE:
         names.report.error("E006", f"the value exceeds {NUMBER_VALUE}", expr.span, "too large")
@@ -169,13 +172,21 @@ def _sum(names: Names, expr: tree.Binary, positions: bool) -> Expr | None:
 def _short(names: Names, value: Expr, span: Span) -> bool:
     """Whether sympy can go on with a value; an error if it is too long."""
     found = extent.size(value, EXPRESSION_SIZE)
-    spend(STEPS + found)
+    spend(found)
     if found > EXPRESSION_SIZE:
         names.report.error(
             "E307", f"the expression has more than {EXPRESSION_SIZE} operators and operands", span,
             "too complex, with its names written out", hint="compute it outside and pass it as a `tensor`",
         )  # fmt: skip
         return False
+    found = extent.nesting(value)
+    if found > NESTED:
+        names.report.error(
+            "E307", f"{found} roundings, remainders, minima or roots stand inside one another, at most {NESTED}", span,
+            "nested too deeply", hint="compute it outside and pass it as a `tensor`",
+        )  # fmt: skip
+        return False
+    spend(STEPS * found)
     found = extent.digits(value)
     if found > EXACT_DIGITS:
         names.report.error(
@@ -207,6 +218,7 @@ def _function(names: Names, call: tree.Call, positions: bool) -> Expr | None:
     values = [_value(names, argument.value, positions) for argument in call.arguments]
     if any(value is None for value in values):
         return None
+    spend(FUNCTION * sum(1 + extent.nesting(value) for value in values if value is not None))
     result = function(*values)
     return result if _short(names, result, call.span) else None
 

@@ -11,7 +11,7 @@ from spdsl.budget import spend
 from spdsl.diagnostics import did_you_mean
 from spdsl.ir import extent
 from spdsl.ir.pattern import Gate, Kl, Merge, Pooled, Query, Score, Softmax, Stream, Tensor
-from spdsl.limits import SET_SIZE
+from spdsl.limits import NESTED, SET_SIZE
 from spdsl.passes import arithmetic, codes, grains, written
 from spdsl.passes.names import Names
 from spdsl.primitives.attend import on_stream
@@ -20,7 +20,7 @@ from spdsl.primitives.registry import WORDS
 from spdsl.primitives.word import REQUIRED, UNIT_OF_CHOICE, Cells, Kind, Parameter, Scope, SetValue, Word
 from spdsl.syntax import tree
 
-STEPS = 10  # of an argument of And and Or
+STEPS, CALL = 10, 80  # of an argument of And and Or, and of what a word builds
 AXES = ("head", "kv_head", "query", "token", "float", "int", "bool")
 _TYPES: dict[Kind, type | tuple[type, ...]] = {
     Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor,
@@ -136,13 +136,16 @@ def _set(names: Names, expr: tree.Expr, binding: str | None) -> SetValue | None:
         return None
     long = max(extent.size(test, SET_SIZE) for _, test in found.parts)
     spend(long // 8)
-    if long > SET_SIZE:
-        names.report.error(
-            "E307", f"the set has more than {SET_SIZE:,} operators and operands", expr.span,
-            "too complex, with its names written out", hint="split it over several branches with `merge`",
-        )  # fmt: skip
-        return None
-    return found
+    deep = max(extent.nesting(test) for _, test in found.parts) if long <= SET_SIZE else 0
+    if long <= SET_SIZE and deep <= NESTED:
+        return found
+    names.report.error(
+        "E307",
+        f"the set has more than {SET_SIZE:,} operators and operands" if long > SET_SIZE else
+        f"roundings and remainders stand {deep} deep inside one another in this set, at most {NESTED}",
+        expr.span, "too complex, with its names written out", hint="split it over several branches with `merge`",
+    )  # fmt: skip
+    return None
 
 
 def _set_as_written(names: Names, expr: tree.Expr, binding: str | None) -> SetValue | None:
@@ -228,6 +231,7 @@ def call(names: Names, expr: tree.Call, binding: str | None) -> Any:
     if word is None:
         _unknown_word(names, expr)
         return None
+    spend(CALL)
     arguments = _arguments(names, word, expr)
     if arguments is None:
         return None
