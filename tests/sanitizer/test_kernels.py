@@ -22,7 +22,7 @@ FURTHER = {
     "two_streams_sink": (train, paged),
     "token_bias": (packed, cached),
 }
-CASES = {name: (*ALL, part) for name in CATALOGUE} | dict.fromkeys(PUBLISHED, ALL) | FURTHER
+CASES = dict.fromkeys(CATALOGUE, (*ALL, part)) | dict.fromkeys(PUBLISHED, ALL) | FURTHER
 # A score that is a result is of dense sequences.
 CASES["seer_attention"] = (train, paged, cached)
 # What host code names and this pattern never starts: a merge of one part, gradients of entries that only choose, those

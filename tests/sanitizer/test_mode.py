@@ -75,7 +75,7 @@ def test_a_fault_names_all_there_is_to_know() -> None:
 @pytest.mark.parametrize("stride", [-1, 3, 1 << 31, 1 << 40])
 def test_nothing_outside_is_touched(stride: int) -> None:
     """However far it is: without the check some of these end the process."""
-    with pytest.raises(Fault, match="no element of the tensor|far from every tensor"):
+    with pytest.raises(Fault, match=r"no element of the tensor|far from every tensor"):
         run(copy, 1, Pair(torch.zeros(16)[4:12], stride), torch.empty(8), 8, BLOCK=8)
 
 

@@ -36,7 +36,8 @@ class Seed(NamedTuple):
 
 FORWARD = "attend_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences"
 SEEDS = [
-    Seed("mask left out of a load", train, OUTSIDE, "tl.load(pointers, mask=row < left, other=0.0)", "tl.load(pointers)"),
+    Seed("mask left out of a load", train, OUTSIDE,
+        "tl.load(pointers, mask=row < left, other=0.0)", "tl.load(pointers)"),
     Seed("gap behind the columns", train, OUTSIDE,
         "mask=(row < left) & (column < DIM), other=0.0", "mask=row < left, other=0.0"),
     Seed("gap between the rows", train, OUTSIDE,
@@ -54,7 +55,7 @@ SEEDS = [
     Seed("rows in no sequence have no output", packed, UNWRITTEN,
         "out = q.new_zeros(*q.shape[:3], v_dim)", "out = q.new_empty(*q.shape[:3], v_dim)"),
     Seed("lse of a split that nobody writes", paged, UNWRITTEN,
-        "m + tl.log2(total), mask=row < C.GROUP)", "m + tl.log2(total), mask=(row < C.GROUP) & (split < 0))"),
+        "m + tl.log2(total), mask=row < C.GROUP)", "m + tl.log2(total), mask=row < 0)"),
     Seed("page that was never written", paged, UNWRITTEN, "pages + start // C.PAGE", "pages + start // C.PAGE + 1"),
     Seed("token behind the last", paged, UNWRITTEN,
         "left = keys.count - block * C.BLOCK_N", "left = keys.count + 1 - block * C.BLOCK_N"),
@@ -64,7 +65,7 @@ SEEDS = [
         "position = tl.load(call.spans + 2 * s + 1) + token",
         "position = tl.load(call.spans + 2 * s + 1) + token\n    tl.store(call.spans + 3 - 2 * s, call.added)"),
     Seed("sum without an order", train, "an atomic operation",
-        "tl.store(token_pointer(x, row) + i * x.token, values,", "tl.atomic_add(token_pointer(x, row) + i * x.token, values,"),
+        "tl.store(token_pointer(x, row)", "tl.atomic_add(token_pointer(x, row)"),
 ]  # fmt: skip
 
 
