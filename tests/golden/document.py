@@ -986,7 +986,6 @@ class AttendTensors(NamedTuple):
     doc: Tensor
     doc_sequence: int
     doc_0: int  # stride of the axis `token`
-    doc_tokens: int
 
 
 @jit
@@ -997,7 +996,6 @@ def attend_of_sequence(t, s, spans):
     return AttendTensors(
         t.doc + s * t.doc_sequence + start * t.doc_0, t.doc_sequence,
         t.doc_0,
-        t.doc_tokens,
     )  # fmt: skip
 
 
@@ -1005,8 +1003,8 @@ def attend_of_sequence(t, s, spans):
 def attend_visible(q, k, h, length, t):
     """May the row at position q see the key at position k?  (document.spat:5)"""
     return (
-        tl.load(t.doc + (k).to(tl.int64) * t.doc_0, mask=(k >= 0) & (k < t.doc_tokens), other=0)
-        == tl.load(t.doc + (q).to(tl.int64) * t.doc_0, mask=(q >= 0) & (q < t.doc_tokens), other=0)
+        tl.load(t.doc + (k).to(tl.int64) * t.doc_0, mask=(k >= 0) & (k < length), other=0)
+        == tl.load(t.doc + (q).to(tl.int64) * t.doc_0, mask=(q >= 0) & (q < length), other=0)
     ) & (k <= q)
 
 
@@ -3254,7 +3252,6 @@ def attend_tensors(t: AttendReads, sequences: int) -> AttendTensors:
     return AttendTensors(
         t.doc, sequence(t.doc),
         t.doc.stride(1),
-        t.doc.shape[1],
     )  # fmt: skip
 
 
