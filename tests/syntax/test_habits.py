@@ -1,5 +1,7 @@
 """Habits of other languages: logic in words, keywords with `=`, names with `-`. The hint is what was meant."""
 
+# ruff: noqa: E501 (one case a line)
+
 from __future__ import annotations
 
 import pytest
