@@ -15,7 +15,7 @@ from spdsl.ir.compared import comparison
 from spdsl.ir.pattern import Tensor
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, K, Q, lookup, lookups
 from spdsl.limits import EXACT_DIGITS, EXPANDED_TERMS, EXPRESSION_SIZE, NESTED, NUMBER_VALUE
-from spdsl.passes.names import Names
+from spdsl.passes.names import Names, mentioned
 from spdsl.syntax import tree
 
 POSITIONS = {"q": Q, "k": K, "h": H, "length": LENGTH}
@@ -62,11 +62,18 @@ def size(names: Names, expr: tree.Expr, least: int | None, what: str, most: int 
     whole = int(sympy.floor(value))
     if whole > most or (least is not None and whole < least):
         bound = f"at least {least}" if least is not None and whole < least else f"at most {most}"
+        found = f"`{_text(names, expr)}`" if any(mentioned(expr)) else what
         names.report.error(
-            names.out_of_domain(expr), f"{what} is {whole}, it must be {bound}", expr.span, f"{bound} is needed"
-        )
+            names.out_of_domain(expr), f"{found} is {whole}, it must be {bound}", expr.span, f"{bound} is needed",
+            note="" if isinstance(expr, tree.Name) else names.values_in(expr),
+        )  # fmt: skip
         return None
     return whole
+
+
+def _text(names: Names, expr: tree.Expr) -> str:
+    """An expression as it is written, on one line."""
+    return " ".join(names.report.source.text[expr.span.start : expr.span.end].split())
 
 
 def element(names: Names, expr: tree.Expr) -> Expr | None:
@@ -120,7 +127,10 @@ def _value(names: Names, expr: tree.Expr, positions: bool) -> Expr | None:
             return _function(names, expr, positions)
         case tree.Restrict():
             return _read(names, expr, positions)
-    names.report.error("E205", "an arithmetic expression is expected here", expr.span, "not a number")
+    names.report.error(
+        "E205", "an arithmetic expression is expected here", expr.span, "not a number",
+        hint="`~` binds tighter than all other operators: `~(...)`" if isinstance(expr, tree.Unary) else "",
+    )  # fmt: skip
     return None
 
 
@@ -155,9 +165,11 @@ def _sum(names: Names, expr: tree.Binary, positions: bool) -> Expr | None:
     if left is None or right is None:
         return None
     if expr.operator in ("/", "//", "%") and right.is_positive is not True:
+        found = f"is {right}" if right.is_number else "may be 0 or less"
         names.report.error(
-            names.out_of_domain(expr.right), "the divisor is not a positive number", expr.right.span, "must be positive"
-        )
+            names.out_of_domain(expr.right), f"the divisor `{_text(names, expr.right)}` {found}", expr.right.span,
+            "must be positive", note="" if isinstance(expr.right, tree.Name) else names.values_in(expr.right),
+        )  # fmt: skip
         return None
     if expr.operator == "*" and not _short(names, sympy.Mul(left, right, evaluate=False), expr.span):
         return None
@@ -223,6 +235,13 @@ def _function(names: Names, call: tree.Call, positions: bool) -> Expr | None:
     return result if _short(names, result, call.span) else None
 
 
+def _declared(indices: list[tree.Expr]) -> str:
+    """The declaration of a tensor that is read at such places."""
+    positions = [{name.text for name in mentioned(index)} for index in indices]
+    axes = ["head" if "h" in found else "token" if found & {"q", "k"} else "n" for found in positions]
+    return f"tensor({', '.join([*axes, *(['int'] if 'token' in axes else [])])})"
+
+
 def _read(names: Names, expr: tree.Restrict, positions: bool) -> Expr | None:
     """`tensor[index]`, one index per axis: `table[h][k]`."""
     indices: list[tree.Expr] = []
@@ -230,7 +249,7 @@ def _read(names: Names, expr: tree.Restrict, positions: bool) -> Expr | None:
     while isinstance(base, tree.Restrict):
         indices.insert(0, base.index)
         base = base.base
-    found = names.find(base) if isinstance(base, tree.Name) else None
+    found = names.find(base, Tensor, _declared(indices)) if isinstance(base, tree.Name) else None
     if found is None:
         return None
     if not isinstance(found, Tensor):

@@ -96,6 +96,8 @@ def _arguments(found: Input) -> Iterator[str]:
 
 
 def _refuse(names: Names, found: Input, why: str) -> None:
+    if found.name in names.refused:
+        return
     what = {
         Query: "a query", Stream: "a stream", Tensor: "a tensor", Weight: "a weight", Choice: "a set of the caller",
     }[type(found)]  # fmt: skip
@@ -119,7 +121,7 @@ def _softmaxes(names: Names, softmaxes: tuple[Softmax, ...], taken: dict[str, st
                 f"the generated module would mix up its definitions with those of `{own or prefix or before[classes]}`"
             )
         before[classes] = name
-        if why:
+        if why and name not in names.refused:
             names.report.error(
                 "E104", f"`{name}` cannot name a softmax", softmax.span, "taken", note=why, hint="choose another name"
             )
