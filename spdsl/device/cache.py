@@ -145,12 +145,16 @@ class CacheStore:
         last = next(iter(self.k.values())).shape[0] - 1
         return torch.where(room, page, last), position % self.page, room
 
-    def rows(self, store: Tensor, sequence: int, keys: Tensor) -> Tensor:
-        """Rows [1, heads, keys, dim] of `k[stream]` or `v[stream]` at positions `keys` (host side)."""
+    def rows(self, store: Tensor, sequence: int, length: int) -> Tensor:
+        """The first rows [1, heads, length, dim] of `k[stream]` or `v[stream]`; of pages a copy."""
         if self.page_table is None or self.page is None:
-            return store[sequence : sequence + 1, :, keys]
-        pages = self.page_table[sequence].long()[keys // self.page]
-        return store[pages, :, keys % self.page].transpose(0, 1).unsqueeze(0)
+            return store[sequence : sequence + 1, :, :length]
+        pages = self.page_table[sequence, : -(-length // self.page)].long()
+        return store[pages].transpose(0, 1).flatten(1, 2)[:, :length].unsqueeze(0)
+
+    def homes(self, sequence: int) -> list[int]:
+        """Where tokens of `sequence` lie in `k[stream]`, home after home (host side)."""
+        return [sequence] if self.page_table is None else self.page_table[sequence].tolist()
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Empties all sequences, or those of `rows`."""
