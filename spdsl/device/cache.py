@@ -165,8 +165,12 @@ class CacheStore:
 
 
 def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """[homes, heads, rows, dim], rows a multiple of 16 elements apart: Triton vectorises only over such strides."""
-    return torch.zeros(homes, heads, rows, -(-dim // 16) * 16, device=device, dtype=dtype)[..., :dim]
+    """[homes, heads, rows, dim], rows a multiple of 16 elements apart: Triton vectorises only over such strides.
+
+    Heads are a multiple of 64 rows apart, or one page: so blocks of keys of all heads are equally far apart.
+    """
+    room = rows if rows & (rows - 1) == 0 else -(-rows // 64) * 64
+    return torch.zeros(homes, heads, room, -(-dim // 16) * 16, device=device, dtype=dtype)[:, :, :rows, :dim]
 
 
 class EntryShape(NamedTuple):

@@ -1,9 +1,10 @@
 """One query over the keys of a cache, on CPU tensors, where they lie: a step takes each key from memory once.
 
 A sequence lies in homes: pages, or the one row of a cache without pages. All products are of blocks of 64 keys, and
-added in the order of the keys: so no bit depends on where they lie. Whole pages that are neighbours are one batched
-product; scattered and small ones are gathered a few at a time, and narrow types widened, so that copies stay in the
-cache of a core. One query is bound by memory: such products are as fast as the flash kernel, and faster on pages.
+added in the order of the keys: so no bit depends on where they lie. Homes that are neighbours, in whatever order the
+sequence has them, are one batched product; others are gathered a few at a time, and narrow types widened, so that
+copies stay in the cache of a core. One query is bound by memory, and such products are as fast as the flash kernel.
+Only they use all cores: beside another process every operation that does waits for the slowest one.
 """
 
 from __future__ import annotations
@@ -15,29 +16,21 @@ import torch
 from torch import Tensor
 
 from spdsl.device.cpu import Logits, Part, _seen_product, _share, _with_sink
-from spdsl.device.cpu_threads import PIECES_PER_THREAD, in_order
+from spdsl.device.cpu_threads import on_cores
 
-# Keys of a piece of work: fewer take less time than a thread to start, more leave too little to share out.
-_STEP_KEYS = (1024, 8192)
-_GATHERED_KEYS = 512  # copied at once: 1 MB of 8 heads of 64 in fp32
 _STEP_BLOCK = 64  # keys of a product
-
-
-class _StepPiece(NamedTuple):
-    """Neighbouring keys [first, end) of a part; full: the query sees each of them."""
-
-    part: Part
-    first: int
-    end: int
-    full: bool
+_GATHERED_KEYS = 512  # copied at once: 1 MB of 8 heads of 64 in fp32
+_LEAST_USED = 0.75  # of a batch that holds blocks of nobody
+_SHARED_NUMBERS = 1 << 19  # from here on a product takes longer than a thread to wake up: 0.1 ms
 
 
 class _Run(NamedTuple):
-    """Keys of a piece in a row: slots [start, stop) of each of some neighbours, or of all `gathered` homes together."""
+    """Neighbouring homes, or `gathered` ones, and slots [start, stop) of each; of homes smaller than a block of all."""
 
     homes: Sequence[int]
     start: int
     stop: int
+    blocks: Sequence[int]  # the number of each block, home by home
     gathered: bool = False
 
 
@@ -54,16 +47,18 @@ def step_forward(
     k and v of a part are whole stores [homes, Hk, page, D]: token t lies in slot t % page of home homes[t // page].
     `visits` are the key ranges (first, end, full) of each part. Else as `sparse_forward`.
     """
-    pieces = list(_step_pieces(parts, visits))
     rows = q.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
     found = [(rows.new_zeros(*q.shape[:3], parts[0].v.shape[3]), rows.new_full(q.shape[:3], -torch.inf))]  # of no keys
-    in_order(len(pieces), lambda number: _piece_results(rows, pieces[number], homes, form), found.append)
-    outs, lses = (torch.cat(x) for x in zip(*found, strict=True))
-    lse = lses.logsumexp(0, keepdim=True)
-    out = (outs * _share(lses, lse).unsqueeze(-1)).sum(0, keepdim=True)
-    if sink is not None:
-        out, lse = _with_sink(out, lse, sink.detach().to(lse.dtype).view(1, -1, 1))
-    return out.to(q.dtype), lse
+    cores = torch.get_num_threads()
+    with on_cores(1):
+        for part, own in zip(parts, visits, strict=True):
+            found += [_range_results(rows, part, visit, homes, form, cores) for visit in own]
+        outs, lses = (torch.cat(x) for x in zip(*found, strict=True))
+        lse = lses.logsumexp(0, keepdim=True)
+        out = (outs * _share(lses, lse).unsqueeze(-1)).sum(0, keepdim=True)
+        if sink is not None:
+            out, lse = _with_sink(out, lse, sink.detach().to(lse.dtype).view(1, -1, 1))
+        return out.to(q.dtype), lse
 
 
 def step_of_units(
@@ -84,7 +79,6 @@ def step_of_units(
     h // (Hq // Hc).
     """
     group, length = q.shape[1] // chosen.shape[1], form.q_origin + 1
-    found: list[tuple[Tensor, Tensor]] = []
 
     def run(number: int) -> tuple[Tensor, Tensor]:
         own = slice(number * group, (number + 1) * group)
@@ -101,56 +95,79 @@ def step_of_units(
         visits = [(first, min(first + unit, length), False) for first in firsts]
         return step_forward(q[:, own], [part], [visits], homes, form, None if sink is None else sink[own])
 
-    in_order(chosen.shape[1], run, found.append)
+    found = [run(number) for number in range(chosen.shape[1])]
     return torch.cat([out for out, _ in found], 1), torch.cat([lse for _, lse in found], 1)
 
 
-def _step_pieces(parts: Sequence[Part], visits: Sequence[Sequence[tuple[int, int, bool]]]) -> Iterator[_StepPiece]:
-    """The visits, cut at multiples of a size that leaves every thread some pieces."""
-    fewest, most = _STEP_KEYS
-    keys = sum(end - first for own in visits for first, end, _ in own)
-    size = fewest * max(1, -(-keys // (PIECES_PER_THREAD * torch.get_num_threads() * fewest)))
-    size = min(size, most if all(part.k.element_size() >= 4 for part in parts) else fewest)
-    for part, own in zip(parts, visits, strict=True):
-        for first, end, full in own:
-            for cut in range(first - first % size, end, size):
-                yield _StepPiece(part, max(first, cut), min(end, cut + size), full)
-
-
-def _piece_results(q: Tensor, piece: _StepPiece, homes: Sequence[int], form: Logits) -> tuple[Tensor, Tensor]:
-    """Output [1, Hq, 1, Dv] and lse [1, Hq, 1] over the keys of a piece."""
-    k, v = piece.part[:2]
-    rows = q.view(k.shape[1], 1, -1, q.shape[3])  # the heads of a kv head share its keys
-    runs = list(_runs(piece, homes, k.shape[2]))
-    products = [_block_products(rows, _blocks_of(k, run, q.dtype), _rows_by_keys) for run in runs]
-    logits = _step_logits(_in_a_row([x.movedim((0, 2), (2, 3)).flatten(2) for x in products], 2), piece, form)
+def _range_results(
+    q: Tensor, part: Part, visit: tuple[int, int, bool], homes: Sequence[int], form: Logits, cores: int
+) -> tuple[Tensor, Tensor]:
+    """Output [1, Hq, 1, Dv] and lse [1, Hq, 1] over a range of keys."""
+    k, v, rows = part.k, part.v, q.view(part.k.shape[1], -1, q.shape[3])  # the heads of a kv head share its keys
+    segments = [(own, list(_runs(*own, homes, k))) for own in _segments(*visit[:2])]
+    products = []
+    for (first, end), runs in segments:
+        size = min(_STEP_BLOCK, end - first)
+        found = rows.new_empty((end - first) // size, *rows.shape[:2], size)
+        for run in runs:
+            own = rows.expand(len(run.blocks), *rows.shape)
+            _put(found, run.blocks, _block_products(own, _blocks_of(k, run, q.dtype), _rows_by_keys, cores))
+        products.append(found.movedim(0, 2).flatten(2))
+    logits = _step_logits(torch.cat(products, 2), part, visit, form)
     top = logits.amax(2, keepdim=True)
     weights = logits.sub_(top.masked_fill(top == -torch.inf, 0.0)).exp_()
-    total, at, values = weights.sum(2, keepdim=True), 0, list[Tensor]()
-    for run in runs:
-        blocks = _blocks_of(v, run, q.dtype)
-        count, _, of_home, size, _ = blocks.shape
-        own = weights[..., at : at + count * of_home * size].unflatten(2, (count, of_home, size))
-        values.append(_block_products(own.movedim((2, 3), (0, 2)), blocks, _weighted_sum).movedim(2, 1).flatten(0, 1))
-        at += count * of_home * size
-    out = _in_a_row(values, 0).sum(0) / total.masked_fill(total == 0, 1.0)
+    total, at, values = weights.sum(2, keepdim=True), 0, []
+    for (first, end), runs in segments:
+        size = min(_STEP_BLOCK, end - first)
+        shares = weights[..., at : at + end - first].unflatten(2, (-1, size)).movedim(2, 0)
+        found = rows.new_empty(*shares.shape[:3], v.shape[3])
+        for run in runs:
+            own = _taken(shares, run.blocks)
+            _put(found, run.blocks, _block_products(own, _blocks_of(v, run, q.dtype), _weighted_sum, cores))
+        values.append(found)
+        at += end - first
+    out = torch.cat(values).sum(0) / total.masked_fill(total == 0, 1.0)
     lse = top + total.log()
     return out.reshape(1, q.shape[1], 1, -1), lse.reshape(1, q.shape[1], 1)
 
 
-def _in_a_row(parts: list[Tensor], axis: int) -> Tensor:
-    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, axis)
+def _taken(x: Tensor, numbers: Sequence[int]) -> Tensor:
+    return x if list(numbers) == list(range(len(x))) else x[torch.tensor(numbers)]
 
 
-def _block_products(rows: Tensor, blocks: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Products of rows [.., group, x] and blocks [n, Hk, b, keys, D]: [n, Hk, b, group, y]."""
+def _put(x: Tensor, numbers: Sequence[int], found: Tensor) -> None:
+    x[slice(None) if list(numbers) == list(range(len(x))) else torch.tensor(numbers)] = found
+
+
+def _block_products(rows: Tensor, blocks: Tensor, product: Callable[[Tensor, Tensor], Tensor], cores: int) -> Tensor:
+    """Products of rows [n * b, Hk, group, x] and blocks [n, Hk, b, keys, D]: [n * b, Hk, group, y]."""
+    rows = rows.unflatten(0, (len(blocks), -1)).movedim(2, 1)
+    if found := _one_batch(blocks):
+        batch, of_head = found
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, of_head - blocks.shape[2]))
+        with on_cores(cores if batch.numel() >= _SHARED_NUMBERS else 1):
+            results = product(rows.reshape(-1, *rows.shape[3:])[: len(batch)], batch)
+        sizes = (len(blocks) * blocks.shape[1], blocks.shape[2], *results.shape[1:])
+        results = results.as_strided(sizes, (of_head * results.stride(0), *results.stride()))
+    else:
+        results = torch.stack([product(x, y) for x, y in zip(rows.flatten(0, 1), blocks.flatten(0, 1), strict=True)])
+    return results.unflatten(0, (len(blocks), -1)).movedim(2, 1).flatten(0, 1)
+
+
+def _one_batch(blocks: Tensor) -> tuple[Tensor, int] | None:
+    """Blocks [n, Hk, b, keys, D] as [batch, keys, D] without a copy, and how many of the batch each head has.
+
+    Those behind the b of a head are nobody's; where they would be many there is no such batch.
+    """
+    count, heads, of_head, *block = blocks.shape
     try:
-        batches = [blocks.view(-1, *blocks.shape[3:])]
-    except RuntimeError:  # a part of a home lies in a piece for each head
-        batches = list(blocks.flatten(0, 1))
-    rows = rows.expand(*blocks.shape[:3], -1, -1).reshape(len(batches), -1, *rows.shape[-2:])
-    found = _in_a_row([product(own, batch) for own, batch in zip(rows, batches, strict=True)], 0)
-    return found.view(*blocks.shape[:3], *found.shape[1:])
+        return blocks.view(-1, *block), of_head
+    except RuntimeError:
+        _, head, step, *inner = blocks.stride()
+    room = head // step
+    if count > 1 or head % step or _LEAST_USED * room > of_head:
+        return None
+    return blocks.as_strided(((heads - 1) * room + of_head, *block), (step, *inner)), room
 
 
 def _rows_by_keys(rows: Tensor, keys: Tensor) -> Tensor:
@@ -163,12 +180,12 @@ def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     return found if found.sum().isfinite() else _seen_product(weights, values)
 
 
-def _step_logits(products: Tensor, piece: _StepPiece, form: Logits) -> Tensor:
+def _step_logits(products: Tensor, part: Part, visit: tuple[int, int, bool], form: Logits) -> Tensor:
     """The logits that follow from products [Hk, group, keys], in place; -inf where the query does not see a key."""
     logits = products.mul_(form.scale)
     if form.softcap is not None:
         logits = logits.div_(form.softcap).tanh_().mul_(form.softcap)
-    i, j = torch.tensor([[form.q_origin]]), torch.arange(piece.first, piece.end).unsqueeze(0)
+    i, j = torch.tensor([[form.q_origin]]), torch.arange(*visit[:2]).unsqueeze(0)
     heads = logits.shape[0] * logits.shape[1]
 
     def by_head(x: Tensor) -> Tensor:
@@ -176,46 +193,66 @@ def _step_logits(products: Tensor, piece: _StepPiece, form: Logits) -> Tensor:
         x = x.reshape(-1, x.shape[-1]) if x.dim() > 1 else x
         return x.view(*logits.shape[:2], -1) if len(x) == heads else x.unsqueeze(0)
 
-    if piece.part.bias is not None:
-        added = by_head(piece.part.bias(i, j))
+    if part.bias is not None:
+        added = by_head(part.bias(i, j))
         logits = logits.add_(added).masked_fill_(added == -torch.inf, -torch.inf)
-    if not piece.full and not (seen := piece.part.visible(i, j)).all():
+    if not visit[2] and not (seen := part.visible(i, j)).all():
         logits = logits.masked_fill_(~by_head(seen), -torch.inf)
     return logits
 
 
 def _blocks_of(store: Tensor, run: _Run, dtype: torch.dtype) -> Tensor:
-    """[n, Hk, blocks, keys of a block, D] in `dtype`; of neighbours a view, if the store has that dtype."""
-    page, slots = store.shape[2], slice(run.start, run.stop)
+    """[n, Hk, blocks of a home, keys of a block, D] in `dtype`; of neighbours a view, if the store has that dtype."""
+    slots = slice(run.start, run.stop)
     if not run.gathered:
         found = store[run.homes[0] : run.homes[-1] + 1, :, slots]
     else:
         found = store.index_select(0, torch.tensor(run.homes))
-        if page < _STEP_BLOCK or run.stop - run.start < len(run.homes) * page:
-            found = found.transpose(0, 1).flatten(1, 2)[None, :, slots]
+        if store.shape[2] < _STEP_BLOCK:
+            found = found.transpose(0, 1).flatten(1, 2).unsqueeze(0)[:, :, slots]
     return found.unflatten(2, (-1, min(_STEP_BLOCK, found.shape[2]))).to(dtype)
 
 
-def _runs(piece: _StepPiece, homes: Sequence[int], page: int) -> Iterator[_Run]:
-    """The keys of a piece in order: whole blocks, and what is less than a block at its ends."""
-    first = min(piece.end, -(-piece.first // _STEP_BLOCK) * _STEP_BLOCK)
-    last = max(first, piece.end // _STEP_BLOCK * _STEP_BLOCK)
-    for start, end in ((piece.first, first), (first, last), (last, piece.end)):
-        yield from _runs_of_blocks(start, end, homes, page)
+def _segments(first: int, end: int) -> list[tuple[int, int]]:
+    """The whole blocks of a range, and what is less than a block at its ends."""
+    start = min(end, -(-first // _STEP_BLOCK) * _STEP_BLOCK)
+    stop = max(start, end // _STEP_BLOCK * _STEP_BLOCK)
+    return [(a, b) for a, b in ((first, start), (start, stop), (stop, end)) if a < b]
 
 
-def _runs_of_blocks(first: int, end: int, homes: Sequence[int], page: int) -> Iterator[_Run]:
-    """Of whole blocks, or of a part of one."""
-    while first < end:
-        number, start = divmod(first, page)
-        last, stop = number + 1, min(page, start + end - first)
-        while start == 0 and (last + 1) * page <= end and homes[last] == homes[last - 1] + 1:
+def _runs(first: int, end: int, homes: Sequence[int], store: Tensor) -> Iterator[_Run]:
+    """Where the keys of a segment lie."""
+    page, narrow = store.shape[2], store.element_size() < 4
+    if page < _STEP_BLOCK:
+        for at in range(first, end, _GATHERED_KEYS):
+            stop, start = min(end, at + _GATHERED_KEYS), at % page
+            blocks = range((at - first) // _STEP_BLOCK, -(-(stop - first) // _STEP_BLOCK))
+            yield _Run(homes[at // page : -(-stop // page)], start, start + stop - at, blocks, True)
+        return
+    whole = range(-(-first // page), end // page)
+    edges = [(first, min(end, whole.start * page)), (max(first, whole.stop * page), end)]
+    for at, stop in edges if whole.start <= whole.stop else [(first, end)]:
+        most = _GATHERED_KEYS if narrow else max(1, stop - at)
+        for cut in range(at, stop, most):
+            last, number = min(stop, cut + most), cut // page
+            blocks = range((cut - first) // _STEP_BLOCK, -(-(last - first) // _STEP_BLOCK))
+            yield _Run(homes[number : number + 1], cut % page, cut % page + last - cut, blocks)
+    yield from _whole_homes(whole, first, homes, page, narrow)
+
+
+def _whole_homes(whole: range, first: int, homes: Sequence[int], page: int, narrow: bool) -> Iterator[_Run]:
+    """In the order of the store: neighbours together, a few at a time where they are few or narrow."""
+    order = sorted(whole, key=homes.__getitem__)
+    few, of_home, at = max(1, _GATHERED_KEYS // page), page // _STEP_BLOCK, 0
+    while at < len(order):
+        last = at + 1
+        while (
+            last < len(order) and homes[order[last]] == homes[order[last - 1]] + 1 and not (narrow and last - at >= few)
+        ):
             last += 1
-        keys = (last - number) * (stop - start)
-        alone = last == number + 1 and keys == end - first
-        if alone or page >= _GATHERED_KEYS or (page >= _STEP_BLOCK and keys >= min(_GATHERED_KEYS, end - first)):
-            yield _Run(homes[number:last], start, stop)
-        else:
-            keys = min(end - first, _GATHERED_KEYS)
-            yield _Run(homes[number : -(-(first + keys) // page)], start, start + keys, gathered=True)
-        first += keys
+        gathered = last - at < min(few, len(order) - at)
+        last = at + few if gathered else last
+        numbers = [(number * page - first) // _STEP_BLOCK for number in order[at:last]]
+        blocks = [block + i for block in numbers for i in range(of_home)]
+        yield _Run([homes[number] for number in order[at:last]], 0, page, blocks, gathered)
+        at = last
