@@ -104,47 +104,49 @@ def _range_results(
 ) -> tuple[Tensor, Tensor]:
     """Output [1, Hq, 1, Dv] and lse [1, Hq, 1] over a range of keys."""
     k, v, rows = part.k, part.v, q.view(part.k.shape[1], -1, q.shape[3])  # the heads of a kv head share its keys
-    segments = [(own, list(_runs(*own, homes, k))) for own in _segments(*visit[:2])]
-    products = []
-    for (first, end), runs in segments:
-        size = min(_STEP_BLOCK, end - first)
-        found = rows.new_empty((end - first) // size, *rows.shape[:2], size)
-        for run in runs:
-            own = rows.expand(len(run.blocks), *rows.shape)
-            _put(found, run.blocks, _block_products(own, _blocks_of(k, run, q.dtype), _rows_by_keys, cores))
-        products.append(found.movedim(0, 2).flatten(2))
-    logits = _step_logits(torch.cat(products, 2), part, visit, form)
-    top = logits.amax(2, keepdim=True)
-    weights = logits.sub_(top.masked_fill(top == -torch.inf, 0.0)).exp_()
-    total, at, values = weights.sum(2, keepdim=True), 0, []
-    for (first, end), runs in segments:
-        size = min(_STEP_BLOCK, end - first)
-        shares = weights[..., at : at + end - first].unflatten(2, (-1, size)).movedim(2, 0)
-        found = rows.new_empty(*shares.shape[:3], v.shape[3])
-        for run in runs:
-            own = _taken(shares, run.blocks)
-            _put(found, run.blocks, _block_products(own, _blocks_of(v, run, q.dtype), _weighted_sum, cores))
-        values.append(found)
-        at += end - first
-    out = torch.cat(values).sum(0) / total.masked_fill(total == 0, 1.0)
-    lse = top + total.log()
-    return out.reshape(1, q.shape[1], 1, -1), lse.reshape(1, q.shape[1], 1)
+    segments = [(first, end, list(_runs(first, end, homes, k))) for first, end in _segments(*visit[:2])]
+    logits = []
+    for first, end, runs in segments:
+        blocks = max(1, (end - first) // _STEP_BLOCK)
+        found = _run_products(rows.expand(blocks, -1, -1, -1), k, runs, _rows_by_keys, cores)
+        logits.append(_step_logits(found, part, first, end, visit[2], form))
+    top = torch.stack([x.amax((0, 3)) for x in logits]).amax(0)
+    least = top.masked_fill(top == -torch.inf, 0.0).unsqueeze(-1)
+    sums, values = [], []
+    for weights, (_, _, runs) in zip(logits, segments, strict=True):
+        weights = weights.sub_(least).exp_()
+        found = _run_products(weights, v, runs, _weighted_sum, cores)
+        # In one layout, whatever that of the store: the order of a sum of torch follows it.
+        sums.append(weights.sum(3).contiguous().sum(0))
+        values.append(found.contiguous().sum(0))
+    total = torch.stack(sums).sum(0)
+    out = torch.stack(values).sum(0) / total.masked_fill(total == 0, 1.0).unsqueeze(-1)
+    return out.reshape(1, q.shape[1], 1, -1), (top + total.log()).reshape(1, q.shape[1], 1)
 
 
-def _taken(x: Tensor, numbers: Sequence[int]) -> Tensor:
-    return x if list(numbers) == list(range(len(x))) else x[torch.tensor(numbers)]
-
-
-def _put(x: Tensor, numbers: Sequence[int], found: Tensor) -> None:
-    x[slice(None) if list(numbers) == list(range(len(x))) else torch.tensor(numbers)] = found
+def _run_products(
+    rows: Tensor, store: Tensor, runs: Sequence[_Run], product: Callable[[Tensor, Tensor], Tensor], cores: int
+) -> Tensor:
+    """Products of rows [blocks, Hk, group, x] with the blocks of a segment: [blocks, Hk, group, y]."""
+    if len(runs) == 1 and list(runs[0].blocks) == list(range(len(rows))):
+        return _block_products(rows, _blocks_of(store, runs[0], rows.dtype), product, cores)
+    numbers = [torch.tensor(run.blocks) for run in runs]
+    found = [
+        _block_products(rows[own], _blocks_of(store, run, rows.dtype), product, cores)
+        for own, run in zip(numbers, runs, strict=True)
+    ]
+    return torch.empty(len(rows), *found[0].shape[1:], dtype=rows.dtype).index_copy_(
+        0, torch.cat(numbers), torch.cat(found)
+    )
 
 
 def _block_products(rows: Tensor, blocks: Tensor, product: Callable[[Tensor, Tensor], Tensor], cores: int) -> Tensor:
-    """Products of rows [n * b, Hk, group, x] and blocks [n, Hk, b, keys, D]: [n * b, Hk, group, y]."""
+    """Of rows [n * b, Hk, group, x] and blocks [n, Hk, b, keys, D]: [n * b, Hk, group, y]."""
     rows = rows.unflatten(0, (len(blocks), -1)).movedim(2, 1)
     if found := _one_batch(blocks):
         batch, of_head = found
-        rows = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, of_head - blocks.shape[2]))
+        more = of_head - blocks.shape[2]
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, more)) if more else rows
         with on_cores(cores if batch.numel() >= _SHARED_NUMBERS else 1):
             results = product(rows.reshape(-1, *rows.shape[3:])[: len(batch)], batch)
         sizes = (len(blocks) * blocks.shape[1], blocks.shape[2], *results.shape[1:])
@@ -180,24 +182,24 @@ def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     return found if found.sum().isfinite() else _seen_product(weights, values)
 
 
-def _step_logits(products: Tensor, part: Part, visit: tuple[int, int, bool], form: Logits) -> Tensor:
-    """The logits that follow from products [Hk, group, keys], in place; -inf where the query does not see a key."""
+def _step_logits(products: Tensor, part: Part, first: int, end: int, full: bool, form: Logits) -> Tensor:
+    """The logits, -inf where a key is hidden, of products [blocks, Hk, group, keys of a block], in place."""
+    count, heads, group, size = products.shape
     logits = products.mul_(form.scale)
     if form.softcap is not None:
         logits = logits.div_(form.softcap).tanh_().mul_(form.softcap)
-    i, j = torch.tensor([[form.q_origin]]), torch.arange(*visit[:2]).unsqueeze(0)
-    heads = logits.shape[0] * logits.shape[1]
+    i, j = torch.tensor([[form.q_origin]]), torch.arange(first, end).unsqueeze(0)
 
-    def by_head(x: Tensor) -> Tensor:
+    def by_block(x: Tensor) -> Tensor:
         """[.., 1 or Hq, 1, keys] -> broadcastable to the logits."""
-        x = x.reshape(-1, x.shape[-1]) if x.dim() > 1 else x
-        return x.view(*logits.shape[:2], -1) if len(x) == heads else x.unsqueeze(0)
+        x = x.reshape(-1, count, size)
+        return x.unflatten(0, (heads, group) if len(x) == heads * group else (1, 1)).movedim(2, 0)
 
     if part.bias is not None:
-        added = by_head(part.bias(i, j))
+        added = by_block(part.bias(i, j))
         logits = logits.add_(added).masked_fill_(added == -torch.inf, -torch.inf)
-    if not visit[2] and not (seen := part.visible(i, j)).all():
-        logits = logits.masked_fill_(~by_head(seen), -torch.inf)
+    if not full and not (seen := part.visible(i, j)).all():
+        logits = logits.masked_fill_(~by_block(seen), -torch.inf)
     return logits
 
 
