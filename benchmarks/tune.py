@@ -28,7 +28,7 @@ LENGTHS = [8192, 32768]
 
 def run(options: argparse.Namespace) -> int:
     """0 when every pattern was tuned. Prints one table for each; `options.out` takes all rows as JSON."""
-    console = Console(width=140)
+    console = Console()
     rows: list[dict[str, Any]] = []
     failed = 0
     with TemporaryDirectory() as folder:
