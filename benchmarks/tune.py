@@ -14,6 +14,7 @@ from rich.console import Console
 
 import spdsl
 from spdsl.runtime.tune import Sizes, table, tune_file
+from spdsl.runtime.tune import rows as rows_of
 
 PATTERNS = Path(__file__).parents[1] / "patterns"
 CASES: dict[str, tuple[dict[str, int], Sizes]] = {
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
                 failed += 1
                 continue
             console.print(f"[bold]{name}[/]", table(found))
-            rows += [{"pattern": name, **bucket._asdict(), **winner._asdict()} for bucket, winner in found.items()]
+            rows += [{"pattern": name, **row} for row in rows_of(found)]
     gains = [row["default"] / row["milliseconds"] for row in rows if row["milliseconds"]]
     if gains:
         console.print(

@@ -91,7 +91,7 @@ class Legend:
             yield Text("; ".join(meant), "dim")
         left = dict.fromkeys(column.heading for table in self.tables for column in table.left_out(width))
         if left:
-            yield Text(f"no room for: {', '.join(left)} (a wider terminal, COLUMNS=200, or --format json)", "dim")
+            yield Text(f"no room for: {', '.join(left)} (a wider terminal has, COLUMNS=200, and JSON)", "dim")
 
 
 def _width(columns: Sequence[Column]) -> int:

@@ -103,8 +103,8 @@ def _write(work: Sequence[Job], judged: Setting, folder: Path, force: bool) -> l
     from spdsl.cli.output import Foreign, write_module
     from spdsl.compiler import compile as compile_pattern
 
+    _expect_apart(work)
     modules = [compile_pattern(one.source, one.name, one.params, judged) for one in work]
-    _expect_apart([module.name for module in modules])
     written = []
     for one, module in zip(work, modules, strict=True):
         print_diagnostics(one.source, module.diagnostics)
@@ -118,8 +118,9 @@ def _write(work: Sequence[Job], judged: Setting, folder: Path, force: bool) -> l
     return written
 
 
-def _expect_apart(names: Sequence[str]) -> None:
-    """Each module has a file of its own, on systems that ignore case, too."""
+def _expect_apart(work: Sequence[Job]) -> None:
+    """Each module has a file of its own, on systems that ignore case, too. A name twice in one source is its error."""
+    names = [name for _, name in dict.fromkeys((one.source.path, one.name) for one in work)]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise Failed(f"two of the files hold a pattern `{twice}`; compile them into two folders")

@@ -133,7 +133,7 @@ def _stages(plan: Plan, wanted: Sequence[str]) -> list[Stage]:
     known = stages(plan)
     missing = [name for name in wanted if name not in {one.value for one in known}]
     if missing:
-        raise click.UsageError(f"{plan.pattern.name} has no {missing[0]}")
+        raise click.UsageError(f"--phase: {plan.pattern.name} has no {missing[0]}")
     return [one for one in known if not wanted or one.value in wanted]
 
 
@@ -146,7 +146,9 @@ def _shape(plan: Plan, batch: int | None, heads: int | None, kv_heads: int | Non
     given = Shape(batch or plan.pattern.expected.batch, own, open_kv, dim or usual.qk, dim or usual.v, usual.size)
     shape = shape_of(plan.pattern, given)
     if shape.heads % shape.kv_heads:
-        raise click.UsageError(f"{shape.heads} query heads are no multiple of {shape.kv_heads} key heads")
+        raise click.UsageError(
+            f"--heads, --kv-heads: {shape.heads} query heads are no multiple of {shape.kv_heads} key heads"
+        )
     return shape
 
 

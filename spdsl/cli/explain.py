@@ -17,7 +17,7 @@ def explain_code(code: str | None) -> None:
 
     if code is None:
         for entry in entries().values():
-            click.echo(f"{entry.code}  {entry.title} ({entry.name})")
+            click.echo(f"{entry.code}  {entry.title}")
         return
     try:
         entry = explain(code)

@@ -47,11 +47,9 @@ def read_source(path: str) -> Source:
         raise Failed(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def once(paths: Sequence[str]) -> Sequence[str]:
-    """The files of a command; standard input can be read only once."""
-    if paths.count(STDIN) > 1:
-        raise click.UsageError("`-` is standard input, which can be read once only")
-    return paths
+def once(paths: Sequence[str]) -> list[str]:
+    """The files of a command, one that is given twice once; standard input too, of which the second would be empty."""
+    return list(dict.fromkeys(paths))
 
 
 @dataclass(frozen=True, slots=True)

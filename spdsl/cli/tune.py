@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ Example: spdsl tune build/nsa.py --length 4k..64k --offline --target h200"""
     "--page", type=click.IntRange(0), default=64, show_default=True, metavar="N", help="Tokens of a page; 0: none."
 )
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--offline", is_flag=True, help="Without a GPU: ranks with the model alone, for --target.")
 @click.option("--target", type=GPU, metavar="NAME", help=f"The GPU of --offline: {KNOWN}.")
 @click.option(
@@ -53,6 +55,7 @@ def tune_module(
     dim: int | None,
     page: int,
     dtype: str,
+    form: str,
     offline: bool,
     target: Target | None,
     output: Path | None,
@@ -69,7 +72,7 @@ def tune_module(
         raise Failed(f"{file} was not made by spdsl")
     from rich.console import Console
 
-    from spdsl.runtime.tune import Sizes, rank_file, table, tune_file
+    from spdsl.runtime.tune import Sizes, rank_file, rows, table, tune_file
 
     store = output or file.with_name(f"{file.stem}.tuned.json")
     sizes = Sizes(batch, heads, kv_heads, dim, page or None, dtype)
@@ -80,5 +83,8 @@ def tune_module(
             found = tune_file(file, lengths, phases, sizes, store)
     except (RuntimeError, ValueError, ImportError) as error:
         raise Failed(str(error)) from None
-    Console(highlight=False).print(table(found))
-    click.echo(store.as_posix())
+    if form == "json":
+        click.echo(json.dumps(rows(found), indent=2))
+    else:
+        Console(highlight=False).print(table(found))
+    click.echo(store.as_posix(), err=form == "json")

@@ -85,6 +85,11 @@ def _rank(module: ModuleType, bucket: Any, default: Any, config: Any) -> Any:
     return module.rank(bucket.kernel, config, default)
 
 
+def rows(found: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """Each bucket with its winner as JSON types: times in milliseconds, None where only the model has ranked."""
+    return [{**bucket._asdict(), **winner._asdict()} for bucket, winner in found.items()]
+
+
 def table(found: Mapping[Any, Any]) -> Fitted:
     """One row for each bucket: the default's time, the winner's, and what won."""
     columns = (
