@@ -53,7 +53,9 @@ def test_an_override_goes_to_the_patterns_that_have_it(command: str) -> None:
 def test_overrides_over_several_files(folder: Path) -> None:
     assert spdsl("check", "two.spat", "far.spat", "-D", "window=3").exit_code == 0
     (folder / "sinks.spat").write_text(WHOLE)
-    result = spdsl("compile", "far.spat", "sinks.spat", "two.spat", "-p", "far", "-p", "far", "-D", "window=3k", "-o", "a")
+    result = spdsl(
+        "compile", "far.spat", "sinks.spat", "two.spat", "-p", "far", "-p", "far", "-D", "window=3k", "-o", "a"
+    )
     assert (result.exit_code, result.stdout) == (0, "a/far.py\n"), result.output
     both = spdsl("compile", "far.spat", "sinks.spat", "-D", "window=3k", "-D", "sinks=5", "-o", "b")
     assert (both.exit_code, both.stdout) == (0, "b/far.py\nb/whole.py\n"), both.output
@@ -115,7 +117,12 @@ def test_compile_takes_many_files(folder: Path) -> None:
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     "arguments",
-    [["check"], ["compile", "--emit", "tree"], ["show", "--length", "64"], ["cost", "--length", "1k", "--phase", "decode"]],
+    [
+        ["check"],
+        ["compile", "--emit", "tree"],
+        ["show", "--length", "64"],
+        ["cost", "--length", "1k", "--phase", "decode"],
+    ],
     ids=lambda arguments: arguments[0],
 )
 def test_standard_input(arguments: list[str]) -> None:

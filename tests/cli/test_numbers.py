@@ -38,11 +38,13 @@ def test_a_number(text: str, value: Fraction) -> None:
     assert number(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "k", "1kk", "1 k", "1e3", "0x10", "1_000", "1g", "--1", "1.", ".5", "\u0663", "1k.."])
+@pytest.mark.parametrize(
+    "text", ["", "k", "1kk", "1 k", "1e3", "0x10", "1_000", "1g", "--1", "1.", ".5", "\u0663", "1k.."]
+)
 def test_what_is_no_number(text: str) -> None:
     with pytest.raises(ValueError, match="is no number: one is written in digits"):
         number(text)
-    with pytest.raises(ValueError, match="is no number of tokens below 2\\*\\*31|several lengths"):
+    with pytest.raises(ValueError, match=r"is no number of tokens below 2\*\*31|several lengths"):
         tokens(text)
 
 
@@ -62,7 +64,8 @@ def test_a_length_is_whole_and_positive(text: str) -> None:
     "text, found",
     [
         ("4k", (4 * K,)), ("8k,16k", (8 * K, 16 * K)), ("16k, 8k,8192", (8 * K, 16 * K)), ("100..100", (100,)),
-        ("1k..8k", (K, 2 * K, 4 * K, 8 * K)), ("1k..6k", (K, 2 * K, 4 * K, 6 * K)), ("512,1k..2k,1M", (512, K, 2 * K, K * K)),
+        ("1k..8k", (K, 2 * K, 4 * K, 8 * K)), ("1k..6k", (K, 2 * K, 4 * K, 6 * K)),
+        ("512,1k..2k,1M", (512, K, 2 * K, K * K)),
     ],
 )  # fmt: skip
 def test_lengths(text: str, found: tuple[int, ...]) -> None:
@@ -71,7 +74,7 @@ def test_lengths(text: str, found: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["", ",", "8k,", "8k..4k", "..", "4k..", "..4k", "1..2..3", "4k-8k", "8k;16k"])
 def test_what_are_no_lengths(text: str) -> None:
-    with pytest.raises(ValueError, match="no number of tokens|ends before it begins|several lengths"):
+    with pytest.raises(ValueError, match=r"no number of tokens|ends before it begins|several lengths"):
         lengths(text)
 
 
@@ -125,7 +128,9 @@ def test_costs_at_a_list_of_lengths(near: str) -> None:
 def test_a_check_at_each_length(tmp_path: Path) -> None:
     path = tmp_path / "p.spat"
     path.write_text("pattern p { causal chosen = top_k(8, score = softmax(dot(compress(64)))) return attend(chosen) }")
-    told = [spdsl("check", str(path), "--target", "h200", "--length", text).stderr for text in ("256", "64k", "256,64k")]
+    told = [
+        spdsl("check", str(path), "--target", "h200", "--length", text).stderr for text in ("256", "64k", "256,64k")
+    ]
     short, long = (text.count("W513") for text in told[:2])
     assert (short, long) == (1, 0)
     assert told[2].count("W513") == 1
