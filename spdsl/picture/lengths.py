@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
 
 from spdsl.ir.pattern import Pattern
 from spdsl.oracle.sketch import sketches
@@ -38,7 +37,6 @@ def telling(pattern: Pattern, shortest: int) -> int | None:
     return LONGEST if share > 0 else None
 
 
-@lru_cache(maxsize=64)
 def hidden(pattern: Pattern, length: int) -> float:
     """The largest share of hidden pairs of its pictures; those of tokens count, where there are any."""
     found, _ = sketches(pattern, length)
