@@ -6,19 +6,24 @@ Source -> tree -> pattern -> plan -> module
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from fractions import Fraction
 from itertools import islice
+from numbers import Rational, Real
 
+from spdsl.budget import Budget, TooMuch, at_most
 from spdsl.checks import findings
 from spdsl.checks.view import NOTHING_MORE, Setting, views
 from spdsl.codegen import render as rendering
 from spdsl.codegen.context import context
-from spdsl.diagnostics import Diagnostic, Report, Source, SpatError, did_you_mean
+from spdsl.diagnostics import Diagnostic, Report, Source, Span, SpatError, did_you_mean
 from spdsl.ir import show
 from spdsl.ir.plan import Plan
+from spdsl.limits import CHECK_STEPS, ESTIMATE_STEPS, RENDER_STEPS
 from spdsl.passes.aligned import aligned
 from spdsl.passes.check import check as check_meaning
 from spdsl.passes.lower import lower
@@ -29,6 +34,7 @@ from spdsl.syntax.parse import parse
 from spdsl.syntax.tree import FileTree, PatternTree
 
 Params = Mapping[str, Fraction]
+Number = int | float | Fraction | Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +48,52 @@ class GeneratedModule:
 
 
 def stages(
-    source: Source, tree: PatternTree, params: Params, report: Report, setting: Setting = NOTHING_MORE
+    source: Source,
+    tree: PatternTree,
+    params: Params,
+    report: Report,
+    setting: Setting = NOTHING_MORE,
+    budget: Budget | None = None,
 ) -> Iterator[tuple[str, object]]:
-    """The pipeline of one pattern: (stage, its result) in order. Raises SpatError at the first stage with errors."""
+    """The pipeline of one pattern: (stage, its result) in order. Raises SpatError at the first stage with errors.
+
+    The patterns of a file share a `budget` of CHECK_STEPS; what is rendered has one of its own.
+    """
+    budget = budget or Budget(CHECK_STEPS)
+    steps = _stages(source, tree, params, report, setting)
+    while True:
+        try:
+            with at_most(budget):
+                found = next(steps, None)
+        except TooMuch:
+            _too_much(tree, report, budget)
+            report.check()
+        if found is None:
+            return
+        if found[0] == "plan":
+            budget = Budget(RENDER_STEPS)
+        yield found
+
+
+def _too_much(tree: PatternTree, report: Report, budget: Budget) -> None:
+    place = budget.place if isinstance(budget.place, Span) else tree.name.span
+    report.error(
+        "E312", f"pattern `{tree.name.text}` takes more work than the {budget.steps:,} steps that a file may take",
+        place, "given up here", note="a step is about 10 microseconds; published patterns take a few thousand",
+        hint="write shorter sets and fewer branches, or split the file",
+    )  # fmt: skip
+
+
+def _stages(
+    source: Source, tree: PatternTree, params: Params, report: Report, setting: Setting
+) -> Iterator[tuple[str, object]]:
     report.allowed |= setting.allowed
     yield "tree", tree
     meaning = lower(tree, report, params)
     report.check()
     assert meaning is not None
     report.allowed |= {*meaning.allowed}
-    check_meaning(meaning, report)
+    check_meaning(meaning, report, tree)
     report.check()
     yield "pattern", meaning
     plan = aligned(partition(split(meaning), source))
@@ -99,12 +141,13 @@ def check(source: Source, params: Params, setting: Setting = NOTHING_MORE, only:
     report = Report(source)
     tree = parse(source, report)
     _distinct_names(tree, report)
+    budget, setting = Budget(CHECK_STEPS), replace(setting, estimates=Budget(ESTIMATE_STEPS))
     if not report.failed:
         patterns = [pattern for pattern in tree.patterns if only in (None, pattern.name.text)]
         for pattern, given in zip(patterns, divided(patterns, params), strict=True):
             own = Report(source)
             try:
-                for stage, _ in stages(source, pattern, given, own, setting):
+                for stage, _ in stages(source, pattern, given, own, setting, budget):
                     if stage == "plan":
                         break
             except SpatError:
@@ -155,13 +198,23 @@ def pattern_names(source: Source) -> list[str]:
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def as_params(values: Mapping[str, int | float | Fraction]) -> dict[str, Fraction]:
-    """Python numbers as exact parameters. Raises TypeError or ValueError on anything else."""
-    params = {}
-    for name, value in values.items():
+def as_params(values: Mapping[str, Number]) -> dict[str, Fraction]:
+    """Python numbers as exact parameters: a float is the shortest decimal that Python prints for it.
+
+    Raises TypeError or ValueError on anything else, naming the parameter.
+    """
+    for name in values:
         if not _OVERRIDE.fullmatch(name):
             raise ValueError(f"{name!r} is no parameter name")
-        if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-            raise TypeError(f"parameter {name}: expected a number, got {type(value).__name__}")
-        params[name] = Fraction(str(value)) if isinstance(value, float) else Fraction(value)
-    return params
+    return {name: _exact(name, value) for name, value in values.items()}
+
+
+def _exact(name: str, value: Number) -> Fraction:
+    """Numbers of numpy are Integral and Real, too, but for its bool."""
+    if isinstance(value, bool) or not isinstance(value, Decimal | Real):
+        raise TypeError(f"parameter {name}: expected a number, got {type(value).__name__}")
+    if isinstance(value, Rational):
+        return Fraction(int(value.numerator), int(value.denominator))
+    if not math.isfinite(value):
+        raise ValueError(f"parameter {name}: expected a finite number, got {value}")
+    return Fraction(value) if isinstance(value, Decimal) else Fraction(repr(float(value)))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import Enum
 
+from spdsl.budget import spend
+
 MOST_ERRORS = 100  # more than a reader can use; the rest is counted only
 
 
@@ -141,5 +143,7 @@ class Report:
 
 def did_you_mean(word: str, candidates: Iterable[str], span: Span | None = None) -> Hint | None:
     """The nearest known word, or nothing if none is near."""
-    near = get_close_matches(word, sorted(candidates), n=1, cutoff=0.6)
+    known = sorted(candidates)
+    spend(len(known) * (1 + len(word) // 8))
+    near = get_close_matches(word, known, n=1, cutoff=0.6)
     return Hint(f"did you mean `{near[0]}`?", Applicability.MAYBE, span, near[0]) if near else None

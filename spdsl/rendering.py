@@ -87,8 +87,9 @@ def _location(source: Source, offset: int) -> dict[str, int]:
 
 def _gutter_width(source: Source, found: Diagnostic) -> int:
     last = found.span.end if found.span else 0
-    edits = [hint.span.end for hint in found.hints if hint.span and hint.replacement is not None]
-    return len(str(source.position(max([last, *edits]))[0]))
+    edits = [(hint.span.end, hint.replacement) for hint in found.hints if hint.span and hint.replacement is not None]
+    rows = [source.position(end)[0] + text.count("\n") for end, text in [(last, ""), *edits]]
+    return len(str(max(rows)))
 
 
 def _append_span(text: Text, source: Source, span: Span, label: str, width: int, style: str) -> None:
@@ -138,7 +139,8 @@ def _append_replacement(text: Text, source: Source, hint: Hint, width: int) -> N
     new = f"{old[: column - 1]}{hint.replacement}{old[column - 1 + hint.span.end - hint.span.start :]}"
     text.append(f"{' ' * width} |\n", _GUTTER)
     text.append(f"{row:>{width}} ", _GUTTER).append(f"- {visible(old)}\n", "red")
-    text.append(f"{row:>{width}} ", _GUTTER).append(f"+ {visible(new)}\n", "green")
+    for i, line in enumerate(new.split("\n"), start=row):
+        text.append(f"{i:>{width}} ", _GUTTER).append(f"+ {visible(line)}\n", "green")
 
 
 def visible(text: str) -> str:

@@ -229,10 +229,10 @@ def test_the_report_fits(kernel: str, targets: list[str]) -> None:
                 "warps": str(one["num_warps"]), "stages": str(one["num_stages"]), "regs": str(one["code"]["registers"]),
                 "spills": str(one["code"]["spills"]), "shared": f"{one['shared']:,}", "load bits": "128",
                 "blocks/SM": f"{one['occupancy']['blocks']} (registers)", "in loops": "160 wgmma",
-                "async copies": "148 cp.async",
+                "async copies": "148 cp.async", "times": f"{one['computed']}x",
             }  # fmt: skip
             assert dict(zip(shown, cells, strict=True)) == {heading: wanted[heading] for heading in shown}
-    assert len(headings(printed(report(every), 200))) == 12
+    assert len(headings(printed(report(every), 200))) == 13
 
 
 def test_what_does_not_compile_is_told_whole() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from spdsl.budget import TooMuch, at_most
 from spdsl.checks.view import View, warning
 from spdsl.cost.kernels import Kernel, Options, count_of
 from spdsl.cost.machine import machine_of
@@ -18,12 +19,10 @@ from spdsl.cost.roofline import dense_seconds, selecting_share, time
 from spdsl.diagnostics import Diagnostic
 from spdsl.ir.pattern import Phase
 from spdsl.ir.plan import Role
-from spdsl.passes.series import TooMuch, at_most
 from spdsl.passes.visible import DependsOnData
 from spdsl.targets import USUAL, Target, find
 
 AT_BEST = Options(overlap=1.0)
-MOST_EVALUATIONS = 60_000  # two or three seconds; nsa at 1M tokens takes 24,489
 
 
 def slower_than_dense(view: View) -> Iterator[Diagnostic]:
@@ -33,7 +32,7 @@ def slower_than_dense(view: View) -> Iterator[Diagnostic]:
         return
     target = view.target or find(USUAL)
     try:
-        with at_most(MOST_EVALUATIONS):
+        with at_most(view.estimates):
             slower = list(_slower(view, length, target))
     except (DependsOnData, TooMuch, ValueError):
         return

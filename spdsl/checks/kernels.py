@@ -6,12 +6,13 @@ Numbers that neither the pattern nor `expect` fixes are those of `View.shape`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spdsl.checks.view import View
 from spdsl.device.configs import TABLES, Config, chained, lookup, power_of_2
 from spdsl.device.footprint import KernelShape
 from spdsl.device.unit_configs import MOST_UNIT, UNIT_TABLES, UnitShape, fitted, one_query, rows_alone
+from spdsl.device.warps import without_repeats
 from spdsl.diagnostics import Span
 from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Tensor, Values
 from spdsl.ir.plan import ChoicePlan, Form, Role, SoftmaxPlan
@@ -36,6 +37,11 @@ class Launch:
 
 
 def launches(view: View) -> Iterator[Launch]:
+    for one in _tiles(view):
+        yield replace(one, config=without_repeats(one.kernel, one.config, view.architecture))
+
+
+def _tiles(view: View) -> Iterator[Launch]:
     for softmax in view.plan.softmaxes:
         if softmax.role is not Role.LOGITS:
             yield from unit_launches(view, softmax) if softmax.units else _swept(view, softmax)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from spdsl.budget import Budget
 from spdsl.diagnostics import Diagnostic, Hint, Severity, Source, Span
 from spdsl.ir.pattern import Choice, Expected, Query, Softmax, Stream
 from spdsl.ir.plan import Plan
+from spdsl.limits import ESTIMATE_STEPS
 from spdsl.passes.count import Shape, shape_of
 from spdsl.syntax.tree import PatternTree
 from spdsl.targets import Target
@@ -23,6 +25,7 @@ class Setting:
     targets: tuple[Target, ...] = ()
     length: int | None = None
     allowed: frozenset[str] = frozenset()
+    estimates: Budget | None = None  # what estimates may spend in all; None: each pattern as much as a file
 
 
 NOTHING_MORE = Setting()
@@ -38,6 +41,7 @@ class View:
     expected: Expected
     shape: Shape
     tree: PatternTree | None = None
+    estimates: Budget = field(default_factory=lambda: Budget(ESTIMATE_STEPS), compare=False)
 
     @property
     def architecture(self) -> str:
@@ -78,7 +82,7 @@ def views(plan: Plan, source: Source, tree: PatternTree, setting: Setting) -> It
     expected = replace(plan.pattern.expected, length=setting.length or plan.pattern.expected.length)
     shape = shape_of(plan.pattern, Shape(batch=expected.batch))
     for target in setting.targets or (None,):
-        yield View(plan, source, target, expected, shape, tree)
+        yield View(plan, source, target, expected, shape, tree, setting.estimates or Budget(ESTIMATE_STEPS))
 
 
 def warning(

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 
 from spdsl.cli.inputs import Failed
 
-_MOST_EVALUATIONS = 5_000_000  # some minutes
+_MOST_STEPS = 20_000_000  # some minutes
 
 
 @contextmanager
 def counting(name: str) -> Iterator[None]:
     """Within, the pattern of that name is counted. Raises Failed."""
-    from spdsl.passes.series import TooMuch, at_most
+    from spdsl.budget import TooMuch, at_most
     from spdsl.passes.visible import DependsOnData
 
     try:
-        with at_most(_MOST_EVALUATIONS):
+        with at_most(_MOST_STEPS):
             yield
     except TooMuch:
         raise Failed(f"{name}: its sets repeat too seldom to be counted; try shorter lengths") from None

@@ -179,6 +179,8 @@ def _case(
     calls = tuple(step for step in named if isinstance(step, ChoiceText) or step.is_computed)
     condition = "" if case.condition is None else expression(case.condition, TORCH, lambda read, _: lookup_name(read))
     uses_length = case.condition is not None and LENGTH in case.condition.free_symbols
+    scalars = () if case.condition is None else tuple(lookup_name(read) for read in lookups(case.condition))
+    gated = any(isinstance(branch, Gate) for branch in (case.branch, *case.extras))
     plans = {found.name: found for found in plan.softmaxes}
     found = [_extra(i, extra, softmaxes, plans) for i, extra in enumerate(case.extras, 1)]
 
@@ -189,7 +191,7 @@ def _case(
         return AnswerText(calls, text(case.branch), tuple(extras))
 
     return CaseText(
-        condition, uses_length, answer(calls, branch_text),
+        condition, uses_length, scalars, gated, answer(calls, branch_text),
         answer(_joined_calls(calls, joints), lambda branch: branch_text(branch, joints)),
         answer(calls, cached_text, scores=False),
     )  # fmt: skip

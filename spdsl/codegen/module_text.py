@@ -107,9 +107,21 @@ class AnswerText:
 class CaseText:
     condition: str  # over `length` and scalars; empty: always
     uses_length: bool
+    scalars: tuple[str, ...]  # of the condition
+    gated: bool
     dense: AnswerText  # of `reference`
     train: AnswerText  # of `attention`: joints stand in place of their parts
     cached: AnswerText  # of `prefill` and `decode`: one query leaves splits, and no score is a result
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The tensors and choices that its results are made of."""
+        extras = [part.softmax for x in self.dense.extras if isinstance(x, ExtraText) for part in x.parts]
+        calls = [call.softmax if isinstance(call, ChoiceText) else call for call in (*self.dense.calls, *extras)]
+        chosen = [call.plan.reads for call in self.dense.calls if isinstance(call, ChoiceText)]
+        return frozenset(
+            (*self.scalars, *(name for call in calls for name in call.tensors), *(x.name for x in sum(chosen, ())))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +218,37 @@ class ModuleText:
         """The other tensor arguments: tensors, then given lists."""
         return (*(x.name for x in self.tensors), *(x.name for x in self.choices if x.rule == "given"))
 
+    def read(self, phase: str) -> tuple[str, ...]:
+        """The other tensor arguments that a phase asks for."""
+        return tuple(name for name in self.lookups if name in self._reads(phase))
+
+    def gates(self, phase: str) -> int:
+        """Branches of the gate of a phase, 0: none."""
+        return self.gated if any(case.gated for case in self.phases[phase]) else 0
+
+    def unread(self, phase: str) -> tuple[str, ...]:
+        """The arguments that no result of the phase reads: they may be left out."""
+        names = [name for name in self.lookups if name not in self._reads(phase)]
+        return (*names, *(("gates",) if self.gated and not self.gates(phase) else ()))
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """Those that some phase does not read."""
+        return frozenset(name for phase in self.phases for name in self.unread(phase))
+
+    def _reads(self, phase: str) -> frozenset[str]:
+        """What the results of a phase read, and what it appends to the cache."""
+        cases = self.phases[phase]
+        own = frozenset(name for case in cases for name in case.reads)
+        return own if phase == "train" else own | self.kept_tokens
+
+    @property
+    def kept_tokens(self) -> frozenset[str]:
+        """The tensors over tokens that a cache keeps: those of any phase that has one."""
+        cases = (*self.phases.get("prefill", ()), *self.phases.get("decode", ()))
+        read = {name for case in cases for name in case.reads}
+        return frozenset(x.name for x in self.tensors if "token" in x.axes and x.name in read)
+
     @property
     def prepared(self) -> tuple[str, ...]:
         """What the operators take: as above, with every choice as a map and its first row tile."""
@@ -227,14 +270,17 @@ class ModuleText:
         return frozenset(name for s in self.softmaxes for name in s.bias_reads)
 
     @property
+    def widened(self) -> bool:
+        """Whether the reference computes with more than queries, keys and values in floating point."""
+        return bool(self.entries or self.extras or any(x.dtype == "float" for x in self.tensors))
+
+    @property
     def cached(self) -> bool:
         return "prefill" in self.phases or "decode" in self.phases
 
-    @property
-    def signature(self) -> str:
-        return ", ".join(
-            (*self.vectors, *(x.name for x in self.weights), *self.lookups, *(("gates",) if self.gated else ()))
-        )
+    def signature(self, phase: str) -> str:
+        gates = ("gates",) if self.gates(phase) else ()
+        return ", ".join((*self.vectors, *(x.name for x in self.weights), *self.read(phase), *gates))
 
     @property
     def argument_lines(self) -> str:
@@ -247,17 +293,20 @@ class ModuleText:
             lines.append(f"{x.key_argument} [B, {x.heads or kv_heads}, M, {x.qk or qk}]")
             if x.value_argument:
                 lines.append(f"{x.value_argument} [B, {x.heads or kv_heads}, M, {x.v or v}]")
-        lines += [f"{x.name} {x.dtype} [{', '.join(['B', *map(str, x.axes)])}]" for x in self.tensors]
-        for given in self.choices:
+        unread = self.unread("train") if "train" in self.phases else ()
+        read = [x for x in self.tensors if x.name not in unread]
+        lines += [f"{x.name} {x.dtype} [{', '.join(['B', *map(str, x.axes)])}]" for x in read]
+        for given in (x for x in self.choices if x.name not in unread):
             heads = q_heads if given.share == "head" else kv_heads
             if given.rule == "given":
                 units = f"units of {given.unit} keys, -1 padded"
                 lines.append(f"{given.name} int [B, {heads}, tiles of {given.rows} rows, most]: {units}")
         lines += [f"{x.name} [{', '.join(map(str, x.axes))}]" for x in self.weights]
-        lines += [f"gates [B, Hq, N, {self.gated}]"] if self.gated else []
+        lines += [f"gates [B, Hq, N, {self.gated}]"] if self.gated and "gates" not in unread else []
         for found in self.selected:
             heads = q_heads if found.choice.share == "head" else kv_heads
             units = f"units of {found.choice.unit} keys to use instead of the computed ones, -1 padded"
             lines.append(f"{found.name} int [B, {heads}, N, any]: {units}")
+        lines += [f"{', '.join(unread)}: not read here, may be left out"] if unread else []
         text = textwrap.fill("; ".join(lines) + ". -> out [B, Hq, N, Dv] in the dtype of q.", 110)
         return textwrap.indent(text, "    ")

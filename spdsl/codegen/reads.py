@@ -1,7 +1,8 @@
 """reads: how a tensor read of an element test is written, and which arguments carry the tensor.
 
 In kernels a read goes through `t`, a tuple of pointers and strides; in torch text through `t`, a tuple of tensors.
-Names: `t.doc` the data, `t.doc_token` a stride, `t.doc_tokens` a size, `t.tiles_first` the first row tile of a list.
+Names: `t.doc` the data, `t.doc_0` the stride of its first axis, `t.tiles_first` the first row tile of a list. A token
+axis is read below `length` alone: behind the last token of a sequence lie those of the next, or nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Reads:
             printed = text(index)
             if axis == "token":
                 offsets.append(f"({printed}).to(tl.int64) * t.{name}_{i}")
-                bounds.append(f"({printed} >= 0) & ({printed} < t.{name}_tokens)")
+                bounds.append(f"({printed} >= 0) & ({printed} < length)")
             elif axis == "kv_head":
                 offsets.append(f"{printed} // t.{name}_group * t.{name}_{i}")
             else:

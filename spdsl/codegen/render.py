@@ -7,6 +7,7 @@ import re
 import subprocess
 import textwrap
 from dataclasses import dataclass
+from functools import cache
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
@@ -28,7 +29,7 @@ PUBLIC = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class GeneratedModule:
-    """A module as text. `digest`: 8 hex digits of its source, parameters and this compiler."""
+    """A module as text. `digest`: SHA-256 of its source, exact parameters and this compiler."""
 
     name: str
     text: str
@@ -39,8 +40,9 @@ def render(module: ModuleText, source: Source, pattern_text: str) -> GeneratedMo
     """The text of a module; the same input gives the same text."""
     source_digest = hashlib.sha256(source.text.encode()).hexdigest()
     params = {name: _number(value) for name, value in module.pattern.params}
-    key = repr((__version__, module.pattern.name, pattern_text, params))
-    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    exact = {name: str(value) for name, value in module.pattern.params}
+    key = repr((__version__, module.pattern.name, pattern_text, exact))
+    digest = hashlib.sha256(key.encode()).hexdigest()
     environment = _environment()
     file = re.sub(r"[^\w.\- ]", "_", source.path.replace("\\", "/").rsplit("/", 1)[-1])
     shared = {"m": module, "file": file}
@@ -58,10 +60,20 @@ def render(module: ModuleText, source: Source, pattern_text: str) -> GeneratedMo
     return GeneratedModule(module.pattern.name, formatted(prune(text, PUBLIC)), digest)
 
 
+@cache
 def _environment() -> Environment:
-    """Templates come from our own folder only; what they print are numbers and checked names, never user text."""
+    """Templates come from our own folder only; what they print are numbers and checked names, never user text.
+
+    One for the process: parsing the templates takes longer than all else. Nothing in it changes after it is made, and
+    Jinja guards its cache of templates with a lock, so threads may share it.
+    """
     environment = Environment(  # noqa: S701 (prints Python, not HTML)
-        loader=FileSystemLoader(folder("templates")), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(folder("templates")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+        cache_size=-1,
     )
     environment.filters["camel"] = camel
     environment.tests["has_token"] = lambda axes: "token" in axes

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from spdsl.device.launch import wide
 from spdsl.device.lists import membership, random_units, sequence_counts
-from spdsl.device.sequences import Layout, expect, expect_tensor
+from spdsl.device.sequences import DTYPES, Layout, expect, expect_tensor
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _KINDS = {"float": "floating point", "int": "an integer dtype", "bool": "bool"}
 
 
@@ -34,6 +35,8 @@ def check_attention(
         refuse_tangent(name, x)
         expect(x.dim() == 4, name, "4 dimensions [batch, heads, tokens, dim]", list(x.shape))
         expect(x.dtype in DTYPES, name, "float16, bfloat16, float32 or float64", x.dtype)
+        expect(x.shape[1] > 0 or name not in queries, name, "1 head or more", 0)
+        expect(x.shape[3] > 0, name, "a head dim of 1 or more", 0)
         expect(x.dtype == first.dtype, name, f"dtype {first.dtype} like {first_name}", x.dtype)
         expect(x.device == first.device, name, f"device {first.device} like {first_name}", x.device)
         expect(x.shape[0] == first.shape[0], name, "batch {} like {}", x.shape[0], first.shape[0], first_name)
@@ -57,23 +60,35 @@ def check_attention(
 
 
 def tensor_argument(
-    name: str, x: Tensor, axes: Sequence[str | int], kind: str, sizes: Mapping[str, int], device: torch.device
+    name: str, x: Tensor, axes: Sequence[str | int], kind: str, sizes: Mapping[str, int], q: Tensor
 ) -> Tensor:
     """The tensor, batch first; the batch may be left out where no axis is `token`. bool comes back as uint8."""
+    check_tensor(name, x, axes, kind, sizes, q)
+    if x.dim() == len(axes):
+        x = x.unsqueeze(0)
+    if x.is_floating_point():  # a slope times a distance needs more than the 8 bits of bf16
+        x = x.to(torch.promote_types(x.dtype, wide(q.dtype)))
+    return x.view(torch.uint8) if x.dtype == torch.bool else x
+
+
+def check_tensor(
+    name: str, x: Tensor, axes: Sequence[str | int], kind: str, sizes: Mapping[str, int], q: Tensor
+) -> None:
+    """Type, device and shape of a tensor of the pattern."""
     expect_tensor(name, x)
     fits = {"float": x.is_floating_point(), "bool": x.dtype == torch.bool}.get(
-        kind, not x.is_floating_point() and x.dtype != torch.bool
+        kind, not x.is_floating_point() and not x.is_complex() and x.dtype != torch.bool
     )
     expect(fits, name, _KINDS[kind], x.dtype)
-    expect(x.device == device, name, f"device {device}", x.device)
+    known = x.dtype in (*DTYPES, torch.bool, *_INTEGERS)
+    expect(known, name, "a dtype that PyTorch computes with, such as int64 or float32", x.dtype)
+    expect(x.device == q.device, name, f"device {q.device}", x.device)
+    shape = list(x.shape)
     if x.dim() == len(axes) and "token" not in axes:
-        x = x.unsqueeze(0)
+        shape = [1, *shape]
     wanted = [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
-    fits = x.dim() == len(axes) + 1 and list(x.shape[1:]) == wanted and x.shape[0] in (1, sizes["batch"])
+    fits = len(shape) == len(axes) + 1 and shape[1:] == wanted and shape[0] in (1, sizes["batch"])
     expect(fits, name, "[1 or {}] + {}", list(x.shape), sizes["batch"], wanted)
-    if x.is_floating_point():  # a slope times a distance needs more than the 8 bits of bf16
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x.view(torch.uint8) if x.dtype == torch.bool else x
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -100,25 +115,24 @@ def check_sinks(name: str, sinks: Tensor, q: Tensor) -> None:
     """One logit for each query head, [Hq]."""
     expect_tensor(name, sinks)
     expect(list(sinks.shape) == [q.shape[1]], name, "[{}]", list(sinks.shape), q.shape[1])
-    expect(sinks.is_floating_point(), name, _KINDS["float"], sinks.dtype)
+    expect(sinks.dtype in DTYPES, name, _KINDS["float"], sinks.dtype)
     expect(sinks.device == q.device, name, f"device {q.device}", sinks.device)
+
+
+def check_given(name: str, units: Tensor, heads: int, rows: int, q: Tensor) -> None:
+    """Lists [sequences, heads, row tiles, most], of integers."""
+    expect_tensor(name, units)
+    expect(units.dtype in (torch.int32, torch.int64), name, "int32 or int64", units.dtype)
+    expect(units.device == q.device, name, f"device {q.device}", units.device)
+    fits = units.dim() == 4 and units.shape[1] in (1, heads)
+    expect(fits, name, "[batch, {}, row tiles of {}, most]", list(units.shape), heads, rows)
 
 
 def given_argument(
     name: str, units: Tensor, heads: int, rows: int, unit: int, q: Tensor, k: Tensor, layout: Layout, most_keys: int
 ) -> tuple[Tensor, Tensor]:
     """Lists [S, heads, row tiles, most] -> (membership map uint8 [S, heads, row tiles, units], first row tile [S])."""
-    expect_tensor(name, units)
-    expect(units.dtype in (torch.int32, torch.int64), name, "int32 or int64", units.dtype)
-    expect(units.device == q.device, name, f"device {q.device}", units.device)
-    expect(
-        units.dim() == 4 and units.shape[1] in (1, heads),
-        name,
-        "[batch, {}, row tiles of {}, most]",
-        list(units.shape),
-        heads,
-        rows,
-    )
+    check_given(name, units, heads, rows, q)
     q_origin, counts, _, _ = sequence_counts(q, k, layout)
     expect(units.shape[0] in (1, len(counts)), name, "{} sequences", units.shape[0], len(counts))
     if layout.k_spans is None:

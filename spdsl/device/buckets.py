@@ -8,6 +8,7 @@ from typing import NamedTuple
 from spdsl.device.candidates import candidates
 from spdsl.device.configs import Config
 from spdsl.device.footprint import KernelShape, fits
+from spdsl.device.warps import product_repeats
 
 _SHORT = 128  # lengths up to here are one bucket: a tile of rows or two
 
@@ -60,5 +61,6 @@ def _kernel_shape(bucket: Bucket) -> KernelShape:
 
 
 def bucket_allows(bucket: Bucket, config: Config) -> bool:
-    """A configuration from a file, or for another call: it is predicted to run here."""
-    return fits(_kernel_shape(bucket), config, bucket.architecture)
+    """A configuration from a file, or for another call: it is predicted to run here, and to compute nothing twice."""
+    kernel = _kernel_shape(bucket)
+    return fits(kernel, config, bucket.architecture) and product_repeats(kernel, config, bucket.architecture) == 1

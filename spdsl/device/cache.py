@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spdsl.device.append_kernel import Append, NewRows, launch_lengths, launch_rows
+from spdsl.device.cache_arguments import check_cache, check_page_table, row_index
 from spdsl.device.close_kernel import Close, Closing, StoredSide
 from spdsl.device.entries import Cells, entry_count, entry_counts
 from spdsl.device.launch import uses_kernels
@@ -30,7 +31,8 @@ class CacheStore:
     Paged (`page` tokens, a power of two >= 16): k[stream] [pages, heads, page, qk], page_table int32
     [batch, pages per sequence] (-1: none). `page=None`: k[stream] [batch, heads, capacity, qk].
     `lengths` and `dropped` (tokens that found no room) are int32 [batch] on the device and updated in place; `lengths`
-    is a view of `spans` [batch, 2] = (0, length), which is what kernels read.
+    is the second column of `spans` [batch, 2] = (0, length), which is what kernels read. Copies (pickle, deepcopy,
+    `torch.save`) are caches of their own.
     """
 
     def __init__(
@@ -45,16 +47,13 @@ class CacheStore:
         dtype: torch.dtype,
         page_table: Tensor | None,
     ) -> None:
-        expect(batch >= 0, "batch", "a number >= 0", batch)
-        expect(0 < capacity < 2**31, "capacity", "1 to 2**31 - 1 tokens", capacity)
-        expect(page is None or (page >= 16 and page & (page - 1) == 0), "page", "None or a power of two >= 16", page)
-        expect(page is not None or page_table is None, "page_table", "None, as page is None", "a tensor")
+        batch, capacity, page = check_cache(batch, capacity, page, page_table, dtype)
         for name, shape in streams.items():
-            expect(min(shape.heads, shape.qk_dim) > 0, name, "positive heads and dims", tuple(shape))
+            fits = min(shape.heads, shape.qk_dim) > 0 and shape.v_dim >= 0
+            expect(fits, name, "positive heads and dims", tuple(shape))
         self.batch, self.capacity, self.page = batch, capacity, page
         self.at_least = 0  # tokens that every sequence holds for certain, known without asking the device
         self.spans = torch.zeros(batch, 2, dtype=torch.int32, device=device)
-        self.lengths = self.spans[:, 1]
         self.dropped = torch.zeros(batch, dtype=torch.int32, device=device)
         self.page_table = self._table(page_table, device)
         # One home more than there are tokens: what finds no room is written there and never read.
@@ -69,16 +68,22 @@ class CacheStore:
         }
         self.maps: dict[str, Tensor] = {}  # of drawn choices, made at first use
 
+    @property
+    def lengths(self) -> Tensor:
+        """A view: what is written there is the length. It is no tensor of its own, or copies would part from it."""
+        return self.spans[:, 1]
+
+    @lengths.setter
+    def lengths(self, lengths: Tensor) -> None:
+        self.spans[:, 1] = lengths
+
     def _table(self, table: Tensor | None, device: torch.device | str) -> Tensor | None:
         if self.page is None:
             return None
         width = -(-self.capacity // self.page)
         if table is None:
             return torch.arange(self.batch * width, dtype=torch.int32, device=device).view(self.batch, width)
-        expect(table.dtype == torch.int32, "page_table", "int32", table.dtype)
-        expect(list(table.shape) == [self.batch, width], "page_table", f"[{self.batch}, {width}]", list(table.shape))
-        used = table[table >= 0]
-        expect(used.unique().numel() == used.numel(), "page_table", "pages that are used once", "a page used twice")
+        check_page_table(table, self.batch, width)
         return table.to(device, copy=True).contiguous()
 
     def _pages(self) -> int:
@@ -93,7 +98,8 @@ class CacheStore:
         """
         added = next(iter(k.values())).shape[2]
         free = self.capacity - self.at_least
-        expect(added <= free, "k", f"at most {free} more tokens (capacity {self.capacity})", added)
+        expect(added <= free, "k", "at most {} more tokens (capacity {})", added, free, self.capacity)
+        tokens = {name: x.expand(self.batch, -1) for name, x in tokens.items()}
         append = self._append_by_kernels if uses_kernels(self.lengths) else self._append_by_torch
         append(k, v, tokens, added)
         capturing = self.lengths.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -122,7 +128,7 @@ class CacheStore:
             spot = torch.where(room, position, self.capacity)
             self.tokens[name].scatter_(1, spot, values.to(self.tokens[name].dtype))
         kept = room.int().cumprod(1).sum(1, dtype=torch.int32)  # a length never covers a hole
-        self.lengths += kept
+        self.lengths.add_(kept)
         self.dropped += added - kept
 
     def expect_fits(self, name: str, store: Tensor, new: Tensor) -> None:
@@ -152,10 +158,13 @@ class CacheStore:
         pages = self.page_table[sequence].long()[keys // self.page]
         return store[pages, :, keys % self.page].transpose(0, 1).unsqueeze(0)
 
-    def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Empties all sequences, or those of `rows`."""
+    def reset(self, rows: int | Sequence[int] | Sequence[bool] | Tensor | None = None) -> None:
+        """Empties all sequences, or those of `rows`: their numbers (negative ones count from the end), or bool [batch].
+
+        Numbers in a tensor are read on the host; a mask is not.
+        """
+        chosen = slice(None) if rows is None else row_index(rows, self.batch, self.spans.device)
         self.at_least = 0
-        chosen = slice(None) if rows is None else torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
         self.lengths[chosen] = 0
         self.dropped[chosen] = 0
 
@@ -210,6 +219,7 @@ class EntryStore(CacheStore):
 
     def entry_lengths(self, name: str) -> Tensor:
         """The entries of a compressed stream, int32 [batch]."""
+        expect(name in self.entries, "name", "one of {}", name, ", ".join(self.entries))
         return entry_counts(self.lengths, self.entries[name].cells)
 
     def rows_at(self, store: Tensor, positions: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from spdsl.device.configs import Config
 from spdsl.device.footprint import KernelShape, fits
+from spdsl.device.warps import product_repeats
 
-_WARPS = (4, 8)
+_WARPS = (1, 2, 4, 8)
+_LEAST_WARPS = 4  # of NVIDIA, whose large products take as many; the tables have fewer where a tile has no more rows
 
 # One step from the configuration of the tables: factors of block_m, block_n and warps, stages more. Rows and warps also
 # change together, which leaves the registers of a thread as they are; so do wider blocks and fewer of them ahead.
@@ -28,15 +30,18 @@ UNIT_KERNELS = ("units", "units_dq", "units_dkdv")
 
 
 def candidates(kernel: KernelShape, default: Config, architecture: str, most_n: int, rows_fixed: bool) -> list[Config]:
-    """The default, then its neighbours (ten at most) that are predicted to fit, in the order of `rank`.
+    """The default, then its neighbours (ten at most) that are predicted to fit and to compute no product twice, in the
+    order of `rank`.
 
     most_n: keys of a page or a unit, which a block does not exceed (0: no bound). rows_fixed: the heads of a group are
     the rows, whatever block_m says.
     """
     steps = UNIT_STEPS if kernel.name in UNIT_KERNELS else STEPS
-    near = dict.fromkeys(stepped(default, step) for step in steps)
+    near = dict.fromkeys(stepped(default, of_keys(step) if kernel.name.endswith("dkdv") else step) for step in steps)
     allowed = [x for x in near if blocks_fit(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
-    fitting = [x for x in allowed if x != default and fits(kernel, x, architecture)]
+    warps = min(default.num_warps, _LEAST_WARPS) if architecture.startswith("sm_") else 1
+    shared = [x for x in allowed if x.num_warps >= warps and product_repeats(kernel, x, architecture) == 1]
+    fitting = [x for x in shared if x != default and fits(kernel, x, architecture)]
     return [default, *sorted(fitting, key=lambda x: rank(kernel.name, x, default))]
 
 
@@ -49,6 +54,12 @@ def rank(kernel: str, config: Config, default: Config) -> tuple[bool, float, flo
     """
     kept = config.block_n if kernel.endswith("dkdv") else config.block_m
     return config.num_stages < default.num_stages, 1 / kept, 1 / (config.block_m * config.block_n)
+
+
+def of_keys(step: tuple[float, float, float, int]) -> tuple[float, float, float, int]:
+    """The same step where a tile keeps its keys: they change with the warps, as rows do elsewhere."""
+    m, n, warps, stages = step
+    return (n, m, warps, stages) if warps != 1 else step
 
 
 def stepped(config: Config, step: tuple[float, float, float, int]) -> Config:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spdsl.device.cpu_threads import PIECES_PER_THREAD, in_order
+
 # Measured on 2 AVX2 cores, window 512, head dim 64: fewer rows spend more on calls and copies, more rows visit keys
 # outside the window. The mask at an edge of a window has rows x rows pairs, and torch shares elementwise work among
 # threads from 32768 on, which waits for every core. The backward kernel runs one thread per (batch, head), so tiles of
@@ -68,6 +70,15 @@ class _TileData(NamedTuple):
     form: Logits
 
 
+class _KeyGrads(NamedTuple):
+    """What one call adds to the gradients of the keys of a part."""
+
+    part: int
+    call: _TileCall
+    dk: Tensor  # [tiles * B, Hk, keys, Dqk]
+    dv: Tensor  # [tiles * B, Hk, keys, Dv]
+
+
 def sparse_forward(q: Tensor, parts: Sequence[Part], form: Logits, sink: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Attention of q [B, Hq, N, Dqk] -> output [B, Hq, N, Dv] in q's dtype, natural-log lse [B, Hq, N].
 
@@ -75,21 +86,40 @@ def sparse_forward(q: Tensor, parts: Sequence[Part], form: Logits, sink: Tensor 
     reads kv head h // (Hq // Hk) of each part.
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    out = q.new_zeros(*q.shape[:3], parts[0].v.shape[3], dtype=dtype)
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
+    out, lse = q.new_empty(*q.shape[:3], parts[0].v.shape[3]), q.new_empty(q.shape[:3], dtype=dtype)
+    spans = _row_spans(q, parts)
+    sinks = None if sink is None else sink.detach().to(dtype).view(1, -1, 1)
+
+    def run(number: int) -> None:
+        first, end = spans[number]
+        found = _span_forward(q, parts, form, first, end)
+        out[:, :, first:end], lse[:, :, first:end] = found if sinks is None else _with_sink(*found, sinks)
+
+    in_order(len(spans), run, lambda _: None)
+    return out, lse
+
+
+def _span_forward(q: Tensor, parts: Sequence[Part], form: Logits, first: int, end: int) -> tuple[Tensor, Tensor]:
+    """Output and lse of rows [first, end) without the sink."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = q.new_zeros(*q.shape[:2], end - first, parts[0].v.shape[3], dtype=dtype)
+    lse = q.new_full(out.shape[:3], -torch.inf, dtype=dtype)
     engine = _flash_forward if form.softcap is None else _plain_forward
     for part in parts:
-        for call in _tile_calls(q, part):
+        for call in _tile_calls(q, part, first, end):
             tile = _tile_data(q, part, call, form)
             o, s = engine(tile)
             if not o.sum().isfinite():
                 o, s = _plain_forward(tile)
             o, s = _unfold_rows(o, call, q), _unfold_rows(s, call, q).squeeze(-1)
-            _merge_rows(out[:, :, call.first : call.end], lse[:, :, call.first : call.end], o, s)
-    if sink is not None:
-        total = torch.logaddexp(lse, sink.detach().to(dtype).view(1, -1, 1))
-        out, lse = out * _share(lse, total).unsqueeze(-1), total
-    return out.to(q.dtype), lse
+            rows = slice(call.first - first, call.end - first)
+            _merge_rows(out[:, :, rows], lse[:, :, rows], o, s)
+    return out, lse
+
+
+def _with_sink(out: Tensor, lse: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
+    total = torch.logaddexp(lse, sink)
+    return out * _share(lse, total).unsqueeze(-1), total
 
 
 def sparse_backward(
@@ -99,24 +129,52 @@ def sparse_backward(
 
     `out` and `lse` are the merged ones of the whole softmax (sink and other parts included); `dlse` may be None.
     """
-    dq = torch.zeros(q.shape, dtype=lse.dtype)
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf).unsqueeze(-1)  # an empty row then has exp(logit - lse) = 0
+    dq = torch.empty(q.shape, dtype=q.dtype)
+    totals = [tuple(torch.zeros(x.shape, dtype=lse.dtype) for x in part[:2]) for part in parts]
+    spans = _row_spans(q, parts)
+
+    def run(number: int) -> list[_KeyGrads]:
+        first, end = spans[number]
+        dq[:, :, first:end], found = _span_backward(dout, dlse, q, parts, out, lse, form, first, end)
+        return found
+
+    def take(found: list[_KeyGrads]) -> None:
+        for grads in found:
+            for total, own in zip(totals[grads.part], grads[2:], strict=True):
+                _scatter_keys(total, own, grads.call)
+
+    in_order(len(spans), run, take)
+    return dq, [(dk.to(part.k.dtype), dv.to(part.v.dtype)) for (dk, dv), part in zip(totals, parts, strict=True)]
+
+
+def _span_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    parts: Sequence[Part],
+    out: Tensor,
+    lse: Tensor,
+    form: Logits,
+    first: int,
+    end: int,
+) -> tuple[Tensor, list[_KeyGrads]]:
+    """dq of rows [first, end), and what they add to the gradients of the keys."""
+    dq, found = torch.zeros(*q.shape[:2], end - first, q.shape[3], dtype=lse.dtype), list[_KeyGrads]()
     engine = _flash_backward if form.softcap is None and dlse is None else _plain_backward
-    dlse = torch.zeros_like(lse) if dlse is None else dlse.unsqueeze(-1)
-    grads = []
-    for part in parts:
-        dk, dv = (torch.zeros(x.shape, dtype=lse.dtype) for x in part[:2])
-        for call in _tile_calls(q, part):
+    for number, part in enumerate(parts):
+        for call in _tile_calls(q, part, first, end):
             tile = _tile_data(q, part, call, form)
-            saved = [_fold_rows(x, call, part.k.shape[1]).to(lse.dtype) for x in (dout, out, lse, dlse)]
-            found = engine(tile, *saved)
-            if not found[0].sum().isfinite():
-                found = _plain_backward(tile, *saved)
-            dq[:, :, call.first : call.end] += _unfold_rows(found[0], call, q)
-            _scatter_keys(dk, found[1], call)
-            _scatter_keys(dv, found[2], call)
-        grads.append((dk.to(part.k.dtype), dv.to(part.v.dtype)))
-    return dq.to(q.dtype), grads
+            heads = part.k.shape[1]
+            do, o = (_fold_rows(x, call, heads).to(lse.dtype) for x in (dout, out))
+            s = _fold_rows(lse.unsqueeze(-1), call, heads)
+            s = s.masked_fill(s == -torch.inf, torch.inf)  # an empty row then has exp(logit - lse) = 0
+            ds = torch.zeros_like(s) if dlse is None else _fold_rows(dlse.unsqueeze(-1), call, heads).to(lse.dtype)
+            grads = engine(tile, do, o, s, ds)
+            if not grads[0].sum().isfinite():
+                grads = _plain_backward(tile, do, o, s, ds)
+            dq[:, :, call.first - first : call.end - first] += _unfold_rows(grads[0], call, q)
+            found.append(_KeyGrads(number, call, grads[1], grads[2]))
+    return dq, found
 
 
 def sink_gradient(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, sink: Tensor) -> Tensor:
@@ -125,12 +183,24 @@ def sink_gradient(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, s
     return -(_share(sink.view(1, -1, 1).to(lse.dtype), lse) * delta).sum((0, 2)).to(sink.dtype)
 
 
-def _tile_calls(q: Tensor, part: Part) -> Iterator[_TileCall]:
-    """The visited tiles; neighbours of equal shape are joined until a call has enough units to share out."""
+def _row_spans(q: Tensor, parts: Sequence[Part]) -> list[tuple[int, int]]:
+    """Rows [first, end) of the pieces of work: a call's tiles, fewer where threads would have less than four pieces."""
+    if not q.shape[0] * q.shape[1]:
+        return []
+    tiles, threads = -(-q.shape[2] // _TILE_ROWS), torch.get_num_threads()
+    joined = max(1, _UNITS_PER_CALL // max(1, q.shape[0] * min(part.k.shape[1] for part in parts)))
+    if tiles >= PIECES_PER_THREAD * threads:
+        joined = max(1, min(joined, tiles // (2 * PIECES_PER_THREAD * threads)))
+    step = joined * _TILE_ROWS
+    return [(first, min(first + step, q.shape[2])) for first in range(0, q.shape[2], step)]
+
+
+def _tile_calls(q: Tensor, part: Part, start: int, stop: int) -> Iterator[_TileCall]:
+    """The visited tiles of rows [start, stop); neighbours of equal shape are joined to the units of a call."""
     most = _UNITS_PER_CALL // max(1, part.k.shape[0] * part.k.shape[1])
     held: _TileCall | None = None
-    for first in range(0, q.shape[2] if q.shape[0] * q.shape[1] else 0, _TILE_ROWS):  # flash divides by batch * heads
-        rows = min(_TILE_ROWS, q.shape[2] - first)
+    for first in range(start, stop, _TILE_ROWS):
+        rows = min(_TILE_ROWS, stop - first)
         for tile in _tile_pieces(first, rows, part.visits(first, first + rows)):
             if held and held.end == first and held[1:3] == tile[1:3] and len(held.ranges) < most:
                 held = held._replace(ranges=held.ranges + tile.ranges, partial=held.partial + tile.partial)
@@ -242,8 +312,8 @@ def _merge_rows(out: Tensor, lse: Tensor, o: Tensor, s: Tensor) -> None:
 
 
 def _flash_forward(x: _TileData) -> tuple[Tensor, Tensor]:
-    """Output and lse [.., rows, 1]; the kernel asks for one head dim, and columns of zeros change nothing."""
-    q, k, v = _widened(x.q, x.k, x.v)
+    """Output and lse [.., rows, 1]; columns of zeros change nothing."""
+    q, k, v = _for_flash(x.q, x.k, x.v)
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, lse = flash(q, k, v, 0.0, False, attn_mask=x.added, scale=x.form.scale)
     lse = lse.unsqueeze(-1)
@@ -253,15 +323,21 @@ def _flash_forward(x: _TileData) -> tuple[Tensor, Tensor]:
 
 
 def _flash_backward(x: _TileData, dout: Tensor, out: Tensor, lse: Tensor, dlse: Tensor) -> tuple[Tensor, ...]:
-    dout, q, k, v, out = _widened(dout, x.q, x.k, x.v, out)
+    dout, q, k, v, out = _for_flash(dout, x.q, x.k, x.v, out)
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     found = flash(dout, q, k, v, out, lse.squeeze(-1), 0.0, False, attn_mask=x.added, scale=x.form.scale)
     return tuple(grad[..., : like.shape[3]] for grad, like in zip(found, x[:3], strict=True))
 
 
-def _widened(*tensors: Tensor) -> Iterator[Tensor]:
+def _for_flash(*tensors: Tensor) -> Iterator[Tensor]:
+    """Of one head dim, and with a last stride of 1: the kernel asks for the one and takes the other for granted.
+
+    Only here is that sure: folding, converting and padding each may keep or choose other strides.
+    """
     width = max(x.shape[-1] for x in tensors)
-    return (x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in tensors)
+    for x in tensors:
+        same = x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1]))
+        yield same if same.stride(-1) == 1 else same.contiguous()
 
 
 def _plain_forward(x: _TileData) -> tuple[Tensor, Tensor]:

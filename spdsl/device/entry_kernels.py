@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spdsl.device.entries import Cells, entry_count, entry_room, entry_spans, is_packed
 from spdsl.device.kernel import Strided, jit
-from spdsl.device.launch import INTERPRETED, launch, rows_contiguous, strided, wide
+from spdsl.device.launch import INTERPRETED, launch, room_like, rows_contiguous, strided, wide
 from spdsl.device.positions import span
 from spdsl.device.sequences import Layout
 from spdsl.device.tiles import at
@@ -265,7 +265,7 @@ def entries_backward(
     x, dout = rows_contiguous(x), rows_contiguous(dout)
     places = _places_of_maxima(x, cells, layout) if by == "max" else None
     weight = None if weight is None else weight.contiguous()
-    dx = torch.empty_like(x) if layout.k_spans is None else torch.zeros_like(x)
+    dx = room_like(x) if layout.k_spans is None else room_like(x).zero_()
     tensors = (_vectors(dout, layout), _vectors(dx, layout), places, weight)
     entry_launch(spread_entries, x, cells, layout, by, True, *tensors)
     if by != "weighted" or weight is None or position is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from spdsl.device.sequences import expect
+from spdsl.device.sequences import DTYPES, expect, expect_dtype, expect_number, expect_tensor
 
 
 def example_tensor(
@@ -40,9 +40,22 @@ def example_units(batch: int, heads: int, tokens: int, rows: int, unit: int, dev
 
 
 def expect_gates(gates: Tensor, q: Tensor, branches: int) -> None:
+    if isinstance(gates, Tensor):
+        expect_tensor("gates", gates)
     wanted = [*q.shape[:3], branches]
     fits = isinstance(gates, Tensor) and list(gates.shape) == wanted
     expect(fits, "gates", "shape {}", getattr(gates, "shape", gates), wanted)
+    expect(gates.dtype in DTYPES, "gates", "float16, bfloat16, float32 or float64", gates.dtype)
+    expect(gates.device == q.device, "gates", f"device {q.device}", gates.device)
+
+
+def check_example(batch: int, tokens: int, dtype: torch.dtype, **sizes: int) -> None:
+    """The arguments of `example_inputs`."""
+    expect_number("batch", batch, "a number >= 0")
+    expect_number("tokens", tokens, "a number >= 0")
+    for name, size in sizes.items():
+        expect_number(name, size, "a number >= 1", 1)
+    expect_dtype(dtype)
 
 
 def example_weight(*sizes: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:

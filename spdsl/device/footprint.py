@@ -69,12 +69,12 @@ def rows_of(kernel: KernelShape, config: Config) -> int:
 
 
 def matrix_unit(kernel: KernelShape, config: Config, architecture: str) -> str:
-    """`mma`, `wgmma`, `tcgen05` or `mfma`: the two large ones multiply 64 rows at least."""
+    """`mma`, `wgmma`, `tcgen05` or `mfma`: the two large ones multiply 64 rows at least, with 4 warps at least."""
     if not architecture.startswith("sm_"):
         return "mfma"
     rows = config.block_n if kernel.name.endswith("dkdv") else rows_of(kernel, config)
     number = int(architecture.removeprefix("sm_"))
-    if rows < 64 or number < 90 or number >= 120:
+    if rows < 64 or config.num_warps < 4 or number < 90 or number >= 120:
         return "mma"
     return "wgmma" if number < 100 else "tcgen05"
 

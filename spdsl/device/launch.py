@@ -10,11 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from spdsl.device.configs import SMALL, TABLES, Config, Tables, chained, lookup, split_dim
+from spdsl.device.footprint import KernelShape
 from spdsl.device.gpu import gpu_of
 from spdsl.device.kernel import Call, Const, Source, Strided
 from spdsl.device.sequences import Layout
 from spdsl.device.tiles import row_delta
 from spdsl.device.tuning import searching, tuned_config
+from spdsl.device.warps import without_repeats
 
 # Kernels run on CUDA and ROCm tensors, and on CPU tensors under Triton's interpreter.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -66,6 +68,9 @@ def config_for(
     found = SMALL if INTERPRETED else lookup(kernel, gpu.architecture, dim, q.element_size(), tables)
     bound = min(page or most_n, most_n or page)
     found = found._replace(block_n=min(found.block_n, bound or found.block_n))
+    if not INTERPRETED:
+        shape = KernelShape(kernel.removesuffix("_bias"), q.shape[-1], v_dim, q.element_size(), group)
+        found = without_repeats(shape, found, gpu.architecture)
     found = tuned_config(kernel, q, v_dim, gpu, group, bound, page > 0, listed, found)
     return chained(found, page, listed)
 
@@ -103,6 +108,12 @@ def strided(x: Tensor, sequences: int | None = None) -> Strided:
 def rows_contiguous(x: Tensor) -> Tensor:
     """Kernels take any strides but the last."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def room_like(x: Tensor) -> Tensor:
+    """Memory in the shape of x whose last stride is 1, as kernels store: in the layout of x where that has it."""
+    found = torch.empty_like(x)
+    return found if found.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

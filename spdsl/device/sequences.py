@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INT32_MOST = 2**31 - 1
 
 
 def expect(holds: bool, name: str, expected: str, got: object, *filled: object) -> None:
@@ -20,8 +25,50 @@ def expect(holds: bool, name: str, expected: str, got: object, *filled: object) 
 
 
 def expect_tensor(name: str, x: object) -> None:
+    """A tensor that lies in memory as its strides say, outside of `torch.func`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    dense = x.layout == torch.strided and not x.is_nested and not x.is_quantized
+    if not dense:
+        raise TypeError(f"{name}: expected a dense tensor, got {_kind_of(x)}")
+    if not torch.compiler.is_compiling() and _is_transformed(x):
+        raise NotImplementedError(f"{name}: no torch.func transform (grad, vmap, jvp) goes through; use backward")
+
+
+def _kind_of(x: Tensor) -> str:
+    return "a nested one" if x.is_nested else f"a quantized one, {x.dtype}" if x.is_quantized else str(x.layout)
+
+
+def _is_transformed(x: Tensor) -> bool:
+    """Private to PyTorch: where a version has no such question, its own message has to do."""
+    asked = getattr(torch._C, "_functorch", None)
+    asked = getattr(asked, "is_functorch_wrapped_tensor", None)
+    return asked is not None and asked(x)
+
+
+def expect_number(name: str, x: object, expected: str, least: int = 0, most: int = INT32_MOST) -> int:
+    """x as an int between the bounds. Raises TypeError for a bool, a float or a tensor, ValueError out of bounds."""
+    if isinstance(x, bool) or not isinstance(x, int | torch.SymInt | Integral):
+        raise TypeError(f"{name}: expected {expected}, got {type(x).__name__}")
+    number = x if isinstance(x, int | torch.SymInt) else int(x)
+    expect(least <= number <= most, name, expected, number)
+    return number
+
+
+def expect_flag(name: str, x: object) -> None:
+    if not isinstance(x, bool):
+        raise TypeError(f"{name}: expected True or False, got {type(x).__name__}")
+
+
+def expect_dtype(dtype: object) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype, got {type(dtype).__name__}")
+    expect(dtype in DTYPES, "dtype", "float16, bfloat16, float32 or float64", dtype)
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether its values are there to be looked at: not on a GPU, nor while PyTorch traces."""
+    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
 class Layout(NamedTuple):
@@ -71,27 +118,61 @@ def layout_of(
     if cu_seqlens is not None:
         expect(q.shape[0] == 1, "q", "batch 1 with cu_seqlens", q.shape[0])
         expect(q.shape[2] == k.shape[2], "k", "{} tokens like q, with cu_seqlens", k.shape[2], q.shape[2])
-        expect_tensor("cu_seqlens", cu_seqlens)
-        whole = cu_seqlens.dim() == 1 and cu_seqlens.dtype in (torch.int32, torch.int64) and len(cu_seqlens) > 1
-        expect(whole, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
-        expect(cu_seqlens.device == q.device, "cu_seqlens", f"device {q.device}", cu_seqlens.device)
-        spans = torch.stack([cu_seqlens[:-1], cu_seqlens[1:] - cu_seqlens[:-1]], 1).int()
-        longest = q.shape[2] if max_seqlen is None else max_seqlen
+        _expect_numbers("cu_seqlens", cu_seqlens, "int [sequences + 1]", q)
+        expect(len(cu_seqlens) > 1, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
+        longest = q.shape[2] if max_seqlen is None else _longest(max_seqlen, q.shape[2])
+        if on_host(cu_seqlens):
+            _expect_rising(cu_seqlens.tolist(), q.shape[2], longest)
+        spans = _between(cu_seqlens, q.shape[2])
         return Layout(spans, spans, None, None, longest, k.shape[2])
     expect(max_seqlen is None, "max_seqlen", "None without cu_seqlens", max_seqlen)
     if lengths is not None:
-        expect_tensor("lengths", lengths)
-        whole = lengths.dim() == 1 and len(lengths) == q.shape[0] and lengths.dtype in (torch.int32, torch.int64)
-        expect(whole, "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
-        expect(lengths.device == q.device, "lengths", f"device {q.device}", lengths.device)
-        q_spans = _at_the_end(lengths, q.shape[2])
-        k_spans, longest = _at_the_end(lengths, k.shape[2]), max(q.shape[2], k.shape[2])
-        return Layout(q_spans, k_spans, None, None, longest, k.shape[2])
+        _expect_numbers("lengths", lengths, "int [{}]", q)
+        expect(len(lengths) == q.shape[0], "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
+        most = max(q.shape[2], k.shape[2])
+        if on_host(lengths):
+            outside = [length for length in lengths.tolist() if not 0 <= length <= most]
+            expect(not outside, "lengths", "numbers from 0 to {}", outside[:8], most)
+        q_spans, k_spans = (_at_the_end(lengths, size, most) for size in (q.shape[2], k.shape[2]))
+        return Layout(q_spans, k_spans, None, None, most, k.shape[2])
     if q_offset is None and k_offset is None:
         return Layout(None, None, None, None, q.shape[2], k.shape[2])
-    expect(q_offset is not None and k_offset is not None, "q_offset, k_offset", "both of them", "one")
-    expect(k_offset is None or k_offset >= 0, "k_offset", "a position >= 0", k_offset)
+    if q_offset is None or k_offset is None:
+        raise ValueError("q_offset, k_offset: expected both of them, got one")
+    q_offset = expect_number("q_offset", q_offset, "a position >= 0", 0, INT32_MOST - q.shape[2])
+    k_offset = expect_number("k_offset", k_offset, "a position >= 0", 0, INT32_MOST - k.shape[2])
     return Layout(None, None, q_offset, k_offset, q.shape[2], k.shape[2])
+
+
+def _expect_numbers(name: str, x: Tensor, expected: str, q: Tensor) -> None:
+    """int [n] on the device of q."""
+    expect_tensor(name, x)
+    whole = x.dim() == 1 and x.dtype in (torch.int32, torch.int64)
+    expect(whole, name, expected, (x.dtype, x.shape), q.shape[0])
+    expect(x.device == q.device, name, f"device {q.device}", x.device)
+
+
+def _longest(max_seqlen: int, tokens: int) -> int:
+    if torch.compiler.is_compiling():  # it may be a number that nobody knows yet
+        return max_seqlen
+    return min(expect_number("max_seqlen", max_seqlen, "a number of tokens"), tokens)
+
+
+def _expect_rising(ends: Sequence[int], tokens: int, longest: int) -> None:
+    rising = ends[0] == 0 and ends[-1] <= tokens and all(first <= end for first, end in pairwise(ends))
+    expect(rising, "cu_seqlens", f"rising numbers from 0 to at most {tokens}", ends[:8])
+    most = max(end - first for first, end in pairwise(ends))
+    expect(most <= longest, "max_seqlen", f"at least {most}", longest)
+
+
+def _between(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """Spans (start, count), int32. On the CPU wrong ones stay wrong, and are seen where they are read; on a GPU,
+    where nobody looks, they are brought into the tensor."""
+    ends = cu_seqlens.long()
+    if ends.device.type != "cpu":
+        ends = ends.clamp(0, tokens).cummax(0).values
+    spans = torch.stack([ends[:-1], ends[1:] - ends[:-1]], 1)
+    return spans.clamp(-INT32_MOST, INT32_MOST).int()
 
 
 def sizes_of(q: Tensor, k: Tensor, layout: Layout) -> tuple[int, int]:
@@ -102,9 +183,16 @@ def sizes_of(q: Tensor, k: Tensor, layout: Layout) -> tuple[int, int]:
     return end, end
 
 
-def _at_the_end(lengths: Tensor, size: int) -> Tensor:
-    """Left padding: the last `lengths` tokens of `size` are real."""
+def length_of(q: Tensor, k: Tensor, layout: Layout) -> Tensor | int:
+    """`length` of the pattern: one for all, or of each sequence."""
+    return sizes_of(q, k, layout)[1] if layout.k_spans is None else layout.k_spans[:, 1]
+
+
+def _at_the_end(lengths: Tensor, size: int, most: int) -> Tensor:
+    """Left padding: the last `lengths` tokens of `size` are real. Wrong ones as in `_between`."""
     counts = lengths.clamp(0, size)
+    if lengths.device.type == "cpu":
+        counts = counts.masked_fill((lengths < 0) | (lengths > most), -1)
     return torch.stack([size - counts, counts], 1).int()
 
 
@@ -128,9 +216,12 @@ def corners(q: Tensor, layout: Layout) -> Iterator[Corner]:
 
 
 def _expect_inside(spans: list[list[int]], rows: int, layout: Layout) -> None:
-    """What only the host can check: spans one after the other, inside the tensor, none longer than stated."""
+    """What only the host can check: spans one after the other or at the end, none longer than stated."""
     inside = all(start >= 0 and count >= 0 and start + count <= rows for start, count in spans)
-    expect(inside, "cu_seqlens", f"rising numbers from 0 to at most {rows}", f"[start, count] {spans[:8]}")
+    ends = [0, *(start + count for start, count in spans)]
+    placed = all(end == rows for end in ends[1:]) or ends[:-1] == [start for start, _ in spans]
+    name, expected = "cu_seqlens, lengths", f"rising numbers from 0 to at most {rows}"
+    expect(inside and placed, name, expected, f"[start, count] {spans[:8]}")
     longest = max((count for _, count in spans), default=0)
     expect(layout.q_spans is None or longest <= layout.longest, "max_seqlen", f"at least {longest}", layout.longest)
 

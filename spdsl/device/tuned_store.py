@@ -63,11 +63,11 @@ def store_beside(module: Path) -> Store:
 
 def store_in_cache(module: Path) -> Store:
     """In the cache folder that `spdsl.load` uses."""
-    folder = os.environ.get("SPDSL_CACHE_DIR")
+    folder = os.path.expanduser(os.environ.get("SPDSL_CACHE_DIR", ""))
     if not folder:
         folder = os.path.join(os.environ.get("XDG_CACHE_HOME", "").strip() or os.path.expanduser("~/.cache"), "spdsl")
     digest = _text_digest(module)
-    return Store(Path(folder) / f"{module.stem}_{digest[:16]}.tuned.json", digest)
+    return Store(Path(folder) / f"{module.stem[:100]}_{digest}.tuned.json", digest)
 
 
 def _text_digest(module: Path) -> str:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spdsl.device.arguments import DTYPES
 from spdsl.device.choose import sorted_units
-from spdsl.device.sequences import Layout, expect, expect_tensor
+from spdsl.device.sequences import DTYPES, Layout, expect, expect_tensor
 
 
 def check_weight(name: str, x: Tensor, sizes: Sequence[int | None], like: Tensor) -> None:
@@ -25,11 +24,15 @@ def chosen_argument(name: str, units: Tensor | None, lists: int, unit: int, q: T
     """Lists of the caller, int [B, lists, N, n] in any order with -1 for none -> ascending, each unit once."""
     if units is None:
         return None
+    check_chosen(name, units, lists, q)
+    units = units.expand(q.shape[0], lists, -1, -1)
+    return sorted_units(units, max(1, -(-layout.keys // unit)))
+
+
+def check_chosen(name: str, units: Tensor, lists: int, q: Tensor) -> None:
     expect_tensor(name, units)
     expect(units.dtype in (torch.int32, torch.int64), name, "int32 or int64", units.dtype)
     expect(units.device == q.device, name, f"device {q.device}", units.device)
     fits = units.dim() == 4 and units.shape[0] in (1, q.shape[0]) and units.shape[1] in (1, lists)
     fits = fits and units.shape[2] == q.shape[2]
     expect(fits, name, "[{}, {}, {}, units]", list(units.shape), q.shape[0], lists, q.shape[2])
-    units = units.expand(q.shape[0], lists, -1, -1)
-    return sorted_units(units, max(1, -(-layout.keys // unit)))

@@ -27,6 +27,16 @@ class Step:
         """The step at x, without its coefficient."""
         return x + self.shift if self.unit == 1 else sympy.floor((x + self.shift) / self.unit)
 
+    @property
+    def base(self) -> tuple[int, int]:
+        """(unit, shift) with 0 <= shift < unit: steps of one base differ by a number only."""
+        return self.unit, self.shift % self.unit
+
+    @property
+    def offset(self) -> int:
+        """What a step of that base lacks."""
+        return self.coefficient * (self.shift // self.unit)
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:
@@ -41,6 +51,53 @@ class Linear:
         from_k = self.k.coefficient * self.k.of(k) if self.k else sympy.S.Zero
         from_q = self.q.coefficient * self.q.of(q) if self.q else sympy.S.Zero
         return from_k + from_q + self.constant
+
+    def plus(self, other: Linear, times: int = 1) -> Sum:
+        """self + times * other, without expanding expressions: `disjuncts` compares each with all."""
+        return Sum(self, 1).add(other, times)
+
+    @property
+    def is_nonnegative(self) -> bool:
+        """Whether it holds wherever k and length are not negative."""
+        return Sum(self, 1).is_nonnegative
+
+
+class Sum:
+    """Multiples of linears: coefficients of the steps of k and of q by their bases, and a constant."""
+
+    __slots__ = ("constant", "steps")
+
+    def __init__(self, linear: Linear, times: int) -> None:
+        self.steps: dict[tuple[bool, tuple[int, int]], int] = {}
+        self.constant: Expr | int = 0
+        self.add(linear, times)
+
+    def add(self, linear: Linear, times: int) -> Sum:
+        whole = linear.constant
+        self.constant += times * (int(whole) if whole.is_Integer else whole)
+        for step, of_k in ((linear.k, True), (linear.q, False)):
+            if step is not None:
+                place = (of_k, step.base)
+                self.steps[place] = self.steps.get(place, 0) + times * step.coefficient
+                self.constant += times * step.offset
+        return self
+
+    @property
+    def number(self) -> Expr | int | None:
+        """Its value, if it is the same at all positions and lengths."""
+        if any(self.steps.values()):
+            return None
+        found = self.constant if isinstance(self.constant, int) else sympy.expand(self.constant)
+        return found if isinstance(found, int) or found.is_number else None
+
+    @property
+    def is_nonnegative(self) -> bool:
+        """Whether no position and no length makes it negative: k is not, q may be."""
+        if any(times < 0 or (times and not of_k) for (of_k, _), times in self.steps.items()):
+            return False
+        if isinstance(self.constant, int):
+            return self.constant >= 0
+        return bool(sympy.expand(self.constant).is_nonnegative)
 
 
 @dataclass(frozen=True, slots=True)

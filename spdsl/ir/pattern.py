@@ -55,6 +55,11 @@ class Grid:
         """Whether some cells have less than `width` tokens."""
         return self.before > 0 or self.partial
 
+    def overlapping(self, unit: int) -> range:
+        """The entries that share tokens with unit 0, the first `unit` tokens, those before the sequence too."""
+        first = -(-(1 - self.width + self.before) // self.stride)
+        return range(first, -(-(unit + self.before) // self.stride))
+
     def count(self, tokens: int) -> int:
         """The entries of a sequence."""
         whole = max(0, (tokens + self.before - self.width) // self.stride + 1)
@@ -256,6 +261,11 @@ class Merge:
 
 
 Branch = Softmax | Gate | Merge
+
+
+def leaves(branch: Branch) -> int:
+    """The softmaxes of a branch, repetitions counted."""
+    return 1 if isinstance(branch, Softmax) else sum(leaves(inner) for inner in branch.branches)
 
 
 @dataclass(frozen=True, slots=True)

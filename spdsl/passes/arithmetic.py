@@ -7,12 +7,15 @@ from fractions import Fraction
 
 import sympy
 
+from spdsl.budget import spend
+from spdsl.diagnostics import Span
+from spdsl.ir import extent
 from spdsl.ir.pattern import Tensor
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, K, Q, lookup, lookups
+from spdsl.limits import EXACT_DIGITS, EXPANDED_TERMS, EXPRESSION_SIZE, NUMBER_VALUE
 from spdsl.passes.names import Names
 from spdsl.syntax import tree
 
-LARGEST = 2**31 - 1  # positions are int32 in the kernels
 POSITIONS = {"q": Q, "k": K, "h": H, "length": LENGTH}
 
 _SUMS: dict[str, Callable[[Expr, Expr], Expr]] = {
@@ -30,6 +33,7 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Expr]]] = {
     "min": (2, sympy.Min), "max": (2, sympy.Max), "abs": (1, sympy.Abs), "sqrt": (1, sympy.sqrt),
 }  # fmt: skip
 MATH = frozenset(_FUNCTIONS)
+STEPS = 4  # of one operator
 
 
 def number(names: Names, expr: tree.Expr) -> Expr | None:
@@ -47,14 +51,14 @@ def number(names: Names, expr: tree.Expr) -> Expr | None:
     return value
 
 
-def size(names: Names, expr: tree.Expr, least: int | None, what: str) -> int | None:
-    """A compile-time integer: the number rounded down, at least `least`."""
+def size(names: Names, expr: tree.Expr, least: int | None, what: str, most: int = NUMBER_VALUE) -> int | None:
+    """A compile-time integer: the number rounded down, at least `least` and at most `most`."""
     value = number(names, expr)
     if value is None:
         return None
     whole = int(sympy.floor(value))
-    if whole > LARGEST or (least is not None and whole < least):
-        bound = f"at least {least}" if least is not None and whole < least else f"at most {LARGEST}"
+    if whole > most or (least is not None and whole < least):
+        bound = f"at least {least}" if least is not None and whole < least else f"at most {most}"
         names.report.error(
             names.out_of_domain(expr), f"{what} is {whole}, it must be {bound}", expr.span, f"{bound} is needed"
         )
@@ -73,6 +77,7 @@ def condition(names: Names, expr: tree.Expr, phases: dict[str, Boolean] | None =
         left, right = condition(names, expr.left, phases), condition(names, expr.right, phases)
         if left is None or right is None:
             return None
+        spend(2 * STEPS * (len(left.args) + len(right.args)))
         return sympy.And(left, right) if expr.operator == "&" else sympy.Or(left, right)
     if isinstance(expr, tree.Unary) and expr.operator == "~":
         inner = condition(names, expr.operand, phases)
@@ -150,11 +155,41 @@ def _sum(names: Names, expr: tree.Binary, positions: bool) -> Expr | None:
             names.out_of_domain(expr.right), "the divisor is not a positive number", expr.right.span, "must be positive"
         )
         return None
-    result = _SUMS[expr.operator](left, right)
-    if result.is_number and abs(result) > LARGEST:
-        names.report.error("E006", f"the value exceeds {LARGEST}", expr.span, "too large")
+    if expr.operator == "*" and not _short(names, sympy.Mul(left, right, evaluate=False), expr.span):
         return None
-    return result
+    result = _SUMS[expr.operator](left, right)
+    if result.is_number and abs(result) > NUMBER_VALUE:
+        names.report.error("E006", f"the value exceeds {NUMBER_VALUE}", expr.span, "too large")
+        return None
+    return result if _short(names, result, expr.span) else None
+
+
+def _short(names: Names, value: Expr, span: Span) -> bool:
+    """Whether sympy can go on with a value; an error if it is too long."""
+    found = extent.size(value, EXPRESSION_SIZE)
+    spend(STEPS + found)
+    if found > EXPRESSION_SIZE:
+        names.report.error(
+            "E307", f"the expression has more than {EXPRESSION_SIZE} operators and operands", span,
+            "too complex, with its names written out", hint="compute it outside and pass it as a `tensor`",
+        )  # fmt: skip
+        return False
+    found = extent.digits(value)
+    if found > EXACT_DIGITS:
+        names.report.error(
+            "E006", f"the exact value takes {found} digits, at most {EXACT_DIGITS} are kept", span, "too many digits",
+            hint="round it: `x // 1`",
+        )  # fmt: skip
+        return False
+    found = extent.terms(value)
+    if found > EXPANDED_TERMS:
+        count = f"{found:,}" if found < extent.FAR else f"{extent.FAR:,} or more"
+        names.report.error(
+            "E307", f"the expression has {count} terms when it is multiplied out, at most {EXPANDED_TERMS}", span,
+            "too complex", hint="compute it outside and pass it as a `tensor`",
+        )  # fmt: skip
+        return False
+    return True
 
 
 def _function(names: Names, call: tree.Call, positions: bool) -> Expr | None:
@@ -168,7 +203,10 @@ def _function(names: Names, call: tree.Call, positions: bool) -> Expr | None:
         )
         return None
     values = [_value(names, argument.value, positions) for argument in call.arguments]
-    return None if any(value is None for value in values) else function(*values)
+    if any(value is None for value in values):
+        return None
+    result = function(*values)
+    return result if _short(names, result, call.span) else None
 
 
 def _read(names: Names, expr: tree.Restrict, positions: bool) -> Expr | None:
@@ -212,4 +250,5 @@ def _read(names: Names, expr: tree.Restrict, positions: bool) -> Expr | None:
                 "wrong kind of position", hint=f"index it by `{position}`",
             )  # fmt: skip
             return None
-    return lookup(found.name, *values, integer=found.dtype != "float")
+    read = lookup(found.name, *values, integer=found.dtype != "float")
+    return read if _short(names, read, expr.span) else None

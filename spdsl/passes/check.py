@@ -10,13 +10,17 @@ import sympy
 from spdsl.diagnostics import Report
 from spdsl.ir.pattern import Branch, Case, Gate, Kl, Merge, Pattern, Phase, Pooled, Softmax, Stream, Term
 from spdsl.ir.symbols import K, Q
+from spdsl.limits import SET_CASES
 from spdsl.passes.choices import check_choices
-from spdsl.passes.disjuncts import MOST_CONJUNCTS, TooComplex, disjuncts
+from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.joint import tensors_read
+from spdsl.passes.later import later_key
+from spdsl.passes.written import new_item
+from spdsl.syntax.tree import PatternTree
 
 
-def check(pattern: Pattern, report: Report) -> None:
-    """Adds what is wrong or doubtful about the meaning of `pattern` to `report`."""
+def check(pattern: Pattern, report: Report, tree: PatternTree | None = None) -> None:
+    """Adds what is wrong or doubtful about the meaning of `pattern` to `report`; `tree` is where it is written."""
     for softmax in pattern.softmaxes():
         for term in softmax.terms:
             _simple_enough(term, report)
@@ -29,6 +33,7 @@ def check(pattern: Pattern, report: Report) -> None:
         _disjoint_streams(pattern, softmax, report)
         _sink_alone(softmax, report)
     _one_set_of_gates(pattern, report)
+    _later_keys(pattern, report, tree)
     for case in pattern.cases:
         for branch in (case.branch, *case.extras):
             if isinstance(branch, Pooled | Kl):
@@ -44,7 +49,7 @@ def _simple_enough(term: Term, report: Report) -> None:
     except TooComplex:
         report.error(
             "E307",
-            f"the set has more than {MOST_CONJUNCTS} cases",
+            f"the set has more than {SET_CASES} cases",
             term.span,
             "too complex",
             hint="split it over several branches with `merge`",
@@ -118,6 +123,28 @@ def _one_set_of_gates(pattern: Pattern, report: Report) -> None:
                 "there is one argument `gates` for all of them",
                 hint="gate as many branches in each result, or write two patterns",
             )
+
+
+def _later_keys(pattern: Pattern, report: Report, tree: PatternTree | None) -> None:
+    """A cache grows from left to right: who learns from later keys finds none of them there."""
+    phases = {phase for case in pattern.cases for phase in case.phases}
+    cached = " and ".join(f"`{phase.value}`" for phase in (Phase.PREFILL, Phase.DECODE) if phase in phases)
+    if pattern.causal or not cached:
+        return
+    for case in pattern.cases:
+        found = later_key(pattern, case) if case.phases != {Phase.DECODE} else None  # its one query is the last
+        if found is not None:
+            entry = "key" if found.stream.grid.is_tokens else "entry"
+            report.warning(
+                "W404", f"queries see later keys, in a pattern with {cached}: is `causal` missing?", found.softmax.span,
+                f"query {found.place.q} sees {entry} {found.place.k} of `{found.stream.name}`",
+                note="a model that generates would learn from tokens that it is about to predict",
+                hint=new_item(
+                    tree, report.source.text, "causal",
+                    "write `causal`; if later keys are meant, `return ... if train` or `allow(W404)`",
+                ),
+            )  # fmt: skip
+            return
 
 
 def _disjoint_merges(branch: Branch, report: Report) -> None:

@@ -13,6 +13,8 @@ from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.listed import listed
 from spdsl.passes.ranges import key_range
 from spdsl.passes.selection import NotOfUnits, of_units
+from spdsl.passes.series import Trace
+from spdsl.passes.spans import Spans, size, touched, union
 from spdsl.passes.split import parts, split
 
 FAR = 4096  # units before a query that is far enough from the first key to see all that is forced
@@ -87,12 +89,12 @@ def _forced(choice: Choice) -> int:
     most = 0
     for q in (FAR * choice.unit, FAR * choice.unit + choice.unit - 1):
         at = {Q_FIRST: sympy.Integer(q), Q_LAST: sympy.Integer(q), LENGTH: sympy.Integer(q + 1)}
-        units: set[int] = set()
+        units: Spans = []
         for found in ranges:
             if found.condition.xreplace(at) is sympy.true:
                 first, end = int(found.first.xreplace(at)), int(found.end.xreplace(at))
-                units.update(range(first // choice.unit, (end - 1) // choice.unit + 1) if first < end else ())
-        most = max(most, len(units))
+                units += touched([(first, end)] if first < end else [], choice.unit, Trace())
+        most = max(most, size(union(units, Trace())))
     return most
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
+from functools import lru_cache
+from itertools import combinations_with_replacement, product
 
 import sympy
 from sympy.core.relational import (
@@ -15,14 +16,16 @@ from sympy.core.relational import (
     Unequality,
 )
 
+from spdsl.budget import spend
 from spdsl.ir.conjunct import Conjunct, Linear, Step
 from spdsl.ir.symbols import Boolean, Expr, H, K, Q, lookups
+from spdsl.limits import SET_CASES
 
-MOST_CONJUNCTS = 64  # beyond this the derived loops would be longer than any kernel should be
+ATOM, JOINED = 30, 5  # steps of bringing an atom to its form, most of which are known, and of an argument of And
 
 
 class TooComplex(Exception):
-    """The test has more than MOST_CONJUNCTS conjuncts."""
+    """The test has more than SET_CASES conjuncts."""
 
 
 def disjuncts(test: Boolean) -> tuple[Conjunct, ...]:
@@ -32,6 +35,7 @@ def disjuncts(test: Boolean) -> tuple[Conjunct, ...]:
         if _contradicts_itself(candidate):
             continue
         slim = _without_implied(candidate)
+        spend(len(slim.linears) * sum(len(known.linears) for known in kept) // 2)
         if any(_implies(slim, known) for known in kept):
             continue
         kept = [known for known in kept if not _implies(known, slim)] + [slim]
@@ -49,11 +53,13 @@ def _union(test: Boolean) -> list[Conjunct]:
         unions = [_union(argument) for argument in _ordered(test)]
         together = [Conjunct()]
         for union in unions:
+            spend(sum(len(one.linears) for one in together) * len(union) // 4)
             together = _capped([left & right for left, right in product(together, union)])
         return together
     if isinstance(test, sympy.Not) and isinstance(test.args[0], sympy.logic.boolalg.BooleanFunction):
         return _union(sympy.to_nnf(test, simplify=False))
-    return _atom(test)
+    spend(ATOM)
+    return list(_atom(test))
 
 
 def _ordered(junction: Boolean) -> list[Boolean]:
@@ -61,15 +67,16 @@ def _ordered(junction: Boolean) -> list[Boolean]:
 
 
 def _capped(conjuncts: list[Conjunct]) -> list[Conjunct]:
-    if len(conjuncts) > MOST_CONJUNCTS:
+    if len(conjuncts) > SET_CASES:
         raise TooComplex
     return conjuncts
 
 
-def _atom(atom: Boolean) -> list[Conjunct]:
+@lru_cache(maxsize=4096)
+def _atom(atom: Boolean) -> tuple[Conjunct, ...]:
     """One relation: linear ones are brought to `>= 0`, `!=` of a linear one splits in two."""
     if not isinstance(atom, Relational):
-        return [_other_atom(atom)]
+        return (_other_atom(atom),)
     less, greater = atom.rhs - atom.lhs, atom.lhs - atom.rhs
     sides = {  # (expression, strict): expression >= 0 or, strict, > 0
         LessThan: [[(less, False)]],
@@ -81,8 +88,8 @@ def _atom(atom: Boolean) -> list[Conjunct]:
     }[type(atom)]
     linear = [[_linear(expression, strict) for expression, strict in side] for side in sides]
     if any(found is None for side in linear for found in side):
-        return [_other_atom(atom)]
-    return [Conjunct(linears=tuple(found for found in side if found)) for side in linear]
+        return (_other_atom(atom),)
+    return tuple(Conjunct(linears=tuple(found for found in side if found)) for side in linear)
 
 
 def _other_atom(atom: Boolean) -> Conjunct:
@@ -140,24 +147,21 @@ def _step(part: Expr, coefficient: int) -> tuple[Expr, Step] | None:
     return (x, Step(coefficient, int(ratio.q), int(shift))) if shift.is_Integer else None
 
 
-def _difference(left: Linear, right: Linear) -> Expr:
-    return sympy.expand(left.total() - right.total())
-
-
 def _contradicts_itself(conjunct: Conjunct) -> bool:
     """Two linears whose sum is a negative constant cannot both be >= 0; an atom and its negation neither."""
-    if sympy.And(*conjunct.uniform, *conjunct.residual) is sympy.false:
+    others = (*conjunct.uniform, *conjunct.residual)
+    spend(JOINED * len(others) + len(conjunct.linears) ** 2 // 4)
+    if len(others) > 1 and sympy.And(*others) is sympy.false:
         return True
-    totals = [linear.total() for linear in conjunct.linears]
-    sums = (sympy.expand(a + b) for i, a in enumerate(totals) for b in totals[i:])
-    return any(total.is_number and bool(total < 0) for total in sums)
+    numbers = (a.plus(b).number for a, b in combinations_with_replacement(conjunct.linears, 2))
+    return any(number is not None and bool(number < 0) for number in numbers)
 
 
 def _without_implied(conjunct: Conjunct) -> Conjunct:
     """Drops a linear that another one implies: e >= 0 follows from e - c >= 0, c >= 0; and k >= 0 always holds."""
     kept: list[Linear] = []
     for candidate in conjunct.linears:
-        if candidate.total().is_nonnegative:
+        if candidate.is_nonnegative:
             continue
         if any(_at_least(candidate, known) for known in kept):
             continue
@@ -166,8 +170,7 @@ def _without_implied(conjunct: Conjunct) -> Conjunct:
 
 
 def _at_least(weak: Linear, strong: Linear) -> bool:
-    gap = _difference(weak, strong)
-    return bool(gap.is_number and gap >= 0) or bool(gap.is_nonnegative)
+    return weak.plus(strong, -1).is_nonnegative
 
 
 def _implies(narrow: Conjunct, wide: Conjunct) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
 
+from spdsl.budget import spend
 from spdsl.diagnostics import did_you_mean
+from spdsl.ir import extent
 from spdsl.ir.pattern import Gate, Kl, Merge, Pooled, Query, Score, Softmax, Stream, Tensor
+from spdsl.limits import SET_SIZE
 from spdsl.passes import arithmetic, codes, grains, written
 from spdsl.passes.names import Names
 from spdsl.primitives.attend import on_stream
@@ -17,6 +20,7 @@ from spdsl.primitives.registry import WORDS
 from spdsl.primitives.word import REQUIRED, UNIT_OF_CHOICE, Cells, Kind, Parameter, Scope, SetValue, Word
 from spdsl.syntax import tree
 
+STEPS = 10  # of an argument of And and Or
 AXES = ("head", "kv_head", "query", "token", "float", "int", "bool")
 _TYPES: dict[Kind, type | tuple[type, ...]] = {
     Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor,
@@ -58,7 +62,7 @@ def evaluate(names: Names, expr: tree.Expr, parameter: Parameter, binding: str |
     """The value of `expr` as `parameter.kind`; None after an error. `binding` is the name that it will get."""
     match parameter.kind:
         case Kind.SIZE:
-            return arithmetic.size(names, expr, parameter.least, f"`{parameter.name}`")
+            return arithmetic.size(names, expr, parameter.least, f"`{parameter.name}`", parameter.most)
         case Kind.NUMBER:
             return arithmetic.number(names, expr)
         case Kind.ELEMENT:
@@ -126,6 +130,22 @@ def _of_kind(names: Names, found: Any, kind: Kind, expr: tree.Expr) -> Any:
 
 
 def _set(names: Names, expr: tree.Expr, binding: str | None) -> SetValue | None:
+    """A set that the analyses can go on with."""
+    found = _set_as_written(names, expr, binding)
+    if found is None:
+        return None
+    long = max(extent.size(test, SET_SIZE) for _, test in found.parts)
+    spend(long // 8)
+    if long > SET_SIZE:
+        names.report.error(
+            "E307", f"the set has more than {SET_SIZE:,} operators and operands", expr.span,
+            "too complex, with its names written out", hint="split it over several branches with `merge`",
+        )  # fmt: skip
+        return None
+    return found
+
+
+def _set_as_written(names: Names, expr: tree.Expr, binding: str | None) -> SetValue | None:
     match expr:
         case tree.Name(text="all"):
             return SetValue(((None, sympy.true),))
@@ -136,7 +156,9 @@ def _set(names: Names, expr: tree.Expr, binding: str | None) -> SetValue | None:
         case tree.Unary(operator="~"):
             inner = _set(names, expr.operand, None)
             return inner and SetValue(tuple((stream, sympy.Not(test)) for stream, test in inner.parts))
-        case tree.Binary(operator="|" | "&" | "-"):
+        case tree.Binary(operator="|"):
+            return _united(names, expr)
+        case tree.Binary(operator="&" | "-"):
             left, right = _set(names, expr.left, None), _set(names, expr.right, None)
             return _combine(names, expr, left, right) if left and right else None
     if isinstance(expr, tree.Name | tree.Call):
@@ -155,13 +177,32 @@ def _set(names: Names, expr: tree.Expr, binding: str | None) -> SetValue | None:
     return None
 
 
+def _united(names: Names, expr: tree.Binary) -> SetValue | None:
+    """A chain of unions at once, since each step looks at all that is there. Streams stay apart."""
+    operands: list[tree.Expr] = []
+    left: tree.Expr = expr
+    while isinstance(left, tree.Binary) and left.operator == "|":
+        operands.insert(0, left.right)
+        left = left.left
+    together: dict[str | None, list[sympy.Basic]] = {}
+    sets = [_set(names, operand, None) for operand in (left, *operands)]
+    for found in sets:
+        for stream, test in found.parts if found else ():
+            together.setdefault(stream, []).append(test)
+    if None in sets:
+        return None
+    spend(sum(_joined(tests) for tests in together.values()))
+    return SetValue(tuple((stream, sympy.Or(*tests)) for stream, tests in together.items()))
+
+
+def _joined(tests: Sequence[sympy.Basic]) -> int:
+    """Steps of an And or Or, which compares each argument's forms with those of the others."""
+    return STEPS * sum(len(test.args) if isinstance(test, sympy.And | sympy.Or) else 1 for test in tests)
+
+
 def _combine(names: Names, expr: tree.Binary, left: SetValue, right: SetValue) -> SetValue | None:
-    """Union keeps streams apart; intersection and difference apply an unplaced right side to every stream."""
-    if expr.operator == "|":
-        together = dict(left.parts)
-        for stream, test in right.parts:
-            together[stream] = sympy.Or(together.get(stream, sympy.false), test)
-        return SetValue(tuple(together.items()))
+    """Intersection and difference apply an unplaced right side to every stream."""
+    spend(_joined([test for members in (left, right) for _, test in members.parts]))
     apply: Callable[[sympy.Basic, sympy.Basic], sympy.Basic] = (
         sympy.And if expr.operator == "&" else lambda a, b: sympy.And(a, sympy.Not(b))
     )

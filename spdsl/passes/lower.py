@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 
+from spdsl.budget import working_on
 from spdsl.diagnostics import Applicability, Hint, Report, Span, did_you_mean
 from spdsl.ir.pattern import Case, Choice, Input, Pattern, Query, Softmax, Stream, Weight
+from spdsl.limits import HEAD_DIM, HEADS, INPUTS, RESULTS, SOFTMAXES
 from spdsl.passes import arithmetic
 from spdsl.passes.clashes import clashes
 from spdsl.passes.evaluate import call, evaluate, kind_of
@@ -32,6 +34,7 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
     cases: list[Case] = []
     statements: dict[str, tree.Policy] = {}
     for before, item in zip((None, *pattern.items), pattern.items, strict=False):
+        working_on(item.span)
         match item:
             case tree.Binding() if _missing_comma(names, before, item):
                 pass
@@ -49,18 +52,37 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
             "no `return`",
             hint="end it with `return attend(...)`",
         )
-    lone_extras(report, cases)
     meaning = Pattern(
         pattern.name.text, pattern.comment, names.query_heads, names.kv_heads, names.qk_dim, names.v_dim,
         tuple(names.params.items()), names.causal, _ordered_inputs(names), tuple(cases),
     )  # fmt: skip
+    if not _few(names, pattern, meaning):
+        return None
+    lone_extras(report, cases)
     clashes(names, _softmaxes(meaning))
     if report.failed:
         return None
     _unused(names)
     uncovered_phases(names, pattern, cases)
-    needed = tuple(found for found in meaning.inputs if _needed(meaning, found))
+    streams = {term.stream for softmax in meaning.softmaxes() for term in softmax.terms}
+    needed = tuple(found for found in meaning.inputs if _needed(meaning, found, streams))
     return replace(meaning, inputs=needed, **names.stated)
+
+
+def _few(names: Names, pattern: tree.PatternTree, meaning: Pattern) -> bool:
+    """Whether the analyses can look at all of its parts, pair by pair; an error if not."""
+    counts: tuple[tuple[str, Callable[[], int], int], ...] = (
+        ("inputs", lambda: len(meaning.inputs), INPUTS),
+        ("results", lambda: len(meaning.cases), RESULTS),
+        ("softmaxes", lambda: len(meaning.softmaxes()), SOFTMAXES),
+    )
+    for what, count, most in counts:
+        found = count()
+        if found > most:
+            message = f"pattern `{pattern.name.text}` has {found:,} {what}, at most {most}"
+            names.report.error("E312", message, pattern.name.span, "too many", hint="split it into several patterns")
+            return False
+    return True
 
 
 def _declarations(names: Names, pattern: tree.PatternTree, overrides: dict[str, Fraction]) -> None:
@@ -116,7 +138,8 @@ def _declare(names: Names, keyword: str, pair: tree.Pair, overrides: dict[str, F
     if getattr(names, attribute) is not None:
         names.report.error("E106", f"`{keyword} {text}` is declared twice", pair.name.span, "again here")
         return
-    setattr(names, attribute, arithmetic.size(names, pair.value, 1, f"`{text}`"))
+    most = HEADS if keyword == "heads" else HEAD_DIM
+    setattr(names, attribute, arithmetic.size(names, pair.value, 1, f"`{text}`", most))
 
 
 def _missing_comma(names: Names, before: tree.Item | None, item: tree.Binding) -> bool:
@@ -193,9 +216,11 @@ def _softmaxes(pattern: Pattern) -> tuple[Softmax, ...]:
     return tuple(sorted(found, key=lambda softmax: softmax.name))
 
 
-def _needed(pattern: Pattern, found: Input) -> bool:
-    """Whether an input is read, or comes from the caller and is read by no result; nothing is computed in vain."""
-    streams = {term.stream for softmax in pattern.softmaxes() for term in softmax.terms}
+def _needed(pattern: Pattern, found: Input, streams: set[str]) -> bool:
+    """Whether an input is read, or comes from the caller and is read by no result; nothing is computed in vain.
+
+    `streams` are those that softmaxes read.
+    """
     if isinstance(found, Stream) and found.compress:
         return found.name in streams
     if isinstance(found, Weight):

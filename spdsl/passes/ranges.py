@@ -41,7 +41,10 @@ def _range(conjunct: Conjunct, sides: Sides, tile: tuple[Expr, Expr], bounds: tu
     uniform = sympy.And(*conjunct.uniform)
     full = sympy.false if conjunct.residual else sympy.And(uniform, must.condition)
     may_visit = sympy.And(uniform, may.condition)
-    return Range(_slim(may.first), _slim(may.end), may_visit, _slim(must.first), _slim(must.end), full)
+    firsts = (_extremum(sympy.Max, interval.firsts) for interval in (may, must))
+    ends = (_extremum(sympy.Min, interval.ends) for interval in (may, must))
+    (first, full_first), (end, full_end) = firsts, ends
+    return Range(first, end, may_visit, full_first, full_end, full)
 
 
 def _extreme(step: Step | None, tile: tuple[Expr, Expr], largest: bool) -> Expr:
@@ -53,10 +56,12 @@ def _extreme(step: Step | None, tile: tuple[Expr, Expr], largest: bool) -> Expr:
 
 
 class _Interval:
-    """[first, end) under construction, with the condition under which it is not empty for other reasons."""
+    """[first, end) under construction: what first is the largest of, and end the least; with the condition under
+    which it is not empty for other reasons.
+    """
 
     def __init__(self, first: Expr, end: Expr) -> None:
-        self.first, self.end, self.condition = first, end, sympy.true
+        self.firsts, self.ends, self.condition = [first], [end], sympy.true
 
     def meet(self, step: Step | None, rest: Expr) -> None:
         """Intersects with the x for which `step(x) + rest >= 0`."""
@@ -64,23 +69,26 @@ class _Interval:
             self.condition = sympy.And(self.condition, rest >= 0)
         elif step.coefficient > 0:
             lowest = -sympy.floor(rest / step.coefficient)
-            self.first = sympy.Max(self.first, sympy.expand(step.unit * lowest - step.shift))
+            self.firsts.append(sympy.expand(step.unit * lowest - step.shift))
         else:
             highest = sympy.floor(rest / -step.coefficient)
-            self.end = sympy.Min(self.end, sympy.expand(step.unit * (highest + 1) - step.shift))
+            self.ends.append(sympy.expand(step.unit * (highest + 1) - step.shift))
 
 
-def _slim(extremum: Expr) -> Expr:
-    """A Max or Min without the arguments that another one provably outdoes."""
-    if not isinstance(extremum, sympy.Max | sympy.Min):
-        return extremum
-    sign = 1 if isinstance(extremum, sympy.Max) else -1
+def _extremum(kind: type[sympy.Max | sympy.Min], candidates: Sequence[Expr]) -> Expr:
+    """The Max or Min without the arguments that another one provably outdoes."""
+    sign = 1 if kind is sympy.Max else -1
     kept: list[Expr] = []
-    for candidate in sorted(extremum.args, key=sympy.default_sort_key):
+    for candidate in sorted(dict.fromkeys(candidates), key=sympy.default_sort_key):
         if any(_nonnegative(sign * (known - candidate)) for known in kept):
             continue
         kept = [known for known in kept if not _nonnegative(sign * (candidate - known))] + [candidate]
-    return extremum.func(*kept)
+    return _plain(kind, kept)
+
+
+def _plain(kind: type[sympy.Max | sympy.Min], parts: Sequence[Expr]) -> Expr:
+    """Without sympy's own search for arguments that others outdo, which takes longer than all else and finds less."""
+    return parts[0] if len(parts) == 1 else kind(*parts, evaluate=False)
 
 
 def ordered(ranges: Sequence[Range]) -> tuple[int, ...] | None:

@@ -49,14 +49,10 @@ def overlap(grid: Grid, unit: int) -> tuple[int, tuple[float, ...]]:
     Stride divides unit, so unit j has the same overlaps with entries j * unit / stride further on. NSA (arXiv
     2502.11089, eq. 9) has 1, 2, 2, 2, 1 from entry -1 on for cells of 32 at stride 16 and units of 64.
     """
-    first = -(-(1 - grid.width + grid.before) // grid.stride)
-    overlaps = []
-    entry = first
-    while (start := entry * grid.stride - grid.before) < unit:
-        shared = min(start + grid.width, unit) - max(start, 0)
-        overlaps.append(shared / grid.stride)
-        entry += 1
-    return first, tuple(overlaps)
+    entries = grid.overlapping(unit)
+    starts = (entry * grid.stride - grid.before for entry in entries)
+    shared = (min(start + grid.width, unit) - max(start, 0) for start in starts)
+    return entries.start, tuple(tokens / grid.stride for tokens in shared)
 
 
 def of_units(test: Boolean, unit: int) -> Boolean:

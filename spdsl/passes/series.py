@@ -7,35 +7,12 @@ agree, all between them do, so the stretch sums up as an arithmetic series; if n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable
 from math import lcm
 
-_left: ContextVar[list[int] | None] = ContextVar("left", default=None)
+from spdsl.budget import spend
 
-
-class TooMuch(Exception):
-    """More work than `at_most` allows."""
-
-
-@contextmanager
-def at_most(evaluations: int) -> Iterator[None]:
-    """Counting within ends after so many evaluations of a function: a pattern may be made to need very many."""
-    before = _left.set([evaluations])
-    try:
-        yield
-    finally:
-        _left.reset(before)
-
-
-def spend(evaluations: int) -> None:
-    """Raises TooMuch if that is more than is left."""
-    left = _left.get()
-    if left is not None:
-        left[0] -= evaluations
-        if left[0] < 0:
-            raise TooMuch
+EVALUATION = 4  # steps of one evaluation of a function of a few spans
 
 
 class Trace:
@@ -121,7 +98,7 @@ def _series(function: Function, first: int, step: int, count: int) -> int:
 
 
 def _known(function: Function, place: int) -> tuple[int, list[tuple[int, int]]]:
-    spend(1)
+    spend(EVALUATION)
     trace = Trace()
     return function(place, trace), trace.notes
 

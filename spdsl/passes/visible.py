@@ -13,11 +13,12 @@ from math import lcm
 
 import sympy
 
+from spdsl.budget import spend
 from spdsl.ir.conjunct import Conjunct, Linear
 from spdsl.ir.symbols import LENGTH, Boolean, H, K, Q, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.numbers import NotWhole, compiled
-from spdsl.passes.series import Trace, spend
+from spdsl.passes.series import EVALUATION, Trace
 from spdsl.passes.spans import Spans, size, union
 
 Residual = Callable[[int, int, int], int]  # (q, head, length) -> bits
@@ -59,7 +60,7 @@ class Visible:
 
     def keys(self, q: int, head: int = 0) -> int:
         """What the query at position q sees: bit k of the number stands for key k."""
-        spend(1 + self.length // _BITS)
+        spend(EVALUATION * (1 + self.length // _BITS))
         found = 0
         for part in self._of(head):
             if part.residuals and part.period is None and self.length > MOST_LISTED:
@@ -93,7 +94,7 @@ class Visible:
         plain = union(every, trace)
         found = size(plain)
         for place, chosen in self._places(remainder, head, period):
-            spend(1)
+            spend(EVALUATION)
             own = [_of_class(spans[i], place, period, trace) for i in chosen]
             own += [_of_class(span, place, period, trace) for span in every]
             known = [_of_class(span, place, period, trace) for span in plain]
@@ -221,7 +222,7 @@ def _lister(atom: Boolean) -> Residual:
         raise DependsOnData from None
 
     def listed(q: int, head: int, length: int) -> int:
-        spend(length // 8)  # a test of a pair is a fraction of an evaluation
+        spend(length // 2)  # a test of a pair is a fraction of an evaluation
         return sum(1 << k for k in range(length) if test({Q: q, H: head, K: k}, Trace()))
 
     return listed

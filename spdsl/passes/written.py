@@ -57,6 +57,16 @@ def statement(pattern: tree.PatternTree | None, word: str) -> Span | None:
     return next((one.span for one in items if isinstance(one, tree.Policy) and one.call.function.text == word), None)
 
 
+def new_item(pattern: tree.PatternTree | None, source: str, item: str, text: str) -> Hint:
+    """The hint to write an item in front of all others, on a line of its own if the first one has one."""
+    if pattern is None or not pattern.items:
+        return Hint(text)
+    at = pattern.items[0].span.start
+    indent = source[source.rfind("\n", 0, at) + 1 : at]
+    gap = " " if indent.strip() else f"\n{indent}"
+    return Hint(text, Applicability.MAYBE, Span(at, at), f"{item}{gap}")
+
+
 def calls(pattern: tree.PatternTree | None) -> Iterator[tree.Call]:
     """Every call of a pattern."""
     for item in () if pattern is None else pattern.items:

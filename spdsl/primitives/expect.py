@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spdsl.diagnostics import Applicability
 from spdsl.ir.pattern import LEAST_BLOCK, Expected
+from spdsl.limits import BATCH
 from spdsl.primitives.word import Kind, Parameter, Scope, Word
 
 
@@ -22,7 +23,7 @@ WORD = Word(
     Kind.STATEMENT,
     (
         Parameter("length", Kind.SIZE, default=None, least=1),
-        Parameter("batch", Kind.SIZE, default=1, least=1),
+        Parameter("batch", Kind.SIZE, default=1, least=1, most=BATCH),
         Parameter("page", Kind.SIZE, default=None, least=LEAST_BLOCK),
     ),
     expect,

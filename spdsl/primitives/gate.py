@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from spdsl.ir.pattern import Branch, Gate
+from spdsl.primitives.merge import few
 from spdsl.primitives.word import Kind, Parameter, Scope, Word
 
 
-def gate(scope: Scope, branches: tuple[Branch, ...]) -> Gate:
-    return Gate(branches, scope.span)
+def gate(scope: Scope, branches: tuple[Branch, ...]) -> Gate | None:
+    return Gate(branches, scope.span) if few(scope, "gate", branches) else None
 
 
 WORD = Word(

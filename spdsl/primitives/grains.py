@@ -13,6 +13,7 @@ from typing import Any
 
 from spdsl.diagnostics import Applicability
 from spdsl.ir.pattern import Input, Score
+from spdsl.limits import ENTRIES_OF_UNIT
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, stream_of
 
 BARE = Grain(1)
@@ -70,6 +71,14 @@ def reduction(
         scope.refuse(
             "E105", f"units of {size} tokens are not built yet: a block of {whole} keys lies in one unit",
             scope.instead("unit", size, nearest(size, lcm(grid.stride, whole)), Applicability.MACHINE),
+        )  # fmt: skip
+        return None
+    entries = len(grid.overlapping(size))
+    if entries > ENTRIES_OF_UNIT:
+        scope.refuse(
+            "E203", f"a unit of {size} tokens overlaps {entries:,} entries of `{score.stream}`, "
+            f"at most {ENTRIES_OF_UNIT:,}",
+            "choose smaller units, or compress into narrower or fewer cells",
         )  # fmt: skip
         return None
     finer = unit is not None and (size != grid.stride or not grid.is_units)

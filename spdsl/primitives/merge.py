@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from spdsl.ir.pattern import Branch, Merge
+from spdsl.ir.pattern import Branch, Merge, leaves
+from spdsl.limits import SOFTMAXES
 from spdsl.primitives.word import Kind, Parameter, Scope, Word
 
 
-def merge(scope: Scope, branches: tuple[Branch, ...]) -> Merge:
-    return Merge(branches, scope.span)
+def merge(scope: Scope, branches: tuple[Branch, ...]) -> Merge | None:
+    return Merge(branches, scope.span) if few(scope, "merge", branches) else None
+
+
+def few(scope: Scope, word: str, branches: tuple[Branch, ...]) -> bool:
+    """Whether so many branches can be checked, each against the others; an error if not."""
+    found = sum(map(leaves, branches))
+    if found > SOFTMAXES:
+        scope.refuse("E312", f"a `{word}` of {found:,} branches, at most {SOFTMAXES}", "unite sets: `attend(a | b)`")
+    return found <= SOFTMAXES
 
 
 WORD = Word(

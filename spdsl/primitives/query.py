@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spdsl.ir.pattern import Query
+from spdsl.limits import HEAD_DIM, HEADS
 from spdsl.primitives.word import Kind, Parameter, Scope, Word
 
 
@@ -15,7 +16,10 @@ def query(scope: Scope, heads: int | None, dim: int | None) -> Query:
 WORD = Word(
     "query",
     Kind.QUERY,
-    (Parameter("heads", Kind.SIZE, default=None, least=1), Parameter("dim", Kind.SIZE, default=None, least=1)),
+    (
+        Parameter("heads", Kind.SIZE, default=None, least=1, most=HEADS),
+        Parameter("dim", Kind.SIZE, default=None, least=1, most=HEAD_DIM),
+    ),
     query,
     "query vectors of their own",
     "pattern p { causal q_far = query() return merge(attend(sliding(16)), attend(all - sliding(16), query = q_far)) }",

@@ -7,6 +7,7 @@ import sympy
 from spdsl.diagnostics import Applicability
 from spdsl.ir.pattern import LEAST_BLOCK, Choice, Score
 from spdsl.ir.symbols import Boolean, K, Q, lookups
+from spdsl.limits import NUMBER_VALUE
 from spdsl.primitives.grains import ROWS, SHARE, UNIT, reduction
 from spdsl.primitives.random import member
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, SetValue
@@ -22,7 +23,6 @@ PARAMETERS = (
     Parameter("most", Kind.SIZE, default=None, least=1),
 )
 PLANNED = ("across", "when")
-LARGEST = 2**31 - 1  # positions are int32 in the kernels
 
 
 def choose(
@@ -45,7 +45,7 @@ def choose(
     forced, candidates = _units(scope, "force", force), _units(scope, "within", within)
     if grains is None or forced is None or candidates is None:
         return None
-    if max(count or 0, most or least) * grains.unit > LARGEST:
+    if max(count or 0, most or least) * grains.unit > NUMBER_VALUE:
         scope.refuse(
             "E203", f"units of {grains.unit} tokens, so many of them, exceed any sequence", "choose fewer units"
         )

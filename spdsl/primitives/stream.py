@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spdsl.ir.pattern import Stream, Values
+from spdsl.limits import HEAD_DIM, HEADS
 from spdsl.primitives.word import Kind, Parameter, Scope, Word
 
 
@@ -23,9 +24,9 @@ WORD = Word(
     "stream",
     Kind.STREAM,
     (
-        Parameter("heads", Kind.SIZE, default=None, least=1),
-        Parameter("qk", Kind.SIZE, default=None, least=1),
-        Parameter("v", Kind.SIZE, default=None, least=1),
+        Parameter("heads", Kind.SIZE, default=None, least=1, most=HEADS),
+        Parameter("qk", Kind.SIZE, default=None, least=1, most=HEAD_DIM),
+        Parameter("v", Kind.SIZE, default=None, least=1, most=HEAD_DIM),
         Parameter("value", Kind.CHOICE, default="own", words=("own", "key", "none")),
         Parameter("lanes", Kind.SIZE, default=1, least=1),
     ),

@@ -14,6 +14,7 @@ from typing import Any
 from spdsl.diagnostics import Applicability, Hint, Span
 from spdsl.ir.pattern import Branch, Input, Kl, Pooled, Query, Score, Stream, Tensor
 from spdsl.ir.symbols import Boolean
+from spdsl.limits import NUMBER_VALUE
 
 
 class Kind(Enum):
@@ -67,7 +68,7 @@ class Cells:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """`least` bounds a SIZE or NUMBER, `words` lists what a CHOICE or GRAIN may be, `many` takes all that follow.
+    """`least` and `most` bound a SIZE, `words` lists what a CHOICE or GRAIN may be, `many` takes all that follow.
 
     `planned` are words that the language specifies here and that are not built.
     """
@@ -79,6 +80,7 @@ class Parameter:
     words: tuple[str, ...] = ()
     many: bool = False
     planned: tuple[str, ...] = ()
+    most: int = NUMBER_VALUE
 
 
 @dataclass(frozen=True, slots=True)

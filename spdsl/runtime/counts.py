@@ -7,18 +7,18 @@ from fractions import Fraction
 from functools import partial
 from typing import TypeVar
 
+from spdsl.budget import TooMuch, at_most
 from spdsl.cost.report import sizes
 from spdsl.ir.plan import Plan
 from spdsl.passes.count import Count, Number, Shape, Step, shape_of
 from spdsl.passes.published import published
-from spdsl.passes.series import TooMuch, at_most
 from spdsl.passes.visible import DependsOnData
 from spdsl.passes.work import forward
 from spdsl.tables import Column, Fitted
 
 LENGTHS = (8192, 16384, 32768, 65536)
 FORWARD = 8192  # tokens of the forward pass
-MOST_EVALUATIONS = 1_000_000  # of all tables together: up to half a minute
+MOST_STEPS = 4_000_000  # of all tables together: up to half a minute
 UNKNOWN = "depends on the data"
 UNCOUNTED = "too much to count"
 Counted = TypeVar("Counted")
@@ -27,7 +27,7 @@ Counted = TypeVar("Counted")
 def tables(plan: Plan) -> tuple[Fitted, Fitted]:
     """Decode steps at LENGTHS, and the kernels of a forward pass at FORWARD tokens, in bf16."""
     shape = shape_of(plan.pattern)
-    with at_most(MOST_EVALUATIONS):
+    with at_most(MOST_STEPS):
         return _steps(plan, shape), _forward(plan, shape)
 
 

@@ -13,6 +13,7 @@ from spdsl.runtime.kernel_text import multiplies
 from spdsl.runtime.launches import Launch, Workload
 from spdsl.runtime.machine_code import Code, read_amdgcn, read_cubin
 from spdsl.runtime.occupancy import Occupancy, occupancy
+from spdsl.runtime.products import Product, products
 from spdsl.runtime.record import refuse_interpreter
 from spdsl.targets import Target
 
@@ -45,6 +46,8 @@ class Compiled:
     """The call that makes this launch, where it is known."""
     multiplies: bool = False
     """Whether the kernel's text has a matrix product."""
+    products: tuple[Product, ...] = ()
+    """The distinct products in its loops, and how often each is computed."""
 
     @property
     def ok(self) -> bool:
@@ -66,6 +69,11 @@ class Compiled:
     def loop_instructions(self) -> int:
         """Tensor-core instructions that stand in a loop."""
         return sum(count for _, count in self.code.loop_mma)
+
+    @property
+    def computed(self) -> int:
+        """How often the products of its loops are computed, at most; 1 where warps share them, or there are none."""
+        return max((product.times for product in self.products), default=1)
 
     @property
     def async_copies(self) -> int:
@@ -127,6 +135,7 @@ def _compile(launch: Launch, target: Target) -> Compiled:
         occupancy=resident,
         workload=launch.workload,
         multiplies=multiplies(launch.kernel),
+        products=products(built.asm["ttgir"]),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a build can refuse: kernels that spill, matrix products that no tensor core computes."""
+"""What a build can refuse: kernels that spill, products that no tensor core computes or that are computed twice."""
 
 from __future__ import annotations
 
@@ -40,5 +40,18 @@ def _no_tensor_cores(one: Compiled) -> str:
     return f"0 tensor-core instructions in its loops, {one.tensor_core_instructions} outside"
 
 
-_GATES: dict[str, Callable[[Compiled], str]] = {"spills": _spills, "no-tensor-cores": _no_tensor_cores}
+def redundant(one: Compiled) -> str:
+    """Of the products in its loops the one that is computed most often."""
+    worst = max(one.products, key=lambda product: product.times, default=None)
+    if worst is None or worst.times == 1:
+        return ""
+    reach = f"{worst.reach[0]}x{worst.reach[1]}"
+    return f"a product of {worst.rows}x{worst.columns} is computed {worst.times} times: its warps take {reach} at once"
+
+
+_GATES: dict[str, Callable[[Compiled], str]] = {
+    "spills": _spills,
+    "no-tensor-cores": _no_tensor_cores,
+    "redundant": redundant,
+}
 GATES = tuple(_GATES)

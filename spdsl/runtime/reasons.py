@@ -1,4 +1,4 @@
-"""reasons: why a compiled kernel spills, or has no tensor cores in its loops, in the numbers of its tile."""
+"""reasons: why a compiled kernel spills, has no tensor cores in its loops or computes twice, in numbers of its tile."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from spdsl.device.configs import Config
 from spdsl.device.footprint import KernelShape, matrix_unit, registers
-from spdsl.runtime.gates import described
+from spdsl.runtime.gates import described, redundant
 from spdsl.targets import find
 
 if TYPE_CHECKING:
@@ -17,12 +17,14 @@ KINDS = ("dkdv", "dq", "decode", "forward", "select")  # last words of kernel na
 
 
 def reasons(compiled: Iterable[Compiled]) -> Iterator[str]:
-    """One line for each kernel that spills or whose products are not in tensor cores of a loop."""
+    """One line for each kernel that spills, or whose products are computed twice or not in tensor cores of a loop."""
     for one in compiled:
         if one.error is None and one.spills:
             yield f"{described(one)}: {one.spills} spills: {_of_registers(one)}"
         if one.error is None and one.multiplies and not one.loop_instructions:
             yield f"{described(one)}: no tensor cores in a loop: {_of_products(one)}"
+        if one.error is None and one.computed > 1:
+            yield f"{described(one)}: {redundant(one)}; fewer warps or more rows compute it once"
 
 
 def _of_registers(one: Compiled) -> str:

@@ -78,6 +78,7 @@ def _columns() -> tuple[Column, ...]:
         Column("shared", "bytes of fast memory that a block takes"),
         Column("blocks/SM", "blocks that run on a multiprocessor at once, and what limits them", spare=2),
         Column("in loops", "tensor-core instructions in loops: they do the products", words=True),
+        Column("times", "how often each product in the loops is computed: more than once is waste", spare=1),
         Column("async copies", "loads that do not wait", words=True, spare=6),
         Column("load bits", "the widest load", spare=7),
     )
@@ -94,7 +95,7 @@ def to_json_of_files(compiled: Mapping[str, Iterable[Compiled]]) -> str:
 
 
 def _as_dict(one: Compiled) -> dict[str, object]:
-    return asdict(one) | {"reasons": list(reasons([one]))}
+    return asdict(one) | {"computed": one.computed, "reasons": list(reasons([one]))}
 
 
 def _numbers(one: Compiled) -> list[Text | str]:
@@ -107,13 +108,14 @@ def _numbers(one: Compiled) -> list[Text | str]:
         Text(shared, style="red" if one.shared > one.shared_limit else ""),
         Text(f"{one.occupancy.blocks} ({one.occupancy.limit})", style="red" if over else ""),
         _kinds(one.code.loop_mma),
+        Text(f"{one.computed}x", style="red" if one.computed > 1 else ""),
         _kinds(one.code.async_copies),
         str(one.code.widest_load),
     ]
 
 
 def _failure(one: Compiled) -> list[Text | str]:
-    return [*_head(one), "", "", "", "", Text("error", style="red"), "", ""]
+    return [*_head(one), "", "", "", "", Text("error", style="red"), "", "", ""]
 
 
 def _reason(one: Compiled) -> str:

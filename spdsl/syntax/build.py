@@ -13,7 +13,7 @@ from typing import TypeVar
 from lark import Token, Transformer
 
 from spdsl.diagnostics import Span
-from spdsl.syntax.limits import LIST_ITEMS, TREE_DEPTH
+from spdsl.limits import LIST_ITEMS, TREE_DEPTH
 from spdsl.syntax.numbers import read_number
 from spdsl.syntax.tree import (
     Argument,

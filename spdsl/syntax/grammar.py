@@ -10,8 +10,8 @@ from lark import Lark, Token
 from lark.parsers.lalr_interactive_parser import InteractiveParser
 
 from spdsl import resources
+from spdsl.limits import TOKENS
 from spdsl.syntax.build import Builder
-from spdsl.syntax.limits import TOKENS
 
 END = "$END"
 

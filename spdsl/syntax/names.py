@@ -6,7 +6,7 @@ import keyword
 import sys
 from typing import Literal
 
-from spdsl.syntax.limits import NAME_LENGTH
+from spdsl.limits import NAME_LENGTH
 
 Role = Literal["binding", "pattern"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from spdsl.syntax.limits import NUMBER_DIGITS, NUMBER_VALUE
+from spdsl.limits import NUMBER_DIGITS, NUMBER_VALUE
 
 _LITERAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from lark import Token
 
 from spdsl.diagnostics import Report, Source
+from spdsl.limits import PATTERNS, TOKENS
 from spdsl.syntax.build import token_span
 from spdsl.syntax.grammar import tokens
-from spdsl.syntax.limits import TOKENS
 from spdsl.syntax.names import Role, refusal
 from spdsl.syntax.numbers import read_number
 from spdsl.syntax.read import check_text
@@ -29,6 +29,12 @@ def parse(source: Source, report: Report) -> FileTree:
     tree = Driver([_checked_number(token, report) for token in stream], report).run()
     if not tree.patterns and not report.failed:
         report.error("E007", "the source holds no pattern", None, hint="a pattern is written `pattern name { ... }`")
+    if len(tree.patterns) > PATTERNS:
+        message = f"the source holds {len(tree.patterns):,} patterns, at most {PATTERNS}"
+        report.error(
+            "E001", message, tree.patterns[PATTERNS].name.span, "one too many", hint="split it into several files"
+        )
+        return FileTree(tree.patterns[:PATTERNS])
     for pattern in tree.patterns:
         _check_names(pattern, report)
     return FileTree(tuple(_with_comment(pattern, source.text) for pattern in tree.patterns))

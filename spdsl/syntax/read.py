@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from spdsl.diagnostics import MOST_ERRORS, Applicability, Diagnostic, Hint, Report, Source, Span, SpatError
-from spdsl.syntax.limits import SOURCE_BYTES
+from spdsl.limits import SOURCE_BYTES
 
 _TOO_LARGE = f"the source has more than {SOURCE_BYTES // 1024} KiB"
 

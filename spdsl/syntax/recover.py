@@ -13,9 +13,9 @@ from lark import Token, UnexpectedToken
 from lark.parsers.lalr_interactive_parser import InteractiveParser
 
 from spdsl.diagnostics import MOST_ERRORS, Report
+from spdsl.limits import BRACKETS
 from spdsl.syntax.build import Refused, token_span
 from spdsl.syntax.grammar import END, fresh_parser, saved
-from spdsl.syntax.limits import BRACKETS
 from spdsl.syntax.mistakes import Failure, diagnose, unclosed_pattern
 from spdsl.syntax.tree import FileTree
 

@@ -33,7 +33,7 @@ def test_what_repeats_too_seldom_is_not_counted() -> None:
 
 
 def test_a_count_that_takes_too_long_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counts, "MOST_EVALUATIONS", 10)
+    monkeypatch.setattr(counts, "MOST_STEPS", 40)
     steps, forward = tables_of("sliding(512) | dilated(64, 97)")
     assert cells(steps, 1)[-1] == counts.UNCOUNTED
     assert cells(forward, 0) == [counts.UNCOUNTED]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spdsl.diagnostics import Report, Source, SpatError
-from spdsl.syntax.limits import BRACKETS, LIST_ITEMS, TREE_DEPTH
+from spdsl.limits import BRACKETS, LIST_ITEMS, TREE_DEPTH
 from spdsl.syntax.names import refusal
 from spdsl.syntax.numbers import read_number
 from spdsl.syntax.parse import parse

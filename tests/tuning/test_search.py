@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,16 +19,18 @@ from torch import Tensor
 from spdsl.device import buckets, trials, tuned_store, tuning
 from spdsl.device import candidates as choice
 from spdsl.device.candidates import candidates, rank
-from spdsl.device.configs import Config
+from spdsl.device.configs import TABLES, Config, Tables, lookup, tables_for
 from spdsl.device.footprint import KernelShape, fits
 from spdsl.device.gpu import Gpu
 from spdsl.device.sequences import Layout
 from spdsl.device.tuned_store import Winner
-from spdsl.device.unit_configs import fitted
+from spdsl.device.unit_configs import UNIT_TABLES, fitted
+from spdsl.device.warps import product_repeats
 
 ROOT = Path(__file__).parents[2]
 GPU = Gpu("sm_90", 132)
 DEFAULT = Config(64, 64, 4, 2)
+DIMS = (*((d, d) for d in (16, 24, 40, 64, 72, 80, 96, 112, 128, 144, 160, 192, 256)), (192, 128))
 WIDE = Config(64, 128, 4, 2)
 NARROW = Config(64, 32, 4, 2)
 
@@ -343,6 +346,37 @@ def test_candidates_are_near_and_fit() -> None:
     assert all(x.block_n <= 64 for x in candidates(shape, default, "sm_90", 64, False))
     assert all(x.block_m == 128 for x in candidates(shape, default, "sm_90", 0, True))
     assert all(min(x.block_m, x.block_n) >= 16 for x in candidates(shape, Config(16, 16, 4, 1), "sm_90", 0, False))
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("tables", [TABLES, UNIT_TABLES], ids=["plain", "units"])
+def test_no_candidate_computes_a_product_twice(tables: Tables, architecture: str) -> None:
+    """Neither does a row of the tables, at the head dims that people have."""
+    for name, (qk, v), size in product(tables_for(architecture, tables), DIMS, (2, 4)):
+        group = 16 if tables is UNIT_TABLES else 4
+        shape = KernelShape(name.removesuffix("_bias"), qk, 16 if name == "select" else v, size, group)
+        default = lookup(name, architecture, max(qk, v), size, tables)
+        for config in candidates(shape, default, architecture, 0, name.endswith("decode")):
+            assert product_repeats(shape, config, architecture) == 1, f"{shape}: {config}"
+
+
+def test_the_search_reaches_what_is_best_elsewhere() -> None:
+    """Keys of dK and dV change with the warps, as rows do elsewhere; a tile of 64 rows and 8 warps is not tried."""
+    found = candidates(KernelShape("dkdv", 128, 128, 2), Config(64, 64, 4, 1), "sm_90", 0, False)
+    assert Config(64, 128, 8, 1) in found
+    assert Config(64, 64, 8, 1) not in found
+    found = candidates(KernelShape("dq", 192, 128, 2), Config(128, 64, 8, 2), "sm_90", 0, False)
+    assert Config(64, 64, 4, 2) in found
+    found = candidates(KernelShape("forward", 192, 128, 2), Config(128, 64, 8, 2), "sm_90", 0, False)
+    assert Config(64, 64, 8, 2) not in found
+
+
+def test_a_stored_winner_that_computes_twice_is_not_used(host: Host) -> None:
+    host()
+    (key,) = tuning.known_winners()
+    tuning.known_winners()[key] = Winner(Config(64, 64, 8, 2), 1.0, 2.0, 2, "")
+    host.tunes()
+    assert host.used[-1] != (Config(64, 64, 8, 2),)
 
 
 def test_a_tile_over_units_may_be_one_query_of_16_heads() -> None:

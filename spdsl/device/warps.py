@@ -1,0 +1,48 @@
+"""How the warps of a block share its products, and how many of them share a tile without computing one twice.
+
+Triton spreads a product over warps by rules of its own, which `spdsl/runtime/products.py` reads off compiled kernels:
+a product whose result goes into another one gets all warps along its rows, so that a row stays with one warp.
+"""
+
+from __future__ import annotations
+
+from spdsl.device.configs import Config, split_dim
+from spdsl.device.footprint import KernelShape, matrix_unit, rows_of, tile_of
+
+_ROWS, _COLUMNS = 16, 8  # of a warp in one instruction; with wgmma 4 warps have 64 rows
+_SIDE = 32  # of a matrix instruction of CDNA, where a product has as many rows and columns; else 16
+
+
+def product_repeats(kernel: KernelShape, config: Config, architecture: str) -> int:
+    """How often the products of a loop are computed, at most: 1, or more where warps reach past the edge of a tile."""
+    config = config._replace(block_m=rows_of(kernel, config))
+    tile, warps = tile_of(kernel, config), config.num_warps
+    unit = matrix_unit(kernel, config, architecture)
+    if unit == "tcgen05":  # one thread starts a product for the block; its result is read once
+        return 1
+    if unit == "wgmma":
+        return max(1, _ROWS * warps // tile.resident)
+    if unit == "mfma":
+        side = _SIDE if min(tile.resident, tile.looped) >= _SIDE else _ROWS
+        return max(1, side * warps // tile.resident)
+    if kernel.name == "select" and kernel.size == 2 and not split_dim(kernel.qk)[1]:  # one product, spread both ways
+        return max(1, _ROWS * _COLUMNS * warps // (tile.resident * tile.looped))
+    last = _last_columns(kernel, tile.looped)
+    if tile.resident >= last:
+        return max(1, _ROWS * warps // tile.resident)
+    return max(1, _COLUMNS * warps // min(tile.looped, last))
+
+
+def _last_columns(kernel: KernelShape, looped: int) -> int:
+    """Columns of the last product of a step, after whose shape mma spreads all of them."""
+    if kernel.name == "select":
+        return looped
+    first, second = split_dim(kernel.qk if kernel.name.endswith(("dq", "dkdv")) else kernel.v)
+    return second or first
+
+
+def without_repeats(kernel: KernelShape, config: Config, architecture: str) -> Config:
+    """The configuration with as many warps as its tile has work for: pages, units and short groups make tiles small."""
+    while config.num_warps > 1 and product_repeats(kernel, config, architecture) > 1:
+        config = config._replace(num_warps=config.num_warps // 2)
+    return config

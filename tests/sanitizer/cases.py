@@ -1,0 +1,96 @@
+"""One small call of each kind. Sizes are no multiples of a tile, inputs are slices of larger memory, and what lies
+beside them, tokens in no sequence and free room of a cache count as never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spdsl.ir.pattern import Choice, Pattern, Weight
+from tests.numerics.cases import Inputs, Shape, cut, generated, guarded, inputs_of, nan_cache, parts_of
+from tests.sanitizer.poison import poison, unwritten
+
+Case = Callable[[ModuleType, Pattern], None]
+
+
+def _shape(pattern: Pattern, rows: int, keys: int = 0, batch: int = 1) -> Shape:
+    query = next(found for found in pattern.inputs if found.name == "q")
+    heads = getattr(query, "heads", None)
+    return Shape(rows, keys or rows, batch, heads or 2, heads // 2 if heads else 1, qk=24, v=16)
+
+
+def _expect_written(found: Iterable[Any]) -> None:
+    """Results (and parts of results) hold nothing that was never written."""
+    for x in found:
+        if isinstance(x, Tensor):
+            assert not unwritten(x).any()
+        elif x is not None:
+            _expect_written(x)
+
+
+def _trained(module: ModuleType, pattern: Pattern, inputs: Inputs, **call: Any) -> None:
+    found = generated(module, pattern, {name: guarded(x) for name, x in inputs.items()}, call)
+    _expect_written([found.parts, found.grads.values()])
+
+
+def train(module: ModuleType, pattern: Pattern) -> None:
+    """Forward and backward, the gradient of the log-sum-exp included."""
+    _trained(module, pattern, inputs_of(pattern, _shape(pattern, 37)))
+
+
+def packed(module: ModuleType, pattern: Pattern) -> None:
+    """One sequence is empty, one has a token, and three tokens are in none."""
+    inputs = inputs_of(pattern, _shape(pattern, 40))
+    for name in _of_tokens(pattern, inputs):
+        poison(inputs[name][:, :, 37:])
+    _trained(module, pattern, inputs, cu_seqlens=torch.tensor([0, 19, 19, 20, 37], dtype=torch.int32))
+
+
+def padded(module: ModuleType, pattern: Pattern) -> None:
+    inputs, lengths = inputs_of(pattern, _shape(pattern, 21, batch=3)), [21, 0, 18]
+    for name in _of_tokens(pattern, inputs):
+        for x, length in zip(inputs[name], lengths, strict=True):
+            poison(x[:, : 21 - length])
+    _trained(module, pattern, inputs, lengths=torch.tensor(lengths))
+
+
+def cached(page: int | None) -> Case:
+    """Prefill in two chunks, between which one sequence starts anew, and two steps; pages lie in any order."""
+
+    def run(module: ModuleType, pattern: Pattern) -> None:
+        whole = _shape(pattern, 44, batch=2)
+        cache = nan_cache(module, whole, 52, page)
+        for store in (*cache.k.values(), *cache.v.values(), *cache.tokens.values()):
+            poison(store)
+        inputs, first = inputs_of(pattern, whole), 0
+        for size, step in ((23, module.prefill), (19, module.prefill), (1, module.decode), (1, module.decode)):
+            given = {name: guarded(x) for name, x in cut(pattern, inputs, first, first + size).items()}
+            given |= _lists(pattern, _shape(pattern, size, first + size, 2))
+            _expect_written(parts_of(step(**given, cache=cache, return_lse=True)))
+            first += size
+            if first == 23:
+                cache.reset([1])
+        assert cache.lengths.tolist() == [44, 21]
+
+    run.__name__ = "cached" if page is None else "paged"
+    return run
+
+
+def _of_tokens(pattern: Pattern, inputs: Inputs) -> list[str]:
+    """Queries, keys and values. Gates are applied to every row as they are."""
+    others = {"gates"} | {found.name for found in pattern.inputs if isinstance(found, Weight)}
+    return [name for name, x in inputs.items() if x.dim() == 4 and x.is_floating_point() and name not in others]
+
+
+def _lists(pattern: Pattern, shape: Shape) -> Inputs:
+    """Given lists of units: they count from the tile of the call's first row."""
+    given = [found.name for found in pattern.inputs if isinstance(found, Choice) and found.rule == "given"]
+    return {name: x for name, x in inputs_of(pattern, shape).items() if name in given}
+
+
+CASES: tuple[Case, ...] = (train, packed, padded, cached(16), cached(None))
