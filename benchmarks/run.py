@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import report, workload
+from spdsl.cli import numbers
 
 SUITES = ("cpu", "gpu", "nsa", "tune")
 Result = dict[str, Any]
@@ -73,14 +74,16 @@ def add_gpu_options(parser: argparse.ArgumentParser) -> None:
     )
     gpu.add_argument("--pattern", default="causal", help="with --configs")
     gpu.add_argument("--param", nargs="*", default=[], metavar="NAME=VALUE", help="with --configs")
-    gpu.add_argument("--tokens", type=int, default=32768, help="with --configs")
+    gpu.add_argument("--tokens", type=numbers.tokens, default=32768, help="with --configs")
     gpu.add_argument("--dim", type=int, default=128, help="with --configs")
 
 
 def add_nsa_options(parser: argparse.ArgumentParser) -> None:
     nsa = parser.add_argument_group("nsa")
     nsa.add_argument("--part", choices=["correctness", "times", "all"], default="all")
-    nsa.add_argument("--lengths", type=int, nargs="+", metavar="N", help="tokens; by default 8k, 32k, 64k and 128k")
+    nsa.add_argument(
+        "--lengths", type=numbers.tokens, nargs="+", metavar="N", help="such as 8k 32k 64k 128k, the default"
+    )
     nsa.add_argument("--dry", action="store_true", help="every step on small shapes; runs without a GPU")
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 import spdsl
 from spdsl.runtime.tune import Sizes, table, tune_file
+from spdsl.runtime.tune import rows as rows_of
 
 PATTERNS = Path(__file__).parents[1] / "patterns"
 CASES: dict[str, tuple[dict[str, int], Sizes]] = {
@@ -28,7 +29,7 @@ LENGTHS = [8192, 32768]
 
 def run(options: argparse.Namespace) -> int:
     """0 when every pattern was tuned. Prints one table for each; `options.out` takes all rows as JSON."""
-    console = Console(width=140)
+    console = Console()
     rows: list[dict[str, Any]] = []
     failed = 0
     with TemporaryDirectory() as folder:
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
                 failed += 1
                 continue
             console.print(f"[bold]{name}[/]", table(found))
-            rows += [{"pattern": name, **bucket._asdict(), **winner._asdict()} for bucket, winner in found.items()]
+            rows += [{"pattern": name, **row} for row in rows_of(found)]
     gains = [row["default"] / row["milliseconds"] for row in rows if row["milliseconds"]]
     if gains:
         console.print(

@@ -20,6 +20,7 @@ from examples.lm import attention, checkpoint, curves
 from examples.lm.attention import Dense, Module, Size
 from examples.lm.data import read_text
 from examples.lm.run import TYPES, Budget, Pace, Run
+from spdsl.cli.numbers import number, tokens
 
 PATTERNS = Path(__file__).resolve().parent.parent / "patterns"
 
@@ -107,14 +108,14 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     seeds.add_argument("--seeds", type=lambda text: [int(seed) for seed in listed(text)], help="0,1,2: a run for each")
     parser.add_argument("--text", type=Path, help="file to learn (default: the modules of Python's library)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=positive, help="of a CPU run; 1 is faster where other work runs beside it")
+    parser.add_argument("--threads", type=tokens, help="of a CPU run; 1 is faster where other work runs beside it")
     parser.add_argument("--dtype", choices=TYPES, default="float32", help="of the products; weights stay float32")
     parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
     size = Size()
     sizes = {"steps": 300, "length": 512, "batch": 4, "layers": size.layers, "heads": size.query_heads}
     sizes |= {"kv-heads": size.kv_heads, "head-dim": size.head_dim, "test-every": 50, "save-every": 50, "tests": 32}
     for name, value in sizes.items():
-        parser.add_argument(f"--{name}", type=positive, default=value, help=f"(default: {value})")
+        parser.add_argument(f"--{name}", type=tokens, default=value, help=f"(default: {value})")
     given = parser.parse_args(words)
     given.seeds = given.seeds or [given.seed]
     given.compare = given.compare or [given.pattern or "dense"]
@@ -129,13 +130,8 @@ def listed(text: str) -> list[str]:
 
 def assigned(text: str) -> tuple[str, int | float]:
     name, _, value = text.partition("=")
-    return name, float(value) if "." in value else int(value)
-
-
-def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
+    exact = number(value)
+    return name, int(exact) if exact.denominator == 1 else float(exact)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from spdsl.passes.check import check as check_meaning
 from spdsl.passes.lower import lower
 from spdsl.passes.partition import partition
 from spdsl.passes.split import split
+from spdsl.syntax.overrides import divided
 from spdsl.syntax.parse import parse
 from spdsl.syntax.tree import FileTree, PatternTree
 
@@ -133,18 +134,22 @@ def emit(source: Source, pattern: str | None, params: Params, stage: str) -> str
     raise ValueError(f"unknown stage {stage!r}: tree, pattern, aligned, plan or module")
 
 
-def check(source: Source, params: Params, setting: Setting = NOTHING_MORE) -> list[Diagnostic]:
-    """Everything there is to say about a file, all patterns, in source order."""
+def check(source: Source, params: Params, setting: Setting = NOTHING_MORE, only: str | None = None) -> list[Diagnostic]:
+    """Everything there is to say about a file, in source order: about all patterns, or the one of that name.
+
+    A pattern gets the `params` that it has; one that none of them has is an error of each.
+    """
     report = Report(source)
     tree = parse(source, report)
     _distinct_names(tree, report)
     budget, setting = Budget(CHECK_STEPS), replace(setting, estimates=Budget(ESTIMATE_STEPS))
     if all(found.code in NAMES_ONLY for found in report.diagnostics):
         last = "pattern" if report.failed else "plan"
-        for pattern in tree.patterns:
+        patterns = [pattern for pattern in tree.patterns if only in (None, pattern.name.text)]
+        for pattern, given in zip(patterns, divided(patterns, params), strict=True):
             own = Report(source)
             try:
-                for stage, _ in stages(source, pattern, params, own, setting, budget):
+                for stage, _ in stages(source, pattern, given, own, setting, budget):
                     if stage == last:
                         break
             except SpatError:

@@ -37,7 +37,9 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Compiles to a comment; a parameter `wrong` is an error, `odd` a warning."""
     stand_in = ModuleType("spdsl.compiler")
 
-    def findings(source: Source, params: dict[str, Fraction], judged: object = None) -> list[Diagnostic]:
+    def findings(
+        source: Source, params: dict[str, Fraction], judged: object = None, only: str | None = None
+    ) -> list[Diagnostic]:
         report = Report(source)
         parse(source, report)
         if "wrong" in params:

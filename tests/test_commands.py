@@ -58,10 +58,13 @@ def files(folder: Path) -> list[str]:
 def test_compile_writes_every_pattern(spdsl: Command, tmp_path: Path) -> None:
     (tmp_path / "two.spat").write_text(TWO)
     done = spdsl("compile", "two.spat", "-o", "made", "-D", "window=9")
-    assert (done.returncode, done.stdout) == (1, ""), done
-    assert "window" in done.stderr, "`whole` has no such parameter"
+    assert (done.returncode, done.stdout) == (0, "made/near.py\nmade/whole.py\n"), done
+    assert "PARAMS = {'window': 9}" in (tmp_path / "made/near.py").read_text().replace('"', "'")
     done = spdsl("compile", "two.spat", "-o", "made")
     assert (done.returncode, done.stdout) == (0, "made/near.py\nmade/whole.py\n"), done.stderr
+    done = spdsl("compile", "two.spat", "-o", "made", "-D", "widow=9")
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert "did you mean `window`?" in done.stderr, "neither has it"
     done = spdsl("compile", "two.spat", "-o", "made", "-p", "near", "-D", "window=9")
     assert done.returncode == 0, done.stderr
     assert "PARAMS = {'window': 9}" in (tmp_path / "made/near.py").read_text().replace('"', "'")

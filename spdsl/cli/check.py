@@ -3,34 +3,59 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from spdsl.cli.inputs import (
-    Definitions,
+    STDIN,
     Failed,
-    allow_option,
-    length_option,
-    parameter_option,
+    once,
     parameters,
+    patterns_of,
     print_diagnostics,
     read_source,
-    setting,
+    refuse_unheld,
+)
+from spdsl.cli.options import (
+    LENGTHS,
+    Definitions,
+    allow_option,
+    parameter_option,
+    pattern_option,
+    source_files,
+    target_option,
 )
 from spdsl.diagnostics import Applicability, Diagnostic, Severity, Source, SpatError
 
 if TYPE_CHECKING:
+    from spdsl.checks.view import Setting
     from spdsl.fixing import Check, Fixed
+    from spdsl.syntax.tree import PatternTree
+    from spdsl.targets import Target
+
+_EPILOG = """Exit codes: 0 nothing is wrong, 1 errors or warnings, 2 the command cannot be carried out.
+
+\b
+Example: spdsl check patterns/*.spat --target h200 --length 8k,64k
+         cat near.spat | spdsl check - -D window=3k"""
+
+Found = list[tuple[Source, Diagnostic]]
 
 
-@click.command()
-@click.argument("files", type=click.Path(exists=True, dir_okay=False), nargs=-1, required=True, metavar="FILE...")
+@click.command(short_help="Reports errors and warnings of .spat files.", epilog=_EPILOG)
+@source_files
+@pattern_option
 @parameter_option
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="A GPU that the kernels must fit, as h200.")
-@length_option
+@target_option("A GPU that the kernels must fit, or several, each with --target")
+@click.option(
+    "--length", "lengths", type=LENGTHS, metavar="TOKENS",
+    help="The lengths to judge by: 64k, or 8k,64k, or 4k..64k. In place of that of `expect`.",
+)  # fmt: skip
 @allow_option
 @click.option("--fix", is_flag=True, help="Applies the hints that are safe to apply, and writes the files.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -38,23 +63,20 @@ if TYPE_CHECKING:
 def check(
     context: click.Context,
     files: tuple[str, ...],
+    pattern: str | None,
     definitions: Definitions,
-    targets: tuple[str, ...],
-    length: int | None,
+    targets: tuple[Target, ...],
+    lengths: tuple[int, ...] | None,
     allowed: tuple[str, ...],
     fix: bool,
     form: str,
 ) -> None:
-    """Reports errors and warnings; exits with 1 if there are any."""
-    from spdsl.compiler import check as findings
+    """Reports errors and warnings; exits with 1 if there are any. `-` as FILE is standard input."""
     from spdsl.rendering import as_data, summary
 
-    params, judged = parameters(definitions), setting(targets, length, allowed)
-
-    def found_in(source: Source) -> list[Diagnostic]:
-        return list(findings(source, params, judged))
-
-    found = [(source, one) for path in files for source, ones in [_findings(path, found_in, fix)] for one in ones]
+    if fix and STDIN in files:
+        raise click.UsageError("--fix writes files, and standard input is none")
+    found = _found(files, pattern, parameters(definitions), _settings(targets, lengths, allowed), fix)
     if form == "json":
         click.echo(json.dumps([as_data(source, one) for source, one in found], indent=2))
     else:
@@ -64,12 +86,62 @@ def check(
     context.exit(int(any(one.severity is not Severity.NOTE for _, one in found)))
 
 
-def _findings(path: str, found_in: Check, fix: bool) -> tuple[Source, Iterable[Diagnostic]]:
+def _settings(targets: Sequence[Target], lengths: Sequence[int] | None, allowed: Sequence[str]) -> list[Setting]:
+    from spdsl.checks.view import Setting
+
+    return [Setting(tuple(targets), length, frozenset(allowed)) for length in lengths or (None,)]
+
+
+def _found(
+    files: Sequence[str], wanted: str | None, params: dict[str, Fraction], settings: Sequence[Setting], fix: bool
+) -> Found:
+    """What there is to say about each file, in the order of the files."""
+    from spdsl.compiler import check as findings
+    from spdsl.syntax.overrides import declared, shared
+
+    opened = [_open(path, wanted) for path in once(files)]
+    if wanted is not None and not any(one.patterns or one.failed for one in opened):
+        refuse_unheld(wanted, [name for one in opened for name in one.names], files)
+    given = shared([set().union(*map(declared, one.patterns)) for one in opened], params)
+    found: Found = []
+    for one, own in zip(opened, given, strict=True):
+
+        def found_in(source: Source, own: dict[str, Fraction] = own) -> list[Diagnostic]:
+            every = [told for judged in settings for told in findings(source, own, judged, wanted)]
+            return list(dict.fromkeys(every))
+
+        if one.text:
+            source, ones = _fixed(one.source, Path(one.path), found_in) if fix else (one.source, found_in(one.source))
+            found += [(source, told) for told in ones]
+        else:
+            found += [(one.source, told) for told in one.failed]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: str
+    source: Source
+    names: tuple[str, ...] = ()
+    """Of all its patterns."""
+    patterns: tuple[PatternTree, ...] = ()
+    """Those that are asked for."""
+    failed: tuple[Diagnostic, ...] = ()
+    """Why it does not parse."""
+    text: bool = True
+
+
+def _open(path: str, wanted: str | None) -> _File:
     try:
         source = read_source(path)
-        return _fixed(source, Path(path), found_in) if fix else (source, found_in(source))
     except SpatError as error:
-        return error.source, error.diagnostics
+        return _File(path, error.source, failed=error.diagnostics, text=False)
+    try:
+        patterns = patterns_of(source)
+    except SpatError as error:
+        return _File(path, source, failed=error.diagnostics)
+    names = tuple(tree.name.text for tree in patterns)
+    return _File(path, source, names, tuple(tree for tree in patterns if wanted in (None, tree.name.text)))
 
 
 def _fixed(source: Source, path: Path, found_in: Check) -> tuple[Source, Iterable[Diagnostic]]:

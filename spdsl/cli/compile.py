@@ -3,57 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from spdsl.cli.inputs import (
-    Definitions,
-    Failed,
-    allow_option,
-    diagnostics_end_it,
-    length_option,
-    parameter_option,
-    parameters,
-    pattern_names,
-    pattern_option,
-    print_diagnostics,
-    read_source,
-    setting,
-    source_file,
-)
+from spdsl.cli.inputs import Failed, Job, diagnostics_end_it, jobs, once, print_diagnostics, read_source
 from spdsl.cli.measure import Wanted, measure
+from spdsl.cli.options import (
+    LENGTH,
+    Definitions,
+    allow_option,
+    output_folder,
+    parameter_option,
+    pattern_option,
+    source_files,
+    target_option,
+)
 from spdsl.runtime.gates import GATES
 
 if TYPE_CHECKING:
     from spdsl.checks.view import Setting
-    from spdsl.diagnostics import Source
+    from spdsl.targets import Target
 
 _STAGES = ["tree", "pattern", "aligned", "plan", "module"]
+_EPILOG = """Exit codes: 0 all is written (warnings are printed), 1 a source has errors or
+a kernel what --deny refuses, 2 the command cannot be carried out.
+
+\b
+Example: spdsl compile patterns/streaming_llm.spat -o build -D window=3k --report"""
 
 
-@click.command("compile")
-@source_file
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("."), help="Folder.")
+@click.command("compile", short_help="Compiles .spat files into Python modules.", epilog=_EPILOG)
+@source_files
+@output_folder
 @pattern_option
 @parameter_option
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="A GPU for --report and the like: h200.")
-@length_option
+@target_option("A GPU for --report, --deny, --cubin or --length, or several, each with --target", usual=True)
+@click.option(
+    "--length", type=LENGTH, metavar="TOKENS", help="The length to judge by, such as 64k; else that of `expect`."
+)
 @allow_option
 @click.option("--emit", "stage", type=click.Choice(_STAGES), help="Prints a stage instead of writing files.")
 @click.option("--report", is_flag=True, help="Prints what the kernels use, cross-compiled, and FLOPs and bytes.")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="Of --report.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Of --report."
+)
 @click.option("--deny", multiple=True, type=click.Choice(GATES), help="Ends with 1 if a kernel has that; for CI.")
 @click.option("--cubin", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Writes binaries there.")
 @click.option("--force", is_flag=True, help="Overwrites files that spdsl did not make.")
 def compile_file(
-    file: str,
+    files: tuple[str, ...],
     output: Path,
     pattern: str | None,
     definitions: Definitions,
-    targets: tuple[str, ...],
+    targets: tuple[Target, ...],
     length: int | None,
     allowed: tuple[str, ...],
     stage: str | None,
@@ -63,47 +67,47 @@ def compile_file(
     cubin: Path | None,
     force: bool,
 ) -> None:
-    """Compiles every pattern of FILE into DIR/<pattern>.py."""
+    """Compiles every pattern of each FILE into DIR/<pattern>.py. `-` as FILE is standard input."""
     wanted = Wanted(report, form, deny, cubin)
     if targets and not wanted.any and length is None:
         raise click.UsageError("--target names what --report, --deny, --cubin or --length is about: give both")
-    _expect_known(targets)
     with diagnostics_end_it():
-        source = read_source(file)
-        names = pattern_names(source, pattern)
+        work = jobs([read_source(path) for path in once(files)], pattern, definitions)
         if stage is not None:
-            _emit(source, names, parameters(definitions), stage)
+            _emit(work, stage)
             return
-        judged = setting(targets, length, allowed)
-        written = _write(source, names, parameters(definitions), judged, output, force)
+        written = _write(work, _setting(targets, length, allowed), output, force)
     for path in written:
         click.echo(path.as_posix(), err=report and form == "json")
     if wanted.any:
         from spdsl.compiler import plan_of
 
-        measure(written, [plan_of(source, name, parameters(definitions)) for name in names], targets, wanted)
+        measure(written, [plan_of(one.source, one.name, one.params) for one in work], targets, wanted)
 
 
-def _emit(source: Source, names: Sequence[str], params: dict[str, Fraction], stage: str) -> None:
+def _setting(targets: Sequence[Target], length: int | None, allowed: Sequence[str]) -> Setting:
+    from spdsl.checks.view import Setting
+
+    return Setting(tuple(targets), length, frozenset(allowed))
+
+
+def _emit(work: Sequence[Job], stage: str) -> None:
     from spdsl.compiler import emit
 
-    for name in names:
-        click.echo(emit(source, name, params, stage))
+    for one in work:
+        click.echo(emit(one.source, one.name, one.params, stage))
 
 
-def _write(
-    source: Source, names: Sequence[str], params: dict[str, Fraction], judged: Setting, folder: Path, force: bool
-) -> list[Path]:
+def _write(work: Sequence[Job], judged: Setting, folder: Path, force: bool) -> list[Path]:
     """Compiles all before it writes the first: an error leaves nothing behind."""
     from spdsl.cli.output import Foreign, write_module
     from spdsl.compiler import compile as compile_pattern
 
-    modules = [compile_pattern(source, name, params, judged) for name in names]
-    if len({module.name.lower() for module in modules}) < len(modules):
-        raise Failed("two patterns differ in case only; their files would be one on many systems: use -p")
+    _expect_apart(work)
+    modules = [compile_pattern(one.source, one.name, one.params, judged) for one in work]
     written = []
-    for module in modules:
-        print_diagnostics(source, module.diagnostics)
+    for one, module in zip(work, modules, strict=True):
+        print_diagnostics(one.source, module.diagnostics)
         try:
             path = write_module(folder, module.name, module.text, force=force)
         except Foreign as error:
@@ -114,11 +118,11 @@ def _write(
     return written
 
 
-def _expect_known(targets: Sequence[str]) -> None:
-    from spdsl.targets import find
-
-    for name in targets:
-        try:
-            find(name)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
+def _expect_apart(work: Sequence[Job]) -> None:
+    """Each module has a file of its own, on systems that ignore case, too. A name twice in one source is its error."""
+    names = [name for _, name in dict.fromkeys((one.source.path, one.name) for one in work)]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Failed(f"two of the files hold a pattern `{twice}`; compile them into two folders")
+    if len({name.lower() for name in names}) < len(names):
+        raise Failed("two patterns differ in case only; their files would be one on many systems: use -p")

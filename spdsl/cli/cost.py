@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +11,17 @@ import click
 
 from spdsl.cli.counting import counting
 from spdsl.cli.formulas import print_formulas, varied_by
-from spdsl.cli.inputs import (
+from spdsl.cli.inputs import STDIN, Failed, Job, diagnostics_end_it, jobs, read_source
+from spdsl.cli.options import (
+    LENGTHS,
     Definitions,
-    Failed,
-    diagnostics_end_it,
     parameter_option,
-    parameters,
-    pattern_names,
     pattern_option,
-    read_source,
+    size_option,
     source_file,
+    target_option,
 )
+from spdsl.targets import USUAL, find
 
 if TYPE_CHECKING:
     from spdsl.cost.estimate import Curve
@@ -33,60 +32,47 @@ if TYPE_CHECKING:
     from spdsl.targets import Target
 
 _STAGES = ["forward", "backward", "prefill", "decode"]
-_WIDTH = 160  # columns where the output is no terminal
-_MOST = 1 << 22
+_MOST = 1 << 22  # tokens
+_EPILOG = """Exit codes: 0 all is well, 1 the source has errors, 2 the command cannot be carried out.
 
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[tuple[int, int]]
-else:
-    _ParamType = click.ParamType
+\b
+Example: spdsl cost patterns/nsa.spat --target h200 --length 8k,64k --phase decode"""
 
 
-class _Lengths(_ParamType):
-    """`64k`, or `4k..1M`: k and M are 1024 and 1024 * 1024."""
-
-    name = "length"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        first, _, last = str(value).partition("..")
-        found = [self._number(text, param, ctx) for text in (first, last or first)]
-        if not 1 <= found[0] <= found[1] <= _MOST:
-            self.fail(f"`{value}`: lengths rise, from 1 to 4M", param, ctx)
-        return found[0], found[1]
-
-    def _number(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        scale = {"k": 1024, "m": 1024 * 1024}.get(text.strip()[-1:].lower(), 1)
-        digits = text.strip().rstrip("kKmM")
-        if not digits.isdecimal():
-            self.fail(f"`{text}` is no length: write 4096, 4k or 1M", param, ctx)
-        return int(digits) * scale
-
-
-@click.command()
+@click.command(short_help="Estimates times on a GPU beside dense attention.", epilog=_EPILOG)
 @source_file
 @pattern_option
 @parameter_option
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="A GPU such as h200; h100 by default.")
-@click.option("--length", type=_Lengths(), default="4k..1M", show_default=True, help="Tokens, or a range of them.")
-@click.option("--phase", "phases", multiple=True, type=click.Choice(_STAGES), help="Only this phase.")
-@click.option("--batch", type=click.IntRange(1), help="Sequences.")
-@click.option("--heads", type=click.IntRange(1), help="Query heads, where the pattern leaves them open.")
-@click.option("--kv-heads", type=click.IntRange(1), help="Key heads, where the pattern leaves them open.")
-@click.option("--dim", type=click.IntRange(1), help="Head dim, where the pattern leaves it open.")
-@click.option("--density", type=click.FloatRange(0, 1), default=1.0, help="Share of pairs where tensors decide.")
-@click.option("--overlap", type=click.FloatRange(0, 1), default=0.0, help="How alike neighbours choose: 0 to 1.")
+@target_option("A GPU, or several, each with --target", usual=True)
+@click.option(
+    "--length", "lengths", type=LENGTHS, default="4k..1M", show_default=True, metavar="TOKENS",
+    help="64k, or 8k,64k, or 4k..1M, which is 4k, doubled up to 1M.",
+)  # fmt: skip
+@click.option("--phase", "phases", multiple=True, type=click.Choice(_STAGES), help="Only this phase; by default all.")
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Sequences.  [default: that of `expect`, or 1]")
+@size_option("heads", "Query heads", 8)
+@size_option("kv-heads", "Key heads", 2)
+@size_option("dim", "Head dim", 128)
+@click.option(
+    "--density", type=click.FloatRange(0, 1), default=1.0, show_default=True, metavar="SHARE",
+    help="Share of pairs that are there, where tensors decide.",
+)  # fmt: skip
+@click.option(
+    "--overlap", type=click.FloatRange(0, 1), default=0.0, show_default=True, metavar="SHARE",
+    help="How alike neighbours choose: 0 nothing in common, 1 all.",
+)  # fmt: skip
 @click.option("--kernels", "in_detail", is_flag=True, help="Also the kernels of the longest call.")
 @click.option("--formulas", is_flag=True, help="The counts of each kernel as formulas of the length instead.")
 @click.option("--of", "varied", metavar="NAME", help="With --formulas: also of this parameter of the pattern.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="How it is printed.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="A .png to draw the times into.")
 @click.option("--measure", is_flag=True, help="On a GPU: measured times beside these.")
 def cost(
     file: str,
     pattern: str | None,
     definitions: Definitions,
-    targets: tuple[str, ...],
-    length: tuple[int, int],
+    targets: tuple[Target, ...],
+    lengths: tuple[int, ...],
     phases: tuple[str, ...],
     batch: int | None,
     heads: int | None,
@@ -101,30 +87,34 @@ def cost(
     plot: Path | None,
     measure: bool,
 ) -> None:
-    """What the patterns of FILE cost on a GPU beside dense attention, and from which length they are faster."""
+    """What the patterns of FILE cost on a GPU beside dense attention, and from which length they are faster.
+
+    `-` as FILE is standard input.
+    """
+    if lengths[-1] > _MOST:
+        raise click.BadParameter(f"{lengths[-1]} tokens: costs are told up to 4M", param_hint="'--length'")
     with diagnostics_end_it():
-        source = read_source(file)
-        names = pattern_names(source, pattern)
+        work = jobs([read_source(file)], pattern, definitions)
         from spdsl.compiler import plan_of
 
-        plans = [plan_of(source, name, parameters(definitions)) for name in names]
+        plans = [plan_of(one.source, one.name, one.params) for one in work]
     if varied is not None and not formulas:
         raise click.UsageError("--of names what --formulas is about: give both")
     if plot is not None and (len(plans) > 1 or len(targets) > 1):
         raise click.UsageError("--plot draws one pattern on one GPU: name them with -p and --target")
     from spdsl.cost.kernels import Options
 
-    found = _targets(targets)
+    found = targets or (find(USUAL),)
     options = Options(density, overlap)
     documents = []
-    for plan in plans:
+    for one, plan in zip(work, plans, strict=True):
         shape = _shape(plan, batch, heads, kv_heads, dim)
         stages = _stages(plan, phases)
         if formulas:
-            of = None if varied is None else varied_by(source, plan, parameters(definitions), varied)
+            of = None if varied is None else varied_by(one.source, plan, one.params, varied)
             print_formulas(plan, stages, shape, found[0], options, of)
             continue
-        curves = _curves(plan, stages, length, shape, found, options)
+        curves = _curves(plan, stages, lengths, shape, found, options)
         if form == "json":
             documents.append(_document(plan, curves))
         else:
@@ -132,18 +122,9 @@ def cost(
         if plot is not None:
             _plot(plan, curves, plot)
         if measure:
-            _measure(file, plan, parameters(definitions), curves, form)
+            _measure(file, one, curves, form)
     if form == "json" and documents:
         click.echo(json.dumps(documents, indent=1))
-
-
-def _targets(names: Sequence[str]) -> list[Target]:
-    from spdsl.targets import USUAL, find
-
-    try:
-        return [find(name) for name in names or (USUAL,)]
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
 
 
 def _stages(plan: Plan, wanted: Sequence[str]) -> list[Stage]:
@@ -152,7 +133,7 @@ def _stages(plan: Plan, wanted: Sequence[str]) -> list[Stage]:
     known = stages(plan)
     missing = [name for name in wanted if name not in {one.value for one in known}]
     if missing:
-        raise click.UsageError(f"{plan.pattern.name} has no {missing[0]}")
+        raise click.UsageError(f"--phase: {plan.pattern.name} has no {missing[0]}")
     return [one for one in known if not wanted or one.value in wanted]
 
 
@@ -165,42 +146,46 @@ def _shape(plan: Plan, batch: int | None, heads: int | None, kv_heads: int | Non
     given = Shape(batch or plan.pattern.expected.batch, own, open_kv, dim or usual.qk, dim or usual.v, usual.size)
     shape = shape_of(plan.pattern, given)
     if shape.heads % shape.kv_heads:
-        raise click.UsageError(f"{shape.heads} query heads are no multiple of {shape.kv_heads} key heads")
+        raise click.UsageError(
+            f"--heads, --kv-heads: {shape.heads} query heads are no multiple of {shape.kv_heads} key heads"
+        )
     return shape
 
 
 def _curves(
     plan: Plan,
     stages: Sequence[Stage],
-    length: tuple[int, int],
+    lengths: Sequence[int],
     shape: Shape,
     targets: Sequence[Target],
     options: Options,
 ) -> list[Curve]:
-    from spdsl.cost.estimate import curve, doubling
+    from spdsl.cost.estimate import curve
 
     with counting(plan.pattern.name):
-        lengths = doubling(*length)
         return [curve(plan, stage, lengths, shape, target, options) for target in targets for stage in stages]
 
 
 def _print(plan: Plan, curves: Sequence[Curve], in_detail: bool) -> None:
     from rich.console import Console
 
-    from spdsl.cost.report import crossing, detail, notes, table
+    from spdsl.cost.report import bounds, crossing, detail, notes, table
+    from spdsl.tables import Legend
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(width=_WIDTH, highlight=False)
     console.print(plan.pattern.name, style="bold")
+    printed = []
     for found in curves:
-        console.print(table(found))
+        printed.append(table(found))
         if in_detail:
-            console.print(detail(found.points[-1], found.target, found.shape.size))
+            printed.append(detail(found.points[-1], found.target, found.shape.size))
+    console.print(*printed, Legend(printed), sep="\n")
+    if told := bounds(curves):
+        console.print(told, style="dim")
     for found in curves:
         console.print(f"{found.target.name}, {crossing(found)}")
     for line in dict.fromkeys(line for found in curves for line in notes(found.target)):
-        console.print(line)
+        console.print(line, style="dim")
 
 
 def _document(plan: Plan, curves: Sequence[Curve]) -> dict[str, Any]:
@@ -220,14 +205,13 @@ def _plot(plan: Plan, curves: Sequence[Curve], path: Path) -> None:
         raise Failed(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _measure(file: str, plan: Plan, params: dict[str, Fraction], curves: Sequence[Curve], form: str) -> None:
+def _measure(file: str, job: Job, curves: Sequence[Curve], form: str) -> None:
     from spdsl.api import load
     from spdsl.runtime.measure import NoGpu, measured
 
-    name = plan.pattern.name
+    text = job.source.text if file == STDIN else file
+    params = {key: float(value) for key, value in job.params.items()}
     try:
-        click.echo(
-            measured(lambda: load(file, name, **{key: float(value) for key, value in params.items()}), curves, form)
-        )
+        click.echo(measured(lambda: load(text, job.name, **params), curves, form))
     except NoGpu as error:
         raise Failed(str(error)) from None

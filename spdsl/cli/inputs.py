@@ -1,109 +1,29 @@
-"""What the commands share: files, parameters, printed diagnostics."""
+"""What the commands share: sources, their patterns and parameters, printed diagnostics."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from spdsl.cli.options import Definitions
 from spdsl.diagnostics import Diagnostic, Source, SpatError
 
 if TYPE_CHECKING:
-    from spdsl.checks.view import Setting
+    from spdsl.syntax.tree import PatternTree
 
-Definitions = tuple[tuple[str, Fraction], ...]
+STDIN = "-"
+_STDIN_NAME = "<stdin>"
 
 
 class Failed(click.ClickException):
     """The command cannot be carried out; not the source's fault."""
 
     exit_code = 2
-
-
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[tuple[str, Fraction]]
-    _LengthType = click.ParamType[int]
-    _CodeType = click.ParamType[str]
-else:
-    _ParamType = _LengthType = _CodeType = click.ParamType  # no generic class before click 8.4
-
-
-class _Parameter(_ParamType):
-    """`name=value`, the value a decimal number."""
-
-    name = "name=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Fraction]:
-        from spdsl.syntax.numbers import read_number
-
-        name, equals, number = str(value).partition("=")
-        if not equals or not name.strip().isidentifier():
-            self.fail(f"`{value}` is not of the form name=value", param, ctx)
-        try:
-            return name.strip(), read_number(number.strip())
-        except ValueError as reason:
-            self.fail(f"`{value}`: {reason}", param, ctx)
-
-
-class Length(_LengthType):
-    """A number of tokens: `65536`, `64k`, `1M` (1024 of each)."""
-
-    name = "tokens"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"([0-9]{1,10})([kKmM]?)", str(value).strip())
-        tokens = int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2].lower()] if found else 0
-        if not 0 < tokens < 2**31:
-            self.fail(f"`{value}` is no number of tokens below 2**31, such as 65536, 64k or 1M", param, ctx)
-        return tokens
-
-
-class _Code(_CodeType):
-    """The code of a warning."""
-
-    name = "code"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from spdsl.catalogue import entries
-        from spdsl.diagnostics import did_you_mean
-
-        code = str(value).upper()
-        warnings = [known for known in entries() if known.startswith("W")]
-        if code in warnings:
-            return code
-        near = did_you_mean(code, warnings)
-        reason = "is an error; only warnings can be allowed" if code in entries() else "is no code of a warning"
-        self.fail(f"{value} {reason}{f'; {near.text}' if near and code not in entries() else ''}", param, ctx)
-
-
-source_file = click.argument("file", type=click.Path(exists=True, dir_okay=False))
-pattern_option = click.option("-p", "--pattern", metavar="NAME", help="Only this pattern of the file.")
-parameter_option = click.option(
-    "-D", "--define", "definitions", type=_Parameter(), multiple=True, help="Overrides a `param` of the pattern."
-)
-
-
-length_option = click.option(
-    "--length", type=Length(), metavar="TOKENS", help="The length to judge by, such as 64k; else that of `expect`."
-)
-allow_option = click.option(
-    "--allow", "allowed", type=_Code(), multiple=True, metavar="CODE", help="A warning that is not told, such as W501."
-)
-
-
-def setting(targets: Sequence[str], length: int | None, allowed: Sequence[str]) -> Setting:
-    """What patterns are judged by. Raises a usage error for an unknown GPU."""
-    from spdsl.checks.view import Setting
-    from spdsl.targets import find
-
-    try:
-        return Setting(tuple(find(name) for name in targets), length, frozenset(allowed))
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
 
 
 def parameters(definitions: Definitions) -> dict[str, Fraction]:
@@ -115,27 +35,65 @@ def parameters(definitions: Definitions) -> dict[str, Fraction]:
 
 
 def read_source(path: str) -> Source:
-    from spdsl.syntax.read import read
+    """The source in a file, or on standard input for `-`."""
+    from spdsl.syntax.limits import SOURCE_BYTES
+    from spdsl.syntax.read import decode, read
 
     try:
+        if path == STDIN:
+            return decode(click.open_file(STDIN, "rb").read(SOURCE_BYTES + 1), _STDIN_NAME)
         return read(path)
     except OSError as error:
         raise Failed(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def pattern_names(source: Source, wanted: str | None) -> list[str]:
-    """The patterns to work on. Raises SpatError if the file does not parse."""
+def once(paths: Sequence[str]) -> list[str]:
+    """The files of a command, one that is given twice once; standard input too, of which the second would be empty."""
+    return list(dict.fromkeys(paths))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A pattern to work on."""
+
+    source: Source
+    name: str
+    params: dict[str, Fraction]
+
+
+def jobs(sources: Sequence[Source], wanted: str | None, definitions: Definitions) -> list[Job]:
+    """The patterns of the files, or those of that name, each with the overrides of the parameters that it has.
+
+    Raises SpatError if a file does not parse, a usage error if none holds the pattern.
+    """
+    from spdsl.syntax.overrides import divided
+
+    held = [(source, tree) for source in sources for tree in patterns_of(source)]
+    asked = [(source, tree) for source, tree in held if wanted in (None, tree.name.text)]
+    if wanted is not None and not asked:
+        refuse_unheld(wanted, [tree.name.text for _, tree in held], [source.path for source in sources])
+    every = divided([tree for _, tree in asked], parameters(definitions))
+    return [Job(source, tree.name.text, params) for (source, tree), params in zip(asked, every, strict=True)]
+
+
+def patterns_of(source: Source) -> tuple[PatternTree, ...]:
+    """What the file holds. Raises SpatError if it does not parse."""
     from spdsl.diagnostics import Report
     from spdsl.syntax.parse import parse
 
     report = Report(source)
-    names = [pattern.name.text for pattern in parse(source, report).patterns]
+    patterns = parse(source, report).patterns
     report.check()
-    if wanted is None:
-        return names
-    if wanted not in names:
-        raise click.UsageError(f"{source.path} holds no pattern `{wanted}`; it holds {', '.join(names)}")
-    return [wanted]
+    return patterns
+
+
+def refuse_unheld(wanted: str, known: Sequence[str], paths: Sequence[str]) -> NoReturn:
+    """The usage error where no file holds the pattern."""
+    one = len(paths) == 1
+    raise click.UsageError(
+        f"{', '.join(paths)} {'holds' if one else 'hold'} no pattern `{wanted}`; "
+        f"{'it holds' if one else 'they hold'} {', '.join(known)}"
+    )
 
 
 def print_diagnostics(source: Source, diagnostics: Iterable[Diagnostic]) -> None:

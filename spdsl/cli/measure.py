@@ -11,13 +11,12 @@ import click
 
 from spdsl.cli.inputs import Failed
 from spdsl.runtime.gates import offences
+from spdsl.targets import USUAL, find
 
 if TYPE_CHECKING:
     from spdsl.ir.plan import Plan
     from spdsl.runtime.crosscompile import Compiled
     from spdsl.targets import Target
-
-_FILE_WIDTH = 200  # columns of a report that does not go to a terminal: no cell wraps
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +42,9 @@ class Wanted:
         return self.report and self.form == "json"
 
 
-def measure(paths: Sequence[Path], plans: Sequence[Plan], targets: Sequence[str], wanted: Wanted) -> None:
+def measure(paths: Sequence[Path], plans: Sequence[Plan], targets: Sequence[Target], wanted: Wanted) -> None:
     """Compiles the kernels of every file for every target, and ends with 1 if a gate refuses one."""
-    from spdsl import targets as known
-
-    gpus = [known.find(name) for name in targets or (known.USUAL,)]
+    gpus = targets or [find(USUAL)]
     try:
         compiled = {path: _one(path, plan, gpus, wanted) for path, plan in zip(paths, plans, strict=True)}
     except (RuntimeError, ImportError) as error:  # interpreter switched on, or no triton on this system
@@ -82,9 +79,7 @@ def _print_tables(compiled: Sequence[Compiled], plan: Plan) -> None:
     from spdsl.runtime.counts import tables
     from spdsl.runtime.report import report
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_FILE_WIDTH)
+    console = Console(highlight=False)
     for table in (report(compiled), *tables(plan)):
         console.print(table)
 

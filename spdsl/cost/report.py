@@ -5,26 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from spdsl.cost.crossing import told
 from spdsl.cost.efficiency import borrowed, efficiency, launch_seconds
 from spdsl.cost.estimate import Curve, Point
 from spdsl.cost.kernels import Kernel
 from spdsl.cost.roofline import time
 from spdsl.passes.count import Number, Shape
+from spdsl.tables import Column, Fitted
 from spdsl.targets import Target
 
-_HEADINGS = ("length", "time", "dense", "faster", "selection", "FLOPs", "of the machine", "bytes", "launches", "torch")
 
-
-def table(curve: Curve) -> Table:
-    found = Table(title=f"{curve.stage.value} on {curve.target.name}: {sizes(curve.shape)}")
-    for heading in _HEADINGS:
-        found.add_column(heading, justify="right")
+def table(curve: Curve) -> Fitted:
+    found = Fitted(f"{curve.stage.value} on {curve.target.name}: {sizes(curve.shape)}", _columns(), legend=False)
     for point in curve.points:
         found.add_row(*_row(point))
     return found
+
+
+def _columns() -> tuple[Column, ...]:
+    return (
+        Column("tokens"),
+        Column("time", "of one call of one layer, estimated"),
+        Column("dense", "time of the best dense attention on that GPU"),
+        Column("speedup", "dense / time, below 1x dense attention is faster"),
+        Column("choosing", "share of the time that goes into choosing keys", spare=5),
+        Column("FLOPs", "of the visible pairs", spare=2),
+        Column("FLOPs run", "with the hidden pairs of visited tiles and padding", spare=3),
+        Column("bytes", "read and written", spare=1),
+        Column("kernels", "launches of one call", spare=4),
+        Column("torch ops", "operators of PyTorch around them", spare=6),
+    )
 
 
 def _row(point: Point) -> tuple[str, ...]:
@@ -34,26 +44,39 @@ def _row(point: Point) -> tuple[str, ...]:
         bound + duration(point.seconds),
         duration(point.dense),
         f"{'' if point.exact else '>= '}{point.ratio:.2f}x",
-        f"{point.selecting:.0%}",
+        f"{point.selecting:.0%}" if point.selecting else "",
         number(point.flops),
         number(point.machine),
         number(point.moved),
         f"{point.launches}",
-        f"{point.steps}",
+        f"{point.steps}" if point.steps else "",
     )
 
 
-def detail(point: Point, target: Target, size: int) -> Table:
+def detail(point: Point, target: Target, size: int) -> Fitted:
     """The kernels of one call."""
-    found = Table(title=f"its kernels at {point.length:,} tokens")
-    for heading in ("kernel", "part", "time", "bound by", "FLOPs", "of the machine", "bytes"):
-        found.add_column(heading, justify="left" if heading in ("kernel", "part", "bound by") else "right")
+    columns = (
+        Column("kernel", words=True),
+        Column("part", words=True, spare=3),
+        Column("time"),
+        Column("bound by", "what the time of a kernel is made of", words=True),
+        Column("FLOPs", spare=2),
+        Column("FLOPs run", spare=4),
+        Column("bytes", spare=1),
+    )
+    found = Fitted(f"its kernels at {point.length:,} tokens", columns, legend=False)
     for kernel in point.kernels:
         found.add_row(
             kernel.name, kernel.part, duration(time(kernel, target, size).seconds), bound(kernel, target, size),
             number(kernel.flops), number(kernel.machine), number(kernel.moved),
         )  # fmt: skip
     return found
+
+
+def bounds(curves: Sequence[Curve]) -> str:
+    """What `<=` stands for, if it is there."""
+    exact = all(point.exact for curve in curves for point in curve.points)
+    return "" if exact else "<= and >=: the data decide, and this is the worst case (--density and --overlap change it)"
 
 
 def bound(kernel: Kernel, target: Target, size: int) -> str:
@@ -75,14 +98,16 @@ def crossing(curve: Curve) -> str:
 def notes(target: Target) -> Iterator[str]:
     """What the numbers of a GPU rest on."""
     for owner, kinds in borrowed(target.name).items():
-        yield f"no source for {target.name}: {', '.join(kinds)} as on {owner}"
+        named = ", ".join(kind.replace("_", " ") for kind in kinds)
+        yield f"for want of published speeds on {target.name} those on {owner} are taken: {named}"
     if not target.exponentials:
-        yield f"no source for the exponentials of {target.name}: they cost nothing here"
+        yield f"for want of a published rate exponentials on {target.name} cost nothing here"
 
 
 def sizes(shape: Shape) -> str:
     dims = f"dim {shape.qk}" if shape.qk == shape.v else f"dims {shape.qk} and {shape.v}"
-    return f"batch {shape.batch}, heads {shape.heads} and {shape.kv_heads}, {dims}, {shape.size} bytes an element"
+    heads = f"{shape.heads} query and {shape.kv_heads} key heads"
+    return f"batch {shape.batch}, {heads}, {dims}, {shape.size} bytes an element"
 
 
 def duration(seconds: float) -> str:
@@ -131,8 +156,14 @@ def _point(point: Point, curve: Curve) -> dict[str, Any]:
         "length": point.length,
         "seconds": point.seconds,
         "dense_seconds": point.dense,
+        "speedup": point.ratio,
         "selection": point.selecting,
         "exact": point.exact,
+        "flops": point.flops.value,
+        "machine": point.machine.value,
+        "moved": point.moved.value,
+        "launches": point.launches,
+        "torch": point.steps,
         "kernels": [_kernel(kernel, curve) for kernel in point.kernels],
     }
 

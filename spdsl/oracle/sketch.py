@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import sympy
 import torch
@@ -56,6 +57,7 @@ class Sketch:
         return 1 - self.seen / self.possible
 
 
+@lru_cache(maxsize=8)  # who looks for a length that shows something draws that one afterwards
 def sketches(pattern: Pattern, length: int) -> tuple[list[Sketch], list[str]]:
     """A sketch per softmax, stream and differing head (two at most), and notes on what is drawn."""
     threads = torch.get_num_threads()

@@ -7,14 +7,14 @@ from fractions import Fraction
 from functools import partial
 from typing import TypeVar
 
-from rich.table import Table
-
 from spdsl.budget import TooMuch, at_most
+from spdsl.cost.report import sizes
 from spdsl.ir.plan import Plan
 from spdsl.passes.count import Count, Number, Shape, Step, shape_of
 from spdsl.passes.published import published
 from spdsl.passes.visible import DependsOnData
 from spdsl.passes.work import forward
+from spdsl.tables import Column, Fitted
 
 LENGTHS = (8192, 16384, 32768, 65536)
 FORWARD = 8192  # tokens of the forward pass
@@ -24,20 +24,18 @@ UNCOUNTED = "too much to count"
 Counted = TypeVar("Counted")
 
 
-def tables(plan: Plan) -> tuple[Table, Table]:
+def tables(plan: Plan) -> tuple[Fitted, Fitted]:
     """Decode steps at LENGTHS, and the kernels of a forward pass at FORWARD tokens, in bf16."""
     shape = shape_of(plan.pattern)
     with at_most(MOST_STEPS):
         return _steps(plan, shape), _forward(plan, shape)
 
 
-def _steps(plan: Plan, shape: Shape) -> Table:
+def _steps(plan: Plan, shape: Shape) -> Fitted:
     found = {length: _known(Count(plan, length, shape).step) for length in LENGTHS}
     formulas = {length: _known(partial(published, plan, length)) for length in LENGTHS}
     shown = any(isinstance(formula, Fraction) for formula in formulas.values())
-    table = Table(title=f"one decode step, one layer: {_sizes(shape)}")
-    for heading in ("length", "KV tokens", "of which", *_formula(shown), "KV bytes", "of dense"):
-        table.add_column(heading, justify="left" if heading == "of which" else "right")
+    table = Fitted(f"one decode step, one layer: {sizes(shape)}", _columns(shown))
     for length, step in found.items():
         formula = [_plain(formulas[length])] if shown else []
         table.add_row(f"{length:,}", *_cells(step, formula))
@@ -54,8 +52,16 @@ def _known(count: Callable[[], Counted]) -> Counted | str:
         return UNCOUNTED
 
 
-def _formula(known: bool) -> list[str]:
-    return ["(s - l)/d + n l' + w"] if known else []
+def _columns(formula: bool) -> list[Column]:
+    published = [Column("(s - l)/d + n l' + w", "the published count of those tokens", spare=1)]
+    return [
+        Column("tokens", "in the cache"),
+        Column("KV tokens", "keys and values that the step reads"),
+        Column("of which", words=True),
+        *(published if formula else []),
+        Column("KV bytes"),
+        Column("of dense", "share of what dense attention reads"),
+    ]
 
 
 def _cells(step: Step | str, formula: list[str]) -> list[str]:
@@ -66,10 +72,9 @@ def _cells(step: Step | str, formula: list[str]) -> list[str]:
     return [_number(step.keys), parts, *formula, _number(step.bytes), share]
 
 
-def _forward(plan: Plan, shape: Shape) -> Table:
-    table = Table(title=f"forward pass of {FORWARD:,} tokens: {_sizes(shape)}")
-    for heading in ("kernel", "FLOPs", "bytes, each tensor once"):
-        table.add_column(heading, justify="left" if heading == "kernel" else "right")
+def _forward(plan: Plan, shape: Shape) -> Fitted:
+    columns = (Column("kernel", words=True), Column("FLOPs"), Column("bytes, each tensor once"))
+    table = Fitted(f"forward pass of {FORWARD:,} tokens: {sizes(shape)}", columns)
     works = _known(lambda: forward(Count(plan, FORWARD, shape)))
     if isinstance(works, str):
         table.add_row(works, "", "")
@@ -77,11 +82,6 @@ def _forward(plan: Plan, shape: Shape) -> Table:
     for row in works:
         table.add_row(row.kernel, UNKNOWN if row.flops is None else _number(row.flops), f"{row.bytes:,}")
     return table
-
-
-def _sizes(shape: Shape) -> str:
-    dims = f"dim {shape.qk}" if shape.qk == shape.v else f"dims {shape.qk} and {shape.v}"
-    return f"batch {shape.batch}, heads {shape.heads} and {shape.kv_heads}, {dims}, {shape.size} bytes an element"
 
 
 def _number(number: Number) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 
 from rich.console import Console
-from rich.table import Table
 
 from spdsl import targets
 from spdsl.runtime import report as tables
@@ -20,10 +19,11 @@ from spdsl.runtime.crosscompile import Compiled
 from spdsl.runtime.cubins import write
 from spdsl.runtime.record import refuse_interpreter
 from spdsl.runtime.survey import survey
+from spdsl.tables import Fitted
 from spdsl.targets import Target
 
 
-def report(path: Path, names: Sequence[str] = ()) -> Table:
+def report(path: Path, names: Sequence[str] = ()) -> Fitted:
     """One row for each kernel of the generated file and each target (by default h100); a bar on a terminal meanwhile.
 
     ValueError for an unknown target; RuntimeError under TRITON_INTERPRET, or for a file that spdsl did not make.

@@ -12,13 +12,14 @@ from dataclasses import asdict
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from spdsl.runtime.crosscompile import Compiled, compile_launch, failed
+from spdsl.runtime.gates import described
 from spdsl.runtime.launches import Launch
 from spdsl.runtime.reasons import reasons
 from spdsl.runtime.record import refuse_interpreter
+from spdsl.tables import Column, Fitted
 from spdsl.targets import Target
 
 Job = tuple[Launch, Target]
@@ -54,18 +55,33 @@ def most_workers() -> int:
     return max(1, min(cores, 16))
 
 
-def report(compiled: Iterable[Compiled]) -> Table:
+def report(compiled: Iterable[Compiled]) -> Fitted:
     """One row for each kernel and target; what costs speed or does not fit is in colour, and below it is why."""
-    table = Table(title="compiled kernels")
-    for heading in ("kernel", "workload", "target", "warps", "stages", "registers", "spills", "shared", "blocks/SM"):
-        table.add_column(heading, justify="left" if heading in ("kernel", "workload", "target") else "right")
-    for heading in ("matrix in loops", "computed", "async copies", "load bits"):
-        table.add_column(heading, justify="right" if heading == "computed" else "left")
+    table = Fitted("compiled kernels", _columns())
     rows = list(compiled)
     for one in rows:
         table.add_row(*(_failure(one) if one.error is not None else _numbers(one)))
-    table.caption = Text("\n".join(reasons(rows)), justify="left")
+    failed = [one for one in rows if one.error is not None]
+    table.notes = [Text(f"{described(one)}: {_reason(one)}", "red") for one in failed] + [*map(Text, reasons(rows))]
     return table
+
+
+def _columns() -> tuple[Column, ...]:
+    return (
+        Column("kernel", words=True),
+        Column("workload", words=True, spare=5, apart=True),
+        Column("target", words=True, spare=5, apart=True),
+        Column("warps", "groups of 32 or 64 threads of a block", spare=3),
+        Column("stages", "iterations whose loads run ahead", spare=4),
+        Column("regs", "registers of a thread"),
+        Column("spills", "registers that went to memory: slow"),
+        Column("shared", "bytes of fast memory that a block takes"),
+        Column("blocks/SM", "blocks that run on a multiprocessor at once, and what limits them", spare=2),
+        Column("in loops", "tensor-core instructions in loops: they do the products", words=True),
+        Column("times", "how often each product in the loops is computed: more than once is waste", spare=1),
+        Column("async copies", "loads that do not wait", words=True, spare=6),
+        Column("load bits", "the widest load", spare=7),
+    )
 
 
 def to_json(compiled: Iterable[Compiled]) -> str:
@@ -99,8 +115,11 @@ def _numbers(one: Compiled) -> list[Text | str]:
 
 
 def _failure(one: Compiled) -> list[Text | str]:
-    reason = (one.error or "").strip().splitlines()[-1]
-    return [*_head(one), "", "", "", Text("error", style="red"), Text(reason, style="red"), "", "", ""]
+    return [*_head(one), "", "", "", "", Text("error", style="red"), "", "", ""]
+
+
+def _reason(one: Compiled) -> str:
+    return (one.error or "").strip().splitlines()[-1]
 
 
 def _head(one: Compiled) -> list[Text | str]:

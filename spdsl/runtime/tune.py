@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from torch import Tensor
 
 from spdsl.device.trials import tensors_of
 from spdsl.runtime.module_report import loaded
 from spdsl.runtime.record import refuse_interpreter, replaced
+from spdsl.tables import Column, Fitted
 from spdsl.targets import Target
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -85,9 +85,25 @@ def _rank(module: ModuleType, bucket: Any, default: Any, config: Any) -> Any:
     return module.rank(bucket.kernel, config, default)
 
 
-def table(found: Mapping[Any, Any]) -> Table:
+def rows(found: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """Each bucket with its winner as JSON types: times in milliseconds, None where only the model has ranked."""
+    return [{**bucket._asdict(), **winner._asdict()} for bucket, winner in found.items()]
+
+
+def table(found: Mapping[Any, Any]) -> Fitted:
     """One row for each bucket: the default's time, the winner's, and what won."""
-    shown = Table("kernel", "queries", "keys", "page, unit", "default ms", "tuned ms", "gain", "configuration", "tried")
+    columns = (
+        Column("kernel", words=True),
+        Column("queries", "tokens of the call, rounded up"),
+        Column("keys"),
+        Column("page, unit", "tokens of a page of the cache or of a chosen unit", spare=3),
+        Column("default ms", "time of the configuration of the tables", spare=4),
+        Column("tuned ms", "time of the fastest one", spare=2),
+        Column("gain", "how much faster that is", spare=1),
+        Column("configuration", "rows x keys of a tile, warps, stages", words=True),
+        Column("tried", "configurations", spare=5),
+    )
+    shown = Fitted("fastest configurations", columns)
     for bucket, winner in found.items():
         measured = winner.milliseconds is not None
         shown.add_row(

@@ -72,27 +72,31 @@ USUAL = "h100"  # where none is named
 
 def names() -> tuple[str, ...]:
     """The names of all known GPUs, sorted."""
-    return tuple(sorted(_all()))
+    return tuple(path.stem for path in _files())
 
 
 def find(name: str) -> Target:
     """The GPU of that name or alias; case and separators do not count (`RTX 4090`, `sm_90`, `gfx942`).
 
     An architecture stands for one GPU that has it: `sm_90` for h100, `sm_89` for rtx4090.
-    ValueError for an unknown name, with the nearest known ones.
+    ValueError for an unknown name, with the nearest and all known ones.
     """
     known = _spellings()
     plain = _plain(name)
     if plain in known:
         return _all()[known[plain]]
     near = dict.fromkeys(known[close] for close in get_close_matches(plain, known, n=3, cutoff=0.6))
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names())}"
-    raise ValueError(f"unknown target {name!r}: {hint}")
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(f"unknown target {name!r}: {hint}known are {', '.join(names())}")
+
+
+def _files() -> list[Path]:
+    return sorted(Path(__file__).parent.glob("*.toml"))
 
 
 @cache
 def _all() -> dict[str, Target]:
-    return {path.stem: _read(path) for path in sorted(Path(__file__).parent.glob("*.toml"))}
+    return {path.stem: _read(path) for path in _files()}
 
 
 @cache

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from rich.table import Table
 
 from spdsl.compiler import plan_of
 from spdsl.diagnostics import Source
 from spdsl.runtime import counts
+from spdsl.tables import Fitted
 
 FAR = "where(q % 65537 == k % 65537)"  # repeats after more positions than are worth listing
 
 
-def cells(table: Table, column: int) -> list[str]:
+def cells(table: Fitted, column: int) -> list[str]:
     return [str(cell) for cell in table.columns[column].cells]
 
 
-def tables_of(keys: str) -> tuple[Table, Table]:
+def tables_of(keys: str) -> tuple[Fitted, Fitted]:
     return counts.tables(plan_of(Source(f"pattern p {{ causal return attend({keys}) }}"), None, {}))
 
 

@@ -182,7 +182,9 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "commanded.py").exists()
     run = CliRunner().invoke(main, arguments)
     assert run.exit_code == 0, run.output
-    assert "attend_dkdv │ train bf16 64/64 │ h100" in " ".join(run.output.split())
+    assert max(map(len, run.output.splitlines())) <= 80
+    wide = CliRunner().invoke(main, arguments, env={"COLUMNS": "200"})
+    assert "attend_dkdv │ train bf16 64/64 │ h100" in " ".join(wide.output.split())
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 2

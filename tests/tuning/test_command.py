@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +14,7 @@ from click.testing import CliRunner, Result
 
 import spdsl
 from spdsl.cli import main
+from spdsl.cli.numbers import lengths
 from spdsl.runtime import tune
 from spdsl.runtime.module_report import loaded
 from spdsl.runtime.record import replaced
@@ -155,8 +155,6 @@ def test_refusals(module: Path, tmp_path: Path) -> None:
         assert "has no GPU" in done.output
 
 
-@pytest.mark.parametrize("given, wanted", [("4k", [4096]), ("1k..6k", [1024, 2048, 4096]), ("100..100", [100])])
+@pytest.mark.parametrize("given, wanted", [("4k", [4096]), ("1k..6k", [1024, 2048, 4096, 6144]), ("100..100", [100])])
 def test_lengths(given: str, wanted: list[int]) -> None:
-    from spdsl.cli.tune import Lengths
-
-    assert partial(Lengths().convert, param=None, ctx=None)(given) == wanted
+    assert list(lengths(given)) == wanted
