@@ -32,9 +32,8 @@ class GateConst(NamedTuple):
 def load_gate(gates, row, left, i, C):
     """The gates of branch i, [ROWS]."""
     step = tl.arange(0, C.ROWS)
-    return tl.load(token_pointer(gates, row) + step.to(tl.int64) * gates.token + i, mask=step < left, other=0.0).to(
-        C.ACC
-    )
+    pointers = token_pointer(gates, row) + step.to(tl.int64) * gates.token + i
+    return tl.load(pointers, mask=step < left, other=0.0).to(C.ACC)
 
 
 @jit

@@ -485,7 +485,8 @@ def cached_rows(store, h, home, slot):
 @jit
 def at(x, s, h, start):
     """Tensor x from token `start` of a sequence and a head on.  int64: a large tensor passes 2^31 elements."""
-    data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head + start * x.token
+    data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head
+    data += tl.cast(start, tl.int64) * x.token
     return Strided(data, x.batch, x.head, x.token)
 
 
@@ -498,13 +499,13 @@ def token_pointer(x, token):
 def load_row_values(x, row, left, other, C):
     """One value per row (lse, delta)."""
     i = tl.arange(0, C.BLOCK_M)
-    return tl.load(token_pointer(x, row) + i * x.token, mask=i < left, other=other)
+    return tl.load(token_pointer(x, row) + i.to(tl.int64) * x.token, mask=i < left, other=other)
 
 
 @jit
 def store_row_values(x, row, left, values, C):
     i = tl.arange(0, C.BLOCK_M)
-    tl.store(token_pointer(x, row) + i * x.token, values, mask=i < left)
+    tl.store(token_pointer(x, row) + i.to(tl.int64) * x.token, values, mask=i < left)
 
 
 @jit
@@ -532,7 +533,7 @@ def load_part(
     """[ROWS, WIDTH] tile of columns START.. ; rows from `left` on (if MASKED) and columns from DIM on are 0."""
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    pointers = data + (row * stride + column)
+    pointers = data + row.to(tl.int64) * stride + column
     if START + WIDTH > DIM:
         if MASKED:
             tile = tl.load(pointers, mask=(row < left) & (column < DIM), other=0.0)
@@ -571,7 +572,9 @@ def store_part(
 ):
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    tl.store(data + row * stride + column, tile.to(data.dtype.element_ty), mask=(row < left) & (column < DIM))
+    tl.store(
+        data + row.to(tl.int64) * stride + column, tile.to(data.dtype.element_ty), mask=(row < left) & (column < DIM)
+    )
 
 
 @jit
@@ -1207,7 +1210,7 @@ def attend_decode(q, kv, partial, partial_lse, call, C):
     partial = at(partial, s, h, split)
     store_v(partial.data, partial.head, C.GROUP, acc0 / divisor, acc1 / divisor, C.BLOCK_M, C)
     partial_lse = at(partial_lse, s, h, split)
-    tl.store(partial_lse.data + row * partial_lse.head, m + tl.log2(total), mask=row < C.GROUP)
+    tl.store(partial_lse.data + row.to(tl.int64) * partial_lse.head, m + tl.log2(total), mask=row < C.GROUP)
 
 
 # ---- 4. The CPU path ------------------------------------------------------------------------------------------------
@@ -1435,8 +1438,8 @@ def _merge_rows(out: Tensor, lse: Tensor, o: Tensor, s: Tensor) -> None:
 
 
 def _flash_forward(x: _TileData) -> tuple[Tensor, Tensor]:
-    """Output and lse [.., rows, 1]; the kernel asks for one head dim, and columns of zeros change nothing."""
-    q, k, v = _widened(x.q, x.k, x.v)
+    """Output and lse [.., rows, 1]; columns of zeros change nothing."""
+    q, k, v = _for_flash(x.q, x.k, x.v)
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, lse = flash(q, k, v, 0.0, False, attn_mask=x.added, scale=x.form.scale)
     lse = lse.unsqueeze(-1)
@@ -1446,15 +1449,21 @@ def _flash_forward(x: _TileData) -> tuple[Tensor, Tensor]:
 
 
 def _flash_backward(x: _TileData, dout: Tensor, out: Tensor, lse: Tensor, dlse: Tensor) -> tuple[Tensor, ...]:
-    dout, q, k, v, out = _widened(dout, x.q, x.k, x.v, out)
+    dout, q, k, v, out = _for_flash(dout, x.q, x.k, x.v, out)
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     found = flash(dout, q, k, v, out, lse.squeeze(-1), 0.0, False, attn_mask=x.added, scale=x.form.scale)
     return tuple(grad[..., : like.shape[3]] for grad, like in zip(found, x[:3], strict=True))
 
 
-def _widened(*tensors: Tensor) -> Iterator[Tensor]:
+def _for_flash(*tensors: Tensor) -> Iterator[Tensor]:
+    """Of one head dim, and with a last stride of 1: the kernel asks for the one and takes the other for granted.
+
+    Only here is that sure: folding, converting and padding each may keep or choose other strides.
+    """
     width = max(x.shape[-1] for x in tensors)
-    return (x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in tensors)
+    for x in tensors:
+        same = x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1]))
+        yield same if same.stride(-1) == 1 else same.contiguous()
 
 
 def _plain_forward(x: _TileData) -> tuple[Tensor, Tensor]:
@@ -2892,6 +2901,12 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def room_like(x: Tensor) -> Tensor:
+    """Memory in the shape of x whose last stride is 1, as kernels store: in the layout of x where that has it."""
+    found = torch.empty_like(x)
+    return found if found.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of accumulators, lse and delta."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -3170,8 +3185,8 @@ def attend_cpu_backward(
     lse: Tensor,
     layout: Layout,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    dq = torch.zeros_like(q)
-    grads = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in keys]
+    dq = room_like(q).zero_()
+    grads = [(room_like(k).zero_(), room_like(v).zero_()) for k, v in keys]
     for corner in corners(q, layout):
         rows = (corner.batch, slice(None), corner.rows)
         own = [(k[corner.batch, :, corner.keys], v[corner.batch, :, corner.keys]) for k, v in keys]
@@ -3221,8 +3236,8 @@ def attend_kernel_backward(
     q, dout = rows_contiguous(q), rows_contiguous(dout)
     v_dim = keys[0][1].shape[3]
     delta = delta_of(out, dout, dlse)
-    dq = torch.zeros_like(q)
-    grads = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in keys]
+    dq = room_like(q).zero_()
+    grads = [(room_like(k).zero_(), room_like(v).zero_()) for k, v in keys]
     call = call_of(q, layout)
     rows = [strided(x, sequences) for x in (dout, lse, delta)]
     sources = [source(q, k, v, sequences, layout, None) for k, v in keys]
@@ -3355,7 +3370,7 @@ def attend_backward_op(
 @attend_backward_op.register_fake
 def _(dout, dlse, out, lse, q, k, v, q_spans, k_spans, q_offset, k_offset, longest, tokens):
     return [
-        torch.empty_like(x)
+        room_like(x)
         for x in (
             q,
             k,

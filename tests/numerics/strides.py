@@ -14,7 +14,7 @@ from torch import Tensor
 Form = Callable[[Tensor], Tensor]
 
 
-def gap_of(x: Tensor) -> float | int | bool:
+def _gap_of(x: Tensor) -> float | int | bool:
     return 7.0 if x.is_floating_point() else True if x.dtype == torch.bool else 7
 
 
@@ -51,7 +51,7 @@ def tokens_outside_heads(x: Tensor) -> Tensor:
 
 def gaps_in_rows(x: Tensor) -> Tensor:
     """Every third number."""
-    storage = x.new_full((*x.shape, 3), gap_of(x))
+    storage = x.new_full((*x.shape, 3), _gap_of(x))
     storage[..., 1] = x
     return storage[..., 1]
 
@@ -60,7 +60,7 @@ def gaps_between_rows(x: Tensor) -> Tensor:
     """A slice of wider rows, of which every second one counts: q of a fused projection."""
     if x.dim() < 2:
         return gaps_in_rows(x)
-    storage = x.new_full((*x.shape[:-1], 2, x.shape[-1] + 5), gap_of(x))
+    storage = x.new_full((*x.shape[:-1], 2, x.shape[-1] + 5), _gap_of(x))
     inner = storage[..., 1, 3 : 3 + x.shape[-1]]
     return inner.copy_(x)
 
