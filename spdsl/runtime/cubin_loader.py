@@ -108,7 +108,7 @@ class Cubins:
 
 def identity(names: Mapping[str, Any]) -> dict[str, Any]:
     """What a module is, from its names: pattern, parameters, and digests. An import in a second place is the same."""
-    spec = names.get("__spec__")
+    spec: Any = names.get("__spec__")
     source = spec.loader.get_source(spec.name) if hasattr(getattr(spec, "loader", None), "get_source") else None
     namespace = str(names["NAMESPACE"])
     while namespace.endswith("_again"):
