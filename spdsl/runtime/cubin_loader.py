@@ -120,7 +120,7 @@ def identity(names: Mapping[str, Any]) -> dict[str, Any]:
 def differences(manifest: Mapping[str, Any], names: Mapping[str, Any]) -> list[str]:
     """What the module of these names, and the Triton that it has, are not as the manifest says."""
     own = {**identity(names), "triton": getattr(names.get("triton"), "__version__", None)}
-    theirs = {**manifest.get("module", {}), "triton": manifest.get("triton")}
+    theirs = {**manifest.get("module", {}), **{name: manifest[name] for name in ("triton",) if name in manifest}}
     unknown = [name for name in own if name not in theirs]
     if unknown:
         return [f"manifest.json does not say the {' and the '.join(unknown)} of their module: written before spdsl did"]
