@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,10 +61,10 @@ def row_index(rows: int | Sequence[int] | Sequence[bool] | Tensor, batch: int, d
     return (found.reshape(-1).long() % max(1, batch)).to(device)
 
 
-def _row_tensor(rows: object) -> Tensor:
+def _row_tensor(rows: Any) -> Tensor:
     """Of a number or a sequence of numbers, or of bools: never of both, since a bool is a number, too."""
     is_list = isinstance(rows, Sequence) and not isinstance(rows, str | bytes)
-    several = list(rows) if is_list else [rows]
+    several: list[Any] = list(rows) if is_list else [rows]
     if is_list and several and all(isinstance(row, bool) for row in several):
         return torch.tensor(several)
     if not all(isinstance(row, Integral) and not isinstance(row, bool) for row in several):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,9 +54,9 @@ def expect_number(name: str, x: object, expected: str, least: int = 0, most: int
     """x as an int between the bounds. Raises TypeError for a bool, a float or a tensor, ValueError out of bounds."""
     if isinstance(x, bool) or not isinstance(x, int | torch.SymInt | Integral):
         raise TypeError(f"{name}: expected {expected}, got {type(x).__name__}")
-    number = x if isinstance(x, int | torch.SymInt) else int(x)
+    number: Any = x if isinstance(x, int | torch.SymInt) else int(x)
     expect(least <= number <= most, name, expected, number)
-    return number
+    return number  # type: ignore[no-any-return]
 
 
 def expect_flag(name: str, x: object) -> None:

@@ -108,7 +108,7 @@ class Cubins:
 
 def identity(names: Mapping[str, Any]) -> dict[str, Any]:
     """What a module is, from its names: pattern, parameters, and digests. An import in a second place is the same."""
-    spec = names.get("__spec__")
+    spec: Any = names.get("__spec__")
     source = spec.loader.get_source(spec.name) if hasattr(getattr(spec, "loader", None), "get_source") else None
     namespace = str(names["NAMESPACE"])
     while namespace.endswith("_again"):
@@ -120,7 +120,7 @@ def identity(names: Mapping[str, Any]) -> dict[str, Any]:
 def differences(manifest: Mapping[str, Any], names: Mapping[str, Any]) -> list[str]:
     """What the module of these names, and the Triton that it has, are not as the manifest says."""
     own = {**identity(names), "triton": getattr(names.get("triton"), "__version__", None)}
-    theirs = {**manifest.get("module", {}), "triton": manifest.get("triton")}
+    theirs = {**manifest.get("module", {}), **{name: manifest[name] for name in ("triton",) if name in manifest}}
     unknown = [name for name in own if name not in theirs]
     if unknown:
         return [f"manifest.json does not say the {' and the '.join(unknown)} of their module: written before spdsl did"]
