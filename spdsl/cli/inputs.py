@@ -36,7 +36,7 @@ def parameters(definitions: Definitions) -> dict[str, Fraction]:
 
 def read_source(path: str) -> Source:
     """The source in a file, or on standard input for `-`."""
-    from spdsl.syntax.limits import SOURCE_BYTES
+    from spdsl.limits import SOURCE_BYTES
     from spdsl.syntax.read import decode, read
 
     try:

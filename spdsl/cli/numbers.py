@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from spdsl.syntax.limits import NUMBER_VALUE
+from spdsl.limits import NUMBER_VALUE
 from spdsl.syntax.numbers import read_number
 
 SCALES = {"": 1, "k": 1 << 10, "m": 1 << 20}

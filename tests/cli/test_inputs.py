@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 import spdsl as package
 from spdsl.cli import main
-from spdsl.syntax.limits import SOURCE_BYTES
+from spdsl.limits import SOURCE_BYTES
 
 NEAR = "pattern near { param window = 4 causal return attend(sliding(window)) }\n"
 WHOLE = "pattern whole { param sinks = 2 causal return attend(all) }\n"
