@@ -83,6 +83,9 @@ class _Loader(SourceFileLoader):
         super().__init__(name, str(_cached(name, text)))
         self.text = text
 
+    def get_source(self, fullname: str) -> str:
+        return self.text
+
     def get_code(self, fullname: str) -> CodeType:
         code = self.source_to_code(self.text.encode(), self.path)
         assert isinstance(code, CodeType)

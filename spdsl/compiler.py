@@ -20,7 +20,7 @@ from spdsl.checks import findings
 from spdsl.checks.view import NOTHING_MORE, Setting, views
 from spdsl.codegen import render as rendering
 from spdsl.codegen.context import context
-from spdsl.diagnostics import Diagnostic, Report, Source, Span, SpatError, did_you_mean
+from spdsl.diagnostics import Diagnostic, Report, Severity, Source, Span, SpatError, did_you_mean
 from spdsl.ir import show
 from spdsl.ir.plan import Plan
 from spdsl.limits import CHECK_STEPS, ESTIMATE_STEPS, RENDER_STEPS
@@ -35,6 +35,7 @@ from spdsl.syntax.tree import FileTree, PatternTree
 
 Params = Mapping[str, Fraction]
 Number = int | float | Fraction | Decimal
+NAMES_ONLY = frozenset({"E104", "E106"})  # errors of names leave the tree whole: what else is wrong can be told
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +143,20 @@ def check(source: Source, params: Params, setting: Setting = NOTHING_MORE, only:
     tree = parse(source, report)
     _distinct_names(tree, report)
     budget, setting = Budget(CHECK_STEPS), replace(setting, estimates=Budget(ESTIMATE_STEPS))
-    if not report.failed:
+    if all(found.code in NAMES_ONLY for found in report.diagnostics):
+        last = "pattern" if report.failed else "plan"
         patterns = [pattern for pattern in tree.patterns if only in (None, pattern.name.text)]
         for pattern, given in zip(patterns, divided(patterns, params), strict=True):
             own = Report(source)
             try:
                 for stage, _ in stages(source, pattern, given, own, setting, budget):
-                    if stage == "plan":
+                    if stage == last:
                         break
             except SpatError:
                 pass
             for found in own.told():
-                report.add(found)
+                if found.severity is Severity.ERROR or last == "plan":
+                    report.add(found)
     return report.told()
 
 

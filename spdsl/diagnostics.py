@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from enum import Enum
+from os.path import commonprefix
 
 from spdsl.budget import spend
 
 MOST_ERRORS = 100  # more than a reader can use; the rest is counted only
+NEAR = 0.6  # of the letters of two words are alike where one may be meant for the other
+LEAST_STEM = 3  # letters of an abbreviation
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +145,17 @@ class Report:
 
 
 def did_you_mean(word: str, candidates: Iterable[str], span: Span | None = None) -> Hint | None:
-    """The nearest known word, or nothing if none is near."""
-    known = sorted(candidates)
-    spend(len(known) * (1 + len(word) // 8))
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
-    return Hint(f"did you mean `{near[0]}`?", Applicability.MAYBE, span, near[0]) if near else None
+    """The nearest known word, or nothing if none is near: most letters alike, then the longest common beginning."""
+    matcher = SequenceMatcher(b=word.casefold())  # keeps what it learns of `b`
+    nearest, best = "", 0.0
+    every = sorted(candidates)
+    spend(len(every) * (1 + len(word) // 8))
+    for known in every:
+        stem = len(commonprefix((word.casefold(), known.casefold())))
+        begins = stem >= LEAST_STEM and stem == min(len(word), len(known))
+        matcher.set_seq1(known.casefold())
+        bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)  # cheap ones first
+        if begins or all(alike() >= NEAR for alike in bounds):
+            score = matcher.ratio() + stem / max(len(word), len(known))
+            nearest, best = (known, score) if score > best else (nearest, best)
+    return Hint(f"did you mean `{nearest}`?", Applicability.MAYBE, span, nearest) if nearest else None

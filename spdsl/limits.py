@@ -28,7 +28,10 @@ BATCH = 65_536  # sequences that `expect` declares
 
 # ---- expressions, sets and results (E307)
 
-EXPRESSION_SIZE = 256  # operators, positions and numbers of one element expression, names written out; published: 30
+EXPRESSION_SIZE = 128  # operators, positions and numbers of one element expression, names written out; published: 30
+NESTED = (
+    8  # roundings, remainders, minima, maxima, absolute values inside one another: sympy looks into each; published: 2
+)
 EXPANDED_TERMS = 64  # of an expression that is multiplied out: it grows with the power of its factors
 SET_SIZE = 1024  # the same of a set: 64 cases of a few comparisons each
 SET_CASES = 64  # conjuncts of one set: beyond this the derived loops would be longer than any kernel should be
@@ -40,5 +43,5 @@ ENTRIES_OF_UNIT = 1024  # entries of a score that overlap one unit: each is a st
 # ---- work (E312). A step is about 10 microseconds of one core of a server of 2024.
 
 CHECK_STEPS = 80_000  # of a file; the longest of the shipped patterns takes 6,000
-ESTIMATE_STEPS = 60_000  # of a file, for what is only remarked (W510): above it nothing is said
+ESTIMATE_STEPS = 100_000  # of a file, for what is only remarked (W510); nsa at 1M tokens takes 98,000
 RENDER_STEPS = 200_000  # of the text of one module

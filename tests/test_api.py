@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import spdsl
-from spdsl.api import cache_folder
+from spdsl.api import Module, cache_folder
+from spdsl.codegen import render
+from spdsl.device.tuned_store import store_in_cache
 
 PATTERNS = Path(__file__).resolve().parents[1] / "patterns"
 STREAMING = PATTERNS / "streaming_llm.spat"
@@ -39,6 +45,36 @@ def test_parameters_change_text_and_digest() -> None:
     made = [spdsl.compile(TEXT, **params) for params in ({}, {"window": 4}, {"window": 5})]
     assert made[0].digest == made[1].digest != made[2].digest
     assert made[0].text == made[1].text != made[2].text
+
+
+NAMED_ALIKE = ({"window": 22040}, {"window": 94507})  # with 32 bits of their digests
+
+
+def test_modules_are_told_apart_by_all_of_their_digests() -> None:
+    one, two = (spdsl.load(TEXT.replace("mine", "p"), **params) for params in NAMED_ALIKE)
+    assert one is not two
+    assert (one.PARAMS, two.PARAMS) == NAMED_ALIKE
+    assert one.NAMESPACE != two.NAMESPACE
+
+
+EXACT = "pattern exact { param x = 1 causal return attend(where(k * x <= q)) }"
+THIRDS = [1 / 3, Fraction(1, 3), Fraction(1, 3) + Fraction(1, 10**30), np.float32(1 / 3), 1]
+
+
+def test_parameters_are_told_apart_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render, "formatted", lambda made: made)  # which takes most of the time
+    made = [spdsl.compile(EXACT, x=x) for x in THIRDS]
+    assert len({module.digest for module in made}) == len(THIRDS)
+    same = [spdsl.compile(EXACT, x=x) for x in (1.0, Decimal("1.0"), np.int64(1))]
+    assert {module.digest for module in same} == {made[-1].digest}
+    assert spdsl.compile(EXACT, x=0.1).digest == spdsl.compile(EXACT, x=Decimal("0.1")).digest
+
+
+def test_two_texts_of_one_digest_are_two_modules(cache: Path) -> None:
+    one, two = (Module("mine", f"X = {i}\n", "0", ()) for i in (1, 2))
+    assert (one.load().X, two.load().X, one.load().X) == (1, 2, 1)
+    assert two.load() is two.load()
+    assert len(list(cache.glob("*.py"))) == 2
 
 
 def test_one_of_several_patterns() -> None:
@@ -185,6 +221,73 @@ def test_an_unwritable_folder_is_named(cache: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("spdsl.api.tempfile.mkstemp", refuse)
     with pytest.raises(OSError, match=r"cannot write to .*cache: Permission denied; set SPDSL_CACHE_DIR"):
         spdsl.load(TEXT)
+
+
+KILLED = """
+import os, signal, sys
+from spdsl.api import Module
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Module(sys.argv[1], "X = 1\\n" * 2000, "0", ()).load()
+"""
+
+
+@POSIX
+def test_drafts_of_dead_processes_are_removed(cache: Path) -> None:
+    environment = {**os.environ, "SPDSL_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, "-c", KILLED, "other"], env=environment, check=False)
+    assert done.returncode == -9
+    assert [path.suffix == ".py" for path in cache.iterdir()] == [False]
+    mine = Module("mine", "X = 1\n", "0", ())
+    assert mine.load().X == 1
+    assert [path.name for path in cache.iterdir()] == ["spdsl_mine_0.py"]
+    (cache / ".spdsl_mine_0.abcd_123").write_text("left by an earlier version")
+    del sys.modules["spdsl_mine_0"]
+    assert mine.load().X == 1
+    assert [path.name for path in cache.iterdir()] == ["spdsl_mine_0.py"], "a load that writes nothing sweeps, too"
+
+
+@POSIX
+def test_the_draft_of_a_living_process_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process loads while this one writes: it waits."""
+    waiting: list[subprocess.Popen[bytes]] = []
+    replace = os.replace
+
+    def slowly(draft: str, path: Path) -> None:
+        environment = {**os.environ, "SPDSL_CACHE_DIR": str(cache)}
+        waiting.append(subprocess.Popen([sys.executable, "-c", LOAD, "1"], env=environment))
+        time.sleep(1)
+        replace(draft, path)
+
+    monkeypatch.setattr("spdsl.api.os.replace", slowly)
+    assert Module("mine", "X = 0\n", "0", ()).load().X == 0
+    assert waiting[0].wait(200) == 0
+
+
+@POSIX
+@pytest.mark.parametrize("change", ["owner", "mode"])
+def test_a_file_that_others_can_change_is_replaced(cache: Path, change: str) -> None:
+    """Even where its text is right: it could be another one a moment later."""
+    path = loaded_again(cache)
+    if change == "mode":
+        path.chmod(0o666)
+    elif os.getuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        pytest.skip("only root gives files away")
+    before = path.stat().st_ino
+    spdsl.load(TEXT)
+    state = path.stat()
+    assert (state.st_ino != before, state.st_uid, state.st_mode & 0o777) == (True, os.getuid(), 0o600)
+
+
+def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.setenv("SPDSL_CACHE_DIR", "~/mine")
+    monkeypatch.chdir(tmp_path)
+    assert cache_folder() == tmp_path / "home" / "mine"
+    assert store_in_cache(Path(__file__)).path.parent == tmp_path / "home" / "mine"
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_failed_write_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

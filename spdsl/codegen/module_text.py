@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spdsl.codegen.texts import ChoiceText, JointText, SoftmaxText, cells_of
-from spdsl.ir.pattern import Choice, Pattern, Query, Stream, Tensor, Values, Weight
+from spdsl.ir.pattern import Branch, Choice, Pattern, Phase, Query, Stream, Tensor, Values, Weight
+from spdsl.passes.joint import leaves
 
 STREAMED = ("mean", "max", "weighted")
 
@@ -260,6 +262,20 @@ class ModuleText:
         """What a call computes before its softmaxes: entries, and the choices that the caller did not pass."""
         entries = tuple(side[1] for found in self.entries for side in found.sides)
         return (*entries, *(found.name for found in self.selected))
+
+    def summed(self, phase: str) -> tuple[tuple[str, ...], ...]:
+        """The value arguments of what becomes one result: they have one dim."""
+        cases = self.pattern.cases_of(Phase(phase))
+        extras = [[extra] for case in cases for extra in case.extras if isinstance(extra, Branch)]
+        groups = (self._values(branches) for branches in ([case.branch for case in cases], *extras))
+        return tuple(dict.fromkeys(group for group in groups if len(group) > 1))
+
+    def _values(self, branches: Sequence[Branch]) -> tuple[str, ...]:
+        """Of entries, those that they are made of."""
+        names = {leaf for branch in branches for leaf in leaves(branch)}
+        read = {sweep.stream.name for s in self.softmaxes if s.name in names for sweep in s.sweeps}
+        read |= {found.source.name for found in self.entries if found.name in read and found.has_values}
+        return tuple(x.value_argument for x in self.streams if x.name in read and x.value_argument)
 
     @property
     def sinks(self) -> frozenset[str]:

@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from spdsl.device.launch import wide
 from spdsl.device.lists import membership, random_units, sequence_counts
@@ -32,7 +31,6 @@ def check_attention(
     first_name, (first, *_) = next(iter(queries.items()))
     for name, (x, *_) in [*queries.items(), *keys.items(), *values.items()]:
         expect_tensor(name, x)
-        refuse_tangent(name, x)
         expect(x.dim() == 4, name, "4 dimensions [batch, heads, tokens, dim]", list(x.shape))
         expect(x.dtype in DTYPES, name, "float16, bfloat16, float32 or float64", x.dtype)
         expect(x.shape[1] > 0 or name not in queries, name, "1 head or more", 0)
@@ -57,6 +55,13 @@ def check_attention(
         k = keys[key][0]
         expect(list(x.shape[:3]) == list(k.shape[:3]), name, "shape {} + [dim]", list(x.shape), list(k.shape[:3]))
         expect(dim is None or x.shape[3] == dim, name, f"head dim {dim}", x.shape[3])
+
+
+def check_values(values: Mapping[str, Tensor]) -> None:
+    """What becomes one result has values of one dim."""
+    first_name, first = next(iter(values.items()))
+    for name, x in values.items():
+        expect(x.shape[3] == first.shape[3], name, "head dim {} like {}", x.shape[3], first.shape[3], first_name)
 
 
 def tensor_argument(
@@ -98,12 +103,6 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     wanted = torch.get_autocast_dtype(kind)
     return tuple(x.to(wanted) if isinstance(x, Tensor) and x.dtype in DTYPES[:3] else x for x in tensors)
-
-
-def refuse_tangent(name: str, x: Tensor) -> None:
-    """Forward-mode derivatives do not pass a custom operator; without this check they would come out as 0."""
-    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
-        raise NotImplementedError(f"{name}: no forward-mode derivative (jvp); use backward")
 
 
 def refuse_gradient(name: str, x: Tensor) -> None:

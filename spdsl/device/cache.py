@@ -151,12 +151,16 @@ class CacheStore:
         last = next(iter(self.k.values())).shape[0] - 1
         return torch.where(room, page, last), position % self.page, room
 
-    def rows(self, store: Tensor, sequence: int, keys: Tensor) -> Tensor:
-        """Rows [1, heads, keys, dim] of `k[stream]` or `v[stream]` at positions `keys` (host side)."""
+    def rows(self, store: Tensor, sequence: int, length: int) -> Tensor:
+        """The first rows [1, heads, length, dim] of `k[stream]` or `v[stream]`; of pages a copy."""
         if self.page_table is None or self.page is None:
-            return store[sequence : sequence + 1, :, keys]
-        pages = self.page_table[sequence].long()[keys // self.page]
-        return store[pages, :, keys % self.page].transpose(0, 1).unsqueeze(0)
+            return store[sequence : sequence + 1, :, :length]
+        pages = self.page_table[sequence, : -(-length // self.page)].long()
+        return store[pages].transpose(0, 1).flatten(1, 2)[:, :length].unsqueeze(0)
+
+    def homes(self, sequence: int) -> list[int]:
+        """Where tokens of `sequence` lie in `k[stream]`, home after home (host side)."""
+        return [sequence] if self.page_table is None else self.page_table[sequence].tolist()
 
     def reset(self, rows: int | Sequence[int] | Sequence[bool] | Tensor | None = None) -> None:
         """Empties all sequences, or those of `rows`: their numbers (negative ones count from the end), or bool [batch].
@@ -170,8 +174,12 @@ class CacheStore:
 
 
 def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """[homes, heads, rows, dim], rows a multiple of 16 elements apart: Triton vectorises only over such strides."""
-    return torch.zeros(homes, heads, rows, -(-dim // 16) * 16, device=device, dtype=dtype)[..., :dim]
+    """[homes, heads, rows, dim], rows a multiple of 16 elements apart: Triton vectorises only over such strides.
+
+    Heads are a multiple of 64 rows apart, or one page: so blocks of keys of all heads are equally far apart.
+    """
+    room = rows if rows & (rows - 1) == 0 else -(-rows // 64) * 64
+    return torch.zeros(homes, heads, room, -(-dim // 16) * 16, device=device, dtype=dtype)[:, :, :rows, :dim]
 
 
 class EntryShape(NamedTuple):

@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from spdsl.device.sequences import expect, expect_dtype, expect_number, expect_tensor
+from spdsl.device.sequences import INT32_MOST, expect, expect_dtype, expect_number, expect_tensor
 
 _SPARE_PAGES = 1024  # storage reaches to the largest page of a table: so far beyond its entries a number is a mistake
 
@@ -55,17 +55,19 @@ def row_index(rows: int | Sequence[int] | Sequence[bool] | Tensor, batch: int, d
         return found.to(device)
     fits = found.dtype in (torch.int32, torch.int64) and found.dim() <= 1
     expect(fits, "rows", expected, f"{found.dtype} {list(found.shape)}")
-    numbers = found.reshape(-1).tolist()
-    outside = [row for row in numbers if not -batch <= row < batch]
+    outside = [row for row in found.reshape(-1).tolist() if not -batch <= row < batch]
     expect(not outside, "rows", expected, outside[:8])
-    return torch.tensor([row % batch for row in numbers], dtype=torch.long, device=device)
+    return (found.reshape(-1).long() % max(1, batch)).to(device)
 
 
 def _row_tensor(rows: object) -> Tensor:
     """Of a number or a sequence of numbers, or of bools: never of both, since a bool is a number, too."""
-    several = list(rows) if isinstance(rows, Sequence) and not isinstance(rows, str | bytes) else [rows]
-    mask = bool(several) and all(isinstance(row, bool) for row in several) and several != [rows]
-    if not mask and not all(isinstance(row, Integral) and not isinstance(row, bool) for row in several):
+    is_list = isinstance(rows, Sequence) and not isinstance(rows, str | bytes)
+    several = list(rows) if is_list else [rows]
+    if is_list and several and all(isinstance(row, bool) for row in several):
+        return torch.tensor(several)
+    if not all(isinstance(row, Integral) and not isinstance(row, bool) for row in several):
         got = " and ".join(sorted({type(row).__name__ for row in several}))
         raise TypeError(f"rows: expected None, numbers, or a bool for each sequence, got {got}")
-    return torch.tensor(several if mask else [int(row) for row in several], dtype=torch.bool if mask else torch.long)
+    numbers = [max(-INT32_MOST, min(int(row), INT32_MOST)) for row in several]  # no tensor has room for more
+    return torch.tensor(numbers, dtype=torch.long)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -30,16 +30,13 @@ def in_order(count: int, run: Callable[[int], Any], take: Callable[[Any], None])
             take(run(number))
         return
     line = _Line(count, run, take, _PIECES_AHEAD * threads)
-    workers = [threading.Thread(target=line.work, daemon=True) for _ in range(threads)]
+    workers = [threading.Thread(target=line.work, daemon=True) for _ in range(threads - 1)]
     for worker in workers:
         worker.start()
-    try:
-        for worker in workers:
-            worker.join()
-    finally:  # an interrupt of this thread stops the others, too: they write to tensors of the caller
-        line.stop()
-        for worker in workers:
-            worker.join()
+    with on_cores(1):
+        line.work()
+    for worker in workers:
+        worker.join()
     if line.failure is not None:
         raise line.failure
 
@@ -58,11 +55,10 @@ class _Line:
 
     def work(self) -> None:
         try:
-            _keep_one_core()
-            with torch.inference_mode(self.inference), torch.no_grad():
+            with on_cores(1), torch.inference_mode(self.inference), torch.no_grad():
                 while (number := self._next()) is not None:
                     self._hand_on(number, self.run(number))
-        except BaseException as failure:  # raised in the thread that waits
+        except BaseException as failure:  # also an interrupt: raised once no thread writes to the caller's tensors
             self.failure = self.failure or failure
             self.stop()
 
@@ -102,15 +98,28 @@ class _Line:
 def _can_keep_one_core() -> bool:
     """Tried in a thread of its own, which ends with it."""
     found: list[bool] = []
-    trial = threading.Thread(target=lambda: found.append(_keep_one_core()), daemon=True)
+
+    def attempt() -> None:
+        with on_cores(1):
+            found.append(torch.get_num_threads() == 1)
+
+    trial = threading.Thread(target=attempt, daemon=True)
     trial.start()
     trial.join()
     return found == [True]
 
 
-def _keep_one_core() -> bool:
-    """Torch works on one core in this thread. `torch.set_num_threads` would say so to threads of others, too."""
-    torch.get_num_threads()  # the first call takes over the number of the process
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Torch works on as many cores in this thread. `torch.set_num_threads` would say so to threads of others, too."""
+    before = torch.get_num_threads()  # the first call takes over the number of the process
+    _set_cores(count)
+    try:
+        yield
+    finally:
+        _set_cores(before)
+
+
+def _set_cores(count: int) -> None:
     with suppress(AttributeError, OSError, TypeError):  # no OpenMP
-        ctypes.CDLL(None).omp_set_num_threads(1)
-    return torch.get_num_threads() == 1
+        ctypes.CDLL(None).omp_set_num_threads(count)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INT32_MOST = 2**31 - 1
@@ -25,25 +26,28 @@ def expect(holds: bool, name: str, expected: str, got: object, *filled: object) 
 
 
 def expect_tensor(name: str, x: object) -> None:
-    """A tensor that lies in memory as its strides say, outside of `torch.func`."""
+    """A tensor that lies in memory as its strides say, and of which no derivative is asked that there is not."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-    dense = x.layout == torch.strided and not x.is_nested and not x.is_quantized
-    if not dense:
-        raise TypeError(f"{name}: expected a dense tensor, got {_kind_of(x)}")
-    if not torch.compiler.is_compiling() and _is_transformed(x):
-        raise NotImplementedError(f"{name}: no torch.func transform (grad, vmap, jvp) goes through; use backward")
+    if x.layout != torch.strided or x.is_nested or x.is_quantized:
+        kind = "a nested one" if x.is_nested else f"a quantized one, {x.dtype}" if x.is_quantized else str(x.layout)
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+    if not torch.compiler.is_compiling():
+        refuse_transform(name, x)
 
 
-def _kind_of(x: Tensor) -> str:
-    return "a nested one" if x.is_nested else f"a quantized one, {x.dtype}" if x.is_quantized else str(x.layout)
+def refuse_transform(name: str, x: Tensor) -> None:
+    """Derivatives that do not pass a custom operator; without this check forward-mode ones would come out as 0."""
+    if forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"{name}: no forward-mode derivative (jvp); use backward")
+    if asked_of_functorch("is_gradtrackingtensor", x):
+        raise NotImplementedError(f"{name}: no derivative by torch.func (grad, vjp, jacrev); use backward")
 
 
-def _is_transformed(x: Tensor) -> bool:
-    """Private to PyTorch: where a version has no such question, its own message has to do."""
-    asked = getattr(torch._C, "_functorch", None)
-    asked = getattr(asked, "is_functorch_wrapped_tensor", None)
-    return asked is not None and asked(x)
+def asked_of_functorch(question: str, x: Tensor) -> bool:
+    """Private to PyTorch: a version without the question has to say by itself what it cannot do."""
+    answer = getattr(getattr(torch._C, "_functorch", None), question, None)
+    return answer is not None and bool(answer(x))
 
 
 def expect_number(name: str, x: object, expected: str, least: int = 0, most: int = INT32_MOST) -> int:
@@ -67,8 +71,9 @@ def expect_dtype(dtype: object) -> None:
 
 
 def on_host(x: Tensor) -> bool:
-    """Whether its values are there to be looked at: not on a GPU, nor while PyTorch traces."""
-    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+    """Whether its values are there to be looked at: not on a GPU, nor while PyTorch traces or maps."""
+    plain = x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+    return plain and not asked_of_functorch("is_functorch_wrapped_tensor", x)
 
 
 class Layout(NamedTuple):

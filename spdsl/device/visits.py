@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
-from spdsl.device.cpu import Part
 from spdsl.device.sequences import Corner
 
 
@@ -51,21 +49,3 @@ def _joined(ranges: list[tuple[int, int, bool]]) -> list[tuple[int, int, bool]]:
         else:
             joined.append((first, end, full))
     return joined
-
-
-def positions_of(ranges: Iterable[tuple[int, int, int, int]], corner: Corner) -> Tensor:
-    """Every position of the ranges once."""
-    found = [torch.arange(first, end) for first, end, _ in visits_of_ranges(ranges, corner)]
-    return torch.cat([torch.arange(0), *found])
-
-
-def selected(part: Part, positions: Tensor) -> Part:
-    """A part whose keys are those at `positions` only."""
-    bias = part.bias
-    return Part(
-        part.k,
-        part.v,
-        lambda first, end: [(0, len(positions), False)] if len(positions) else [],
-        lambda q, k: part.visible(q, positions[k]),
-        None if bias is None else lambda q, k: bias(q, positions[k]),
-    )

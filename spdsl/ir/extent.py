@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import prod
 
 import sympy
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
 
 FAR = 10**9  # as many terms as nothing may have
 
@@ -38,6 +40,13 @@ def _terms(value: sympy.Basic) -> tuple[int, int]:
         own = 1
     own = min(own, FAR)
     return own, max(own, *(largest for _, largest in parts))
+
+
+def nesting(value: sympy.Basic) -> int:
+    """How deep functions other than sums, products and logic stand inside one another."""
+    inner = max((nesting(part) for part in value.args), default=0)
+    plain = sympy.Add | sympy.Mul | sympy.And | sympy.Or | sympy.Not | Relational | AppliedUndef
+    return inner if not value.args or isinstance(value, plain) else inner + 1
 
 
 def digits(value: sympy.Basic) -> int:

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import sympy
+from sympy.core.relational import Relational
 
 from spdsl.budget import spend
 from spdsl.diagnostics import Span
 from spdsl.ir import extent
+from spdsl.ir.compared import comparison
 from spdsl.ir.pattern import Tensor
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, K, Q, lookup, lookups
-from spdsl.limits import EXACT_DIGITS, EXPANDED_TERMS, EXPRESSION_SIZE, NUMBER_VALUE
-from spdsl.passes.names import Names
+from spdsl.limits import EXACT_DIGITS, EXPANDED_TERMS, EXPRESSION_SIZE, NESTED, NUMBER_VALUE
+from spdsl.passes.names import Names, mentioned
 from spdsl.syntax import tree
 
 POSITIONS = {"q": Q, "k": K, "h": H, "length": LENGTH}
@@ -26,14 +28,15 @@ _SUMS: dict[str, Callable[[Expr, Expr], Expr]] = {
     "//": lambda a, b: sympy.floor(a / b),
     "%": lambda a, b: sympy.Mod(a, b),
 }
-_COMPARISONS: dict[str, Callable[[Expr, Expr], Boolean]] = {
+_COMPARISONS: dict[str, type[Relational]] = {
     "<": sympy.Lt, "<=": sympy.Le, ">": sympy.Gt, ">=": sympy.Ge, "==": sympy.Eq, "!=": sympy.Ne,
 }  # fmt: skip
 _FUNCTIONS: dict[str, tuple[int, Callable[..., Expr]]] = {
     "min": (2, sympy.Min), "max": (2, sympy.Max), "abs": (1, sympy.Abs), "sqrt": (1, sympy.sqrt),
 }  # fmt: skip
 MATH = frozenset(_FUNCTIONS)
-STEPS = 4  # of one operator
+# Steps of one operation on short operands: what sympy finds out about signs and common factors takes most of it.
+STEPS, DIVISION, FUNCTION, COMPARISON = 10, 40, 100, 60
 
 
 def number(names: Names, expr: tree.Expr) -> Expr | None:
@@ -59,11 +62,18 @@ def size(names: Names, expr: tree.Expr, least: int | None, what: str, most: int 
     whole = int(sympy.floor(value))
     if whole > most or (least is not None and whole < least):
         bound = f"at least {least}" if least is not None and whole < least else f"at most {most}"
+        found = f"`{_text(names, expr)}`" if any(mentioned(expr)) else what
         names.report.error(
-            names.out_of_domain(expr), f"{what} is {whole}, it must be {bound}", expr.span, f"{bound} is needed"
-        )
+            names.out_of_domain(expr), f"{found} is {whole}, it must be {bound}", expr.span, f"{bound} is needed",
+            note="" if isinstance(expr, tree.Name) else names.values_in(expr),
+        )  # fmt: skip
         return None
     return whole
+
+
+def _text(names: Names, expr: tree.Expr) -> str:
+    """An expression as it is written, on one line."""
+    return " ".join(names.report.source.text[expr.span.start : expr.span.end].split())
 
 
 def element(names: Names, expr: tree.Expr) -> Expr | None:
@@ -87,7 +97,8 @@ def condition(names: Names, expr: tree.Expr, phases: dict[str, Boolean] | None =
         right_value = _value(names, expr.right, positions=phases is None)
         if left_value is None or right_value is None:
             return None
-        return _COMPARISONS[expr.operator](left_value, right_value)
+        spend(COMPARISON + extent.size(left_value, EXPRESSION_SIZE) + extent.size(right_value, EXPRESSION_SIZE))
+        return comparison(_COMPARISONS[expr.operator], left_value, right_value)
     if phases is not None and isinstance(expr, tree.Name) and expr.text in phases:
         return phases[expr.text]
     value = _value(names, expr, positions=phases is None)
@@ -98,7 +109,7 @@ def condition(names: Names, expr: tree.Expr, phases: dict[str, Boolean] | None =
             "E205", "a condition is expected here", expr.span, "is a number", hint="compare it: `... < ...`"
         )
         return None
-    return sympy.Ne(value, 0)
+    return comparison(sympy.Ne, value, sympy.S.Zero)
 
 
 def _value(names: Names, expr: tree.Expr, positions: bool) -> Expr | None:
@@ -116,7 +127,10 @@ def _value(names: Names, expr: tree.Expr, positions: bool) -> Expr | None:
             return _function(names, expr, positions)
         case tree.Restrict():
             return _read(names, expr, positions)
-    names.report.error("E205", "an arithmetic expression is expected here", expr.span, "not a number")
+    names.report.error(
+        "E205", "an arithmetic expression is expected here", expr.span, "not a number",
+        hint="`~` binds tighter than all other operators: `~(...)`" if isinstance(expr, tree.Unary) else "",
+    )  # fmt: skip
     return None
 
 
@@ -151,12 +165,15 @@ def _sum(names: Names, expr: tree.Binary, positions: bool) -> Expr | None:
     if left is None or right is None:
         return None
     if expr.operator in ("/", "//", "%") and right.is_positive is not True:
+        found = f"is {right}" if right.is_number else "may be 0 or less"
         names.report.error(
-            names.out_of_domain(expr.right), "the divisor is not a positive number", expr.right.span, "must be positive"
-        )
+            names.out_of_domain(expr.right), f"the divisor `{_text(names, expr.right)}` {found}", expr.right.span,
+            "must be positive", note="" if isinstance(expr.right, tree.Name) else names.values_in(expr.right),
+        )  # fmt: skip
         return None
     if expr.operator == "*" and not _short(names, sympy.Mul(left, right, evaluate=False), expr.span):
         return None
+    spend(STEPS if expr.operator in ("+", "-", "*") or (left.is_number and right.is_number) else DIVISION)
     result = _SUMS[expr.operator](left, right)
     if result.is_number and abs(result) > NUMBER_VALUE:
         names.report.error("E006", f"the value exceeds {NUMBER_VALUE}", expr.span, "too large")
@@ -167,13 +184,21 @@ def _sum(names: Names, expr: tree.Binary, positions: bool) -> Expr | None:
 def _short(names: Names, value: Expr, span: Span) -> bool:
     """Whether sympy can go on with a value; an error if it is too long."""
     found = extent.size(value, EXPRESSION_SIZE)
-    spend(STEPS + found)
+    spend(found)
     if found > EXPRESSION_SIZE:
         names.report.error(
             "E307", f"the expression has more than {EXPRESSION_SIZE} operators and operands", span,
             "too complex, with its names written out", hint="compute it outside and pass it as a `tensor`",
         )  # fmt: skip
         return False
+    found = extent.nesting(value)
+    if found > NESTED:
+        names.report.error(
+            "E307", f"{found} roundings, remainders, minima or roots stand inside one another, at most {NESTED}", span,
+            "nested too deeply", hint="compute it outside and pass it as a `tensor`",
+        )  # fmt: skip
+        return False
+    spend(STEPS * found)
     found = extent.digits(value)
     if found > EXACT_DIGITS:
         names.report.error(
@@ -205,8 +230,16 @@ def _function(names: Names, call: tree.Call, positions: bool) -> Expr | None:
     values = [_value(names, argument.value, positions) for argument in call.arguments]
     if any(value is None for value in values):
         return None
+    spend(FUNCTION * sum(1 + extent.nesting(value) for value in values if value is not None))
     result = function(*values)
     return result if _short(names, result, call.span) else None
+
+
+def _declared(indices: list[tree.Expr]) -> str:
+    """The declaration of a tensor that is read at such places."""
+    positions = [{name.text for name in mentioned(index)} for index in indices]
+    axes = ["head" if "h" in found else "token" if found & {"q", "k"} else "n" for found in positions]
+    return f"tensor({', '.join([*axes, *(['int'] if 'token' in axes else [])])})"
 
 
 def _read(names: Names, expr: tree.Restrict, positions: bool) -> Expr | None:
@@ -216,7 +249,7 @@ def _read(names: Names, expr: tree.Restrict, positions: bool) -> Expr | None:
     while isinstance(base, tree.Restrict):
         indices.insert(0, base.index)
         base = base.base
-    found = names.find(base) if isinstance(base, tree.Name) else None
+    found = names.find(base, Tensor, _declared(indices)) if isinstance(base, tree.Name) else None
     if found is None:
         return None
     if not isinstance(found, Tensor):

@@ -7,6 +7,7 @@ from itertools import combinations
 
 import sympy
 
+from spdsl.budget import working_on
 from spdsl.diagnostics import Report
 from spdsl.ir.pattern import Branch, Case, Gate, Kl, Merge, Pattern, Phase, Pooled, Softmax, Stream, Term
 from spdsl.ir.symbols import K, Q
@@ -15,13 +16,16 @@ from spdsl.passes.choices import check_choices
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.joint import tensors_read
 from spdsl.passes.later import later_key
+from spdsl.passes.overlap import Overlaps
 from spdsl.passes.written import new_item
 from spdsl.syntax.tree import PatternTree
 
 
 def check(pattern: Pattern, report: Report, tree: PatternTree | None = None) -> None:
     """Adds what is wrong or doubtful about the meaning of `pattern` to `report`; `tree` is where it is written."""
+    overlaps = Overlaps()
     for softmax in pattern.softmaxes():
+        working_on(softmax.span)
         for term in softmax.terms:
             _simple_enough(term, report)
     if report.failed:
@@ -30,7 +34,8 @@ def check(pattern: Pattern, report: Report, tree: PatternTree | None = None) -> 
     for case in pattern.cases:
         _known_ends(pattern, case, report)
     for softmax in pattern.softmaxes():
-        _disjoint_streams(pattern, softmax, report)
+        working_on(softmax.span)
+        _disjoint_streams(pattern, softmax, overlaps, report)
         _sink_alone(softmax, report)
     _one_set_of_gates(pattern, report)
     _later_keys(pattern, report, tree)
@@ -38,7 +43,8 @@ def check(pattern: Pattern, report: Report, tree: PatternTree | None = None) -> 
         for branch in (case.branch, *case.extras):
             if isinstance(branch, Pooled | Kl):
                 continue
-            _disjoint_merges(branch, report)
+            working_on(branch.span)
+            _disjoint_merges(branch, overlaps, report)
             if pattern.causal:
                 _first_query(pattern, branch, report)
 
@@ -75,17 +81,11 @@ def _known_ends(pattern: Pattern, case: Case, report: Report) -> None:
             )
 
 
-def _overlap(left: Term, right: Term) -> tuple[bool, bool]:
-    """Whether two tests may share a (query, key) pair, and whether that is certain."""
-    shared = disjuncts(sympy.And(left.test, right.test))
-    return bool(shared), any(not conjunct.residual and not conjunct.uniform for conjunct in shared)
-
-
-def _disjoint_streams(pattern: Pattern, softmax: Softmax, report: Report) -> None:
+def _disjoint_streams(pattern: Pattern, softmax: Softmax, overlaps: Overlaps, report: Report) -> None:
     """Entries of two token-grid streams at one position would count the token twice (docs/language.md)."""
     on_tokens = [term for term in softmax.terms if _on_tokens(pattern, term)]
     for left, right in combinations(on_tokens, 2):
-        if _overlap(left, right)[0]:
+        if overlaps.of(left.test, right.test)[0]:
             report.error(
                 "E303",
                 f"`{left.stream}` and `{right.stream}` may both bring an entry of the same token into one softmax",
@@ -147,18 +147,18 @@ def _later_keys(pattern: Pattern, report: Report, tree: PatternTree | None) -> N
             return
 
 
-def _disjoint_merges(branch: Branch, report: Report) -> None:
+def _disjoint_merges(branch: Branch, overlaps: Overlaps, report: Report) -> None:
     if isinstance(branch, Softmax):
         return
     for inner in branch.branches:
-        _disjoint_merges(inner, report)
+        _disjoint_merges(inner, overlaps, report)
     if not isinstance(branch, Merge):
         return
     terms = [_terms(inner) for inner in branch.branches]
     for left, right in combinations(terms, 2):
         for a in left:
             for b in right:
-                _disjoint_terms(branch, a, b, report)
+                _disjoint_terms(branch, a, b, overlaps, report)
 
 
 def _terms(branch: Branch) -> list[Term]:
@@ -167,10 +167,10 @@ def _terms(branch: Branch) -> list[Term]:
     return [term for inner in branch.branches for term in _terms(inner)]
 
 
-def _disjoint_terms(merge: Merge, a: Term, b: Term, report: Report) -> None:
+def _disjoint_terms(merge: Merge, a: Term, b: Term, overlaps: Overlaps, report: Report) -> None:
     if a.stream != b.stream:
         return
-    may, certain = _overlap(a, b)
+    may, certain = overlaps.of(a.test, b.test)
     message = (
         f"branches of this merge {'share' if certain else 'may share'} keys of `{a.stream}`, which then count twice"
     )

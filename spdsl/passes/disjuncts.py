@@ -147,6 +147,18 @@ def _step(part: Expr, coefficient: int) -> tuple[Expr, Step] | None:
     return (x, Step(coefficient, int(ratio.q), int(shift))) if shift.is_Integer else None
 
 
+def contradict(left: Conjunct, right: Conjunct) -> bool:
+    """Whether the two, of which neither contradicts itself, never hold together, as `_contradicts_itself` tells."""
+    others = dict.fromkeys((*left.uniform, *left.residual, *right.uniform, *right.residual))
+    own = len(left.uniform) + len(left.residual), len(right.uniform) + len(right.residual)
+    if len(others) > max(own):
+        spend(JOINED * len(others))
+        if sympy.And(*others) is sympy.false:
+            return True
+    numbers = (a.plus(b).number for a, b in product(left.linears, right.linears))
+    return any(number is not None and bool(number < 0) for number in numbers)
+
+
 def _contradicts_itself(conjunct: Conjunct) -> bool:
     """Two linears whose sum is a negative constant cannot both be >= 0; an atom and its negation neither."""
     others = (*conjunct.uniform, *conjunct.residual)

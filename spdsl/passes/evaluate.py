@@ -11,7 +11,7 @@ from spdsl.budget import spend
 from spdsl.diagnostics import did_you_mean
 from spdsl.ir import extent
 from spdsl.ir.pattern import Gate, Kl, Merge, Pooled, Query, Score, Softmax, Stream, Tensor
-from spdsl.limits import SET_SIZE
+from spdsl.limits import NESTED, SET_SIZE
 from spdsl.passes import arithmetic, codes, grains, written
 from spdsl.passes.names import Names
 from spdsl.primitives.attend import on_stream
@@ -20,7 +20,10 @@ from spdsl.primitives.registry import WORDS
 from spdsl.primitives.word import REQUIRED, UNIT_OF_CHOICE, Cells, Kind, Parameter, Scope, SetValue, Word
 from spdsl.syntax import tree
 
-STEPS = 10  # of an argument of And and Or
+STEPS, CALL = 10, 80  # of an argument of And and Or, and of what a word builds
+_INPUTS: dict[Kind, tuple[type, str]] = {
+    Kind.STREAM: (Stream, "stream()"), Kind.QUERY: (Query, "query()"), Kind.TENSOR: (Tensor, "tensor(head)"),
+}  # fmt: skip
 AXES = ("head", "kv_head", "query", "token", "float", "int", "bool")
 _TYPES: dict[Kind, type | tuple[type, ...]] = {
     Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor,
@@ -48,9 +51,13 @@ def kind_of(names: Names, expr: tree.Expr) -> Kind:
             return kind_of(names, expr.operand)
         case tree.Binary():
             left = kind_of(names, expr.left)  # once: expressions nest
-            if left is Kind.SCORE or (left is Kind.NUMBER and kind_of(names, expr.right) is Kind.SCORE):
-                return Kind.SCORE
-            return left if expr.operator in ("|", "&", "-") else Kind.NUMBER
+            if left is Kind.NUMBER and (right := kind_of(names, expr.right)) in (Kind.SCORE, Kind.BRANCH, Kind.SET):
+                return right
+            if left is Kind.STREAM:
+                return Kind.SET
+            return (
+                left if left in (Kind.SCORE, Kind.BRANCH, Kind.SET) or expr.operator in ("|", "&", "-") else Kind.NUMBER
+            )
     return Kind.NUMBER
 
 
@@ -101,16 +108,33 @@ def _cells(names: Names, expr: tree.Expr, parameter: Parameter) -> Cells | None:
 def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None) -> Any:
     """A stream, query, tensor or branch: a name bound to one, or a call that makes one."""
     if isinstance(expr, tree.Name):
-        found: Any = names.find(expr)
+        found: Any = names.find(expr, *_INPUTS.get(kind, ()))
     elif isinstance(expr, tree.Call):
         found = call(names, expr, binding)
     elif kind in (Kind.SCORE, Kind.RESULT) and kind_of(names, expr) is Kind.SCORE:
         names.report.error("E105", "arithmetic of scores is not built yet", expr.span, "specified, but not built")
         return None
     else:
-        names.report.error("E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}")
+        names.report.error(
+            "E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}", hint=_joined(names, expr)
+        )
         return None
     return _of_kind(names, found, kind, expr)
+
+
+def _joined(names: Names, expr: tree.Expr) -> str:
+    """How branches, or sets, are put together, where that was tried by an operator that they do not have."""
+    if not isinstance(expr, tree.Binary):
+        return ""
+    kinds = {kind_of(names, expr.left), kind_of(names, expr.right)}
+    if kinds & {Kind.BRANCH}:
+        return (
+            "`gate(a, b)` adds branches by the caller's weights, `merge(a, b)` is one softmax over their disjoint keys, "
+            "`attend(x | y)` one over both sets"
+        )
+    if kinds & {Kind.SET, Kind.STREAM}:
+        return "sets are put together by `|` (in either), `&` (in both) and `-` (in the first only)"
+    return "make a condition a set with `where(...)`"
 
 
 def _of_kind(names: Names, found: Any, kind: Kind, expr: tree.Expr) -> Any:
@@ -119,6 +143,8 @@ def _of_kind(names: Names, found: Any, kind: Kind, expr: tree.Expr) -> Any:
     hint = ""
     if kind in (Kind.BRANCH, Kind.UNGATED, Kind.RESULT) and isinstance(found, SetValue):
         hint = "attend to the set: `attend(...)`"
+    elif kind in (Kind.SET, Kind.UNITS) and isinstance(found, Softmax | Gate | Merge):
+        hint = "put sets together inside of one `attend`, branches with `merge(...)` or `gate(...)`"
     elif kind is Kind.UNGATED and isinstance(found, Gate):
         hint = "gate all branches together: `gate(a, b, c)`"
     elif kind is Kind.SCORE and isinstance(found, Softmax):
@@ -136,13 +162,16 @@ def _set(names: Names, expr: tree.Expr, binding: str | None) -> SetValue | None:
         return None
     long = max(extent.size(test, SET_SIZE) for _, test in found.parts)
     spend(long // 8)
-    if long > SET_SIZE:
-        names.report.error(
-            "E307", f"the set has more than {SET_SIZE:,} operators and operands", expr.span,
-            "too complex, with its names written out", hint="split it over several branches with `merge`",
-        )  # fmt: skip
-        return None
-    return found
+    deep = max(extent.nesting(test) for _, test in found.parts) if long <= SET_SIZE else 0
+    if long <= SET_SIZE and deep <= NESTED:
+        return found
+    names.report.error(
+        "E307",
+        f"the set has more than {SET_SIZE:,} operators and operands" if long > SET_SIZE else
+        f"roundings and remainders stand {deep} deep inside one another in this set, at most {NESTED}",
+        expr.span, "too complex, with its names written out", hint="split it over several branches with `merge`",
+    )  # fmt: skip
+    return None
 
 
 def _set_as_written(names: Names, expr: tree.Expr, binding: str | None) -> SetValue | None:
@@ -172,7 +201,7 @@ def _set_as_written(names: Names, expr: tree.Expr, binding: str | None) -> SetVa
         "a set is expected here",
         expr.span,
         "not a set",
-        hint="make a condition a set with `where(...)`" if isinstance(expr, tree.Binary) else "",
+        hint=_joined(names, expr),
     )
     return None
 
@@ -228,6 +257,7 @@ def call(names: Names, expr: tree.Call, binding: str | None) -> Any:
     if word is None:
         _unknown_word(names, expr)
         return None
+    spend(CALL)
     arguments = _arguments(names, word, expr)
     if arguments is None:
         return None
@@ -239,10 +269,14 @@ def scope_of(names: Names, name: str, expr: tree.Expr) -> Scope:
     return Scope(
         name, expr.span, names.inputs, names.query_heads, names.kv_heads, names.causal,
         lambda code, message, hint: names.report.error(
-            names.out_of_domain(expr) if code == "E203" else code, message, expr.span, hint=hint
+            names.out_of_domain(expr) if code == "E203" else code, message, expr.span, hint=hint,
+            note=names.values_in(expr) if code == "E203" else "",
         ),
         lambda name, actual, wanted, applicability: written.instead(
             names.pattern, expr.span, name, actual, wanted, applicability
+        ),
+        lambda name, value, applicability, more: written.given_as(
+            names.pattern, expr.span, name, value, applicability, more
         ),
     )  # fmt: skip
 

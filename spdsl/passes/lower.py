@@ -114,10 +114,11 @@ def _declarations(names: Names, pattern: tree.PatternTree, overrides: dict[str, 
 def _declare(names: Names, keyword: str, pair: tree.Pair, overrides: dict[str, Fraction]) -> None:
     text = pair.name.text
     if keyword == "param":
-        if not names.claim(pair.name):
-            return
+        free = names.claim(pair.name)
         value = arithmetic.number(names, pair.value)
-        if value is not None and value.is_Rational:
+        if not free:
+            overrides.pop(text, None)
+        elif value is not None and value.is_Rational:
             if text in overrides:
                 names.overridden.add(text)
             names.params[text] = overrides.pop(text, Fraction(int(value.p), int(value.q)))
@@ -163,8 +164,7 @@ def _missing_comma(names: Names, before: tree.Item | None, item: tree.Binding) -
 def _bind(names: Names, item: tree.Binding) -> None:
     kind = kind_of(names, item.value)
     parameter = Parameter(item.name.text, Kind.NUMBER if kind in (Kind.ELEMENT, Kind.CONDITION) else kind)
-    if not names.claim(item.name):
-        return
+    free = names.claim(item.name)
     if kind is Kind.STATEMENT:
         names.report.error(
             "E205", "a statement has no value", item.value.span, "stands alone", hint="leave `name =` out"
@@ -179,7 +179,7 @@ def _bind(names: Names, item: tree.Binding) -> None:
         call(names, item.value, item.name.text)  # reports the unknown word
         return
     value = evaluate(names, item.value, parameter, item.name.text)
-    if value is not None:
+    if value is not None and free:
         names.bound[item.name.text] = value
 
 

@@ -12,6 +12,7 @@ from spdsl.ir.pattern import Input
 from spdsl.ir.symbols import LENGTH, Expr
 from spdsl.primitives.word import Value, main_query, main_stream
 from spdsl.syntax import tree
+from spdsl.syntax.names import refusal
 
 PREDECLARED = ("q", "kv", "all", "length", "prompt", "train", "prefill", "decode")
 # Arguments and attributes of every generated module: a binding of that name would hide one.
@@ -32,6 +33,7 @@ class Names:
     bound: dict[str, Value | Expr] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
     inputs: list[Input] = field(default_factory=list)
     numbered: dict[str, int] = field(default_factory=dict)
     query_heads: int | None = None
@@ -43,15 +45,19 @@ class Names:
     stated: dict[str, Any] = field(default_factory=dict)  # by fields of the Pattern
 
     def claim(self, name: tree.Name) -> bool:
-        """Notes that `name` is bound here; false (and an error) if it is taken."""
+        """Notes that `name` is bound here; false if it still means something else, which stays.
+
+        A name that cannot be bound is an error, and is bound all the same, so that later errors are found.
+        """
         text = name.text
-        if text in MODULE_WORDS or (text in PREDECLARED and text != "kv"):
+        if refusal(text, "binding"):  # told when it was parsed
+            self.refused.add(text)
+        elif text in MODULE_WORDS or (text in PREDECLARED and text != "kv"):
             self.report.error(
                 "E104", f"`{text}` cannot be bound", name.span, "has a meaning of its own", hint="choose another name"
             )
-            self.spans.setdefault(text, name.span)  # its uses are no errors of their own
-            return False
-        if text in self.spans:
+            self.refused.add(text)
+        elif text in self.spans:
             line, _ = self.report.source.position(self.spans[text].start)
             self.report.error(
                 "E103",
@@ -61,12 +67,18 @@ class Names:
                 note=f"first bound in line {line}",
                 hint="each name is bound once; choose another name",
             )
-            return False
-        self.spans[text] = name.span
-        return True
+            self.refused.add(text)
+        free = text not in self.spans and (text not in PREDECLARED or text == "kv")
+        self.spans.setdefault(text, name.span)
+        return free
 
-    def find(self, name: tree.Name) -> Value | Expr | Fraction | None:
-        """What `name` is bound to, or nothing (and an error)."""
+    def find(
+        self, name: tree.Name, wanted: type | None = None, declared: str = "..."
+    ) -> Value | Expr | Fraction | None:
+        """What `name` is bound to, or nothing (and an error).
+
+        Where only `wanted` makes sense, the error names the like of it, or how one is `declared`.
+        """
         self.used.add(name.text)
         if name.text in self.params:
             return self.params[name.text]
@@ -84,13 +96,22 @@ class Names:
             self.report.error("E105", f"`{name.text}` is not built yet", name.span, "specified, but not built")
             return None
         known = {*self.params, *self.bound, *PREDECLARED}
-        hint: Hint | str = did_you_mean(name.text, known, name.span) or "bind it before its use: `name = ...`"
+        if wanted is not None:
+            known = {text for text, value in self.bound.items() if isinstance(value, wanted)}
+        hint: Hint | str = (
+            did_you_mean(name.text, known, name.span) or f"bind it before its use: `{name.text} = {declared}`"
+        )
         self.report.error("E101", f"unknown name `{name.text}`", name.span, "not bound here", hint=hint)
         return None
 
     def out_of_domain(self, expr: tree.Expr) -> str:
         """The code of a value out of its domain: the caller's doing where an override stands in the expression."""
         return "E502" if any(name.text in self.overridden for name in mentioned(expr)) else "E203"
+
+    def values_in(self, expr: tree.Expr) -> str:
+        """What the parameters of an expression are, as a note."""
+        found = dict.fromkeys(name.text for name in mentioned(expr) if name.text in self.params)
+        return ", ".join(f"`{text}` is {self.params[text]}" for text in found)
 
     def fresh(self, word: str) -> str:
         """A name for a call that is bound to none: attend, attend_2, ..."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import sympy
 
+from spdsl.budget import working_on
 from spdsl.diagnostics import Source
 from spdsl.ir import interval
 from spdsl.ir.conjunct import Conjunct
@@ -30,6 +31,7 @@ def partition(pattern: Pattern, source: Source) -> Plan:
 
 
 def _softmax(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
+    working_on(softmax.span)
     plan = replace(_sweeps(pattern, softmax, source), role=_role(pattern, softmax), wanted=wanted(pattern, softmax))
     found = residues(softmax) if plan.role is Role.BRANCH and plan.units is None else None
     if found is None:

@@ -11,10 +11,13 @@ from itertools import pairwise, permutations
 
 import sympy
 
+from spdsl.budget import spend
 from spdsl.ir.conjunct import Conjunct, Linear, Step
 from spdsl.ir.plan import Range
 from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Q_BEGIN, Q_END, Q_FIRST, Q_LAST, Expr
+from spdsl.passes.affine import nonnegative
 
+STEPS = 30  # of solving one linear
 MOST_ORDERED = 5  # 5! orders to try; more ranges than that go to a list
 
 
@@ -33,6 +36,7 @@ Sides = Callable[[Linear], tuple[Step | None, Step | None]]
 
 def _range(conjunct: Conjunct, sides: Sides, tile: tuple[Expr, Expr], bounds: tuple[Expr, Expr]) -> Range:
     """Solves each linear for the first of its `sides`, with the second at the tile's best and worst corner."""
+    spend(STEPS * (1 + len(conjunct.linears)))
     may, must = _Interval(*bounds), _Interval(*bounds)
     for linear in conjunct.linears:
         wanted, other = sides(linear)
@@ -77,12 +81,15 @@ class _Interval:
 
 def _extremum(kind: type[sympy.Max | sympy.Min], candidates: Sequence[Expr]) -> Expr:
     """The Max or Min without the arguments that another one provably outdoes."""
-    sign = 1 if kind is sympy.Max else -1
+
+    def outdoes(one: Expr, other: Expr) -> bool:
+        return nonnegative(one, other) if kind is sympy.Max else nonnegative(other, one)
+
     kept: list[Expr] = []
     for candidate in sorted(dict.fromkeys(candidates), key=sympy.default_sort_key):
-        if any(_nonnegative(sign * (known - candidate)) for known in kept):
+        if any(outdoes(known, candidate) for known in kept):
             continue
-        kept = [known for known in kept if not _nonnegative(sign * (candidate - known))] + [candidate]
+        kept = [known for known in kept if not outdoes(candidate, known)] + [candidate]
     return _plain(kind, kept)
 
 
@@ -108,22 +115,4 @@ def ordered(ranges: Sequence[Range]) -> tuple[int, ...] | None:
 def _never_above(low: Expr, high: Expr) -> bool:
     """low <= high for every tile: each argument of low's Max is provably below one of high's."""
     highs = sympy.Max.make_args(high)
-    return all(any(_nonnegative(top - bottom) for top in highs) for bottom in sympy.Max.make_args(low))
-
-
-def _nonnegative(expression: Expr) -> bool:
-    """Proves expression >= 0 from q_first <= q_last < length, k_first <= k_last < length and the bounds of floors."""
-    expression = sympy.expand(expression)
-    for rounded in expression.atoms(sympy.floor):
-        inner = rounded.args[0]
-        unit = sympy.ilcm(1, *(sympy.Rational(c).q for c in sympy.expand(inner).as_coefficients_dict().values()))
-        lowest = inner - 1 + sympy.Rational(1, unit)
-        coefficient = expression.coeff(rounded)
-        expression = sympy.expand(expression.xreplace({rounded: lowest if coefficient > 0 else inner}))
-    d1, d2, d3, d4 = sympy.symbols("d1:5", nonnegative=True)
-    ordered_corners = {Q_LAST: Q_FIRST + d1, K_LAST: K_FIRST + d3}
-    expression = expression.xreplace(ordered_corners)
-    for length in (Q_FIRST + d1 + 1 + d2, K_FIRST + d3 + 1 + d4):
-        if sympy.expand(expression.xreplace({LENGTH: length})).is_nonnegative:
-            return True
-    return False
+    return all(any(nonnegative(top, bottom) for top in highs) for bottom in sympy.Max.make_args(low))

@@ -5,15 +5,20 @@ from __future__ import annotations
 import sympy
 from sympy.core.relational import Relational
 
+from spdsl.budget import spend
+from spdsl.ir.compared import Compared
 from spdsl.ir.conjunct import Conjunct
 from spdsl.ir.symbols import Boolean
 from spdsl.passes.disjuncts import disjuncts
+
+ATOM = 20  # steps
 
 
 def tidy(test: Boolean) -> Boolean:
     """An equal test, in its least numbers and no longer than `test`, or `test` itself."""
     conjuncts = disjuncts(test)
     atoms = [_atoms(conjunct) for conjunct in conjuncts]
+    spend(ATOM * sum(map(len, atoms)))
     shared = [atom for atom in atoms[0] if all(atom in others for others in atoms)]
     cases = [sympy.And(*(atom for atom in case if atom not in shared)) for case in atoms]
     shorter = sympy.And(*shared, sympy.Or(*cases))
@@ -26,4 +31,4 @@ def _atoms(conjunct: Conjunct) -> list[Boolean]:
 
 def _size(test: Boolean) -> int:
     """How many relations stand in the text, repetitions counted."""
-    return sum(isinstance(part, Relational) for part in sympy.preorder_traversal(test))
+    return sum(isinstance(part, Relational | Compared) for part in sympy.preorder_traversal(test))

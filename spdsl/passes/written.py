@@ -45,6 +45,19 @@ def instead(
     return found.hint(text, actual, wanted, applicability) if found else Hint(text)
 
 
+def given_as(
+    pattern: tree.PatternTree | None, call: Span, name: str, value: str, applicability: Applicability, more: str
+) -> Hint:
+    """The hint to pass `value` for an argument, which may be left out; `more` is said behind it."""
+    text, found = f"write `{name} = {value}`{more}", argument(pattern, call, name)
+    if found is not None:
+        return Hint(text, applicability, found.place, value)
+    last = next(
+        (one.arguments[-1].value.span.end for one in calls(pattern) if one.span == call and one.arguments), None
+    )
+    return Hint(text) if last is None else Hint(text, applicability, Span(last, last), f", {name} = {value}")
+
+
 def declared(pattern: tree.PatternTree | None, keyword: str, name: str) -> Written | None:
     """The value of `name` in `heads`, `dim` or `param`."""
     value = dict(_pairs(pattern, keyword)).get(name) if pattern is not None else None

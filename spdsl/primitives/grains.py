@@ -89,9 +89,14 @@ def reduction(
     }
     for name, grain in (("share", share), ("rows", rows), ("unit", unit)):
         if grain is not None and by[name] == "":
+            by_name, others = ("sum", "`max(...)`") if name == "share" else ("max", "`sum(...)`")
+            sure = Applicability.MACHINE if name == "share" else Applicability.MAYBE
             scope.refuse(
                 "E206", f"`{name} = {grain.size}` does not say how logits are reduced",
-                f"write `{name} = max({grain.size})`, `mean(...)` or `sum(...)`, or take `softmax(...)` of the score",
+                scope.given_as(
+                    name, f"{by_name}({grain.size})", sure,
+                    f", or {others} or `mean(...)`; or take `softmax(...)` of the score",
+                ),
             )  # fmt: skip
             return None
     return Reduction(size, int(rows.size), str(share.size), by["share"], by["rows"], by["unit"])

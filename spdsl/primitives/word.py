@@ -105,6 +105,7 @@ class Scope:
     causal: bool
     refuse: Callable[[str, str, str | Hint], None]  # (code, message, hint): reports an error at the call
     instead: Callable[[str, int, int, Applicability], Hint]  # (argument, number, wanted one): the hint to write that
+    given_as: Callable[[str, str, Applicability, str], Hint]  # (argument, its text, how sure, what else to say)
 
     def add(self, made: Input) -> None:
         self.inputs.append(made)

@@ -5,7 +5,8 @@
 
 A launch is looked up by its kernel, its architecture and its specialisation: types, constants, which integers are 1,
 and which integers and addresses are multiples of 16. One that is not in manifest.json goes to Triton, or with `strict`
-is a LookupError. hsaco files in the folder are for a loader of your own.
+is a LookupError. Binaries of another module (its text, its parameters) or another Triton are not used: a warning, or
+with `strict` a LookupError. hsaco files in the folder are for a loader of your own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import ctypes
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,9 +38,20 @@ _POINTEES = {
 }  # fmt: skip
 
 
-def install(module: ModuleType, folder: Path | None = None, *, strict: bool = False, library: Any = None) -> Cubins:
-    """From now on `module` runs the binaries of the folder (by default that of this file); `remove` ends it."""
-    return Cubins(module, folder or Path(__file__).parent, strict, library)
+def install(
+    module: ModuleType, folder: Path | str | None = None, *, strict: bool = False, library: Any = None
+) -> Cubins:
+    """From now on `module` runs the binaries of the folder (by default that of this file); `remove` ends it.
+
+    TypeError for what is no module that spdsl made, LookupError with `strict` for binaries of another one.
+    """
+    if not all(hasattr(module, name) for name in ("launch", "NAMESPACE", "PARAMS")):
+        raise TypeError(f"module: expected one that spdsl made, got {getattr(module, '__name__', module)}")
+    if not isinstance(folder, Path | str | None):
+        raise TypeError(f"folder: expected a path, got {type(folder).__name__}")
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict: expected True or False, got {type(strict).__name__}")
+    return Cubins(module, Path(folder or Path(__file__).parent), strict, library)
 
 
 class Cubins:
@@ -47,7 +60,13 @@ class Cubins:
     def __init__(self, module: ModuleType, folder: Path, strict: bool, library: Any = None) -> None:
         self.module, self.folder, self.strict = module, folder, strict
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        cubins = [entry for entry in manifest["kernels"] if entry["backend"] == "cuda"]
+        other = differences(manifest, vars(module))
+        if other and strict:
+            raise LookupError(f"no binaries for {module.__name__} in {folder}: {'; '.join(other)}")
+        if other:
+            warnings.warn(f"the binaries in {folder} are not used: {'; '.join(other)}", stacklevel=3)
+        kernels = [] if other else manifest["kernels"]
+        cubins = [entry for entry in kernels if entry["backend"] == "cuda"]
         self.known = {(entry["architecture"], entry["key"]): entry for entry in cubins}
         self.driver = Driver(library)
         self.functions: dict[tuple[int, str], Any] = {}
@@ -85,6 +104,28 @@ class Cubins:
                 raise RuntimeError(f"{entry['file']} is not the file that manifest.json describes")
             self.functions[place] = self.driver.load(image, entry["entry"], entry["shared"])
         return self.functions[place]
+
+
+def identity(names: Mapping[str, Any]) -> dict[str, Any]:
+    """What a module is, from its names: pattern, parameters, and digests. An import in a second place is the same."""
+    spec = names.get("__spec__")
+    source = spec.loader.get_source(spec.name) if hasattr(getattr(spec, "loader", None), "get_source") else None
+    namespace = str(names["NAMESPACE"])
+    while namespace.endswith("_again"):
+        namespace = namespace.removesuffix("_again")
+    text = None if source is None else hashlib.sha256(source.encode()).hexdigest()
+    return {"pattern": names["PATTERN"], "params": names["PARAMS"], "namespace": namespace, "text": text}
+
+
+def differences(manifest: Mapping[str, Any], names: Mapping[str, Any]) -> list[str]:
+    """What the module of these names, and the Triton that it has, are not as the manifest says."""
+    own = {**identity(names), "triton": getattr(names.get("triton"), "__version__", None)}
+    theirs = {**manifest.get("module", {}), "triton": manifest.get("triton")}
+    unknown = [name for name in own if name not in theirs]
+    if unknown:
+        return [f"manifest.json does not say the {' and the '.join(unknown)} of their module: written before spdsl did"]
+    known = {name: value for name, value in own.items() if value is not None}  # no Triton, or no source, here
+    return [f"{name} is {value}, theirs {theirs[name]}" for name, value in known.items() if value != theirs[name]]
 
 
 class Driver:

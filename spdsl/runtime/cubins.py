@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from spdsl.runtime import cubin_loader
 from spdsl.runtime.launches import Argument, Launch
 from spdsl.targets import Target
+from spdsl.version import __version__
 
 MANIFEST, LOADER = "manifest.json", "cubin_loader.py"
 _ENDINGS = {"cuda": "cubin", "hip": "hsaco"}
@@ -35,9 +36,11 @@ class Binary:
 def write(folder: Path, jobs: Iterable[tuple[Launch, Target]]) -> list[Path]:
     """The binaries, the manifest and the loader in `folder`, the manifest last; every file whole or not at all.
 
-    Equal launches of two targets of one architecture share a file. RuntimeError for a kernel that does not compile,
-    or needs memory that the loader does not give.
+    Equal launches of two targets of one architecture share a file. ValueError for launches of several modules;
+    RuntimeError for a kernel that does not compile, or needs memory that the loader does not give.
     """
+    jobs = list(jobs)
+    module = _module_of([launch for launch, _ in jobs])
     folder.mkdir(parents=True, exist_ok=True)
     binaries: dict[tuple[str, str], Binary] = {}
     for launch, target in jobs:
@@ -45,13 +48,22 @@ def write(folder: Path, jobs: Iterable[tuple[Launch, Target]]) -> list[Path]:
         if place not in binaries:
             binaries[place] = build(launch, target)
     kernels = [binary.entry for binary in binaries.values()]
-    manifest = json.dumps({"version": 1, "triton": triton.__version__, "kernels": kernels}, indent=1) + "\n"
+    runtime = {"version": 2, "spdsl": __version__, "triton": triton.__version__}
+    manifest = json.dumps({**runtime, "module": module, "kernels": kernels}, indent=1) + "\n"
     loader = Path(cubin_loader.__file__).read_bytes()
     files = {binary.entry["file"]: binary.image for binary in binaries.values()}
     files |= {LOADER: loader, MANIFEST: manifest.encode()}
     for name, data in files.items():
         _replace(folder / name, data)
     return [folder / name for name in files]
+
+
+def _module_of(launches: Sequence[Launch]) -> dict[str, Any]:
+    """The module that all of them are of."""
+    found = [cubin_loader.identity(launch.kernel.fn.__globals__) for launch in launches]
+    if not found or any(one != found[0] for one in found):
+        raise ValueError(f"binaries are of one module, got launches of {len({str(one) for one in found})}")
+    return found[0]
 
 
 def build(launch: Launch, target: Target) -> Binary:

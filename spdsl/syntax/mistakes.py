@@ -4,8 +4,9 @@ example that fails in the same way: with the same tokens expected and the same t
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,11 +16,23 @@ from spdsl import resources
 from spdsl.diagnostics import Applicability, Diagnostic, Hint, Span
 from spdsl.syntax.build import token_span
 from spdsl.syntax.grammar import ALIEN, END, fresh_parser, tokens
+from spdsl.syntax.logic import condition_around, rewritten, sign_of
 
 CODE = "E004"
 
 _OPERANDS = frozenset({"NAME", "NUMBER", "LPAR"})
 _CLOSING = {"(": ")", "[": "]"}
+_WORD = re.compile(r"[A-Za-z0-9_]+")
+_POSITIONS = frozenset({"q", "k", "h", "length"})
+_KEYWORDS = {  # and how they are used
+    "CAUSAL": "`causal` stands alone",
+    "HEADS": "what is declared has names: `heads query = 32, kv = 8`",
+    "DIM": "what is declared has names: `dim qk = 128, v = 128`",
+    "PARAM": "what is declared has a name: `param window = 512`",
+    "RETURN": "write `return attend(...)`",
+    "PATTERN": "write `pattern name { ... }`",
+    "IF": "write `return ... if condition`",
+}
 _ENDS_ITEM = frozenset({"RBRACE", "RETURN", "PATTERN", "PARAM", "CAUSAL", END})
 _SPELLED = {
     "NAME": "a name",
@@ -50,6 +63,8 @@ class Failure:
     bracket: Token | None = None  # the innermost open one
     opens_line: bool = False
     joined: bool = False
+    tokens: Sequence[Token] = ()  # of the whole file
+    at: int = 0  # the one that was found
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +84,11 @@ Signature = tuple[frozenset[str], str, str]
 
 def diagnose(failure: Failure) -> Diagnostic:
     """The diagnostic of a syntax error."""
-    found = _bracket(failure) or _missing_operator(failure) or _value_below(failure)
-    if found is not None:
-        return found
+    special = (_hyphenated, _keyword_bound, _bracket, _missing_operator, _value_below, _other_logic)
+    for told in special:
+        found = told(failure)
+        if found is not None:
+            return found
     mistake = _table().get(_signature(failure))
     return _named(mistake, failure) if mistake else _plain(failure)
 
@@ -133,6 +150,73 @@ def _signature(failure: Failure) -> Signature:
     return failure.expected, kind, str(failure.found) if kind == "COMPARE" else ""
 
 
+def _hyphenated(failure: Failure) -> Diagnostic | None:
+    """`my-window = 3`, `pattern sliding-window {`, `f(sink-logit = s)`: what is named was taken for a difference."""
+    last = failure.at - 1 if failure.found.type in ("EQUAL", "LBRACE") else failure.at + 1
+    first = failure.at - 1
+    while last + 2 < len(failure.tokens) and _dashed(failure.tokens, last):
+        last += 2
+    while first > 1 and _dashed(failure.tokens, first - 2):
+        first -= 2
+    name = failure.tokens[first : last + 1]
+    behind = failure.tokens[last + 1].type if last + 1 < len(failure.tokens) else END
+    if len(name) < 3 or behind not in ("EQUAL", "LBRACE") or not _dashed(name, 0):
+        return None
+    if failure.found.type == "EQUAL" and (failure.bracket is None or _POSITIONS & {*map(str, name)}):
+        return None  # a comparison, such as `q-k = 3`
+    span, joined = token_span(name[0]).to(token_span(name[-1])), "_".join(name[::2])
+    hint = Hint(f"write `{joined}`", Applicability.MAYBE, span, joined)
+    return Diagnostic(CODE, "a name holds no `-`", span, "reads as a difference", hints=(hint,))
+
+
+def _dashed(tokens: Sequence[Token], at: int) -> bool:
+    """Whether a `-` and a word follow the word `at` without a space."""
+    three = tokens[at : at + 3]
+    return (
+        len(three) == 3
+        and three[1].type == "MINUS"
+        and all(_WORD.fullmatch(one) for one in three[::2])
+        and three[0].end_pos == three[1].start_pos
+        and three[1].end_pos == three[2].start_pos
+    )
+
+
+def _keyword_bound(failure: Failure) -> Diagnostic | None:
+    """`causal = True`, `heads = 4`: a keyword in place of a name."""
+    keyword = failure.previous
+    if keyword is None or keyword.type not in _KEYWORDS:
+        return None
+    sign = token_span(failure.found)
+    if str(failure.found) not in ("=", ":", ":=") and (keyword.type, str(failure.found)) != ("CAUSAL", "("):
+        return None
+    if keyword.type != "CAUSAL":
+        message, hint = f"`{keyword}` is a keyword and cannot be bound", Hint(_KEYWORDS[keyword.type])
+        return Diagnostic(CODE, message, sign, f"`{failure.found}` cannot stand here", hints=(hint,))
+    value = failure.following
+    off = str(value).lower() in ("false", "none", "off", "no", "0")
+    end = token_span(value).end if value.type in ("NAME", "NUMBER", "RPAR") else sign.end
+    start = token_span(keyword).start if off else token_span(keyword).end
+    words = "leave it out: then a query sees later keys, too" if off else "write `causal` alone"
+    hint = Hint(words, Applicability.MAYBE, Span(start, end), "")
+    return Diagnostic(CODE, "`causal` takes no value", Span(sign.start, end), hints=(hint,))
+
+
+def _other_logic(failure: Failure) -> Diagnostic | None:
+    """`not`, `and`, `or` where more than the sign changes: they bind otherwise in the languages that have them."""
+    mistake = _table().get(_signature(failure))
+    sign = sign_of(failure.found)
+    if mistake is None or sign is None:
+        return None
+    condition = condition_around(failure.tokens, failure.at)
+    text = rewritten(condition)
+    words = "".join(str(token) for token in condition)
+    if text is None or text.replace(" ", "") == words.replace(str(failure.found), sign, 1):
+        return None
+    span = token_span(condition[0]).to(token_span(condition[-1]))
+    hint = Hint(f"write `{text}`", Applicability.MAYBE, span, text)
+    return Diagnostic(CODE, mistake.message, token_span(failure.found), hints=(hint,))
+
+
 def _missing_operator(failure: Failure) -> Diagnostic | None:
     """`x = a b`: the grammar takes `b` for the next item, and fails behind it."""
     alien = failure.found.type in ALIEN
@@ -147,6 +231,8 @@ def _value_below(failure: Failure) -> Diagnostic | None:
     """`x =` with nothing behind it: the name of the next item was taken for its value."""
     before, value = failure.earlier, failure.previous
     if failure.found.type != "EQUAL" or failure.bracket or not before or not value or before.line == value.line:
+        return None
+    if value.type != "NAME":
         return None
     end = token_span(before).end
     hint = Hint("write a name, a number or a call")

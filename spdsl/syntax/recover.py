@@ -123,6 +123,8 @@ class Driver:
             bracket=self.open[-1] if self.open else None,
             opens_line=self._opens_line(self.at),
             joined=self._joined(),
+            tokens=self.tokens,
+            at=self.at,
         )
 
     def _joined(self) -> bool:

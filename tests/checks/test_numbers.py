@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import spdsl
 from spdsl import compiler
+from spdsl.budget import TooMuch, at_most
 from spdsl.checks.int32 import MOST
 from spdsl.checks.pages import spread
 from spdsl.checks.share import union

@@ -73,11 +73,11 @@ def test_near_codes_are_proposed(text: str) -> None:
 
 
 WARNED = {
-    "W107": "near = sliding(3) return attend(all)",
+    "W107": "causal near = sliding(3) return attend(all)",
     "W401": "return attend(all) if train",
     "W402": "causal return attend(sliding(9) - sliding(2))",
-    "W403": "c = top_k(4, score = dot(compress(64)), share = head) return merge(attend(c), attend(sink(4)))",
-    "W506": "dim qk = 72 return attend(all)",
+    "W403": "causal c = top_k(4, score = dot(compress(64)), share = head) return merge(attend(c), attend(sink(4)))",
+    "W506": "causal dim qk = 72 return attend(all)",
 }
 
 
@@ -97,7 +97,7 @@ def test_allowing_in_one_pattern_is_not_allowing_in_the_next() -> None:
 
 
 def test_no_error_is_allowed() -> None:
-    text = "pattern p { return attend(where(q * k < 9)) }"
+    text = "pattern p { causal return attend(where(q * k < 9)) }"
     assert [one.code for one in spdsl.check(text, length=65536, allow=("E521",))] == ["E521"]
     with pytest.raises(SpatError):
         compiler.compile(Source(text.replace("{ ", "{ expect(length = 65536) ")), None, {})

@@ -55,19 +55,21 @@ def limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def examine(text: str, compiles: bool = False, fixes: bool = False) -> Finding:
-    """Checks a source twice, plainly and for a GPU and a length; compiles it, and applies its hints, if asked."""
+def examine(text: str, compiles: bool = False, fixes: bool = False, slower: float = 1.0) -> Finding:
+    """Checks a source twice, plainly and for a GPU and a length; compiles it, and applies its hints, if asked.
+
+    The machine may be `slower` than the one of the limits.
+    """
+    check, compile = CHECK_SECONDS * slower, COMPILE_SECONDS * slower
     finding, peak = Finding(), _peak()
-    plain = _timed(finding, "check", CHECK_SECONDS, lambda: api.check(Source_or(text)))
-    judged = _timed(
-        finding, "check --target", CHECK_SECONDS, lambda: api.check(Source_or(text), target=TARGET, length=LENGTH)
-    )
+    plain = _timed(finding, "check", check, lambda: api.check(written(text)))
+    judged = _timed(finding, "check --target", check, lambda: api.check(written(text), target=TARGET, length=LENGTH))
     for found in dict.fromkeys([*(plain or ()), *(judged or ())]):
         finding.wrong += _malformed(Source(text), found)
     if compiles and plain is not None and not _fails(plain):
-        _timed(finding, "compile", COMPILE_SECONDS, lambda: _compile(text))
+        _timed(finding, "compile", compile, lambda: _compile(text))
     if fixes and plain is not None and any(hint.replacement is not None for found in plain for hint in found.hints):
-        _timed(finding, "fix", 20 * CHECK_SECONDS, lambda: fix(Source(text), lambda one: compiler.check(one, {})))
+        _timed(finding, "fix", 20 * check, lambda: fix(Source(text), lambda one: compiler.check(one, {})))
     finding.megabytes = _peak() - peak
     if finding.megabytes > MEGABYTES:
         finding.wrong.append(f"{finding.megabytes:.0f} MB")
@@ -76,7 +78,7 @@ def examine(text: str, compiles: bool = False, fixes: bool = False) -> Finding:
     return finding
 
 
-def Source_or(text: str) -> str:
+def written(text: str) -> str:
     """`api.check` takes a string without `{` for a path; a text without one is no pattern whatever stands in it."""
     return text if "{" in text else text + " {"
 

@@ -144,10 +144,10 @@ class Programs:
 
     def _call(self, kind: Kind, depth: int) -> str:
         known = [word for word in WORDS.values() if word.makes is kind or kind in _ALSO.get(word.makes, ())]
-        if kind is Kind.STREAM and self._chance(0.4):
-            return "kv"
-        if not known or depth < -4:
-            return {Kind.STREAM: "kv", Kind.QUERY: "q", Kind.SET: "sink(4)", Kind.TENSOR: "tensor()"}.get(kind, "all")
+        if not known or depth < -1 or (kind in _PLAIN and self._chance(0.3)):
+            return _PLAIN.get(kind, "4")
+        if kind in (Kind.BRANCH, Kind.UNGATED) and self._chance(0.7):
+            return self.call(WORDS["attend"], depth - 1)
         return self.call(self.rng.choice(known), depth - 1)
 
     def call(self, word: Word, depth: int) -> str:
@@ -170,9 +170,16 @@ class Programs:
             return self.rng.choice(parameter.words)
         if parameter.kind is Kind.SIZE and parameter.default is UNIT_OF_CHOICE and self._chance(0.5):
             return "16"
+        if parameter.kind is Kind.TENSOR and self._chance(0.9):
+            return "tensor(head)"
         return self.value(parameter.kind, depth)
 
 
+# What stands for a value of a kind where calls end.
+_PLAIN = {
+    Kind.STREAM: "kv", Kind.QUERY: "q", Kind.SET: "sliding(64)", Kind.TENSOR: "tensor(head)", Kind.SCORE: "dot(kv)",
+    Kind.BRANCH: "attend(sliding(16))", Kind.UNGATED: "attend(sink(4))", Kind.RESULT: "attend(sliding(8))",
+}  # fmt: skip
 _ALSO = {
     Kind.BRANCH: (Kind.RESULT, Kind.UNGATED),
     Kind.SCORE: (Kind.RESULT,),

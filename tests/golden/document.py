@@ -32,6 +32,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial, wraps
+from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -51,13 +53,18 @@ except ModuleNotFoundError:  # the kernels are defined and never launched: CPU t
 PATTERN = "document"
 PARAMS = {}
 PHASES = ("train", "prefill", "decode")
-NAMESPACE = "spdsl_document_62723cbc"  # one per module, so that two of them live side by side
+# One per module, so that two of them live side by side.
+NAMESPACE = "spdsl_document_62723cbc8be94e7f9a02471fa388a2bad008caa56470a1daeff77c881a413d6b"
 while hasattr(getattr(torch.ops, NAMESPACE), "attend_forward"):  # imported again, or reloaded
     NAMESPACE += "_again"
 CPU_BLOCK = 64  # keys per block where a CPU tile asks the tensors what it visits
 
 
 # ---- 1. What the pattern says ---------------------------------------------------------------------------------------
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INT32_MOST = 2**31 - 1
 
 
 def expect(holds: bool, name: str, expected: str, got: object, *filled: object) -> None:
@@ -71,8 +78,54 @@ def expect(holds: bool, name: str, expected: str, got: object, *filled: object) 
 
 
 def expect_tensor(name: str, x: object) -> None:
+    """A tensor that lies in memory as its strides say, and of which no derivative is asked that there is not."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested or x.is_quantized:
+        kind = "a nested one" if x.is_nested else f"a quantized one, {x.dtype}" if x.is_quantized else str(x.layout)
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+    if not torch.compiler.is_compiling():
+        refuse_transform(name, x)
+
+
+def refuse_transform(name: str, x: Tensor) -> None:
+    """Derivatives that do not pass a custom operator; without this check forward-mode ones would come out as 0."""
+    if forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"{name}: no forward-mode derivative (jvp); use backward")
+    if asked_of_functorch("is_gradtrackingtensor", x):
+        raise NotImplementedError(f"{name}: no derivative by torch.func (grad, vjp, jacrev); use backward")
+
+
+def asked_of_functorch(question: str, x: Tensor) -> bool:
+    """Private to PyTorch: a version without the question has to say by itself what it cannot do."""
+    answer = getattr(getattr(torch._C, "_functorch", None), question, None)
+    return answer is not None and bool(answer(x))
+
+
+def expect_number(name: str, x: object, expected: str, least: int = 0, most: int = INT32_MOST) -> int:
+    """x as an int between the bounds. Raises TypeError for a bool, a float or a tensor, ValueError out of bounds."""
+    if isinstance(x, bool) or not isinstance(x, int | torch.SymInt | Integral):
+        raise TypeError(f"{name}: expected {expected}, got {type(x).__name__}")
+    number = x if isinstance(x, int | torch.SymInt) else int(x)
+    expect(least <= number <= most, name, expected, number)
+    return number
+
+
+def expect_flag(name: str, x: object) -> None:
+    if not isinstance(x, bool):
+        raise TypeError(f"{name}: expected True or False, got {type(x).__name__}")
+
+
+def expect_dtype(dtype: object) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype, got {type(dtype).__name__}")
+    expect(dtype in DTYPES, "dtype", "float16, bfloat16, float32 or float64", dtype)
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether its values are there to be looked at: not on a GPU, nor while PyTorch traces or maps."""
+    plain = x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+    return plain and not asked_of_functorch("is_functorch_wrapped_tensor", x)
 
 
 class Layout(NamedTuple):
@@ -122,27 +175,61 @@ def layout_of(
     if cu_seqlens is not None:
         expect(q.shape[0] == 1, "q", "batch 1 with cu_seqlens", q.shape[0])
         expect(q.shape[2] == k.shape[2], "k", "{} tokens like q, with cu_seqlens", k.shape[2], q.shape[2])
-        expect_tensor("cu_seqlens", cu_seqlens)
-        whole = cu_seqlens.dim() == 1 and cu_seqlens.dtype in (torch.int32, torch.int64) and len(cu_seqlens) > 1
-        expect(whole, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
-        expect(cu_seqlens.device == q.device, "cu_seqlens", f"device {q.device}", cu_seqlens.device)
-        spans = torch.stack([cu_seqlens[:-1], cu_seqlens[1:] - cu_seqlens[:-1]], 1).int()
-        longest = q.shape[2] if max_seqlen is None else max_seqlen
+        _expect_numbers("cu_seqlens", cu_seqlens, "int [sequences + 1]", q)
+        expect(len(cu_seqlens) > 1, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
+        longest = q.shape[2] if max_seqlen is None else _longest(max_seqlen, q.shape[2])
+        if on_host(cu_seqlens):
+            _expect_rising(cu_seqlens.tolist(), q.shape[2], longest)
+        spans = _between(cu_seqlens, q.shape[2])
         return Layout(spans, spans, None, None, longest, k.shape[2])
     expect(max_seqlen is None, "max_seqlen", "None without cu_seqlens", max_seqlen)
     if lengths is not None:
-        expect_tensor("lengths", lengths)
-        whole = lengths.dim() == 1 and len(lengths) == q.shape[0] and lengths.dtype in (torch.int32, torch.int64)
-        expect(whole, "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
-        expect(lengths.device == q.device, "lengths", f"device {q.device}", lengths.device)
-        q_spans = _at_the_end(lengths, q.shape[2])
-        k_spans, longest = _at_the_end(lengths, k.shape[2]), max(q.shape[2], k.shape[2])
-        return Layout(q_spans, k_spans, None, None, longest, k.shape[2])
+        _expect_numbers("lengths", lengths, "int [{}]", q)
+        expect(len(lengths) == q.shape[0], "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
+        most = max(q.shape[2], k.shape[2])
+        if on_host(lengths):
+            outside = [length for length in lengths.tolist() if not 0 <= length <= most]
+            expect(not outside, "lengths", "numbers from 0 to {}", outside[:8], most)
+        q_spans, k_spans = (_at_the_end(lengths, size, most) for size in (q.shape[2], k.shape[2]))
+        return Layout(q_spans, k_spans, None, None, most, k.shape[2])
     if q_offset is None and k_offset is None:
         return Layout(None, None, None, None, q.shape[2], k.shape[2])
-    expect(q_offset is not None and k_offset is not None, "q_offset, k_offset", "both of them", "one")
-    expect(k_offset is None or k_offset >= 0, "k_offset", "a position >= 0", k_offset)
+    if q_offset is None or k_offset is None:
+        raise ValueError("q_offset, k_offset: expected both of them, got one")
+    q_offset = expect_number("q_offset", q_offset, "a position >= 0", 0, INT32_MOST - q.shape[2])
+    k_offset = expect_number("k_offset", k_offset, "a position >= 0", 0, INT32_MOST - k.shape[2])
     return Layout(None, None, q_offset, k_offset, q.shape[2], k.shape[2])
+
+
+def _expect_numbers(name: str, x: Tensor, expected: str, q: Tensor) -> None:
+    """int [n] on the device of q."""
+    expect_tensor(name, x)
+    whole = x.dim() == 1 and x.dtype in (torch.int32, torch.int64)
+    expect(whole, name, expected, (x.dtype, x.shape), q.shape[0])
+    expect(x.device == q.device, name, f"device {q.device}", x.device)
+
+
+def _longest(max_seqlen: int, tokens: int) -> int:
+    if torch.compiler.is_compiling():  # it may be a number that nobody knows yet
+        return max_seqlen
+    return min(expect_number("max_seqlen", max_seqlen, "a number of tokens"), tokens)
+
+
+def _expect_rising(ends: Sequence[int], tokens: int, longest: int) -> None:
+    rising = ends[0] == 0 and ends[-1] <= tokens and all(first <= end for first, end in pairwise(ends))
+    expect(rising, "cu_seqlens", f"rising numbers from 0 to at most {tokens}", ends[:8])
+    most = max(end - first for first, end in pairwise(ends))
+    expect(most <= longest, "max_seqlen", f"at least {most}", longest)
+
+
+def _between(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """Spans (start, count), int32. On the CPU wrong ones stay wrong, and are seen where they are read; on a GPU,
+    where nobody looks, they are brought into the tensor."""
+    ends = cu_seqlens.long()
+    if ends.device.type != "cpu":
+        ends = ends.clamp(0, tokens).cummax(0).values
+    spans = torch.stack([ends[:-1], ends[1:] - ends[:-1]], 1)
+    return spans.clamp(-INT32_MOST, INT32_MOST).int()
 
 
 def sizes_of(q: Tensor, k: Tensor, layout: Layout) -> tuple[int, int]:
@@ -153,9 +240,11 @@ def sizes_of(q: Tensor, k: Tensor, layout: Layout) -> tuple[int, int]:
     return end, end
 
 
-def _at_the_end(lengths: Tensor, size: int) -> Tensor:
-    """Left padding: the last `lengths` tokens of `size` are real."""
+def _at_the_end(lengths: Tensor, size: int, most: int) -> Tensor:
+    """Left padding: the last `lengths` tokens of `size` are real. Wrong ones as in `_between`."""
     counts = lengths.clamp(0, size)
+    if lengths.device.type == "cpu":
+        counts = counts.masked_fill((lengths < 0) | (lengths > most), -1)
     return torch.stack([size - counts, counts], 1).int()
 
 
@@ -179,9 +268,12 @@ def corners(q: Tensor, layout: Layout) -> Iterator[Corner]:
 
 
 def _expect_inside(spans: list[list[int]], rows: int, layout: Layout) -> None:
-    """What only the host can check: spans one after the other, inside the tensor, none longer than stated."""
+    """What only the host can check: spans one after the other or at the end, none longer than stated."""
     inside = all(start >= 0 and count >= 0 and start + count <= rows for start, count in spans)
-    expect(inside, "cu_seqlens", f"rising numbers from 0 to at most {rows}", f"[start, count] {spans[:8]}")
+    ends = [0, *(start + count for start, count in spans)]
+    placed = all(end == rows for end in ends[1:]) or ends[:-1] == [start for start, _ in spans]
+    name, expected = "cu_seqlens, lengths", f"rising numbers from 0 to at most {rows}"
+    expect(inside and placed, name, expected, f"[start, count] {spans[:8]}")
     longest = max((count for _, count in spans), default=0)
     expect(layout.q_spans is None or longest <= layout.longest, "max_seqlen", f"at least {longest}", layout.longest)
 
@@ -894,7 +986,6 @@ class AttendTensors(NamedTuple):
     doc: Tensor
     doc_sequence: int
     doc_0: int  # stride of the axis `token`
-    doc_tokens: int
 
 
 @jit
@@ -905,7 +996,6 @@ def attend_of_sequence(t, s, spans):
     return AttendTensors(
         t.doc + s * t.doc_sequence + start * t.doc_0, t.doc_sequence,
         t.doc_0,
-        t.doc_tokens,
     )  # fmt: skip
 
 
@@ -913,8 +1003,8 @@ def attend_of_sequence(t, s, spans):
 def attend_visible(q, k, h, length, t):
     """May the row at position q see the key at position k?  (document.spat:5)"""
     return (
-        tl.load(t.doc + (k).to(tl.int64) * t.doc_0, mask=(k >= 0) & (k < t.doc_tokens), other=0)
-        == tl.load(t.doc + (q).to(tl.int64) * t.doc_0, mask=(q >= 0) & (q < t.doc_tokens), other=0)
+        tl.load(t.doc + (k).to(tl.int64) * t.doc_0, mask=(k >= 0) & (k < length), other=0)
+        == tl.load(t.doc + (q).to(tl.int64) * t.doc_0, mask=(q >= 0) & (q < length), other=0)
     ) & (k <= q)
 
 
@@ -2348,11 +2438,11 @@ def store_beside(module: Path) -> Store:
 
 def store_in_cache(module: Path) -> Store:
     """In the cache folder that `spdsl.load` uses."""
-    folder = os.environ.get("SPDSL_CACHE_DIR")
+    folder = os.path.expanduser(os.environ.get("SPDSL_CACHE_DIR", ""))
     if not folder:
         folder = os.path.join(os.environ.get("XDG_CACHE_HOME", "").strip() or os.path.expanduser("~/.cache"), "spdsl")
     digest = _text_digest(module)
-    return Store(Path(folder) / f"{module.stem}_{digest[:16]}.tuned.json", digest)
+    return Store(Path(folder) / f"{module.stem[:100]}_{digest}.tuned.json", digest)
 
 
 def _text_digest(module: Path) -> str:
@@ -3162,7 +3252,6 @@ def attend_tensors(t: AttendReads, sequences: int) -> AttendTensors:
     return AttendTensors(
         t.doc, sequence(t.doc),
         t.doc.stride(1),
-        t.doc.shape[1],
     )  # fmt: skip
 
 
@@ -3492,7 +3581,7 @@ attend_forward_op.register_autograd(attend_gradients, setup_context=attend_save)
 # ---- 8. Public functions --------------------------------------------------------------------------------------------
 
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _KINDS = {"float": "floating point", "int": "an integer dtype", "bool": "bool"}
 
 
@@ -3510,9 +3599,10 @@ def check_attention(
     first_name, (first, *_) = next(iter(queries.items()))
     for name, (x, *_) in [*queries.items(), *keys.items(), *values.items()]:
         expect_tensor(name, x)
-        refuse_tangent(name, x)
         expect(x.dim() == 4, name, "4 dimensions [batch, heads, tokens, dim]", list(x.shape))
         expect(x.dtype in DTYPES, name, "float16, bfloat16, float32 or float64", x.dtype)
+        expect(x.shape[1] > 0 or name not in queries, name, "1 head or more", 0)
+        expect(x.shape[3] > 0, name, "a head dim of 1 or more", 0)
         expect(x.dtype == first.dtype, name, f"dtype {first.dtype} like {first_name}", x.dtype)
         expect(x.device == first.device, name, f"device {first.device} like {first_name}", x.device)
         expect(x.shape[0] == first.shape[0], name, "batch {} like {}", x.shape[0], first.shape[0], first_name)
@@ -3536,23 +3626,35 @@ def check_attention(
 
 
 def tensor_argument(
-    name: str, x: Tensor, axes: Sequence[str | int], kind: str, sizes: Mapping[str, int], device: torch.device
+    name: str, x: Tensor, axes: Sequence[str | int], kind: str, sizes: Mapping[str, int], q: Tensor
 ) -> Tensor:
     """The tensor, batch first; the batch may be left out where no axis is `token`. bool comes back as uint8."""
+    check_tensor(name, x, axes, kind, sizes, q)
+    if x.dim() == len(axes):
+        x = x.unsqueeze(0)
+    if x.is_floating_point():  # a slope times a distance needs more than the 8 bits of bf16
+        x = x.to(torch.promote_types(x.dtype, wide(q.dtype)))
+    return x.view(torch.uint8) if x.dtype == torch.bool else x
+
+
+def check_tensor(
+    name: str, x: Tensor, axes: Sequence[str | int], kind: str, sizes: Mapping[str, int], q: Tensor
+) -> None:
+    """Type, device and shape of a tensor of the pattern."""
     expect_tensor(name, x)
     fits = {"float": x.is_floating_point(), "bool": x.dtype == torch.bool}.get(
-        kind, not x.is_floating_point() and x.dtype != torch.bool
+        kind, not x.is_floating_point() and not x.is_complex() and x.dtype != torch.bool
     )
     expect(fits, name, _KINDS[kind], x.dtype)
-    expect(x.device == device, name, f"device {device}", x.device)
+    known = x.dtype in (*DTYPES, torch.bool, *_INTEGERS)
+    expect(known, name, "a dtype that PyTorch computes with, such as int64 or float32", x.dtype)
+    expect(x.device == q.device, name, f"device {q.device}", x.device)
+    shape = list(x.shape)
     if x.dim() == len(axes) and "token" not in axes:
-        x = x.unsqueeze(0)
+        shape = [1, *shape]
     wanted = [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
-    fits = x.dim() == len(axes) + 1 and list(x.shape[1:]) == wanted and x.shape[0] in (1, sizes["batch"])
+    fits = len(shape) == len(axes) + 1 and shape[1:] == wanted and shape[0] in (1, sizes["batch"])
     expect(fits, name, "[1 or {}] + {}", list(x.shape), sizes["batch"], wanted)
-    if x.is_floating_point():  # a slope times a distance needs more than the 8 bits of bf16
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x.view(torch.uint8) if x.dtype == torch.bool else x
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -3562,12 +3664,6 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     wanted = torch.get_autocast_dtype(kind)
     return tuple(x.to(wanted) if isinstance(x, Tensor) and x.dtype in DTYPES[:3] else x for x in tensors)
-
-
-def refuse_tangent(name: str, x: Tensor) -> None:
-    """Forward-mode derivatives do not pass a custom operator; without this check they would come out as 0."""
-    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
-        raise NotImplementedError(f"{name}: no forward-mode derivative (jvp); use backward")
 
 
 def example_tensor(
@@ -3590,6 +3686,78 @@ def example_tensor(
     return values.expand(*(int(size) for size in wanted)).contiguous()
 
 
+def check_example(batch: int, tokens: int, dtype: torch.dtype, **sizes: int) -> None:
+    """The arguments of `example_inputs`."""
+    expect_number("batch", batch, "a number >= 0")
+    expect_number("tokens", tokens, "a number >= 0")
+    for name, size in sizes.items():
+        expect_number(name, size, "a number >= 1", 1)
+    expect_dtype(dtype)
+
+
+_SPARE_PAGES = 1024  # storage reaches to the largest page of a table: so far beyond its entries a number is a mistake
+
+
+def check_cache(
+    batch: int, capacity: int, page: int | None, table: Tensor | None, dtype: torch.dtype
+) -> tuple[int, int, int | None]:
+    """-> batch, capacity and page as Python numbers."""
+    batch = expect_number("batch", batch, "a number >= 0", 0)
+    capacity = expect_number("capacity", capacity, "1 to 2**31 - 1 tokens", 1)
+    if page is not None:
+        page = expect_number("page", page, "None or a power of two >= 16", 16)
+        expect(page & (page - 1) == 0, "page", "None or a power of two >= 16", page)
+    expect(page is not None or table is None, "page_table", "None, as page is None", type(table).__name__)
+    expect_dtype(dtype)
+    return batch, capacity, page
+
+
+def expect_cache(cache: object, kind: type) -> None:
+    """A cache of this module: that of another one keeps other streams."""
+    if not isinstance(cache, kind):
+        got = type(cache).__name__ if type(cache).__name__ != kind.__name__ else f"that of {type(cache).__module__}"
+        raise TypeError(f"cache: expected a {kind.__name__} of {kind.__module__}, got {got}")
+
+
+def check_page_table(table: Tensor, batch: int, width: int) -> None:
+    """int32 [batch, width]: each page once, -1 where none is handed out."""
+    expect_tensor("page_table", table)
+    expect(table.dtype == torch.int32, "page_table", "int32", table.dtype)
+    expect(list(table.shape) == [batch, width], "page_table", f"[{batch}, {width}]", list(table.shape))
+    most = 2 * table.numel() + _SPARE_PAGES
+    least, last = (int(x) for x in table.aminmax()) if table.numel() else (0, 0)
+    expect(least >= -1 and last < most, "page_table", f"pages below {most}, or -1", f"{least} to {last}")
+    used = table[table >= 0]
+    expect(used.unique().numel() == used.numel(), "page_table", "pages that are used once", "a page used twice")
+
+
+def row_index(rows: int | Sequence[int] | Sequence[bool] | Tensor, batch: int, device: torch.device) -> Tensor:
+    """Row numbers as int64 [n], or a mask as bool [batch], on the device of the cache."""
+    found = rows if isinstance(rows, Tensor) else _row_tensor(rows)
+    expected = f"None, numbers from {-batch} to {batch - 1}, or bool [{batch}]"
+    if found.dtype == torch.bool:
+        expect(list(found.shape) == [batch], "rows", expected, f"bool {list(found.shape)}")
+        return found.to(device)
+    fits = found.dtype in (torch.int32, torch.int64) and found.dim() <= 1
+    expect(fits, "rows", expected, f"{found.dtype} {list(found.shape)}")
+    outside = [row for row in found.reshape(-1).tolist() if not -batch <= row < batch]
+    expect(not outside, "rows", expected, outside[:8])
+    return (found.reshape(-1).long() % max(1, batch)).to(device)
+
+
+def _row_tensor(rows: object) -> Tensor:
+    """Of a number or a sequence of numbers, or of bools: never of both, since a bool is a number, too."""
+    is_list = isinstance(rows, Sequence) and not isinstance(rows, str | bytes)
+    several = list(rows) if is_list else [rows]
+    if is_list and several and all(isinstance(row, bool) for row in several):
+        return torch.tensor(several)
+    if not all(isinstance(row, Integral) and not isinstance(row, bool) for row in several):
+        got = " and ".join(sorted({type(row).__name__ for row in several}))
+        raise TypeError(f"rows: expected None, numbers, or a bool for each sequence, got {got}")
+    numbers = [max(-INT32_MOST, min(int(row), INT32_MOST)) for row in several]  # no tensor has room for more
+    return torch.tensor(numbers, dtype=torch.long)
+
+
 class StreamShape(NamedTuple):
     heads: int
     qk_dim: int
@@ -3602,7 +3770,8 @@ class CacheStore:
     Paged (`page` tokens, a power of two >= 16): k[stream] [pages, heads, page, qk], page_table int32
     [batch, pages per sequence] (-1: none). `page=None`: k[stream] [batch, heads, capacity, qk].
     `lengths` and `dropped` (tokens that found no room) are int32 [batch] on the device and updated in place; `lengths`
-    is a view of `spans` [batch, 2] = (0, length), which is what kernels read.
+    is the second column of `spans` [batch, 2] = (0, length), which is what kernels read. Copies (pickle, deepcopy,
+    `torch.save`) are caches of their own.
     """
 
     def __init__(
@@ -3617,16 +3786,13 @@ class CacheStore:
         dtype: torch.dtype,
         page_table: Tensor | None,
     ) -> None:
-        expect(batch >= 0, "batch", "a number >= 0", batch)
-        expect(0 < capacity < 2**31, "capacity", "1 to 2**31 - 1 tokens", capacity)
-        expect(page is None or (page >= 16 and page & (page - 1) == 0), "page", "None or a power of two >= 16", page)
-        expect(page is not None or page_table is None, "page_table", "None, as page is None", "a tensor")
+        batch, capacity, page = check_cache(batch, capacity, page, page_table, dtype)
         for name, shape in streams.items():
-            expect(min(shape.heads, shape.qk_dim) > 0, name, "positive heads and dims", tuple(shape))
+            fits = min(shape.heads, shape.qk_dim) > 0 and shape.v_dim >= 0
+            expect(fits, name, "positive heads and dims", tuple(shape))
         self.batch, self.capacity, self.page = batch, capacity, page
         self.at_least = 0  # tokens that every sequence holds for certain, known without asking the device
         self.spans = torch.zeros(batch, 2, dtype=torch.int32, device=device)
-        self.lengths = self.spans[:, 1]
         self.dropped = torch.zeros(batch, dtype=torch.int32, device=device)
         self.page_table = self._table(page_table, device)
         # One home more than there are tokens: what finds no room is written there and never read.
@@ -3641,16 +3807,22 @@ class CacheStore:
         }
         self.maps: dict[str, Tensor] = {}  # of drawn choices, made at first use
 
+    @property
+    def lengths(self) -> Tensor:
+        """A view: what is written there is the length. It is no tensor of its own, or copies would part from it."""
+        return self.spans[:, 1]
+
+    @lengths.setter
+    def lengths(self, lengths: Tensor) -> None:
+        self.spans[:, 1] = lengths
+
     def _table(self, table: Tensor | None, device: torch.device | str) -> Tensor | None:
         if self.page is None:
             return None
         width = -(-self.capacity // self.page)
         if table is None:
             return torch.arange(self.batch * width, dtype=torch.int32, device=device).view(self.batch, width)
-        expect(table.dtype == torch.int32, "page_table", "int32", table.dtype)
-        expect(list(table.shape) == [self.batch, width], "page_table", f"[{self.batch}, {width}]", list(table.shape))
-        used = table[table >= 0]
-        expect(used.unique().numel() == used.numel(), "page_table", "pages that are used once", "a page used twice")
+        check_page_table(table, self.batch, width)
         return table.to(device, copy=True).contiguous()
 
     def _pages(self) -> int:
@@ -3665,7 +3837,8 @@ class CacheStore:
         """
         added = next(iter(k.values())).shape[2]
         free = self.capacity - self.at_least
-        expect(added <= free, "k", f"at most {free} more tokens (capacity {self.capacity})", added)
+        expect(added <= free, "k", "at most {} more tokens (capacity {})", added, free, self.capacity)
+        tokens = {name: x.expand(self.batch, -1) for name, x in tokens.items()}
         append = self._append_by_kernels if uses_kernels(self.lengths) else self._append_by_torch
         append(k, v, tokens, added)
         capturing = self.lengths.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -3694,7 +3867,7 @@ class CacheStore:
             spot = torch.where(room, position, self.capacity)
             self.tokens[name].scatter_(1, spot, values.to(self.tokens[name].dtype))
         kept = room.int().cumprod(1).sum(1, dtype=torch.int32)  # a length never covers a hole
-        self.lengths += kept
+        self.lengths.add_(kept)
         self.dropped += added - kept
 
     def expect_fits(self, name: str, store: Tensor, new: Tensor) -> None:
@@ -3724,10 +3897,13 @@ class CacheStore:
         pages = self.page_table[sequence].long()[keys // self.page]
         return store[pages, :, keys % self.page].transpose(0, 1).unsqueeze(0)
 
-    def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Empties all sequences, or those of `rows`."""
+    def reset(self, rows: int | Sequence[int] | Sequence[bool] | Tensor | None = None) -> None:
+        """Empties all sequences, or those of `rows`: their numbers (negative ones count from the end), or bool [batch].
+
+        Numbers in a tensor are read on the host; a mask is not.
+        """
+        chosen = slice(None) if rows is None else row_index(rows, self.batch, self.spans.device)
         self.at_least = 0
-        chosen = slice(None) if rows is None else torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
         self.lengths[chosen] = 0
         self.dropped[chosen] = 0
 
@@ -3758,12 +3934,27 @@ def _check(
     )  # fmt: skip
 
 
+def _check_lookups(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    doc: Tensor,
+) -> None:
+    """Of new tokens, before they are in the cache."""
+    q_heads, kv_heads = q.shape[1], k.shape[1]
+    sizes = {"head": q_heads, "kv_head": kv_heads, "token": q.shape[2], "query": q.shape[2]}
+    sizes["batch"] = q.shape[0]
+    expect_tensor("doc", doc)
+    expect(doc.dim() == 2 and doc.shape[1] == q.shape[2], "doc", "[batch, {}]", list(doc.shape), q.shape[2])
+    check_tensor("doc", doc, ["token"], "int", sizes, q)
+
+
 def _prepare(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, layout: Layout, tokens: int, keys: int) -> Inputs:
     """Tensors batch first and choices as maps; `keys` bounds the keys of a sequence, `tokens` sizes token axes."""
     q_heads, kv_heads = q.shape[1], k.shape[1]
     sizes = {"head": q_heads, "kv_head": kv_heads, "token": tokens, "query": q.shape[2]}
     sizes["batch"] = q.shape[0]
-    doc = tensor_argument("doc", doc, ["token"], "int", sizes, q.device)
+    doc = tensor_argument("doc", doc, ["token"], "int", sizes, q)
     return Inputs(
         q,
         k,
@@ -3802,6 +3993,7 @@ def attention(
     values are cast to its type, as for PyTorch's own attention.
     """
     q, k, v = autocast(q, k, v)
+    expect_flag("return_lse", return_lse)
     _check(
         q,
         k,
@@ -3828,6 +4020,7 @@ def reference(
     k_offset: int | None = None,
 ) -> Any:
     """What `attention` means: dense, in float64, every pair of query and key tested. Same arguments."""
+    expect_flag("return_lse", return_lse)
     _check(
         q,
         k,
@@ -3860,6 +4053,8 @@ class Cache(CacheStore):
         dtype: torch.dtype = torch.float32,
         page_table: Tensor | None = None,
     ) -> None:
+        for name, size in (("kv_heads", kv_heads), ("qk_dim", qk_dim), ("v_dim", v_dim)):
+            expect_number(name, size, "a number >= 1", 1 if name == "v_dim" else 0)
         streams = {
             "kv": StreamShape(kv_heads, qk_dim, v_dim),
         }
@@ -3869,8 +4064,9 @@ class Cache(CacheStore):
         super().__init__(batch, capacity, streams, tokens, page=page, device=device, dtype=dtype, page_table=page_table)
 
 
-def _append(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache) -> tuple[Inputs, Layout]:
-    """Adds the new keys to the cache; -> the call's inputs, with cached tensors in place of the new tokens."""
+def _check_step(q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> None:
+    """The new tokens, and whether the cache is one for them."""
+    expect_cache(cache, Cache)
     _check(
         q,
         k,
@@ -3878,9 +4074,12 @@ def _append(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache) -> tuple
     )
     expect(q.shape[0] == cache.batch, "q", "batch {} like the cache", q.shape[0], cache.batch)
     expect(q.shape[2] == k.shape[2], "k", "{} tokens like q", k.shape[2], q.shape[2])
-    expect(doc.dim() == 2 and doc.shape[1] == q.shape[2], "doc", "[batch, {}]", list(doc.shape), q.shape[2])
     cache.expect_fits("k", cache.k["kv"], k)
     cache.expect_fits("v", cache.v["kv"], v)
+
+
+def _append(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache) -> tuple[Inputs, Layout]:
+    """Adds the new keys to the cache; -> the call's inputs, with cached tensors in place of the new tokens."""
     cache.append(
         {
             "kv": k,
@@ -3904,6 +4103,14 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache, *, retur
     Call it again for the next chunk. Shapes as in `attention`; tensors over tokens hold the new tokens only.
     """
     q, k, v = autocast(q, k, v)
+    expect_flag("return_lse", return_lse)
+    _check_step(q, k, v, cache)
+    _check_lookups(
+        q,
+        k,
+        v,
+        doc,
+    )
     inputs, layout = _append(q, k, v, doc, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
@@ -3914,6 +4121,14 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache, *, retur
 def decode(q: Tensor, k: Tensor, v: Tensor, doc: Tensor, cache: Cache, *, return_lse: bool = False) -> Any:
     """One step of generation: like `prefill` with one new token per sequence. Reads no length on the host."""
     q, k, v = autocast(q, k, v)
+    expect_flag("return_lse", return_lse)
+    _check_step(q, k, v, cache)
+    _check_lookups(
+        q,
+        k,
+        v,
+        doc,
+    )
     inputs, layout = _append(q, k, v, doc, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
@@ -3925,6 +4140,7 @@ def example_inputs(
     dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:  # fmt: skip
     """Random arguments for `attention`: token tensors rise in steps, flags are rare, given lists hold near units."""
+    check_example(batch, tokens, dtype, heads=heads, kv_heads=kv_heads, qk_dim=qk_dim, v_dim=v_dim)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=torch.float32).to(dtype)

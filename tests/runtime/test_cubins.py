@@ -29,10 +29,11 @@ from spdsl.runtime.survey import survey  # noqa: E402
 
 PATTERN = """
 pattern deployed {
+    param  window = 64
     heads  query = 4, kv = 2
     dim    qk = 32, v = 32
     causal
-    return attend(sliding(64))
+    return attend(sliding(window))
 }
 """
 H200 = targets.find("h200")
@@ -116,6 +117,7 @@ def test_the_loader_needs_torch_alone(folder: Path) -> None:
         "inspect",
         "json",
         "collections",
+        "warnings",
         "pathlib",
         "types",
         "typing",
@@ -236,6 +238,85 @@ def test_a_changed_binary_is_refused(
             module.launch(calls[0][0], calls[0][1], *calls[0][2], **calls[0][3])
     finally:
         running.remove()
+
+
+OTHERS = {
+    "parameters": (PATTERN, {"window": 32}, "params is {'window': 32}, theirs {'window': 64}"),
+    "text": (PATTERN.replace("causal", "causal  # the same kernels"), {}, "text is [0-9a-f]{64}, theirs"),
+    "pattern": (PATTERN.replace("deployed", "renamed"), {}, "pattern is renamed, theirs deployed"),
+}
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("other", OTHERS)
+def test_binaries_of_another_module_are_refused_or_compiled(
+    folder: Path, loader: ModuleType, calls: list[Call], other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, params, message = OTHERS[other]
+    module = spdsl.load(text, **params)
+    compiled: list[str] = []
+    monkeypatch.setattr(module, "launch", lambda kernel, *_, **__: compiled.append(kernel.__name__))
+    with pytest.raises(LookupError, match=message):
+        loader.install(module, folder, strict=True, library=Library())
+    with pytest.warns(UserWarning, match=message):
+        running = loader.install(module, folder, library=Library())
+    try:
+        kernel, grid, args, named = calls[0]
+        module.launch(kernel, grid, *args, **named)
+    finally:
+        running.remove()
+    assert compiled == ["append_rows"]
+
+
+@pytest.mark.parametrize("missing", ["module", "triton", None])
+def test_binaries_of_another_runtime_are_refused(
+    folder: Path, loader: ModuleType, module: ModuleType, tmp_path: Path, missing: str | None
+) -> None:
+    told = json.loads((folder / "manifest.json").read_text())
+    told = {name: value for name, value in told.items() if name != missing} if missing else {**told, "triton": "3.0.0"}
+    (tmp_path / "manifest.json").write_text(json.dumps(told))
+    message = "manifest.json does not say the" if missing else r"triton is [\d.]+, theirs 3.0.0"
+    with pytest.raises(LookupError, match=message):
+        loader.install(module, tmp_path, strict=True, library=Library())
+
+
+def test_a_module_imported_from_its_file_has_its_binaries(
+    folder: Path, loader: ModuleType, module: ModuleType, tmp_path: Path
+) -> None:
+    path = tmp_path / "deployed.py"
+    path.write_text(spdsl.compile(PATTERN).text)
+    spec = importlib.util.spec_from_file_location("deployed", path)
+    assert spec is not None
+    assert spec.loader is not None
+    imported = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(imported)
+    assert imported.NAMESPACE != module.NAMESPACE
+    loader.install(imported, str(folder), strict=True, library=Library()).remove()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"module": json}, "module: expected one that spdsl made, got json"),
+        ({"module": None}, "module: expected one that spdsl made"),
+        ({"folder": 3}, "folder: expected a path, got int"),
+        ({"strict": "no"}, "strict: expected True or False, got str"),
+    ],
+)
+def test_arguments_of_install(
+    folder: Path, loader: ModuleType, module: ModuleType, changes: dict[str, Any], message: str
+) -> None:
+    before = module.launch
+    with pytest.raises(TypeError, match=f"^{message}"):
+        loader.install(**{"module": module, "folder": folder, "strict": True, **changes})
+    assert module.launch is before
+
+
+def test_binaries_are_of_one_module(launches: list[Launch], tmp_path: Path) -> None:
+    narrow = survey(spdsl.load(PATTERN, window=32), target=H200)
+    with pytest.raises(ValueError, match="of one module, got launches of 2"):
+        cubins.write(tmp_path / "both", [(launch, H200) for launch in (launches[0], narrow[0])])
+    assert not (tmp_path / "both").exists()
 
 
 def test_an_error_of_the_driver_is_told(loader: ModuleType) -> None:

@@ -18,17 +18,16 @@ from tests.sanitizer.poison import poison, unwritten
 Case = Callable[[ModuleType, Pattern], None]
 
 
-def _shape(pattern: Pattern, rows: int, keys: int = 0, batch: int = 1) -> Shape:
-    query = next(found for found in pattern.inputs if found.name == "q")
-    heads = getattr(query, "heads", None)
-    return Shape(rows, keys or rows, batch, heads or 2, heads // 2 if heads else 1, qk=24, v=16)
+def _shape(pattern: Pattern, rows: int, keys: int | None = None, batch: int = 1, **more: Any) -> Shape:
+    heads, kv_heads = pattern.query_heads or 2, pattern.kv_heads or 1
+    return Shape(rows, rows if keys is None else keys, batch, heads, kv_heads, qk=24, v=16, **more)
 
 
 def _expect_written(found: Iterable[Any]) -> None:
     """Results (and parts of results) hold nothing that was never written."""
     for x in found:
         if isinstance(x, Tensor):
-            assert not unwritten(x).any()
+            assert not unwritten(x).any(), f"{int(unwritten(x).sum())} elements of a result were never written"
         elif x is not None:
             _expect_written(x)
 
@@ -41,6 +40,12 @@ def _trained(module: ModuleType, pattern: Pattern, inputs: Inputs, **call: Any) 
 def train(module: ModuleType, pattern: Pattern) -> None:
     """Forward and backward, the gradient of the log-sum-exp included."""
     _trained(module, pattern, inputs_of(pattern, _shape(pattern, 37)))
+
+
+def part(module: ModuleType, pattern: Pattern) -> None:
+    """Rows and keys of a longer sequence, the keys from its middle on."""
+    shape = _shape(pattern, 18, 33, offsets=(30, 10))
+    _trained(module, pattern, inputs_of(pattern, shape), **shape.call())
 
 
 def packed(module: ModuleType, pattern: Pattern) -> None:
@@ -59,26 +64,30 @@ def padded(module: ModuleType, pattern: Pattern) -> None:
     _trained(module, pattern, inputs, lengths=torch.tensor(lengths))
 
 
-def cached(page: int | None) -> Case:
-    """Prefill in two chunks, between which one sequence starts anew, and two steps; pages lie in any order."""
+def _cached(module: ModuleType, pattern: Pattern, page: int | None) -> None:
+    whole = _shape(pattern, 44, batch=2)
+    cache = nan_cache(module, whole, 52, page)
+    for store in (*cache.k.values(), *cache.v.values(), *cache.tokens.values()):
+        poison(store)
+    inputs, first = inputs_of(pattern, whole), 0
+    for size, step in ((23, module.prefill), (19, module.prefill), (1, module.decode), (1, module.decode)):
+        given = {name: guarded(x) for name, x in cut(pattern, inputs, first, first + size).items()}
+        given |= _lists(pattern, _shape(pattern, size, first + size, 2))
+        _expect_written(parts_of(step(**given, cache=cache, return_lse=True)))
+        first += size
+        if first == 23:
+            cache.reset([1])
+    assert cache.lengths.tolist() == [44, 21]
 
-    def run(module: ModuleType, pattern: Pattern) -> None:
-        whole = _shape(pattern, 44, batch=2)
-        cache = nan_cache(module, whole, 52, page)
-        for store in (*cache.k.values(), *cache.v.values(), *cache.tokens.values()):
-            poison(store)
-        inputs, first = inputs_of(pattern, whole), 0
-        for size, step in ((23, module.prefill), (19, module.prefill), (1, module.decode), (1, module.decode)):
-            given = {name: guarded(x) for name, x in cut(pattern, inputs, first, first + size).items()}
-            given |= _lists(pattern, _shape(pattern, size, first + size, 2))
-            _expect_written(parts_of(step(**given, cache=cache, return_lse=True)))
-            first += size
-            if first == 23:
-                cache.reset([1])
-        assert cache.lengths.tolist() == [44, 21]
 
-    run.__name__ = "cached" if page is None else "paged"
-    return run
+def cached(module: ModuleType, pattern: Pattern) -> None:
+    """Prefill in two chunks, between which one sequence starts anew, and two steps."""
+    _cached(module, pattern, None)
+
+
+def paged(module: ModuleType, pattern: Pattern) -> None:
+    """The same in pages that lie in any order."""
+    _cached(module, pattern, 16)
 
 
 def _of_tokens(pattern: Pattern, inputs: Inputs) -> list[str]:
@@ -91,6 +100,3 @@ def _lists(pattern: Pattern, shape: Shape) -> Inputs:
     """Given lists of units: they count from the tile of the call's first row."""
     given = [found.name for found in pattern.inputs if isinstance(found, Choice) and found.rule == "given"]
     return {name: x for name, x in inputs_of(pattern, shape).items() if name in given}
-
-
-CASES: tuple[Case, ...] = (train, packed, padded, cached(16), cached(None))

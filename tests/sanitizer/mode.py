@@ -13,7 +13,6 @@ themselves, and ours lie in named tuples.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,7 @@
 """Memory that nobody wrote holds a value that no computation gives: reading it shows, and so does copying it.
 
-Floats are NaN with all bits set (arithmetic makes other NaN), integers and bools repeat a byte. So an element is written
-once anything but the poison is there, whoever wrote it: a kernel, torch, a slice, or a copy of another element.
+Floats are NaN with all bits set (arithmetic makes another NaN), integers and bools repeat a byte. So an element is
+written once anything else is there, whoever wrote it: a kernel, torch, or a copy of what was written.
 """
 
 from __future__ import annotations

@@ -1,0 +1,98 @@
+"""Faults that change no number in the interpreter, or only sometimes: the sanitizer must see each of them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import spdsl
+from spdsl.ir.pattern import Pattern
+from tests.numerics.patterns import module_from, mutated, pattern_of, text_of
+from tests.sanitizer.cases import Case, packed, paged, train
+from tests.sanitizer.faults import Fault
+from tests.sanitizer.mode import sanitized
+
+OUTSIDE, UNWRITTEN, OWNERS = "no element of the tensor", "nothing was ever written there", "writes there, too"
+
+
+def middle(module: ModuleType, _: Pattern) -> None:
+    """Two rows of a batch of four."""
+    q, k, v = (torch.randn(4, 2, 37, 16, dtype=torch.float64)[1:3] for _ in "qkv")
+    module.attention(q, k, v)
+
+
+class Seed(NamedTuple):
+    title: str
+    case: Case
+    wrong: str
+    old: str
+    new: str
+
+
+FORWARD = "attend_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences"
+SEEDS = [
+    Seed("mask left out of a load", train, OUTSIDE,
+        "tl.load(pointers, mask=row < left, other=0.0)", "tl.load(pointers)"),
+    Seed("gap behind the columns", train, OUTSIDE,
+        "mask=(row < left) & (column < DIM), other=0.0", "mask=row < left, other=0.0"),
+    Seed("gap between the rows", train, OUTSIDE,
+        "return x.data + tl.cast(token, tl.int64) * x.token", "return x.data + tl.cast(token, tl.int64) * 24"),
+    Seed("mask left out of a store", train, OUTSIDE, "mask=(row < left) & (column < DIM))", "mask=column < DIM)"),
+    Seed("offset by one block", train, OUTSIDE,
+        "start = tl.cast(block, tl.int64) * C.BLOCK_N", "start = (tl.cast(block, tl.int64) + 1) * C.BLOCK_N"),
+    Seed("one head too many", train, OUTSIDE, FORWARD, FORWARD.replace("q.shape[1]", "q.shape[1] + 1")),
+    Seed("one sequence too many", packed, OUTSIDE, FORWARD, FORWARD + " + 1"),
+    Seed("one split too many", paged, OWNERS,
+        "attend_decode, (batch, heads // group, splits)", "attend_decode, (batch, heads // group, splits + 1)"),
+    Seed("two owners of equal sums", train, OWNERS,
+        "row = tile * C.BLOCK_M\n    left = q_count - row\n    out =",
+        "row = tile // 2 * C.BLOCK_M\n    left = q_count - row\n    out ="),
+    Seed("rows in no sequence have no output", packed, UNWRITTEN,
+        "out = q.new_zeros(*q.shape[:3], v_dim)", "out = q.new_empty(*q.shape[:3], v_dim)"),
+    Seed("lse of a split that nobody writes", paged, UNWRITTEN,
+        "m + tl.log2(total), mask=row < C.GROUP)", "m + tl.log2(total), mask=row < 0)"),
+    Seed("page that was never written", paged, UNWRITTEN, "pages + start // C.PAGE", "pages + start // C.PAGE + 1"),
+    Seed("token behind the last", paged, UNWRITTEN,
+        "left = keys.count - block * C.BLOCK_N", "left = keys.count + 1 - block * C.BLOCK_N"),
+    Seed("row of another batch", middle, OUTSIDE,
+        "tl.cast(s, tl.int64) * x.batch", "(tl.cast(s, tl.int64) - 1) * x.batch"),
+    Seed("length that another program moves on", paged, "another program of the launch",
+        "position = tl.load(call.spans + 2 * s + 1) + token",
+        "position = tl.load(call.spans + 2 * s + 1) + token\n    tl.store(call.spans + 3 - 2 * s, call.added)"),
+    Seed("sum without an order", train, "an atomic operation",
+        "tl.store(token_pointer(x, row)", "tl.atomic_add(token_pointer(x, row)"),
+]  # fmt: skip
+
+
+@cache
+def causal() -> str:
+    return spdsl.compile(text_of("causal")).text
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: seed.title.replace(" ", "_"))
+def test_a_fault_is_seen(seed: Seed, tmp_path: Path) -> None:
+    module = module_from(mutated(causal(), seed.old, seed.new), tmp_path / "generated.py")
+    with sanitized(), pytest.raises(Fault, match=seed.wrong):
+        seed.case(module, pattern_of("causal"))
+
+
+@pytest.mark.interpret
+def test_results_that_nobody_writes_are_seen(tmp_path: Path) -> None:
+    """No kernel reads them, but the caller will."""
+    old, new = "lse = q.new_full(q.shape[:3], -torch.inf,", "lse = q.new_empty(q.shape[:3],"
+    module = module_from(mutated(causal(), old, new), tmp_path / "generated.py")
+    with sanitized(), pytest.raises(AssertionError, match="never written"):
+        packed(module, pattern_of("causal"))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("case", [middle, packed], ids=lambda case: case.__name__)
+def test_the_same_calls_pass_without_a_fault(case: Case, tmp_path: Path) -> None:
+    with sanitized():
+        case(module_from(causal(), tmp_path / "generated.py"), pattern_of("causal"))
