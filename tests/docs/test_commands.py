@@ -36,8 +36,10 @@ def arguments(line: str, folder: Path) -> list[str]:
         if "*" in word:
             words += map(str, sorted(Path(folder).glob(word)))
         else:
-            words += {"FILE": ["near.spat"], "FILE...": ["near.spat"], "CODE": ["E102"]}.get(word, [word])
-    named = any(word.endswith((".spat", ".py")) for word in words)
+            words += {"FILE": ["near.spat"], "FILE...": ["near.spat"], "CODE": ["E102"], "NAME": ["near"]}.get(
+                word, [word]
+            )
+    named = "-" in words or any(word.endswith((".spat", ".py")) for word in words)
     return words if named or words[0] == "explain" else [*words, "near.spat"]  # options alone, in a sentence
 
 
@@ -65,7 +67,7 @@ def test_it_parses_and_runs(page: Path, line: str) -> None:
         if "--help" not in rest and "tree|pattern" not in line:
             command.make_context(name, list(rest))
         if runs(name, rest):
-            done = CliRunner().invoke(main, [name, *rest])
+            done = CliRunner().invoke(main, [name, *rest], input=(folder / "near.spat").read_text())
             assert done.exit_code == 0, done.output
 
 
