@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from enum import Enum
-from os.path import commonprefix
 
 from spdsl.budget import spend
 
@@ -151,7 +150,7 @@ def did_you_mean(word: str, candidates: Iterable[str], span: Span | None = None)
     every = sorted(candidates)
     spend(len(every) * (1 + len(word) // 8))
     for known in every:
-        stem = len(commonprefix((word.casefold(), known.casefold())))
+        stem = _common_beginning(word.casefold(), known.casefold())
         begins = stem >= LEAST_STEM and stem == min(len(word), len(known))
         matcher.set_seq1(known.casefold())
         bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)  # cheap ones first
@@ -159,3 +158,9 @@ def did_you_mean(word: str, candidates: Iterable[str], span: Span | None = None)
             score = matcher.ratio() + stem / max(len(word), len(known))
             nearest, best = (known, score) if score > best else (nearest, best)
     return Hint(f"did you mean `{nearest}`?", Applicability.MAYBE, span, nearest) if nearest else None
+
+
+def _common_beginning(word: str, other: str) -> int:
+    """Letters at the beginning that two words share."""
+    pairs = zip(word, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(word), len(other)))

@@ -116,21 +116,21 @@ def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None)
         return None
     else:
         names.report.error(
-            "E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}", hint=_joined(names, expr)
+            "E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}", hint=_how_joined(names, expr)
         )
         return None
     return _of_kind(names, found, kind, expr)
 
 
-def _joined(names: Names, expr: tree.Expr) -> str:
+def _how_joined(names: Names, expr: tree.Expr) -> str:
     """How branches, or sets, are put together, where that was tried by an operator that they do not have."""
     if not isinstance(expr, tree.Binary):
         return ""
     kinds = {kind_of(names, expr.left), kind_of(names, expr.right)}
     if kinds & {Kind.BRANCH}:
         return (
-            "`gate(a, b)` adds branches by the caller's weights, `merge(a, b)` is one softmax over their disjoint keys, "
-            "`attend(x | y)` one over both sets"
+            "`gate(a, b)` adds branches by the caller's weights, `merge(a, b)` is one softmax over their disjoint "
+            "keys, `attend(x | y)` one over both sets"
         )
     if kinds & {Kind.SET, Kind.STREAM}:
         return "sets are put together by `|` (in either), `&` (in both) and `-` (in the first only)"
@@ -201,7 +201,7 @@ def _set_as_written(names: Names, expr: tree.Expr, binding: str | None) -> SetVa
         "a set is expected here",
         expr.span,
         "not a set",
-        hint=_joined(names, expr),
+        hint=_how_joined(names, expr),
     )
     return None
 

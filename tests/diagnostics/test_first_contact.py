@@ -1,6 +1,5 @@
 """Messages for what users write first: they name the user's words and a way out that works."""
 
-# ruff: noqa: E501 (one message a line)
 from __future__ import annotations
 
 import pytest
