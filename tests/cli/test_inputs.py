@@ -94,6 +94,30 @@ def test_fixing_one_pattern_leaves_the_other() -> None:
     assert "pattern two { return attend(al) }" in Path("both.spat").read_text(), before
 
 
+# ---- long forms, and sizes of a call
+
+
+def test_long_forms(folder: Path) -> None:
+    result = spdsl("compile", "far.spat", "--define", "window=3k", "--pattern", "far", "--output", "made")
+    assert (result.exit_code, result.stdout) == (0, "made/far.py\n")
+    assert "3072" in (folder / "made/far.py").read_text()
+
+
+def test_sizes_of_a_costed_call() -> None:
+    """Twice the sequences, twice the work; fewer pairs and choices that are more alike, less of it."""
+    text = "pattern p { mark = tensor(token, bool) causal return attend(where(mark[k])) }"
+    picks = "pattern p { causal chosen = top_k(4, score = softmax(dot(compress(64)))) return attend(chosen) }"
+
+    def run(given: str, *rest: str) -> int:
+        arguments = ("cost", "-", "--length", "4k", "--phase", "forward", "--format", "json", *rest)
+        (document,) = json.loads(spdsl(*arguments, given=given).stdout)
+        return int(document["curves"][0]["points"][0]["machine"])
+
+    assert run(text, "--batch", "2") == 2 * run(text)
+    assert run(text, "--density", "0.5") < run(text)
+    assert run(picks, "--overlap", "1") < run(picks)
+
+
 # ---- files
 
 

@@ -98,6 +98,17 @@ def test_phases_and_where_to(module: Path, tmp_path: Path) -> None:
     assert not module.with_name("streaming_llm.tuned.json").exists()
 
 
+def test_rows_as_json(module: Path) -> None:
+    sizes = ("--batch", 2, "--dtype", "fp16", "--page", 0, "--heads", 4, "--kv-heads", 4, "--dim", 32)
+    done = run(module, "--length", "256,1k", "--phase", "decode", "--format", "json", *sizes, *OFFLINE)
+    assert (done.exit_code, done.stderr) == (0, f"{module.with_name('streaming_llm.tuned.json').as_posix()}\n")
+    found = json.loads(done.stdout)
+    assert [(row["keys"], row["dtype"], row["qk"], row["most_n"]) for row in found] == [
+        (256, "float16", 32, 0), (1024, "float16", 32, 0)
+    ]  # fmt: skip
+    assert all(row["milliseconds"] is None and len(row["config"]) == 4 for row in found)
+
+
 @pytest.mark.parametrize(
     "phase, kernels", [("train", {"forward", "dq", "dkdv"}), ("prefill", {"forward"}), ("decode", {"decode"})]
 )
