@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from enum import Enum
-from os.path import commonprefix
+from itertools import takewhile
 
 MOST_ERRORS = 100  # more than a reader can use; the rest is counted only
 NEAR = 0.6  # of the letters of two words are alike where one may be meant for the other
@@ -147,7 +147,8 @@ def did_you_mean(word: str, candidates: Iterable[str], span: Span | None = None)
     matcher = SequenceMatcher(b=word.casefold())  # keeps what it learns of `b`
     nearest, best = "", 0.0
     for known in sorted(candidates):
-        stem = len(commonprefix((word.casefold(), known.casefold())))
+        pairs = zip(word.casefold(), known.casefold(), strict=False)
+        stem = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         begins = stem >= LEAST_STEM and stem == min(len(word), len(known))
         matcher.set_seq1(known.casefold())
         bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)  # cheap ones first

@@ -125,7 +125,7 @@ def _joined(names: Names, expr: tree.Expr) -> str:
     kinds = {kind_of(names, expr.left), kind_of(names, expr.right)}
     if kinds & {Kind.BRANCH}:
         return (
-            "`gate(a, b)` adds branches by the caller's weights, `merge(a, b)` is one softmax over their disjoint keys, "
+            "`gate(a, b)` adds branches by the caller's weights, `merge(a, b)` is one softmax over disjoint keys, "
             "`attend(x | y)` one over both sets"
         )
     if kinds & {Kind.SET, Kind.STREAM}:
@@ -247,7 +247,7 @@ def _unknown_word(names: Names, expr: tree.Call) -> None:
             note="the language specifies it; docs/language.md says what is built",
         )
         return
-    hint = did_you_mean(text, {*WORDS, *PLANNED}, span)
+    hint = names.meant(expr.function, {*WORDS, *PLANNED})
     names.report.error("E102", f"unknown word `{text}`", span, "no such word", hint=hint or "see docs/language.md")
     meant = WORDS.get(hint.replacement or "") if hint else None
     if meant is not None:

@@ -1,6 +1,5 @@
 """Messages for what users write first: they name the user's words and a way out that works."""
 
-# ruff: noqa: E501 (one message a line)
 from __future__ import annotations
 
 import pytest
@@ -207,3 +206,27 @@ def test_how_entries_are_reduced_is_left_to_the_user() -> None:
 )
 def test_a_refused_name_hides_no_later_error(text: str, codes: list[str]) -> None:
     assert [one.code for one in spdsl.check(text)] == codes
+
+
+@pytest.mark.parametrize(
+    "body, written, meant",
+    [
+        ("blocks = compress(64) return attend(top-k(8, score = dot(blocks), share = head))", "top-k", "top_k"),
+        ("my_set = sink(4) return attend(my-set)", "my-set", "my_set"),
+        ("my_window_size = 4 return attend(sliding(my-window-size))", "my-window-size", "my_window_size"),
+    ],
+)
+def test_a_dash_in_a_name_that_is_used(body: str, written: str, meant: str) -> None:
+    text = f"pattern p {{ causal {body} }}"
+    hint = spdsl.check(text)[0].hints[0]
+    assert hint.text == f"did you mean `{meant}`?"
+    assert hint.span is not None
+    assert text[hint.span.start : hint.span.end] == written
+    assert not [one for one in found(body.replace(written, meant)) if one.severity.value == "error"]
+
+
+def test_a_difference_of_names_is_one() -> None:
+    assert (
+        found("param window = 8, sinks = 4, window_sinks = 3 return attend(sliding(window-sinks) | sink(window_sinks))")
+        == []
+    )
