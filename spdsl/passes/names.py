@@ -101,9 +101,7 @@ class Names:
         known = {*self.params, *self.bound, *PREDECLARED}
         if wanted is not None:
             known = {text for text, value in self.bound.items() if isinstance(value, wanted)}
-        hint: Hint | str = (
-            did_you_mean(name.text, known, name.span) or f"bind it before its use: `{name.text} = {declared}`"
-        )
+        hint = self.meant(name, known) or f"bind it before its use: `{name.text} = {declared}`"
         self.report.error("E101", f"unknown name `{name.text}`", name.span, "not bound here", hint=hint)
         return None
 
