@@ -84,6 +84,7 @@ def test_a_branch_is_no_set() -> None:
         ("return attend(where(doc[k - 1] > 0))", "doc = tensor(token, int)"),
         ("return attend(all, bias = -slope[h] * (q - k))", "slope = tensor(head)"),
         ("return attend(where(level[h][k] > 0))", "level = tensor(head, token, int)"),
+        ("return attend(where(flag[0] > 0))", "flag = tensor(1)"),
         ("return attend(far[all])", "far = stream()"),
         ("return attend(all, query = other)", "other = query()"),
         ("return attend(all, sink_logit = rest)", "rest = tensor(head)"),
