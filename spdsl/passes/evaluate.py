@@ -103,7 +103,7 @@ def _cells(names: Names, expr: tree.Expr, parameter: Parameter) -> Cells | None:
 
 def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None) -> Any:
     """A stream, query, tensor or branch: a name bound to one, or a call that makes one."""
-    if isinstance(expr, tree.Name):
+    if isinstance(expr, tree.Name) and expr.text != "all":
         found: Any = names.find(expr, *_INPUTS.get(kind, ()))
     elif isinstance(expr, tree.Call):
         found = call(names, expr, binding)
@@ -121,7 +121,7 @@ def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None)
 def _joined(names: Names, expr: tree.Expr) -> str:
     """How branches, or sets, are put together, where that was tried by an operator that they do not have."""
     if not isinstance(expr, tree.Binary):
-        return ""
+        return "attend to the set: `attend(...)`" if kind_of(names, expr) is Kind.SET else ""
     kinds = {kind_of(names, expr.left), kind_of(names, expr.right)}
     if kinds & {Kind.BRANCH}:
         return (

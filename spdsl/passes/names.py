@@ -101,7 +101,7 @@ class Names:
         known = {*self.params, *self.bound, *PREDECLARED}
         if wanted is not None:
             known = {text for text, value in self.bound.items() if isinstance(value, wanted)}
-        hint = self.meant(name, known) or f"bind it before its use: `{name.text} = {declared}`"
+        hint = self.meant(name, known - {name.text}) or _unbound(name.text, declared)
         self.report.error("E101", f"unknown name `{name.text}`", name.span, "not bound here", hint=hint)
         return None
 
@@ -130,6 +130,14 @@ class Names:
         number = self.numbered[word]
         candidate = word if number == 1 else f"{word}_{number}"
         return candidate if candidate not in self.spans else self.fresh(word)
+
+
+def _unbound(text: str, declared: str) -> str:
+    if text in ("True", "False", "None"):
+        return "there are no such values; `all` is every key, and conditions are written out"
+    if text in PREDECLARED or refusal(text, "binding"):
+        return "it has no value here"
+    return f"bind it before its use: `{text} = {declared}`"
 
 
 def mentioned(expr: tree.Expr) -> Iterator[tree.Name]:

@@ -231,3 +231,15 @@ def test_a_difference_of_names_is_one() -> None:
         found("param window = 8, sinks = 4, window_sinks = 3 return attend(sliding(window-sinks) | sink(window_sinks))")
         == []
     )
+
+
+@pytest.mark.parametrize(
+    "body, hint",
+    [
+        ("return all", "attend to the set: `attend(...)`"),
+        ("x = True return attend(all)", "there are no such values; `all` is every key, and conditions are written out"),
+        ("return attend(train)", "it has no value here"),
+    ],
+)
+def test_no_hint_leads_into_the_next_error(body: str, hint: str) -> None:
+    assert hints(body) == hint
