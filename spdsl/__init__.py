@@ -13,9 +13,16 @@ from spdsl.version import __version__
 __all__ = ["Diagnostic", "SpatError", "__version__", "check", "compile", "load"]
 
 
+_LATE = frozenset({"compile", "check", "load"})
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
-    """`compile`, `check` and `load` come from `spdsl.compiler`, which imports sympy only when first used."""
-    if name in {"compile", "check", "load"}:
+    """`compile`, `check` and `load` come from `spdsl.api`, which imports sympy: only when first used."""
+    if name in _LATE:
         from spdsl import api
 
         return getattr(api, name)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from enum import Enum
+from itertools import takewhile
 
 from spdsl.budget import spend
 
@@ -150,7 +151,8 @@ def did_you_mean(word: str, candidates: Iterable[str], span: Span | None = None)
     every = sorted(candidates)
     spend(len(every) * (1 + len(word) // 8))
     for known in every:
-        stem = _common_beginning(word.casefold(), known.casefold())
+        pairs = zip(word.casefold(), known.casefold(), strict=False)
+        stem = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         begins = stem >= LEAST_STEM and stem == min(len(word), len(known))
         matcher.set_seq1(known.casefold())
         bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)  # cheap ones first
@@ -158,9 +160,3 @@ def did_you_mean(word: str, candidates: Iterable[str], span: Span | None = None)
             score = matcher.ratio() + stem / max(len(word), len(known))
             nearest, best = (known, score) if score > best else (nearest, best)
     return Hint(f"did you mean `{nearest}`?", Applicability.MAYBE, span, nearest) if nearest else None
-
-
-def _common_beginning(word: str, other: str) -> int:
-    """Letters at the beginning that two words share."""
-    pairs = zip(word, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(word), len(other)))

@@ -321,3 +321,10 @@ def test_eight_processes_at_once(cache: Path) -> None:
     assert [(process.communicate(timeout=200)[1], process.returncode) for process in running] == [("", 0)] * 8
     (path,) = cache.iterdir()
     assert path.read_text() in {f"X = {i}\n" * 2000 for i in (0, 1)}
+
+
+def test_dir_lists_what_is_imported_late() -> None:
+    program = "import sys, spdsl; print(*dir(spdsl)); assert not {'torch', 'triton', 'sympy'} & {*sys.modules}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"load", "compile", "check", "SpatError", "Diagnostic", "__version__"} <= {*done.stdout.split()}

@@ -237,9 +237,15 @@ def _function(names: Names, call: tree.Call, positions: bool) -> Expr | None:
 
 def _declared(indices: list[tree.Expr]) -> str:
     """The declaration of a tensor that is read at such places."""
-    positions = [{name.text for name in mentioned(index)} for index in indices]
-    axes = ["head" if "h" in found else "token" if found & {"q", "k"} else "n" for found in positions]
+    axes = [_axis(index) for index in indices]
     return f"tensor({', '.join([*axes, *(['int'] if 'token' in axes else [])])})"
+
+
+def _axis(index: tree.Expr) -> str:
+    if isinstance(index, tree.Number):
+        return str(int(index.value) + 1)
+    positions = {name.text for name in mentioned(index)}
+    return "head" if "h" in positions else "token" if positions & {"q", "k"} else "n"
 
 
 def _read(names: Names, expr: tree.Restrict, positions: bool) -> Expr | None:

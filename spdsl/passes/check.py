@@ -136,13 +136,12 @@ def _later_keys(pattern: Pattern, report: Report, tree: PatternTree | None) -> N
         if found is not None:
             entry = "key" if found.stream.grid.is_tokens else "entry"
             report.warning(
-                "W404", f"queries see later keys, in a pattern with {cached}: is `causal` missing?", found.softmax.span,
-                f"query {found.place.q} sees {entry} {found.place.k} of `{found.stream.name}`",
+                "W404",
+                f"queries see later keys in a pattern with {cached}: "
+                "write `causal`, or say that it is meant: `return ... if train` or `allow(W404)`",
+                found.softmax.span, f"query {found.place.q} sees {entry} {found.place.k} of `{found.stream.name}`",
                 note="a model that generates would learn from tokens that it is about to predict",
-                hint=new_item(
-                    tree, report.source.text, "causal",
-                    "write `causal`; if later keys are meant, `return ... if train` or `allow(W404)`",
-                ),
+                hint=new_item(tree, report.source.text, "causal", "write `causal`"),
             )  # fmt: skip
             return
 

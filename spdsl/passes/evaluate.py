@@ -107,7 +107,7 @@ def _cells(names: Names, expr: tree.Expr, parameter: Parameter) -> Cells | None:
 
 def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None) -> Any:
     """A stream, query, tensor or branch: a name bound to one, or a call that makes one."""
-    if isinstance(expr, tree.Name):
+    if isinstance(expr, tree.Name) and expr.text != "all":
         found: Any = names.find(expr, *_INPUTS.get(kind, ()))
     elif isinstance(expr, tree.Call):
         found = call(names, expr, binding)
@@ -125,12 +125,12 @@ def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None)
 def _how_joined(names: Names, expr: tree.Expr) -> str:
     """How branches, or sets, are put together, where that was tried by an operator that they do not have."""
     if not isinstance(expr, tree.Binary):
-        return ""
+        return "attend to the set: `attend(...)`" if kind_of(names, expr) is Kind.SET else ""
     kinds = {kind_of(names, expr.left), kind_of(names, expr.right)}
     if kinds & {Kind.BRANCH}:
         return (
-            "`gate(a, b)` adds branches by the caller's weights, `merge(a, b)` is one softmax over their disjoint "
-            "keys, `attend(x | y)` one over both sets"
+            "`gate(a, b)` adds branches by the caller's weights, `merge(a, b)` is one softmax over disjoint keys, "
+            "`attend(x | y)` one over both sets"
         )
     if kinds & {Kind.SET, Kind.STREAM}:
         return "sets are put together by `|` (in either), `&` (in both) and `-` (in the first only)"
@@ -292,7 +292,7 @@ def _unknown_word(names: Names, expr: tree.Call) -> None:
             note="the language specifies it; docs/language.md says what is built",
         )
         return
-    hint = did_you_mean(text, {*WORDS, *PLANNED}, span)
+    hint = names.meant(expr.function, {*WORDS, *PLANNED})
     names.report.error("E102", f"unknown word `{text}`", span, "no such word", hint=hint or "see docs/language.md")
     meant = WORDS.get(hint.replacement or "") if hint else None
     if meant is not None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from spdsl.diagnostics import Hint, Report, Span, did_you_mean
+from spdsl.diagnostics import Applicability, Hint, Report, Span, did_you_mean
 from spdsl.ir.pattern import Input
 from spdsl.ir.symbols import LENGTH, Expr
+from spdsl.primitives.registry import WORDS
 from spdsl.primitives.word import Value, main_query, main_stream
 from spdsl.syntax import tree
 from spdsl.syntax.names import refusal
 
+_BEFORE, _BEHIND = re.compile(r"([A-Za-z0-9_]+-)+\Z"), re.compile(r"(-[A-Za-z0-9_]+)+")
 PREDECLARED = ("q", "kv", "all", "length", "prompt", "train", "prefill", "decode")
 # Arguments and attributes of every generated module: a binding of that name would hide one.
 MODULE_WORDS = frozenset(
@@ -98,11 +101,19 @@ class Names:
         known = {*self.params, *self.bound, *PREDECLARED}
         if wanted is not None:
             known = {text for text, value in self.bound.items() if isinstance(value, wanted)}
-        hint: Hint | str = (
-            did_you_mean(name.text, known, name.span) or f"bind it before its use: `{name.text} = {declared}`"
-        )
+        hint = self.meant(name, known - {name.text}) or _unbound(name.text, declared)
         self.report.error("E101", f"unknown name `{name.text}`", name.span, "not bound here", hint=hint)
         return None
+
+    def meant(self, name: tree.Name, known: set[str]) -> Hint | None:
+        """The known name that is meant by an unknown one; `top-k` is a difference of two."""
+        text = self.report.source.text
+        before, behind = _BEFORE.search(text, 0, name.span.start), _BEHIND.match(text, name.span.end)
+        span = Span(before.start() if before else name.span.start, behind.end() if behind else name.span.end)
+        dashed = text[span.start : span.end].replace("-", "_")
+        if dashed != name.text and dashed in {*known, *self.params, *self.bound, *WORDS}:
+            return Hint(f"did you mean `{dashed}`?", Applicability.MAYBE, span, dashed)
+        return did_you_mean(name.text, known, name.span)
 
     def out_of_domain(self, expr: tree.Expr) -> str:
         """The code of a value out of its domain: the caller's doing where an override stands in the expression."""
@@ -119,6 +130,14 @@ class Names:
         number = self.numbered[word]
         candidate = word if number == 1 else f"{word}_{number}"
         return candidate if candidate not in self.spans else self.fresh(word)
+
+
+def _unbound(text: str, declared: str) -> str:
+    if text in ("True", "False", "None"):
+        return "there are no such values; `all` is every key, and conditions are written out"
+    if text in PREDECLARED or refusal(text, "binding"):
+        return "it has no value here"
+    return f"bind it before its use: `{text} = {declared}`"
 
 
 def mentioned(expr: tree.Expr) -> Iterator[tree.Name]:

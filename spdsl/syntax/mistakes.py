@@ -25,7 +25,7 @@ _CLOSING = {"(": ")", "[": "]"}
 _WORD = re.compile(r"[A-Za-z0-9_]+")
 _POSITIONS = frozenset({"q", "k", "h", "length"})
 _KEYWORDS = {  # and how they are used
-    "CAUSAL": "`causal` stands alone",
+    "CAUSAL": "`causal` stands alone, in front of `return`",
     "HEADS": "what is declared has names: `heads query = 32, kv = 8`",
     "DIM": "what is declared has names: `dim qk = 128, v = 128`",
     "PARAM": "what is declared has a name: `param window = 512`",
@@ -84,7 +84,7 @@ Signature = tuple[frozenset[str], str, str]
 
 def diagnose(failure: Failure) -> Diagnostic:
     """The diagnostic of a syntax error."""
-    special = (_hyphenated, _keyword_bound, _bracket, _missing_operator, _value_below, _other_logic)
+    special = (_hyphenated, _keyword_passed, _keyword_bound, _bracket, _missing_operator, _value_below, _other_logic)
     for told in special:
         found = told(failure)
         if found is not None:
@@ -181,6 +181,15 @@ def _dashed(tokens: Sequence[Token], at: int) -> bool:
     )
 
 
+def _keyword_passed(failure: Failure) -> Diagnostic | None:
+    """`attend(all, causal = True)`: a keyword in place of an argument's name."""
+    keyword = failure.found
+    if failure.bracket is None or keyword.type not in _KEYWORDS or failure.following.type != "EQUAL":
+        return None
+    hint = Hint(f"it is an item of the pattern: {_KEYWORDS[keyword.type]}")
+    return Diagnostic(CODE, f"`{keyword}` is a keyword and no argument", token_span(keyword), hints=(hint,))
+
+
 def _keyword_bound(failure: Failure) -> Diagnostic | None:
     """`causal = True`, `heads = 4`: a keyword in place of a name."""
     keyword = failure.previous
@@ -193,8 +202,10 @@ def _keyword_bound(failure: Failure) -> Diagnostic | None:
         message, hint = f"`{keyword}` is a keyword and cannot be bound", Hint(_KEYWORDS[keyword.type])
         return Diagnostic(CODE, message, sign, f"`{failure.found}` cannot stand here", hints=(hint,))
     value = failure.following
+    closing = failure.tokens[failure.at + 2 : failure.at + 3] if str(failure.found) == "(" else ()
     off = str(value).lower() in ("false", "none", "off", "no", "0")
     end = token_span(value).end if value.type in ("NAME", "NUMBER", "RPAR") else sign.end
+    end = token_span(closing[0]).end if closing and closing[0].type == "RPAR" else end
     start = token_span(keyword).start if off else token_span(keyword).end
     words = "leave it out: then a query sees later keys, too" if off else "write `causal` alone"
     hint = Hint(words, Applicability.MAYBE, Span(start, end), "")

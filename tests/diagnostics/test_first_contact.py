@@ -84,6 +84,7 @@ def test_a_branch_is_no_set() -> None:
         ("return attend(where(doc[k - 1] > 0))", "doc = tensor(token, int)"),
         ("return attend(all, bias = -slope[h] * (q - k))", "slope = tensor(head)"),
         ("return attend(where(level[h][k] > 0))", "level = tensor(head, token, int)"),
+        ("return attend(where(flag[0] > 0))", "flag = tensor(1)"),
         ("return attend(far[all])", "far = stream()"),
         ("return attend(all, query = other)", "other = query()"),
         ("return attend(all, sink_logit = rest)", "rest = tensor(head)"),
@@ -206,3 +207,39 @@ def test_how_entries_are_reduced_is_left_to_the_user() -> None:
 )
 def test_a_refused_name_hides_no_later_error(text: str, codes: list[str]) -> None:
     assert [one.code for one in spdsl.check(text)] == codes
+
+
+@pytest.mark.parametrize(
+    "body, written, meant",
+    [
+        ("blocks = compress(64) return attend(top-k(8, score = dot(blocks), share = head))", "top-k", "top_k"),
+        ("my_set = sink(4) return attend(my-set)", "my-set", "my_set"),
+        ("my_window_size = 4 return attend(sliding(my-window-size))", "my-window-size", "my_window_size"),
+    ],
+)
+def test_a_dash_in_a_name_that_is_used(body: str, written: str, meant: str) -> None:
+    text = f"pattern p {{ causal {body} }}"
+    hint = spdsl.check(text)[0].hints[0]
+    assert hint.text == f"did you mean `{meant}`?"
+    assert hint.span is not None
+    assert text[hint.span.start : hint.span.end] == written
+    assert not [one for one in found(body.replace(written, meant)) if one.severity.value == "error"]
+
+
+def test_a_difference_of_names_is_one() -> None:
+    assert (
+        found("param window = 8, sinks = 4, window_sinks = 3 return attend(sliding(window-sinks) | sink(window_sinks))")
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    "body, hint",
+    [
+        ("return all", "attend to the set: `attend(...)`"),
+        ("x = True return attend(all)", "there are no such values; `all` is every key, and conditions are written out"),
+        ("return attend(train)", "it has no value here"),
+    ],
+)
+def test_no_hint_leads_into_the_next_error(body: str, hint: str) -> None:
+    assert hints(body) == hint

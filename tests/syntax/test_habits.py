@@ -72,6 +72,7 @@ def test_a_long_condition_gets_the_sign_alone() -> None:
     [
         ("pattern p {\n    causal = True\n    return x\n}", 2, "`causal` takes no value", "pattern p {\n    causal\n    return x\n}"),
         ("pattern p {\n    causal: true\n    return x\n}", 2, "`causal` takes no value", "pattern p {\n    causal\n    return x\n}"),
+        ("pattern p {\n    causal(True)\n    return x\n}", 2, "`causal` takes no value", "pattern p {\n    causal\n    return x\n}"),
         ("pattern p {\n    causal()\n    return x\n}", 2, "`causal` takes no value", "pattern p {\n    causal\n    return x\n}"),
         ("pattern p {\n    y = 3\n    causal = 1\n    return x\n}", 3, "`causal` takes no value", "pattern p {\n    y = 3\n    causal\n    return x\n}"),
         ("pattern p {\n    causal = False\n    return x\n}", 2, "`causal` takes no value", "pattern p {\n    \n    return x\n}"),
@@ -131,3 +132,10 @@ def test_a_difference_stays_one(condition: str) -> None:
 def test_what_was_meant_compiles() -> None:
     text = "pattern p {\n    causal\n    return attend(where(not k % 2 == 0 or k > q - 9))\n}"
     assert spdsl.check(mended(text)) == []
+
+
+@pytest.mark.parametrize("keyword", ["causal", "param", "if"])
+def test_keywords_are_no_arguments(keyword: str) -> None:
+    (found,) = errors(f"pattern p {{ return attend(all, {keyword} = True) }}")
+    assert found.message == f"`{keyword}` is a keyword and no argument"
+    assert "item of the pattern" in found.hints[0].text
