@@ -128,12 +128,14 @@ def emit(source: Source, pattern: str | None, params: Params, stage: str) -> str
     raise ValueError(f"unknown stage {stage!r}: tree, pattern, aligned, plan or module")
 
 
-def check(source: Source, params: Params, setting: Setting = NOTHING_MORE) -> list[Diagnostic]:
+def check(
+    source: Source, params: Params, setting: Setting = NOTHING_MORE, budget: Budget | None = None
+) -> list[Diagnostic]:
     """Everything there is to say about a file, all patterns, in source order."""
     report = Report(source)
     tree = parse(source, report)
     _distinct_names(tree, report)
-    budget, setting = Budget(CHECK_STEPS), replace(setting, estimates=Budget(ESTIMATE_STEPS))
+    budget, setting = budget or Budget(CHECK_STEPS), replace(setting, estimates=Budget(ESTIMATE_STEPS))
     if not report.failed:
         for pattern in tree.patterns:
             own = Report(source)

@@ -31,6 +31,7 @@ class Names:
     overridden: set[str] = field(default_factory=set)
     bound: dict[str, Value | Expr] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
+    open: str = ""  # the name whose value is read
     used: set[str] = field(default_factory=set)
     inputs: list[Input] = field(default_factory=list)
     numbered: dict[str, int] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class Names:
             )
             return False
         self.spans[text] = name.span
+        self.open = text
         return True
 
     def find(self, name: tree.Name) -> Value | Expr | Fraction | None:
@@ -78,6 +80,10 @@ class Names:
             return main_query(self.inputs)
         if name.text == "length":
             return LENGTH
+        if name.text == self.open:
+            message = f"`{name.text}` is used in its own value"
+            self.report.error("E101", message, name.span, "not bound yet", hint="bind it before its use")
+            return None
         if name.text in self.spans:  # bound, but to something that had an error of its own
             return None
         if name.text in ("prompt", "tokens"):
