@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 # `make test` leaves out what takes long; `make test-all` runs it too.
 QUICK  := and not slow and not full
 
-.PHONY: help demo test lint test-all test-gpu test-oldest test-newest bench-cpu bench-gpu clean
+.PHONY: help demo test lint test-all test-gpu test-oldest test-newest fuzz bench-cpu bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make test-gpu     the numerics on a GPU'
 	@echo 'make test-oldest  the tests on torch 2.11.0 with triton 3.6.0'
 	@echo 'make test-newest  the tests on torch 2.15.0 with triton 3.9.0'
+	@echo 'make fuzz         random and mutated sources through the compiler (MINUTES=60 CORPUS=folder SEED=0)'
 	@echo 'make bench-cpu    the benchmarks that need no GPU'
 	@echo 'make bench-gpu    the benchmarks on a GPU'
 	@echo 'make clean        remove environments, caches and build results'
@@ -49,6 +50,9 @@ test-oldest: $(OLDEST)/.ready
 
 test-newest: $(NEWEST)/.ready
 	$(call pytest,$(NEWEST),$(QUICK))
+
+fuzz: $(VENV)/.ready
+	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),60) --seed $(or $(SEED),0) $(if $(CORPUS),--corpus $(CORPUS))
 
 bench-cpu: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.run --suite cpu

@@ -134,7 +134,9 @@ def emit(source: Source, pattern: str | None, params: Params, stage: str) -> str
     raise ValueError(f"unknown stage {stage!r}: tree, pattern, aligned, plan or module")
 
 
-def check(source: Source, params: Params, setting: Setting = NOTHING_MORE, only: str | None = None) -> list[Diagnostic]:
+def check(
+    source: Source, params: Params, setting: Setting = NOTHING_MORE, only: str | None = None, budget: Budget | None = None
+) -> list[Diagnostic]:
     """Everything there is to say about a file, in source order: about all patterns, or the one of that name.
 
     A pattern gets the `params` that it has; one that none of them has is an error of each.
@@ -142,7 +144,7 @@ def check(source: Source, params: Params, setting: Setting = NOTHING_MORE, only:
     report = Report(source)
     tree = parse(source, report)
     _distinct_names(tree, report)
-    budget, setting = Budget(CHECK_STEPS), replace(setting, estimates=Budget(ESTIMATE_STEPS))
+    budget, setting = budget or Budget(CHECK_STEPS), replace(setting, estimates=Budget(ESTIMATE_STEPS))
     if all(found.code in NAMES_ONLY for found in report.diagnostics):
         last = "pattern" if report.failed else "plan"
         patterns = [pattern for pattern in tree.patterns if only in (None, pattern.name.text)]

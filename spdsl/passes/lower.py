@@ -35,6 +35,7 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
     statements: dict[str, tree.Policy] = {}
     for before, item in zip((None, *pattern.items), pattern.items, strict=False):
         working_on(item.span)
+        names.open = ""
         match item:
             case tree.Binding() if _missing_comma(names, before, item):
                 pass
@@ -44,6 +45,7 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
                 _statement(names, item, statements)
             case tree.Result():
                 cases += results(names, item, cases)
+    names.open = ""
     if not any(isinstance(item, tree.Result) for item in pattern.items):
         report.error(
             "E301",

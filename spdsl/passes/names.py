@@ -35,6 +35,7 @@ class Names:
     overridden: set[str] = field(default_factory=set)
     bound: dict[str, Value | Expr] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
+    open: str = ""  # the name whose value is read
     used: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
     inputs: list[Input] = field(default_factory=list)
@@ -73,6 +74,7 @@ class Names:
             self.refused.add(text)
         free = text not in self.spans and (text not in PREDECLARED or text == "kv")
         self.spans.setdefault(text, name.span)
+        self.open = text
         return free
 
     def find(
@@ -93,6 +95,10 @@ class Names:
             return main_query(self.inputs)
         if name.text == "length":
             return LENGTH
+        if name.text == self.open:
+            message = f"`{name.text}` is used in its own value"
+            self.report.error("E101", message, name.span, "not bound yet", hint="bind it before its use")
+            return None
         if name.text in self.spans:  # bound, but to something that had an error of its own
             return None
         if name.text in ("prompt", "tokens"):
