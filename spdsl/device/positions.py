@@ -36,8 +36,8 @@ def member(units, head, tile, k, UNIT: tl.constexpr, tiles, most):
 
 @jit
 def member_of(units, head, tile, unit, tiles, most):
-    # The interpreter makes integers of a bool that meets a block, be it a mask or a pointer; triton 3.9 refuses those as
-    # a mask. So all that the pointer depends on is compared, and the result is compared once more.
+    # The interpreter makes integers of one bool that meets a block, of bools or of pointers, and triton 3.9 refuses
+    # those as a mask: so all that the pointer depends on is compared, and the result once more.
     inside = (head >= 0) & (tile >= 0) & (tile < tiles) & (unit >= 0) & (unit < most)
     return tl.load(units + (head * tiles + tile) * most + unit, mask=inside != 0, other=0)
 
