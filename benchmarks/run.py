@@ -81,9 +81,7 @@ def add_gpu_options(parser: argparse.ArgumentParser) -> None:
 def add_nsa_options(parser: argparse.ArgumentParser) -> None:
     nsa = parser.add_argument_group("nsa")
     nsa.add_argument("--part", choices=["correctness", "times", "all"], default="all")
-    nsa.add_argument(
-        "--lengths", type=numbers.tokens, nargs="+", help="such as 8k 32k 64k 128k, the default"
-    )
+    nsa.add_argument("--lengths", type=numbers.tokens, nargs="+", help="such as 8k 32k 64k 128k, the default")
     nsa.add_argument("--dry", action="store_true", help="every step on small shapes; runs without a GPU")
 
 

@@ -135,7 +135,11 @@ def emit(source: Source, pattern: str | None, params: Params, stage: str) -> str
 
 
 def check(
-    source: Source, params: Params, setting: Setting = NOTHING_MORE, only: str | None = None, budget: Budget | None = None
+    source: Source,
+    params: Params,
+    setting: Setting = NOTHING_MORE,
+    only: str | None = None,
+    budget: Budget | None = None,
 ) -> list[Diagnostic]:
     """Everything there is to say about a file, in source order: about all patterns, or the one of that name.
 

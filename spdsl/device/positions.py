@@ -36,8 +36,9 @@ def member(units, head, tile, k, UNIT: tl.constexpr, tiles, most):
 
 @jit
 def member_of(units, head, tile, unit, tiles, most):
-    inside = (tile >= 0) & (tile < tiles) & (unit >= 0) & (unit < most)
-    # The interpreter makes integers of a block of bools and one bool; triton 3.9 refuses those as a mask.
+    # The interpreter makes integers of one bool that meets a block, of bools or of pointers, and triton 3.9 refuses
+    # those as a mask: so all that the pointer depends on is compared, and the result once more.
+    inside = (head >= 0) & (tile >= 0) & (tile < tiles) & (unit >= 0) & (unit < most)
     row = tl.cast(head, tl.int64) * tiles + tile
     return tl.load(units + row * most + unit, mask=inside != 0, other=0)
 

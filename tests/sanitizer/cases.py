@@ -69,6 +69,8 @@ def _cached(module: ModuleType, pattern: Pattern, page: int | None) -> None:
     cache = nan_cache(module, whole, 52, page)
     for store in (*cache.k.values(), *cache.v.values(), *cache.tokens.values()):
         poison(store)
+    if page is not None:
+        cache.page_table[1, 2:] = -1
     inputs, first = inputs_of(pattern, whole), 0
     for size, step in ((23, module.prefill), (19, module.prefill), (1, module.decode), (1, module.decode)):
         given = {name: guarded(x) for name, x in cut(pattern, inputs, first, first + size).items()}
@@ -86,7 +88,7 @@ def cached(module: ModuleType, pattern: Pattern) -> None:
 
 
 def paged(module: ModuleType, pattern: Pattern) -> None:
-    """The same in pages that lie in any order."""
+    """The same in pages that lie in any order; one sequence has as few as it needs."""
     _cached(module, pattern, 16)
 
 
