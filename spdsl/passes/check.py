@@ -20,6 +20,8 @@ from spdsl.passes.overlap import Overlaps
 from spdsl.passes.written import new_item
 from spdsl.syntax.tree import PatternTree
 
+MOST_RESULTS = 8  # that are searched for later keys
+
 
 def check(pattern: Pattern, report: Report, tree: PatternTree | None = None) -> None:
     """Adds what is wrong or doubtful about the meaning of `pattern` to `report`; `tree` is where it is written."""
@@ -131,7 +133,7 @@ def _later_keys(pattern: Pattern, report: Report, tree: PatternTree | None) -> N
     cached = " and ".join(f"`{phase.value}`" for phase in (Phase.PREFILL, Phase.DECODE) if phase in phases)
     if pattern.causal or not cached:
         return
-    for case in pattern.cases:
+    for case in pattern.cases[:MOST_RESULTS]:
         found = later_key(pattern, case) if case.phases != {Phase.DECODE} else None  # its one query is the last
         if found is not None:
             entry = "key" if found.stream.grid.is_tokens else "entry"

@@ -20,7 +20,7 @@ from spdsl.passes.ranges import key_range
 from spdsl.primitives.attend import closed
 
 MOST_SETS = 16  # of one result that are looked at
-MOST_TRIED = 300  # places of one set: the likely ones are among the first
+MOST_NODES = 40_000  # of expressions that are evaluated for one result; the likely places are among the first
 HEADS = 2  # any model has so many; a set of another head may be nobody's
 
 
@@ -47,13 +47,16 @@ def later_key(pattern: Pattern, case: Case) -> Seen | None:
     outputs = pattern.outputs(case)
     steps = [step for step in pattern.steps(case) if isinstance(step, Softmax) and step.name in outputs]
     sets = [(softmax, term, _stream(pattern, term)) for softmax in steps for term in softmax.terms][:MOST_SETS]
+    left = MOST_NODES
     for softmax, term, stream in sets:
         later = sympy.Not(closed(stream, causal=True))
         if case.condition is not None:
             later = sympy.And(later, case.condition)
         shown = sympy.Or(*(other.test for _, other, one in sets if one.grid == stream.grid))
         whole, own = sympy.And(shown, later), sympy.And(term.test, later)
-        for place in islice(_places(own, stream.grid), MOST_TRIED):
+        nodes = sum(1 for _ in sympy.preorder_traversal(whole))
+        for place in islice(_places(own, stream.grid), 1 + max(left, 0) // nodes):
+            left -= nodes
             if _certain(pattern, whole, place):
                 return Seen(softmax, stream, place)
     return None

@@ -13,13 +13,6 @@ import spdsl
 
 RANKED = "pattern p { causal return attend(top_k(2, score = dot(compress(16)), share = head, force = last(1))) }"
 LONG = RANKED.replace("top_k(2,", "top_k(300,")
-TILES = """pattern p {
-    causal
-    index = stream(value = none)
-    chosen = top_k(2, score = dot(index), share = head, rows = max(16), unit = max(16), force = last(1))
-    return attend(chosen) if decode
-    return attend(all)
-}"""
 BATCH, CAPACITY = 3, 40
 
 
@@ -38,13 +31,12 @@ def test_shapes_of_the_storage(page: int | None, tokens: tuple[int, ...]) -> Non
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("text, reads", [(RANKED, 0), (LONG, 1 + BATCH), (TILES, 1)])
+@pytest.mark.parametrize("text, reads", [(RANKED, 0), (LONG, 1 + BATCH)])
 def test_what_a_step_reads_on_the_host(text: str, reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     m = spdsl.load(text)
     cache = cache_of(m, 16)
     q, k, v = torch.randn(BATCH, 2, 33, 24), torch.randn(BATCH, 1, 33, 24), torch.randn(BATCH, 1, 33, 16)
-    more = {"k_index": k} if "index" in text else {}
-    m.prefill(q, k, v, **more, cache=cache)
+    m.prefill(q, k, v, cache=cache)
     found, tolist = [], Tensor.tolist
 
     def noted(x: Tensor) -> object:
@@ -52,5 +44,5 @@ def test_what_a_step_reads_on_the_host(text: str, reads: int, monkeypatch: pytes
         return tolist(x)
 
     monkeypatch.setattr(Tensor, "tolist", noted)
-    m.decode(*(x[:, :, :1] for x in (q, k, v)), **{name: x[:, :, :1] for name, x in more.items()}, cache=cache)
+    m.decode(*(x[:, :, :1] for x in (q, k, v)), cache=cache)
     assert len(found) == reads

@@ -103,7 +103,7 @@ def test_the_hint_mends_it(text: str) -> None:
 def test_what_is_told_is_so() -> None:
     """Random sets, masked pair by pair on tensors of random values: the key that is named is visible."""
     shown = 0
-    for seed in range(50):
+    for seed in range(24):
         one = Maker(seed).set((1, 0, 1, 2)[seed % 4])
         try:
             pattern = meaning(f"pattern p {{ {HEADER} return attend({one.text}) }}")
@@ -116,4 +116,4 @@ def test_what_is_told_is_so() -> None:
             assert place.q < place.k < place.length, one.text
             assert one.seen(s)[:, place.q, place.k].any(), one.text
             shown += 1
-    assert shown > 10
+    assert shown > 5
