@@ -34,7 +34,7 @@ class _Run(NamedTuple):
     gathered: bool = False
 
 
-def step_forward(
+def sparse_step(
     q: Tensor,
     parts: Sequence[Part],
     visits: Sequence[Sequence[tuple[int, int, bool]]],
@@ -73,7 +73,7 @@ def step_of_units(
     form: Logits,
     sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `step_forward`, over the units that each list names: chosen int32 [1, Hc, 1, n], -1 for none.
+    """As `sparse_step`, over the units that each list names: chosen int32 [1, Hc, 1, n], -1 for none.
 
     `visible` and `bias` take query positions, key numbers and heads as in `units_forward`. Head h of q reads list
     h // (Hq // Hc).
@@ -93,7 +93,7 @@ def step_of_units(
         )
         firsts = [u * unit for u in chosen[0, number, 0].tolist() if 0 <= u * unit < length]
         visits = [(first, min(first + unit, length), False) for first in firsts]
-        return step_forward(q[:, own], [part], [visits], homes, form, None if sink is None else sink[own])
+        return sparse_step(q[:, own], [part], [visits], homes, form, None if sink is None else sink[own])
 
     found = [run(number) for number in range(chosen.shape[1])]
     return torch.cat([out for out, _ in found], 1), torch.cat([lse for _, lse in found], 1)
