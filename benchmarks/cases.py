@@ -1,7 +1,9 @@
 """One case in this process: `python -m benchmarks.cases ours forward 4096` prints one line of JSON.
 
 Times are seconds of the wall clock, memory is MiB. `prepare_s` is what comes before a call (a mask, a module),
-`again_s` the same once more, `first_s` the first call with whatever it compiles, `steady_s` the median of later calls.
+`again_s` the same once more, `first_s` the first call with whatever it compiles, `steady_s` the median of later calls,
+`low_s` and `high_s` their quartiles. beside: forward next to one process that never waits. decode: one query over a
+cache of the causal pattern in pages of 64, or `decode_row` in one row; the other contender has K and V in one piece.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ import json
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from benchmarks import baselines, workload
@@ -23,7 +28,7 @@ Result = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("contender", choices=baselines.NAMES)
-    parser.add_argument("task", choices=["forward", "train", "ready", "plan"])
+    parser.add_argument("task", choices=workload.TASKS)
     parser.add_argument("tokens", type=int)
     parser.add_argument("--suite", default="cpu")
     parser.add_argument("--quick", action="store_true")
@@ -40,6 +45,10 @@ def measure(contender: str, task: str, work: workload.Workload, tokens: int) -> 
         from benchmarks.plan import plan
 
         return plan(work, tokens)
+    if task in ("decode", "decode_row"):
+        from benchmarks import decode
+
+        return decode.measure(contender, work, tokens, None if task == "decode_row" else 64)
     q, k, v, dout = inputs(work, tokens)
     before = peak_mib()
     prepare_s, attend = timed(lambda: baselines.prepare(contender, work, tokens))
@@ -50,7 +59,21 @@ def measure(contender: str, task: str, work: workload.Workload, tokens: int) -> 
     if task == "ready":
         return result | {"ready_s": prepare_s + first_s}
     result["again_s"], _ = timed(lambda: baselines.prepare(contender, work, tokens))
-    return result | steady(call, first_s, work)
+    with busy_process() if task == "beside" else nullcontext():
+        return result | steady(call, first_s, work)
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """One process that wants a core all the time."""
+    process = subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def steady(call: Callable[[], Any], first_s: float, work: workload.Workload) -> Result:
@@ -59,7 +82,9 @@ def steady(call: Callable[[], Any], first_s: float, work: workload.Workload) -> 
     while len(times) < work.repeats and first_s + sum(times) < work.seconds:
         times.append(timed(call)[0])
     times = times or [first_s]
-    return {"steady_s": statistics.median(times), "fastest_s": min(times), "calls": len(times)}
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    spread = {"low_s": low, "high_s": high, "fastest_s": min(times), "slowest_s": max(times)}
+    return {"steady_s": statistics.median(times), "calls": len(times)} | spread
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,20 @@ from rich.table import Table
 from benchmarks.workload import Workload
 
 Result = dict[str, Any]
+# A line of the terminal holds 80 characters; Markdown and JSON have these columns, too.
+WIDE = ("again_s",)
 COLUMNS = {
     "task": "task",
     "tokens": "tokens",
-    "contender": "contender",
+    "contender": "by",
     "prepare_s": "prepare",
     "again_s": "again",
-    "first_s": "first call",
+    "first_s": "first",
     "steady_s": "steady",
+    "spread": "spread",
     "ratio": "x ours",
-    "peak_mib": "peak MiB",
-    "error": "max error",
+    "peak_mib": "MiB",
+    "error": "error",
 }
 
 
@@ -33,7 +37,15 @@ def cells(results: list[Result]) -> Iterator[list[str]]:
     for result in sorted(results, key=lambda r: (r["task"], r["tokens"])):
         base, mine = own.get((result["task"], result["tokens"])), total(result)
         ratio = mine / base if base and mine else None
-        yield [shown(name, (result | {"ratio": ratio}).get(name)) for name in COLUMNS]
+        yield [shown(name, (result | {"ratio": ratio, "spread": spread(result)}).get(name)) for name in COLUMNS]
+
+
+def spread(result: Result) -> float | None:
+    """How far apart the quartiles of the calls are, in medians: a quiet machine stays below a tenth."""
+    if result.get("calls", 1) < 2:
+        return None
+    found: float = (result["high_s"] - result["low_s"]) / result["steady_s"]
+    return found
 
 
 def total(result: Result) -> float | None:
@@ -48,16 +60,19 @@ def shown(name: str, value: Any) -> str:
         return f"{value:.3f} s" if value >= 0.0995 else f"{value * 1e3:.3g} ms"
     if name == "error":
         return f"{value:.1e}"
+    if name == "spread":
+        return f"{value:.0%}"
     return f"{value:.2f}" if name == "ratio" else f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
 def print_table(results: list[Result], work: Workload) -> None:
-    table = Table(title=title(results, work))
-    for name, text in COLUMNS.items():
-        table.add_column(text, justify="left" if name in {"task", "contender"} else "right")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    shown_here = [name not in WIDE for name in COLUMNS]
+    for name, text in compress(COLUMNS.items(), shown_here):
+        table.add_column(text, justify="left" if name in {"task", "contender"} else "right", no_wrap=True)
     for row in cells(results):
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*compress(row, shown_here))
+    Console().print(title(results, work), table, sep="\n", highlight=False)
 
 
 def title(results: list[Result], work: Workload) -> str:

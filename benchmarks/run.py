@@ -91,6 +91,12 @@ def cases(work: workload.Workload, only: list[str] | None) -> Iterator[tuple[str
     for task in ("forward", "train"):
         for tokens in work.tokens:
             yield from ((name, task, tokens) for name, tasks in chosen.items() if task in tasks)
+    for task, tokens in (
+        ("beside", work.beside_tokens),
+        ("decode", work.decode_tokens),
+        ("decode_row", work.decode_tokens),
+    ):
+        yield from ((name, task, tokens) for name, tasks in chosen.items() if task in tasks)
     yield from ((name, "ready", work.tokens[0]) for name, tasks in chosen.items() if "ready" in tasks)
     yield from ((name, "plan", work.plan_tokens) for name, tasks in chosen.items() if "plan" in tasks)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+TASKS = ("forward", "train", "beside", "decode", "decode_row", "ready", "plan")
 TABLE = Path(__file__).with_name("workloads.toml")
 
 
@@ -21,6 +22,8 @@ class Workload:
     dtype: str
     tokens: tuple[int, ...]
     plan_tokens: int
+    beside_tokens: int
+    decode_tokens: int
     repeats: int
     seconds: float
     timeout: float

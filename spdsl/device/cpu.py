@@ -87,7 +87,7 @@ def sparse_forward(q: Tensor, parts: Sequence[Part], form: Logits, sink: Tensor 
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     out, lse = q.new_empty(*q.shape[:3], parts[0].v.shape[3]), q.new_empty(q.shape[:3], dtype=dtype)
-    spans = _row_spans(q, parts)
+    spans = _row_pieces(q, parts)
     sinks = None if sink is None else sink.detach().to(dtype).view(1, -1, 1)
 
     def run(number: int) -> None:
@@ -131,7 +131,7 @@ def sparse_backward(
     """
     dq = torch.empty(q.shape, dtype=q.dtype)
     totals = [tuple(torch.zeros(x.shape, dtype=lse.dtype) for x in part[:2]) for part in parts]
-    spans = _row_spans(q, parts)
+    spans = _row_pieces(q, parts)
 
     def run(number: int) -> list[_KeyGrads]:
         first, end = spans[number]
@@ -183,7 +183,7 @@ def sink_gradient(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, s
     return -(_share(sink.view(1, -1, 1).to(lse.dtype), lse) * delta).sum((0, 2)).to(sink.dtype)
 
 
-def _row_spans(q: Tensor, parts: Sequence[Part]) -> list[tuple[int, int]]:
+def _row_pieces(q: Tensor, parts: Sequence[Part]) -> list[tuple[int, int]]:
     """Rows [first, end) of the pieces of work: a call's tiles, fewer where threads would have less than four pieces."""
     if not q.shape[0] * q.shape[1]:
         return []

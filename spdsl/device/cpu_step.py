@@ -34,7 +34,7 @@ class _Run(NamedTuple):
     gathered: bool = False
 
 
-def step_forward(
+def sparse_step(
     q: Tensor,
     parts: Sequence[Part],
     visits: Sequence[Sequence[tuple[int, int, bool]]],
@@ -73,7 +73,7 @@ def step_of_units(
     form: Logits,
     sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `step_forward`, over the units that each list names: chosen int32 [1, Hc, 1, n], -1 for none.
+    """As `sparse_step`, over the units that each list names: chosen int32 [1, Hc, 1, n], -1 for none.
 
     `visible` and `bias` take query positions, key numbers and heads as in `units_forward`. Head h of q reads list
     h // (Hq // Hc).
@@ -93,7 +93,7 @@ def step_of_units(
         )
         firsts = [u * unit for u in chosen[0, number, 0].tolist() if 0 <= u * unit < length]
         visits = [(first, min(first + unit, length), False) for first in firsts]
-        return step_forward(q[:, own], [part], [visits], homes, form, None if sink is None else sink[own])
+        return sparse_step(q[:, own], [part], [visits], homes, form, None if sink is None else sink[own])
 
     found = [run(number) for number in range(chosen.shape[1])]
     return torch.cat([out for out, _ in found], 1), torch.cat([lse for _, lse in found], 1)
@@ -153,7 +153,8 @@ def _block_products(rows: Tensor, blocks: Tensor, product: Callable[[Tensor, Ten
         results = results.as_strided(sizes, (of_head * results.stride(0), *results.stride()))
     else:
         results = torch.stack([product(x, y) for x, y in zip(rows.flatten(0, 1), blocks.flatten(0, 1), strict=True)])
-    return results.unflatten(0, (len(blocks), -1)).movedim(2, 1).flatten(0, 1)
+    products: Tensor = results.unflatten(0, (len(blocks), -1)).movedim(2, 1).flatten(0, 1)
+    return products
 
 
 def _one_batch(blocks: Tensor) -> tuple[Tensor, int] | None:
@@ -193,7 +194,8 @@ def _step_logits(products: Tensor, part: Part, first: int, end: int, full: bool,
     def by_block(x: Tensor) -> Tensor:
         """[.., 1 or Hq, 1, keys] -> broadcastable to the logits."""
         x = x.reshape(-1, count, size)
-        return x.unflatten(0, (heads, group) if len(x) == heads * group else (1, 1)).movedim(2, 0)
+        by_head: Tensor = x.unflatten(0, (heads, group) if len(x) == heads * group else (1, 1))
+        return by_head.movedim(2, 0)
 
     if part.bias is not None:
         added = by_block(part.bias(i, j))
@@ -212,7 +214,8 @@ def _blocks_of(store: Tensor, run: _Run, dtype: torch.dtype) -> Tensor:
         found = store.index_select(0, torch.tensor(run.homes))
         if store.shape[2] < _STEP_BLOCK:
             found = found.transpose(0, 1).flatten(1, 2).unsqueeze(0)[:, :, slots]
-    return found.unflatten(2, (-1, min(_STEP_BLOCK, found.shape[2]))).to(dtype)
+    blocks: Tensor = found.unflatten(2, (-1, min(_STEP_BLOCK, found.shape[2])))
+    return blocks.to(dtype)
 
 
 def _segments(first: int, end: int) -> list[tuple[int, int]]:

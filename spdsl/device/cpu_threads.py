@@ -7,6 +7,7 @@ another process every meeting waits until the slowest thread has had its turn on
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,10 +34,14 @@ def in_order(count: int, run: Callable[[int], Any], take: Callable[[Any], None])
     workers = [threading.Thread(target=line.work, daemon=True) for _ in range(threads - 1)]
     for worker in workers:
         worker.start()
-    with on_cores(1):
-        line.work()
-    for worker in workers:
-        worker.join()
+    line.work()
+    try:
+        for worker in workers:
+            worker.join()
+    finally:  # an interrupt stops the others, too: they write to tensors of the caller
+        line.stop()
+        for worker in workers:
+            worker.join()
     if line.failure is not None:
         raise line.failure
 
@@ -58,7 +63,7 @@ class _Line:
             with on_cores(1), torch.inference_mode(self.inference), torch.no_grad():
                 while (number := self._next()) is not None:
                     self._hand_on(number, self.run(number))
-        except BaseException as failure:  # also an interrupt: raised once no thread writes to the caller's tensors
+        except BaseException as failure:  # raised once all threads are done
             self.failure = self.failure or failure
             self.stop()
 
@@ -113,13 +118,27 @@ def _can_keep_one_core() -> bool:
 def on_cores(count: int) -> Iterator[None]:
     """Torch works on as many cores in this thread. `torch.set_num_threads` would say so to threads of others, too."""
     before = torch.get_num_threads()  # the first call takes over the number of the process
-    _set_cores(count)
+    of_products = _set_cores(count, count)
     try:
         yield
     finally:
-        _set_cores(before)
+        _set_cores(before, of_products)
 
 
-def _set_cores(count: int) -> None:
-    with suppress(AttributeError, OSError, TypeError):  # no OpenMP
-        ctypes.CDLL(None).omp_set_num_threads(count)
+def _set_cores(count: int, of_products: int) -> int:
+    """OpenMP's number of this thread, and that of MKL (0: that of the process), which once set follows no other."""
+    library = _torch_library()
+    if set_count := getattr(library, "omp_set_num_threads", None):
+        set_count(count)
+    set_products = getattr(library, "MKL_Set_Num_Threads_Local", None)
+    return set_products(of_products) if set_products else 0
+
+
+@lru_cache
+def _torch_library() -> ctypes.CDLL | None:
+    """The library whose functions, and those of its own libraries, torch itself calls."""
+    folder = os.path.join(os.path.dirname(torch.__file__), "lib")
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        with suppress(OSError):
+            return ctypes.CDLL(os.path.join(folder, name))
+    return None

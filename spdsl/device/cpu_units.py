@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spdsl.device.cpu import Logits, _seen_product
+from spdsl.device.cpu_threads import in_order
 
 # Query positions [rows, 1], key indices [rows, keys], query heads [G, rows, 1] -> bool, or numbers, broadcastable to
 # [G, rows, keys], or to [B, G, rows, keys] where it differs by batch row.
@@ -55,6 +56,7 @@ class _UnitTiles(NamedTuple):
 class _UnitChunk(NamedTuple):
     """Some tiles of a block and the inputs of their products; P = pairs * group."""
 
+    tiles: slice  # of the block
     place: slice  # of its pairs among those of the block
     rows: Tensor  # [tiles, pairs]
     table: Tensor  # [tiles]
@@ -90,7 +92,11 @@ def units_forward(
     out = q_rows.new_zeros(len(q_rows), sizes.group, v.shape[3])
     lse = q_rows.new_full((len(q_rows), sizes.group), -torch.inf)
     sinks = None if sink is None else _rows_of(sink.detach().to(dtype).view(1, -1, 1, 1).expand(*q.shape[:3], 1), sizes)
-    for block, tiles, place in _unit_blocks(chosen, sizes, v.shape[3]):
+    blocks = _unit_blocks(chosen, sizes, v.shape[3])
+
+    def run(number: int) -> None:
+        block = blocks[number]
+        tiles, place = _unit_tiles(chosen.flatten(0, 2)[block].long(), block.start, sizes)
         pairs = tiles.row.numel()
         results = out.new_empty(pairs + 1, sizes.group, v.shape[3])
         results[pairs] = 0.0
@@ -105,6 +111,8 @@ def units_forward(
         lse[block] = total = total if sinks is None else torch.logaddexp(total, sinks[block].squeeze(-1))
         shares = torch.exp(highest[place] - total.masked_fill(total == -torch.inf, torch.inf).unsqueeze(1))
         _gather_pairs(out[block], results, place, shares)
+
+    in_order(len(blocks), run, lambda _: None)
     return _heads_of(out, sizes).to(q.dtype), _heads_of(lse.unsqueeze(-1), sizes).squeeze(-1)
 
 
@@ -133,20 +141,33 @@ def units_backward(
     product = torch.matmul if finite else _seen_product
     saved = [_rows_of(x, sizes) for x in (dout.to(dtype), row_lse.unsqueeze(-1), delta.unsqueeze(-1))]
     dq, dk, dv = torch.zeros_like(q_rows), torch.zeros_like(k_units), torch.zeros_like(v_units)
-    for block, tiles, place in _unit_blocks(chosen, sizes, q.shape[3]):
+    blocks = _unit_blocks(chosen, sizes, q.shape[3])
+
+    def run(number: int) -> tuple[Tensor, Tensor, Tensor]:
+        block = blocks[number]
+        tiles, place = _unit_tiles(chosen.flatten(0, 2)[block].long(), block.start, sizes)
         pairs = tiles.row.numel()
         results = dq.new_empty(pairs + 1, *dq.shape[1:])
         results[pairs] = 0.0
+        table, own = torch.unique_consecutive(tiles.table, return_inverse=True)  # tiles are sorted by unit
+        own_dk, own_dv = (torch.zeros(len(table), *x.shape[1:], dtype=dtype) for x in (dk, dv))
         for x in _unit_chunks(tiles, q_rows, k_units, tests, form, sizes):
-            do, row_lse, row_delta = (_tile_rows(rows, x.rows) for rows in saved)
-            p = x.logits.sub_(row_lse).exp_()
-            ds = (do @ v_units[x.table].transpose(1, 2)).sub_(row_delta).mul_(p if finite else _hide(p, x.hidden, 0.0))
+            do, lse_of, delta_of = (_tile_rows(rows, x.rows) for rows in saved)
+            p = x.logits.sub_(lse_of).exp_()
+            ds = (do @ v_units[x.table].transpose(1, 2)).sub_(delta_of).mul_(p if finite else _hide(p, x.hidden, 0.0))
             ds = ds if x.slope is None else ds.mul_(x.slope)
             ds = ds if finite else _hide(ds, x.hidden, 0.0)  # else 0 already
             results[x.place] = product(ds, x.k).view(-1, *results.shape[1:])
-            dk.index_add_(0, x.table, product(ds.transpose(1, 2), x.q))
-            dv.index_add_(0, x.table, product(p.transpose(1, 2), do))
+            own_dk.index_add_(0, own[x.tiles], product(ds.transpose(1, 2), x.q))
+            own_dv.index_add_(0, own[x.tiles], product(p.transpose(1, 2), do))
         _gather_pairs(dq[block], results, place, None)
+        return table, own_dk, own_dv
+
+    def take(found: tuple[Tensor, Tensor, Tensor]) -> None:
+        dk.index_add_(0, found[0], found[1])
+        dv.index_add_(0, found[0], found[2])
+
+    in_order(len(blocks), run, take)
     dq = _heads_of(dq, sizes) * form.scale
     return dq.to(q.dtype), _keys_of(dk, sizes).to(k.dtype), _keys_of(dv, sizes).to(v.dtype)
 
@@ -205,16 +226,11 @@ def _gather_pairs(rows: Tensor, results: Tensor, place: Tensor, shares: Tensor |
         rows += found if shares is None else found.mul_(shares[:, slot].unsqueeze(-1))
 
 
-def _unit_blocks(chosen: Tensor, sizes: _UnitSizes, dim: int) -> Iterator[tuple[slice, _UnitTiles, Tensor]]:
-    """Blocks of rows whose results have about _UNIT_RESULTS numbers.
-
-    With each come its tiles and the place of each pair among the tiles' pairs, [rows, n]; tiles * pairs for none.
-    """
-    lists = chosen.flatten(0, 2)
+def _unit_blocks(chosen: Tensor, sizes: _UnitSizes, dim: int) -> list[slice]:
+    """Blocks of the rows [B * Hc * N] whose results have about _UNIT_RESULTS numbers."""
+    rows = chosen.shape[:3].numel()
     step = max(1, _UNIT_RESULTS // max(1, chosen.shape[3] * sizes.group * dim))
-    for first in range(0, len(lists), step):
-        block = slice(first, min(first + step, len(lists)))
-        yield block, *_unit_tiles(lists[block].long(), first, sizes)
+    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 
 def _unit_tiles(chosen: Tensor, first: int, sizes: _UnitSizes) -> tuple[_UnitTiles, Tensor]:
@@ -267,7 +283,17 @@ def _unit_chunks(
         if added is not None:
             logits.view(*part.row.shape, sizes.group, sizes.unit).add_(added)
         place = slice(first * pairs, (first + len(part.row)) * pairs)
-        yield _UnitChunk(place, part.row, part.table, _hide(logits, hidden, -torch.inf), slope, hidden, q, k)
+        yield _UnitChunk(
+            slice(first, first + step),
+            place,
+            part.row,
+            part.table,
+            _hide(logits, hidden, -torch.inf),
+            slope,
+            hidden,
+            q,
+            k,
+        )
 
 
 def _unit_tests(tiles: _UnitTiles, tests: _UnitTests, sizes: _UnitSizes) -> tuple[Tensor, Tensor | None]:

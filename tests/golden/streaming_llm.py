@@ -19,6 +19,7 @@ Needs torch, and triton on a GPU. How to read: 1 what the pattern says, 2 tiles,
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -30,7 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial, wraps
 from itertools import pairwise
 from numbers import Integral
@@ -1216,6 +1217,116 @@ def attend_decode(q, kv, partial, partial_lse, call, C):
 # ---- 4. The CPU path ------------------------------------------------------------------------------------------------
 
 
+PIECES_PER_THREAD = 2  # with fewer some threads would idle, and torch shares out each operation better
+_PIECES_AHEAD = 8  # per thread: what may wait in memory for the pieces before it
+
+
+def in_order(count: int, run: Callable[[int], Any], take: Callable[[Any], None]) -> None:
+    """take(run(i)) for i of range(count): `run` at any time in any thread, `take` in this order, one at a time.
+
+    So sums in `take` have one order, whatever the number of threads. An exception of either comes out here.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or count < PIECES_PER_THREAD * threads or not _can_keep_one_core():
+        for number in range(count):
+            take(run(number))
+        return
+    line = _Line(count, run, take, _PIECES_AHEAD * threads)
+    workers = [threading.Thread(target=line.work, daemon=True) for _ in range(threads - 1)]
+    for worker in workers:
+        worker.start()
+    with on_cores(1):
+        line.work()
+    for worker in workers:
+        worker.join()
+    if line.failure is not None:
+        raise line.failure
+
+
+class _Line:
+    """Hands out numbers to threads, and hands on their results in the order of the numbers."""
+
+    def __init__(self, count: int, run: Callable[[int], Any], take: Callable[[Any], None], ahead: int) -> None:
+        self.count, self.run, self.take, self.ahead = count, run, take, ahead
+        self.inference = torch.is_inference_mode_enabled()  # belongs to a thread
+        self.change = threading.Condition()
+        self.started = self.taken = 0
+        self.taking = False
+        self.found: dict[int, Any] = {}
+        self.failure: BaseException | None = None
+
+    def work(self) -> None:
+        try:
+            with on_cores(1), torch.inference_mode(self.inference), torch.no_grad():
+                while (number := self._next()) is not None:
+                    self._hand_on(number, self.run(number))
+        except BaseException as failure:  # also an interrupt: raised once no thread writes to the caller's tensors
+            self.failure = self.failure or failure
+            self.stop()
+
+    def stop(self) -> None:
+        with self.change:
+            self.count = 0
+            self.change.notify_all()
+
+    def _next(self) -> int | None:
+        with self.change:
+            self.change.wait_for(lambda: self.started >= self.count or self.started < self.taken + self.ahead)
+            if self.started >= self.count:
+                return None
+            self.started += 1
+            return self.started - 1
+
+    def _hand_on(self, number: int, result: Any) -> None:
+        """Nobody waits here: who finds another thread at it leaves the result to that one."""
+        with self.change:
+            self.found[number] = result
+            if self.taking:
+                return
+            self.taking = True
+        while True:
+            with self.change:
+                if self.taken not in self.found:
+                    self.taking = False
+                    return
+                result = self.found.pop(self.taken)
+            self.take(result)
+            with self.change:
+                self.taken += 1
+                self.change.notify_all()
+
+
+@lru_cache
+def _can_keep_one_core() -> bool:
+    """Tried in a thread of its own, which ends with it."""
+    found: list[bool] = []
+
+    def attempt() -> None:
+        with on_cores(1):
+            found.append(torch.get_num_threads() == 1)
+
+    trial = threading.Thread(target=attempt, daemon=True)
+    trial.start()
+    trial.join()
+    return found == [True]
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Torch works on as many cores in this thread. `torch.set_num_threads` would say so to threads of others, too."""
+    before = torch.get_num_threads()  # the first call takes over the number of the process
+    _set_cores(count)
+    try:
+        yield
+    finally:
+        _set_cores(before)
+
+
+def _set_cores(count: int) -> None:
+    with suppress(AttributeError, OSError, TypeError):  # no OpenMP
+        ctypes.CDLL(None).omp_set_num_threads(count)
+
+
 # Measured on 2 AVX2 cores, window 512, head dim 64: fewer rows spend more on calls and copies, more rows visit keys
 # outside the window. The mask at an edge of a window has rows x rows pairs, and torch shares elementwise work among
 # threads from 32768 on, which waits for every core. The backward kernel runs one thread per (batch, head), so tiles of
@@ -1270,6 +1381,15 @@ class _TileData(NamedTuple):
     form: Logits
 
 
+class _KeyGrads(NamedTuple):
+    """What one call adds to the gradients of the keys of a part."""
+
+    part: int
+    call: _TileCall
+    dk: Tensor  # [tiles * B, Hk, keys, Dqk]
+    dv: Tensor  # [tiles * B, Hk, keys, Dv]
+
+
 def sparse_forward(q: Tensor, parts: Sequence[Part], form: Logits, sink: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Attention of q [B, Hq, N, Dqk] -> output [B, Hq, N, Dv] in q's dtype, natural-log lse [B, Hq, N].
 
@@ -1277,21 +1397,40 @@ def sparse_forward(q: Tensor, parts: Sequence[Part], form: Logits, sink: Tensor 
     reads kv head h // (Hq // Hk) of each part.
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    out = q.new_zeros(*q.shape[:3], parts[0].v.shape[3], dtype=dtype)
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
+    out, lse = q.new_empty(*q.shape[:3], parts[0].v.shape[3]), q.new_empty(q.shape[:3], dtype=dtype)
+    spans = _row_pieces(q, parts)
+    sinks = None if sink is None else sink.detach().to(dtype).view(1, -1, 1)
+
+    def run(number: int) -> None:
+        first, end = spans[number]
+        found = _span_forward(q, parts, form, first, end)
+        out[:, :, first:end], lse[:, :, first:end] = found if sinks is None else _with_sink(*found, sinks)
+
+    in_order(len(spans), run, lambda _: None)
+    return out, lse
+
+
+def _span_forward(q: Tensor, parts: Sequence[Part], form: Logits, first: int, end: int) -> tuple[Tensor, Tensor]:
+    """Output and lse of rows [first, end) without the sink."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = q.new_zeros(*q.shape[:2], end - first, parts[0].v.shape[3], dtype=dtype)
+    lse = q.new_full(out.shape[:3], -torch.inf, dtype=dtype)
     engine = _flash_forward if form.softcap is None else _plain_forward
     for part in parts:
-        for call in _tile_calls(q, part):
+        for call in _tile_calls(q, part, first, end):
             tile = _tile_data(q, part, call, form)
             o, s = engine(tile)
             if not o.sum().isfinite():
                 o, s = _plain_forward(tile)
             o, s = _unfold_rows(o, call, q), _unfold_rows(s, call, q).squeeze(-1)
-            _merge_rows(out[:, :, call.first : call.end], lse[:, :, call.first : call.end], o, s)
-    if sink is not None:
-        total = torch.logaddexp(lse, sink.detach().to(dtype).view(1, -1, 1))
-        out, lse = out * _share(lse, total).unsqueeze(-1), total
-    return out.to(q.dtype), lse
+            rows = slice(call.first - first, call.end - first)
+            _merge_rows(out[:, :, rows], lse[:, :, rows], o, s)
+    return out, lse
+
+
+def _with_sink(out: Tensor, lse: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
+    total = torch.logaddexp(lse, sink)
+    return out * _share(lse, total).unsqueeze(-1), total
 
 
 def sparse_backward(
@@ -1301,32 +1440,72 @@ def sparse_backward(
 
     `out` and `lse` are the merged ones of the whole softmax (sink and other parts included); `dlse` may be None.
     """
-    dq = torch.zeros(q.shape, dtype=lse.dtype)
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf).unsqueeze(-1)  # an empty row then has exp(logit - lse) = 0
+    dq = torch.empty(q.shape, dtype=q.dtype)
+    totals = [tuple(torch.zeros(x.shape, dtype=lse.dtype) for x in part[:2]) for part in parts]
+    spans = _row_pieces(q, parts)
+
+    def run(number: int) -> list[_KeyGrads]:
+        first, end = spans[number]
+        dq[:, :, first:end], found = _span_backward(dout, dlse, q, parts, out, lse, form, first, end)
+        return found
+
+    def take(found: list[_KeyGrads]) -> None:
+        for grads in found:
+            for total, own in zip(totals[grads.part], grads[2:], strict=True):
+                _scatter_keys(total, own, grads.call)
+
+    in_order(len(spans), run, take)
+    return dq, [(dk.to(part.k.dtype), dv.to(part.v.dtype)) for (dk, dv), part in zip(totals, parts, strict=True)]
+
+
+def _span_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    parts: Sequence[Part],
+    out: Tensor,
+    lse: Tensor,
+    form: Logits,
+    first: int,
+    end: int,
+) -> tuple[Tensor, list[_KeyGrads]]:
+    """dq of rows [first, end), and what they add to the gradients of the keys."""
+    dq, found = torch.zeros(*q.shape[:2], end - first, q.shape[3], dtype=lse.dtype), list[_KeyGrads]()
     engine = _flash_backward if form.softcap is None and dlse is None else _plain_backward
-    dlse = torch.zeros_like(lse) if dlse is None else dlse.unsqueeze(-1)
-    grads = []
-    for part in parts:
-        dk, dv = (torch.zeros(x.shape, dtype=lse.dtype) for x in part[:2])
-        for call in _tile_calls(q, part):
+    for number, part in enumerate(parts):
+        for call in _tile_calls(q, part, first, end):
             tile = _tile_data(q, part, call, form)
-            saved = [_fold_rows(x, call, part.k.shape[1]).to(lse.dtype) for x in (dout, out, lse, dlse)]
-            found = engine(tile, *saved)
-            if not found[0].sum().isfinite():
-                found = _plain_backward(tile, *saved)
-            dq[:, :, call.first : call.end] += _unfold_rows(found[0], call, q)
-            _scatter_keys(dk, found[1], call)
-            _scatter_keys(dv, found[2], call)
-        grads.append((dk.to(part.k.dtype), dv.to(part.v.dtype)))
-    return dq.to(q.dtype), grads
+            heads = part.k.shape[1]
+            do, o = (_fold_rows(x, call, heads).to(lse.dtype) for x in (dout, out))
+            s = _fold_rows(lse.unsqueeze(-1), call, heads)
+            s = s.masked_fill(s == -torch.inf, torch.inf)  # an empty row then has exp(logit - lse) = 0
+            ds = torch.zeros_like(s) if dlse is None else _fold_rows(dlse.unsqueeze(-1), call, heads).to(lse.dtype)
+            grads = engine(tile, do, o, s, ds)
+            if not grads[0].sum().isfinite():
+                grads = _plain_backward(tile, do, o, s, ds)
+            dq[:, :, call.first - first : call.end - first] += _unfold_rows(grads[0], call, q)
+            found.append(_KeyGrads(number, call, grads[1], grads[2]))
+    return dq, found
 
 
-def _tile_calls(q: Tensor, part: Part) -> Iterator[_TileCall]:
-    """The visited tiles; neighbours of equal shape are joined until a call has enough units to share out."""
+def _row_pieces(q: Tensor, parts: Sequence[Part]) -> list[tuple[int, int]]:
+    """Rows [first, end) of the pieces of work: a call's tiles, fewer where threads would have less than four pieces."""
+    if not q.shape[0] * q.shape[1]:
+        return []
+    tiles, threads = -(-q.shape[2] // _TILE_ROWS), torch.get_num_threads()
+    joined = max(1, _UNITS_PER_CALL // max(1, q.shape[0] * min(part.k.shape[1] for part in parts)))
+    if tiles >= PIECES_PER_THREAD * threads:
+        joined = max(1, min(joined, tiles // (2 * PIECES_PER_THREAD * threads)))
+    step = joined * _TILE_ROWS
+    return [(first, min(first + step, q.shape[2])) for first in range(0, q.shape[2], step)]
+
+
+def _tile_calls(q: Tensor, part: Part, start: int, stop: int) -> Iterator[_TileCall]:
+    """The visited tiles of rows [start, stop); neighbours of equal shape are joined to the units of a call."""
     most = _UNITS_PER_CALL // max(1, part.k.shape[0] * part.k.shape[1])
     held: _TileCall | None = None
-    for first in range(0, q.shape[2] if q.shape[0] * q.shape[1] else 0, _TILE_ROWS):  # flash divides by batch * heads
-        rows = min(_TILE_ROWS, q.shape[2] - first)
+    for first in range(start, stop, _TILE_ROWS):
+        rows = min(_TILE_ROWS, stop - first)
         for tile in _tile_pieces(first, rows, part.visits(first, first + rows)):
             if held and held.end == first and held[1:3] == tile[1:3] and len(held.ranges) < most:
                 held = held._replace(ranges=held.ranges + tile.ranges, partial=held.partial + tile.partial)
@@ -1502,6 +1681,210 @@ def _seen_product(weights: Tensor, x: Tensor) -> Tensor:
     return product.masked_fill(seen > 0, torch.nan)
 
 
+_STEP_BLOCK = 64  # keys of a product
+_GATHERED_KEYS = 512  # copied at once: 1 MB of 8 heads of 64 in fp32
+_LEAST_USED = 0.75  # of a batch that holds blocks of nobody
+_SHARED_NUMBERS = 1 << 19  # from here on a product takes longer than a thread to wake up: 0.1 ms
+
+
+class _Run(NamedTuple):
+    """Neighbouring homes, or `gathered` ones, and slots [start, stop) of each; of homes smaller than a block of all."""
+
+    homes: Sequence[int]
+    start: int
+    stop: int
+    blocks: Sequence[int]  # the number of each block, home by home
+    gathered: bool = False
+
+
+def step_forward(
+    q: Tensor,
+    parts: Sequence[Part],
+    visits: Sequence[Sequence[tuple[int, int, bool]]],
+    homes: Sequence[int],
+    form: Logits,
+    sink: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of one query q [1, Hq, 1, Dqk] -> output [1, Hq, 1, Dv] in q's dtype, natural-log lse [1, Hq, 1].
+
+    k and v of a part are whole stores [homes, Hk, page, D]: token t lies in slot t % page of home homes[t // page].
+    `visits` are the key ranges (first, end, full) of each part. Else as `sparse_forward`.
+    """
+    rows = q.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
+    found = [(rows.new_zeros(*q.shape[:3], parts[0].v.shape[3]), rows.new_full(q.shape[:3], -torch.inf))]  # of no keys
+    cores = torch.get_num_threads()
+    with on_cores(1):
+        for part, own in zip(parts, visits, strict=True):
+            found += [_range_results(rows, part, visit, homes, form, cores) for visit in own]
+        outs, lses = (torch.cat(x) for x in zip(*found, strict=True))
+        lse = lses.logsumexp(0, keepdim=True)
+        out = (outs * _share(lses, lse).unsqueeze(-1)).sum(0, keepdim=True)
+        if sink is not None:
+            out, lse = _with_sink(out, lse, sink.detach().to(lse.dtype).view(1, -1, 1))
+        return out.to(q.dtype), lse
+
+
+def _range_results(
+    q: Tensor, part: Part, visit: tuple[int, int, bool], homes: Sequence[int], form: Logits, cores: int
+) -> tuple[Tensor, Tensor]:
+    """Output [1, Hq, 1, Dv] and lse [1, Hq, 1] over a range of keys."""
+    k, v, rows = part.k, part.v, q.view(part.k.shape[1], -1, q.shape[3])  # the heads of a kv head share its keys
+    segments = [(first, end, list(_runs(first, end, homes, k))) for first, end in _segments(*visit[:2])]
+    logits = []
+    for first, end, runs in segments:
+        blocks = max(1, (end - first) // _STEP_BLOCK)
+        found = _run_products(rows.expand(blocks, -1, -1, -1), k, runs, _rows_by_keys, cores)
+        logits.append(_step_logits(found, part, first, end, visit[2], form))
+    top = torch.stack([x.amax((0, 3)) for x in logits]).amax(0)
+    least = top.masked_fill(top == -torch.inf, 0.0).unsqueeze(-1)
+    sums, values = [], []
+    for weights, (_, _, runs) in zip(logits, segments, strict=True):
+        weights = weights.sub_(least).exp_()
+        found = _run_products(weights, v, runs, _weighted_sum, cores)
+        # In one layout, whatever that of the store: the order of a sum of torch follows it.
+        sums.append(weights.sum(3).contiguous().sum(0))
+        values.append(found.contiguous().sum(0))
+    total = torch.stack(sums).sum(0)
+    out = torch.stack(values).sum(0) / total.masked_fill(total == 0, 1.0).unsqueeze(-1)
+    return out.reshape(1, q.shape[1], 1, -1), (top + total.log()).reshape(1, q.shape[1], 1)
+
+
+def _run_products(
+    rows: Tensor, store: Tensor, runs: Sequence[_Run], product: Callable[[Tensor, Tensor], Tensor], cores: int
+) -> Tensor:
+    """Products of rows [blocks, Hk, group, x] with the blocks of a segment: [blocks, Hk, group, y]."""
+    if len(runs) == 1 and list(runs[0].blocks) == list(range(len(rows))):
+        return _block_products(rows, _blocks_of(store, runs[0], rows.dtype), product, cores)
+    numbers = [torch.tensor(run.blocks) for run in runs]
+    found = [
+        _block_products(rows[own], _blocks_of(store, run, rows.dtype), product, cores)
+        for own, run in zip(numbers, runs, strict=True)
+    ]
+    return torch.empty(len(rows), *found[0].shape[1:], dtype=rows.dtype).index_copy_(
+        0, torch.cat(numbers), torch.cat(found)
+    )
+
+
+def _block_products(rows: Tensor, blocks: Tensor, product: Callable[[Tensor, Tensor], Tensor], cores: int) -> Tensor:
+    """Of rows [n * b, Hk, group, x] and blocks [n, Hk, b, keys, D]: [n * b, Hk, group, y]."""
+    rows = rows.unflatten(0, (len(blocks), -1)).movedim(2, 1)
+    if found := _one_batch(blocks):
+        batch, of_head = found
+        more = of_head - blocks.shape[2]
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, more)) if more else rows
+        with on_cores(cores if batch.numel() >= _SHARED_NUMBERS else 1):
+            results = product(rows.reshape(-1, *rows.shape[3:])[: len(batch)], batch)
+        sizes = (len(blocks) * blocks.shape[1], blocks.shape[2], *results.shape[1:])
+        results = results.as_strided(sizes, (of_head * results.stride(0), *results.stride()))
+    else:
+        results = torch.stack([product(x, y) for x, y in zip(rows.flatten(0, 1), blocks.flatten(0, 1), strict=True)])
+    return results.unflatten(0, (len(blocks), -1)).movedim(2, 1).flatten(0, 1)
+
+
+def _one_batch(blocks: Tensor) -> tuple[Tensor, int] | None:
+    """Blocks [n, Hk, b, keys, D] as [batch, keys, D] without a copy, and how many of the batch each head has.
+
+    Those behind the b of a head are nobody's; where they would be many there is no such batch.
+    """
+    count, heads, of_head, *block = blocks.shape
+    try:
+        return blocks.view(-1, *block), of_head
+    except RuntimeError:
+        _, head, step, *inner = blocks.stride()
+    room = head // step
+    if count > 1 or head % step or _LEAST_USED * room > of_head:
+        return None
+    return blocks.as_strided(((heads - 1) * room + of_head, *block), (step, *inner)), room
+
+
+def _rows_by_keys(rows: Tensor, keys: Tensor) -> Tensor:
+    return rows @ keys.transpose(1, 2)
+
+
+def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """weights @ values; a weight of 0 hides even NaN and infinity."""
+    found = weights @ values
+    return found if found.sum().isfinite() else _seen_product(weights, values)
+
+
+def _step_logits(products: Tensor, part: Part, first: int, end: int, full: bool, form: Logits) -> Tensor:
+    """The logits, -inf where a key is hidden, of products [blocks, Hk, group, keys of a block], in place."""
+    count, heads, group, size = products.shape
+    logits = products.mul_(form.scale)
+    if form.softcap is not None:
+        logits = logits.div_(form.softcap).tanh_().mul_(form.softcap)
+    i, j = torch.tensor([[form.q_origin]]), torch.arange(first, end).unsqueeze(0)
+
+    def by_block(x: Tensor) -> Tensor:
+        """[.., 1 or Hq, 1, keys] -> broadcastable to the logits."""
+        x = x.reshape(-1, count, size)
+        return x.unflatten(0, (heads, group) if len(x) == heads * group else (1, 1)).movedim(2, 0)
+
+    if part.bias is not None:
+        added = by_block(part.bias(i, j))
+        logits = logits.add_(added).masked_fill_(added == -torch.inf, -torch.inf)
+    if not full and not (seen := part.visible(i, j)).all():
+        logits = logits.masked_fill_(~by_block(seen), -torch.inf)
+    return logits
+
+
+def _blocks_of(store: Tensor, run: _Run, dtype: torch.dtype) -> Tensor:
+    """[n, Hk, blocks of a home, keys of a block, D] in `dtype`; of neighbours a view, if the store has that dtype."""
+    slots = slice(run.start, run.stop)
+    if not run.gathered:
+        found = store[run.homes[0] : run.homes[-1] + 1, :, slots]
+    else:
+        found = store.index_select(0, torch.tensor(run.homes))
+        if store.shape[2] < _STEP_BLOCK:
+            found = found.transpose(0, 1).flatten(1, 2).unsqueeze(0)[:, :, slots]
+    return found.unflatten(2, (-1, min(_STEP_BLOCK, found.shape[2]))).to(dtype)
+
+
+def _segments(first: int, end: int) -> list[tuple[int, int]]:
+    """The whole blocks of a range, and what is less than a block at its ends."""
+    start = min(end, -(-first // _STEP_BLOCK) * _STEP_BLOCK)
+    stop = max(start, end // _STEP_BLOCK * _STEP_BLOCK)
+    return [(a, b) for a, b in ((first, start), (start, stop), (stop, end)) if a < b]
+
+
+def _runs(first: int, end: int, homes: Sequence[int], store: Tensor) -> Iterator[_Run]:
+    """Where the keys of a segment lie."""
+    page, narrow = store.shape[2], store.element_size() < 4
+    if page < _STEP_BLOCK:
+        for at in range(first, end, _GATHERED_KEYS):
+            stop, start = min(end, at + _GATHERED_KEYS), at % page
+            blocks = range((at - first) // _STEP_BLOCK, -(-(stop - first) // _STEP_BLOCK))
+            yield _Run(homes[at // page : -(-stop // page)], start, start + stop - at, blocks, True)
+        return
+    whole = range(-(-first // page), end // page)
+    edges = [(first, min(end, whole.start * page)), (max(first, whole.stop * page), end)]
+    for at, stop in edges if whole.start <= whole.stop else [(first, end)]:
+        most = _GATHERED_KEYS if narrow else max(1, stop - at)
+        for cut in range(at, stop, most):
+            last, number = min(stop, cut + most), cut // page
+            blocks = range((cut - first) // _STEP_BLOCK, -(-(last - first) // _STEP_BLOCK))
+            yield _Run(homes[number : number + 1], cut % page, cut % page + last - cut, blocks)
+    yield from _whole_homes(whole, first, homes, page, narrow)
+
+
+def _whole_homes(whole: range, first: int, homes: Sequence[int], page: int, narrow: bool) -> Iterator[_Run]:
+    """In the order of the store: neighbours together, a few at a time where they are few or narrow."""
+    order = sorted(whole, key=homes.__getitem__)
+    few, of_home, at = max(1, _GATHERED_KEYS // page), page // _STEP_BLOCK, 0
+    while at < len(order):
+        last = at + 1
+        while (
+            last < len(order) and homes[order[last]] == homes[order[last - 1]] + 1 and not (narrow and last - at >= few)
+        ):
+            last += 1
+        gathered = last - at < min(few, len(order) - at)
+        last = at + few if gathered else last
+        numbers = [(number * page - first) // _STEP_BLOCK for number in order[at:last]]
+        blocks = [block + i for block in numbers for i in range(of_home)]
+        yield _Run([homes[number] for number in order[at:last]], 0, page, blocks, gathered)
+        at = last
+
+
 def visits_of_ranges(ranges: Iterable[tuple[int, int, int, int]], corner: Corner) -> list[tuple[int, int, bool]]:
     """Position ranges (first, end, full_first, full_end), by `first` -> disjoint key ranges (first, end, full)."""
     count, origin, cursor = corner.keys.stop - corner.keys.start, corner.k_origin, 0
@@ -1529,24 +1912,6 @@ def _joined(ranges: list[tuple[int, int, bool]]) -> list[tuple[int, int, bool]]:
         else:
             joined.append((first, end, full))
     return joined
-
-
-def positions_of(ranges: Iterable[tuple[int, int, int, int]], corner: Corner) -> Tensor:
-    """Every position of the ranges once."""
-    found = [torch.arange(first, end) for first, end, _ in visits_of_ranges(ranges, corner)]
-    return torch.cat([torch.arange(0), *found])
-
-
-def selected(part: Part, positions: Tensor) -> Part:
-    """A part whose keys are those at `positions` only."""
-    bias = part.bias
-    return Part(
-        part.k,
-        part.v,
-        lambda first, end: [(0, len(positions), False)] if len(positions) else [],
-        lambda q, k: part.visible(q, positions[k]),
-        None if bias is None else lambda q, k: bias(q, positions[k]),
-    )
 
 
 def dense_softmax(
@@ -3662,12 +4027,16 @@ class CacheStore:
         last = next(iter(self.k.values())).shape[0] - 1
         return torch.where(room, page, last), position % self.page, room
 
-    def rows(self, store: Tensor, sequence: int, keys: Tensor) -> Tensor:
-        """Rows [1, heads, keys, dim] of `k[stream]` or `v[stream]` at positions `keys` (host side)."""
+    def rows(self, store: Tensor, sequence: int, length: int) -> Tensor:
+        """The first rows [1, heads, length, dim] of `k[stream]` or `v[stream]`; of pages a copy."""
         if self.page_table is None or self.page is None:
-            return store[sequence : sequence + 1, :, keys]
-        pages = self.page_table[sequence].long()[keys // self.page]
-        return store[pages, :, keys % self.page].transpose(0, 1).unsqueeze(0)
+            return store[sequence : sequence + 1, :, :length]
+        pages = self.page_table[sequence, : -(-length // self.page)].long()
+        return store[pages].transpose(0, 1).flatten(1, 2)[:, :length].unsqueeze(0)
+
+    def homes(self, sequence: int) -> list[int]:
+        """Where tokens of `sequence` lie in `k[stream]`, home after home (host side)."""
+        return [sequence] if self.page_table is None else self.page_table[sequence].tolist()
 
     def reset(self, rows: int | Sequence[int] | Sequence[bool] | Tensor | None = None) -> None:
         """Empties all sequences, or those of `rows`: their numbers (negative ones count from the end), or bool [batch].
@@ -3681,8 +4050,12 @@ class CacheStore:
 
 
 def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """[homes, heads, rows, dim], rows a multiple of 16 elements apart: Triton vectorises only over such strides."""
-    return torch.zeros(homes, heads, rows, -(-dim // 16) * 16, device=device, dtype=dtype)[..., :dim]
+    """[homes, heads, rows, dim], rows a multiple of 16 elements apart: Triton vectorises only over such strides.
+
+    Heads are a multiple of 64 rows apart, or one page: so blocks of keys of all heads are equally far apart.
+    """
+    room = rows if rows & (rows - 1) == 0 else -(-rows // 64) * 64
+    return torch.zeros(homes, heads, room, -(-dim // 16) * 16, device=device, dtype=dtype)[:, :, :rows, :dim]
 
 
 class Inputs(NamedTuple):
@@ -3943,22 +4316,22 @@ def attend_cached(inputs: Inputs, cache: Cache, layout: Layout) -> Splits | tupl
     out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
     lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
     for corner in corners(q, layout):
-        places = attend_places(corner, q.shape[2])
         s = corner.sequences.start
-        gathered = [(cache.rows(k, s, at), cache.rows(v, s, at)) for (k, v), at in zip(keys, places, strict=True)]
-        parts = attend_parts(q.shape[1], gathered, corner)
+        form = Logits(q.shape[-1] ** -0.5, None, corner.q_origin)
         if q.shape[2] == 1:
-            parts = [selected(part, at) for part, at in zip(parts, places, strict=True)]
-        out[s : s + 1], lse[s : s + 1] = sparse_forward(
-            q[s : s + 1], parts, Logits(q.shape[-1] ** -0.5, None, corner.q_origin), None
-        )
+            parts = attend_parts(q.shape[1], keys, corner)
+            out[s : s + 1], lse[s : s + 1] = step_forward(
+                q[s : s + 1], parts, attend_step_visits(corner), cache.homes(s), form, None
+            )
+            continue
+        gathered = [(cache.rows(k, s, corner.length), cache.rows(v, s, corner.length)) for k, v in keys]
+        parts = attend_parts(q.shape[1], gathered, corner)
+        out[s : s + 1], lse[s : s + 1] = sparse_forward(q[s : s + 1], parts, form, None)
     return out, lse
 
 
-def attend_places(corner: Corner, rows: int) -> list[Tensor]:
-    """For each stream the positions that are read: of one query only those that it may see."""
-    if rows > 1:
-        return [torch.arange(corner.length)] * 1
+def attend_step_visits(corner: Corner) -> list[list[tuple[int, int, bool]]]:
+    """For each stream the positions that one query may see."""
     return [
-        positions_of(attend_decode_visits(corner.q_origin, corner.length), corner),
+        visits_of_ranges(attend_decode_visits(corner.q_origin, corner.length), corner),
     ]
