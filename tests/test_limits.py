@@ -73,6 +73,9 @@ REFUSED = {
         "E312", "41", "32",
     ),
     "nested functions": (pattern(f"return attend(where({'abs(' * 30}q{' - k)' * 30} < 9))"), "E307", "9", "8"),
+    "reads of reads": (
+        pattern(f"doc = tensor(token, int) return attend(where({'doc[' * 40}k{']' * 40} > 0))"), "E307", "10", "8",
+    ),
     "powers": (
         pattern(f"return attend(where({' * '.join(['(q + k + h + 1)'] * 20)} < 9))"), "E307", "256", "64",
     ),
@@ -102,7 +105,7 @@ ALLOWED = {
     "long": f"# {'x' * 100_000}\r\n{pattern(WHOLE)}\r\n",
     "length": pattern("expect(length = 2147483647, page = 2147483632) return attend(sliding(9) | strided(65521))"),
     "remainders": pattern(chain("1", "({b} + 1/3) * ({b} % 7) / 100000007", 60) + WHOLE),
-    "reads of reads": pattern(f"doc = tensor(token, int) return attend(where({'doc[' * 40}k{']' * 40} > 0))"),
+    "reads of reads": pattern(f"doc = tensor(token, int) return attend(where({'doc[' * 4}k{']' * 4} > 0))"),
     "unknown names": pattern(many("name_{i} = {i}", 500) + f" return gate({many('attend(nome_{i})', 480, ', ')})"),
 }  # fmt: skip
 

@@ -43,9 +43,13 @@ def _terms(value: sympy.Basic) -> tuple[int, int]:
 
 
 def nesting(value: sympy.Basic) -> int:
-    """How deep functions other than sums, products and logic stand inside one another."""
+    """How deep functions other than sums, products and logic stand inside one another. A read counts as two: what is
+    printed for it holds its index several times.
+    """
     inner = max((nesting(part) for part in value.args), default=0)
-    plain = sympy.Add | sympy.Mul | sympy.And | sympy.Or | sympy.Not | Relational | AppliedUndef
+    plain = sympy.Add | sympy.Mul | sympy.And | sympy.Or | sympy.Not | Relational
+    if isinstance(value, AppliedUndef):
+        return inner + 2 if value.args else 0
     return inner if not value.args or isinstance(value, plain) else inner + 1
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from functools import lru_cache
 from math import lcm
+from typing import TypeAlias
 
 import sympy
 
@@ -18,8 +19,8 @@ from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Q_FIRST, Q_LAST, Expr
 COMPARISON = 3  # steps
 
 # Parts of a sum: a symbol, a floor, or 1 for the constant. What is not negative by itself has a name of its own.
-Part = sympy.Basic
-Parts = Mapping[Part, Fraction]
+Part: TypeAlias = sympy.Basic
+Parts: TypeAlias = Mapping[Part, Fraction]
 ONE = sympy.S.One
 _LENGTH_OF_ROWS, _LENGTH_OF_KEYS, _REST_OF_ROWS, _REST_OF_KEYS = sympy.symbols("d1:5", nonnegative=True)
 

@@ -194,7 +194,7 @@ def _short(names: Names, value: Expr, span: Span) -> bool:
     found = extent.nesting(value)
     if found > NESTED:
         names.report.error(
-            "E307", f"{found} roundings, remainders, minima or roots stand inside one another, at most {NESTED}", span,
+            "E307", f"functions and reads (two each) stand {found} deep inside one another, at most {NESTED}", span,
             "nested too deeply", hint="compute it outside and pass it as a `tensor`",
         )  # fmt: skip
         return False
