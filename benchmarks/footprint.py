@@ -34,7 +34,7 @@ import spdsl
 from benchmarks.footprint_samples import Assembled, Sample, read
 from spdsl import targets
 from spdsl.device.candidates import STEPS, UNIT_KERNELS, UNIT_STEPS, blocks_fit, stepped
-from spdsl.device.configs import Config, lookup
+from spdsl.device.configs import Config, lookup, plain_name
 from spdsl.resources import folder
 from spdsl.runtime.crosscompile import compile_launch
 from spdsl.runtime.launches import Launch
@@ -113,7 +113,7 @@ class Near:
         near = stepped(default, self.step)
         tried = blocks_fit(near, 0) and self.step in (UNIT_STEPS if kernel in UNIT_KERNELS else STEPS)
         found = near if tried else default
-        return self.given.setdefault(kernel.removesuffix("_bias"), found)
+        return self.given.setdefault(plain_name(kernel), found)
 
 
 def taken(draw: Draw, known: set[tuple[Any, ...]], registers: bool) -> Iterator[tuple[Any, ...]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from spdsl.checks.view import View
-from spdsl.device.configs import TABLES, Config, chained, lookup, power_of_2
+from spdsl.device.configs import TABLES, Config, chained, lookup, power_of_2, table_dim
 from spdsl.device.footprint import KernelShape
 from spdsl.device.unit_configs import MOST_UNIT, UNIT_TABLES, UnitShape, fitted, one_query, rows_alone
 from spdsl.device.warps import without_repeats
@@ -77,7 +77,9 @@ def heads_per_list(view: View, choice: Choice, softmax: Softmax) -> int:
 def unit_config(view: View, kernel: str, softmax: SoftmaxPlan, unit: int, page: int = 0) -> UnitShape:
     """The tiles of a kernel over units."""
     assert softmax.units is not None
-    found = lookup(kernel, view.architecture, max(dims(view, softmax.sweeps[0].stream)), view.shape.size, UNIT_TABLES)
+    dim = table_dim(kernel, *dims(view, softmax.sweeps[0].stream))
+    row = f"{kernel}_pairs" if softmax.pairs and kernel != "units_decode" else kernel
+    found = lookup(row, view.architecture, dim, view.shape.size, UNIT_TABLES)
     config, group = _in_page(found, page), heads_per_list(view, softmax.units, softmax.softmax)
     shape = rows_alone(config, unit) if softmax.pairs else fitted(config, group, unit)
     return one_query(shape) if kernel == "units_decode" else shape
@@ -104,7 +106,7 @@ def _swept(view: View, softmax: SoftmaxPlan) -> Iterator[Launch]:
     for kernel, page in _kernels(view, softmax, ("forward", "dq", "dkdv", "decode")):
         decode = kernel == "decode"
         row = kernel if decode or not bias else f"{kernel}_bias"
-        found = lookup(row, view.architecture, max(qk, v), view.shape.size, TABLES)
+        found = lookup(row, view.architecture, table_dim(kernel, qk, v), view.shape.size, TABLES)
         config = _in_page(found, page)
         config = config._replace(block_m=max(16, power_of_2(group))) if decode else config
         form = KernelShape(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from spdsl.cost.kernels import Call, Kernel, listed
 from spdsl.cost.machine import padded_group
 from spdsl.cost.visits import key_tiles, row_tiles, step_blocks
+from spdsl.device.configs import table_dim
 from spdsl.device.splits import lengths_to_try
 from spdsl.ir.pattern import Phase
 from spdsl.ir.plan import Role, SoftmaxPlan
@@ -23,7 +24,9 @@ def forward(call: Call, softmax: SoftmaxPlan) -> Iterator[Kernel]:
     """Train and prefill."""
     qk, v = call.dims(softmax)
     own = _walked(call, softmax)
-    config = call.machine.config("forward", max(qk, v or 16), call.shape.size, softmax.softmax.bias is not None)
+    config = call.machine.config(
+        "forward", table_dim("forward", qk, v or 16), call.shape.size, softmax.softmax.bias is not None
+    )
     tiles = _row_tiles(call, own, config.block_m, config.block_n)
     area = config.block_m * config.block_n
     moved = call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax)
@@ -44,7 +47,7 @@ def backward(call: Call, softmax: SoftmaxPlan) -> Iterator[Kernel]:
     rows = call.rows_bytes(softmax, qk + v)
     yield delta(call, softmax)
     bias = softmax.softmax.bias is not None
-    config = call.machine.config("dq", max(qk, v), call.shape.size, bias)
+    config = call.machine.config("dq", table_dim("dq", qk, v), call.shape.size, bias)
     tiles, area = _row_tiles(call, own, config.block_m, config.block_n), config.block_m * config.block_n
     lists = LIST_STEPS if listed(own) else 0
     classes = CLASS_BACKWARD_STEPS if own is not softmax else 0
@@ -54,7 +57,7 @@ def backward(call: Call, softmax: SoftmaxPlan) -> Iterator[Kernel]:
         flops=pairs * (2 * (2 * qk + v) * call.shape.batch),
         machine=tiles * (2 * area * (2 * wide_qk + wide_v)), exps=tiles * area, bytes=moved, moved=moved,
     )  # fmt: skip
-    config = call.machine.config("dkdv", max(qk, v), call.shape.size, bias)
+    config = call.machine.config("dkdv", table_dim("dkdv", qk, v), call.shape.size, bias)
     area = config.block_m * config.block_n
     for i, sweep in enumerate(own.sweeps):
         entries = call.count.entries(sweep.stream)
@@ -87,7 +90,7 @@ def decode(call: Call, softmax: SoftmaxPlan) -> Iterator[Kernel]:
     heads = call.count.heads(softmax.softmax)
     streams = [call.count.stream(sweep.stream) for sweep in softmax.sweeps]
     group = min(heads // own for own, _, _ in streams)
-    config = call.machine.config("decode", max(qk, v or 16), call.shape.size)
+    config = call.machine.config("decode", table_dim("decode", qk, v or 16), call.shape.size)
     rows, programs = padded_group(group), heads // group
     blocks, moved = 0, 0
     for sweep, (_, keys_qk, keys_v) in zip(softmax.sweeps, streams, strict=True):

@@ -8,6 +8,7 @@ from spdsl.cost.attend import delta, step_pairs
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
 from spdsl.cost.machine import padded
 from spdsl.cost.unions import select_steps, tile_units
+from spdsl.device.configs import table_dim
 from spdsl.device.unit_configs import MOST_UNIT, UnitShape
 from spdsl.ir.pattern import Choice, Phase
 from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
@@ -26,7 +27,7 @@ def _shape(call: Call, softmax: SoftmaxPlan, choice: Choice, kernel: str) -> Uni
     qk, v = call.dims(softmax)
     group = call.group(choice, softmax)
     make = call.machine.unit_step if call.phase is Phase.DECODE else call.machine.unit_shape
-    return make(kernel, max(qk, v), call.shape.size, group, choice.unit)
+    return make(kernel, table_dim(kernel, qk, v), call.shape.size, group, choice.unit)
 
 
 def union_of(call: Call, choice: Choice, softmax: SoftmaxPlan, lanes: int) -> Number:

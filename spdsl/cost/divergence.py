@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from spdsl.cost.chosen import INVERSE_STEPS, UNION_STEPS, scored_bytes, union_bytes, union_of
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
 from spdsl.cost.machine import padded
-from spdsl.device.configs import power_of_2
+from spdsl.device.configs import power_of_2, table_dim
 from spdsl.device.unit_configs import UnitShape
 from spdsl.ir.pattern import Choice
 from spdsl.ir.plan import SoftmaxPlan
@@ -70,7 +70,7 @@ def backward(call: Call, walk: Walk) -> Iterator[Kernel]:
 
 
 def _shape(call: Call, walk: Walk, kernel: str) -> UnitShape:
-    dim = max(call.dims(walk.target)[0], call.dims(walk.score)[0])
+    dim = table_dim(kernel, call.dims(walk.target)[0], call.dims(walk.score)[0])
     group = call.group(walk.choice, walk.target)
     return call.machine.unit_shape(kernel, dim, call.shape.size, group, walk.choice.unit)
 

@@ -37,7 +37,7 @@ class Machine:
 
     def pair_shape(self, kernel: str, dim: int, size: int, unit: int) -> UnitShape:
         """Where keys are outermost."""
-        return rows_alone(self._unit_config(kernel, dim, size), unit)
+        return rows_alone(self._unit_config(f"{kernel}_pairs", dim, size), unit)
 
     def _unit_config(self, kernel: str, dim: int, size: int) -> Config:
         return SMALL if self.architecture is None else lookup(kernel, self.architecture, dim, size, UNIT_TABLES)

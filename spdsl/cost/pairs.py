@@ -8,7 +8,7 @@ from spdsl.cost.attend import delta
 from spdsl.cost.chosen import BACKWARD_STEPS, FILL_STEPS, added_slots
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, Call, Kernel
 from spdsl.cost.unions import tile_units
-from spdsl.device.configs import Config
+from spdsl.device.configs import Config, table_dim
 from spdsl.ir.pattern import Choice, Phase
 from spdsl.ir.plan import SoftmaxPlan
 from spdsl.passes.count import Number
@@ -71,7 +71,7 @@ def backward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kerne
 
 
 def _config(call: Call, softmax: SoftmaxPlan, choice: Choice, kernel: str) -> Config:
-    return call.machine.pair_shape(kernel, max(call.dims(softmax)), call.shape.size, choice.unit).config
+    return call.machine.pair_shape(kernel, table_dim(kernel, *call.dims(softmax)), call.shape.size, choice.unit).config
 
 
 def _pairs(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Number:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from spdsl.device.candidates import candidates
-from spdsl.device.configs import Config
+from spdsl.device.configs import Config, plain_name
 from spdsl.device.footprint import KernelShape, fits
 from spdsl.device.warps import product_repeats
 
@@ -53,10 +53,10 @@ def rows_fixed(bucket: Bucket) -> bool:
 
 
 def _kernel_shape(bucket: Bucket) -> KernelShape:
-    name = bucket.kernel.removesuffix("_bias")
+    name = plain_name(bucket.kernel)
     size = min(bucket.size, 4)  # fp64 is for the interpreter
     return KernelShape(
-        name, bucket.qk, bucket.v, size, bucket.group, name != bucket.kernel, bucket.paged, bucket.listed
+        name, bucket.qk, bucket.v, size, bucket.group, bucket.kernel.endswith("_bias"), bucket.paged, bucket.listed
     )
 
 

@@ -21,7 +21,7 @@ class Config(NamedTuple):
 
 SMALL = Config(16, 16, 4, 1)  # what the tables do not know, and the interpreter
 
-# architecture -> kernel -> (head dim up to, bytes per element) -> configuration
+# architecture -> kernel -> (head dim up to, as in `table_dim`, and bytes per element) -> configuration
 Tables = dict[str, dict[str, dict[tuple[int, int], Config]]]
 TABLES: Tables = {
     "sm_80": {
@@ -32,68 +32,76 @@ TABLES: Tables = {
             (256, 2): Config(64, 32, 4, 2),
             (64, 4): Config(64, 32, 4, 2),
             (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dq": {
             (64, 2): Config(64, 64, 4, 2),
+            (96, 2): Config(64, 64, 4, 2),
             (128, 2): Config(64, 64, 8, 2),
-            (256, 2): Config(64, 32, 8, 1),
+            (192, 2): Config(64, 32, 4, 1),
+            (256, 2): Config(32, 32, 4, 1),
             (64, 4): Config(32, 32, 4, 1),
-            (128, 4): Config(32, 32, 8, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(32, 64, 8, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dkdv": {
             (64, 2): Config(32, 64, 4, 2),
+            (96, 2): Config(32, 64, 4, 2),
             (128, 2): Config(64, 64, 8, 2),
-            (256, 2): Config(32, 32, 8, 1),
-            (64, 4): Config(32, 32, 8, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (160, 2): Config(32, 32, 4, 1),
+            (256, 2): Config(32, 32, 4, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(16, 16, 2, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 8, 2),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "forward_bias": {
             (128, 2): Config(128, 32, 8, 2),
         },
         "dkdv_bias": {
-            (128, 2): Config(32, 64, 8, 2),
+            (128, 2): Config(64, 64, 8, 1),
         },
     },
     "sm_90": {
         "forward": {
             (128, 2): Config(128, 64, 8, 3),
+            (192, 2): Config(128, 64, 8, 3),
             (256, 2): Config(128, 64, 8, 2),
             (64, 4): Config(64, 32, 4, 2),
-            (128, 4): Config(64, 32, 8, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 4): Config(128, 32, 8, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dq": {
             (128, 2): Config(128, 64, 8, 2),
-            (256, 2): Config(64, 64, 8, 1),
+            (192, 2): Config(128, 64, 8, 2),
+            (256, 2): Config(128, 32, 8, 2),
             (64, 4): Config(64, 32, 4, 1),
-            (128, 4): Config(32, 32, 8, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(32, 64, 8, 1),
+            (192, 4): Config(16, 32, 4, 1),
+            (256, 4): Config(16, 64, 8, 1),
         },
         "dkdv": {
             (64, 2): Config(64, 64, 4, 2),
-            (128, 2): Config(64, 64, 8, 2),
-            (256, 2): Config(32, 64, 8, 1),
-            (64, 4): Config(32, 32, 8, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 2): Config(64, 64, 4, 1),
+            (160, 2): Config(32, 64, 4, 1),
+            (256, 2): Config(64, 32, 8, 2),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(32, 16, 4, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 8, 2),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dkdv_bias": {
-            (128, 2): Config(32, 64, 8, 2),
+            (128, 2): Config(32, 64, 4, 1),
         },
     },
     "sm_100": {
@@ -103,7 +111,7 @@ TABLES: Tables = {
             (256, 2): Config(64, 64, 8, 2),
             (64, 4): Config(64, 32, 4, 2),
             (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dq": {
             (64, 2): Config(64, 64, 8, 2),
@@ -111,50 +119,54 @@ TABLES: Tables = {
             (192, 2): Config(64, 64, 4, 1),
             (256, 2): Config(64, 64, 8, 1),
             (64, 4): Config(32, 32, 4, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(16, 32, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dkdv": {
             (64, 2): Config(64, 64, 8, 2),
-            (192, 2): Config(64, 64, 8, 1),
+            (128, 2): Config(64, 64, 8, 1),
+            (160, 2): Config(64, 64, 4, 1),
             (256, 2): Config(32, 64, 8, 1),
             (64, 4): Config(32, 16, 4, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(32, 16, 4, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 8, 2),
+            (256, 4): Config(16, 32, 4, 1),
         },
     },
     "gfx942": {
         "forward": {
             (64, 2): Config(128, 64, 4, 1),
-            (256, 2): Config(64, 64, 4, 1),
-            (64, 4): Config(64, 32, 4, 1),
-            (128, 4): Config(64, 32, 4, 1),
-            (256, 4): Config(32, 32, 4, 1),
+            (128, 2): Config(64, 64, 2, 1),
+            (192, 2): Config(64, 32, 2, 1),
+            (256, 2): Config(64, 64, 2, 1),
+            (128, 4): Config(64, 32, 2, 1),
+            (256, 4): Config(32, 32, 1, 1),
         },
         "dq": {
-            (128, 2): Config(64, 64, 4, 1),
-            (256, 2): Config(64, 32, 4, 1),
-            (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (64, 2): Config(64, 64, 2, 1),
+            (128, 2): Config(128, 32, 4, 1),
+            (192, 2): Config(64, 32, 2, 1),
+            (256, 2): Config(64, 16, 4, 1),
+            (128, 4): Config(32, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
         },
         "dkdv": {
-            (64, 2): Config(64, 64, 4, 1),
-            (128, 2): Config(32, 64, 4, 1),
-            (256, 2): Config(32, 32, 4, 1),
-            (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 2): Config(32, 64, 2, 1),
+            (160, 2): Config(16, 64, 4, 1),
+            (256, 2): Config(16, 64, 4, 1),
+            (128, 4): Config(32, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
         },
         "decode": {
-            (128, 2): Config(16, 64, 4, 1),
-            (256, 2): Config(16, 32, 4, 1),
-            (128, 4): Config(16, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 2): Config(16, 64, 1, 1),
+            (256, 2): Config(16, 32, 1, 1),
+            (128, 4): Config(16, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
         },
     },
 }
@@ -176,12 +188,23 @@ def tables_for(architecture: str, tables: Tables = TABLES) -> Mapping[str, dict[
 def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables = TABLES) -> Config:
     """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
 
-    `forward_bias` and so on: kernels with a bias, which needs registers of its own; without an entry, the plain one.
+    `forward_bias` and so on: kernels with a bias, which needs registers of its own; `units_pairs` and so on: rows that
+    are gathered one by one. Without an entry, the plain one.
     """
     own = tables_for(architecture, tables)
-    table = {**own[kernel.removesuffix("_bias")], **own.get(kernel, {})}
+    table = {**own[plain_name(kernel)], **own.get(kernel, {})}
     dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
     return table[min(dims), size] if dims else SMALL
+
+
+def plain_name(kernel: str) -> str:
+    """The kernel of which `kernel` is a form with a row of its own."""
+    return kernel.removesuffix("_bias").removesuffix("_pairs")
+
+
+def table_dim(kernel: str, qk: int, v: int) -> int:
+    """The head dim that a kernel is looked up for: the wider one; of dK and dV, with sums as wide as both, the mean."""
+    return -(-(qk + v) // 2) if plain_name(kernel).endswith("dkdv") else max(qk, v)
 
 
 def chained(config: Config, page: int = 0, listed: bool = False) -> Config:

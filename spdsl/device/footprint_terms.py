@@ -11,4 +11,4 @@ SHARED_LIMITS = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100":
 FACTORS = {"mma": 1.001, "wgmma": 1.001, "tcgen05": 1.001, "mfma": 1.01}
 
 # matrix unit -> words of a thread for accumulators and scores with which some kernel of the tables does not spill
-REGISTERS = {"mma": 160, "wgmma": 160, "tcgen05": 160, "mfma": 80}
+REGISTERS = {"mma": 160, "wgmma": 224, "tcgen05": 224, "mfma": 160}

@@ -108,7 +108,7 @@ def gated(branches: Sequence[Sequence[Splits | tuple[Tensor, Tensor]]], gates: T
 
 
 def _gate_launch(x: Tensor, branches: int) -> tuple[tuple[int, int, int], GateConst]:
-    rows = 16 if INTERPRETED else 32
+    rows = 16 if INTERPRETED or branches > 3 else 32  # a thread holds all branches at once
     acc = tl.float64 if wide(x.dtype) == torch.float64 else tl.float32
     values = (branches, rows, x.shape[3], max(16, triton.next_power_of_2(x.shape[3])), acc)
     grid = (triton.cdiv(x.shape[2], rows), x.shape[1], x.shape[0])

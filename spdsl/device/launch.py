@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spdsl.device.configs import SMALL, TABLES, Config, Tables, chained, lookup, split_dim
+from spdsl.device.configs import SMALL, TABLES, Config, Tables, chained, lookup, plain_name, split_dim, table_dim
 from spdsl.device.footprint import KernelShape
 from spdsl.device.gpu import gpu_of
 from spdsl.device.kernel import Call, Const, Source, Strided
@@ -64,12 +64,12 @@ def config_for(
     group: heads that are rows of one tile. A block of keys lies in one page, and has at most `most_n` keys.
     """
     gpu, page = gpu_of(q.device), page_of(paged)
-    dim = max(q.shape[-1], v_dim)
+    dim = table_dim(kernel, q.shape[-1], v_dim)
     found = SMALL if INTERPRETED else lookup(kernel, gpu.architecture, dim, q.element_size(), tables)
     bound = min(page or most_n, most_n or page)
     found = found._replace(block_n=min(found.block_n, bound or found.block_n))
     if not INTERPRETED:
-        shape = KernelShape(kernel.removesuffix("_bias"), q.shape[-1], v_dim, q.element_size(), group)
+        shape = KernelShape(plain_name(kernel), q.shape[-1], v_dim, q.element_size(), group)
         found = without_repeats(shape, found, gpu.architecture)
     found = tuned_config(kernel, q, v_dim, gpu, group, bound, page > 0, listed, found)
     return chained(found, page, listed)

@@ -43,7 +43,7 @@ def pair_lists(
 
 def pair_shape(kernel: str, q: Tensor, v_dim: int, unit: int, paged: Paged | None = None) -> UnitShape:
     """Tiles of pairs for `units`, `units_dq` or `units_dkdv`."""
-    return rows_alone(unit_config(kernel, q, v_dim, 1, unit, paged), unit)
+    return rows_alone(unit_config(f"{kernel}_pairs", q, v_dim, 1, unit, paged), unit)
 
 
 def pair_constants(unit: int, lists_per_head: int) -> UnitConst:

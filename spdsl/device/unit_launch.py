@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spdsl.device.combine import Splits
 from spdsl.device.configs import Config
+from spdsl.device.footprint import KernelShape
 from spdsl.device.gpu import gpu_of
 from spdsl.device.kernel import Call, Const, Source
 from spdsl.device.launch import INTERPRETED, Paged, config_for, constants, launch, strided, wide
@@ -24,8 +25,10 @@ from spdsl.device.unit_configs import (
     UnitShape,
     fitted,
     job_tiles,
+    one_query,
 )
 from spdsl.device.units import UnitJobs, UnitTiles, unit_jobs, unit_tiles
+from spdsl.device.warps import without_repeats
 
 
 def unit_shape(kernel: str, q: Tensor, v_dim: int, lists: int, unit: int, paged: Paged | None = None) -> UnitShape:
@@ -37,6 +40,14 @@ def unit_shape(kernel: str, q: Tensor, v_dim: int, lists: int, unit: int, paged:
 def unit_config(kernel: str, q: Tensor, v_dim: int, group: int, unit: int, paged: Paged | None = None) -> Config:
     most_n = (unit & -unit) % MOST_UNIT
     return config_for(kernel, q, v_dim, paged, group=group, most_n=most_n, tables=UNIT_TABLES)
+
+
+def select_step(shape: UnitShape, q: Tensor) -> UnitShape:
+    """The shape of `select` for one query of each sequence, whose few rows may have no work for every warp."""
+    shape = one_query(shape)
+    kernel = KernelShape("select", q.shape[3], 16, q.element_size(), shape.group)
+    config = shape.config if INTERPRETED else without_repeats(kernel, shape.config, gpu_of(q.device).architecture)
+    return shape._replace(config=config)
 
 
 def unit_lists(chosen: Tensor, shape: UnitShape, unit: int, layout: Layout) -> UnitTiles:

@@ -22,15 +22,21 @@ def product_repeats(kernel: KernelShape, config: Config, architecture: str) -> i
         return 1
     if unit == "wgmma":
         return max(1, _ROWS * warps // tile.resident)
+    side = _SIDE if min(tile.resident, tile.looped) >= _SIDE else _ROWS
+    if _alone(kernel, unit):
+        area = side * side if unit == "mfma" else _ROWS * _COLUMNS
+        return max(1, area * warps // (tile.resident * tile.looped))
     if unit == "mfma":
-        side = _SIDE if min(tile.resident, tile.looped) >= _SIDE else _ROWS
         return max(1, side * warps // tile.resident)
-    if kernel.name == "select" and kernel.size == 2 and not split_dim(kernel.qk)[1]:  # one product, spread both ways
-        return max(1, _ROWS * _COLUMNS * warps // (tile.resident * tile.looped))
     last = _last_columns(kernel, tile.looped)
     if tile.resident >= last:
         return max(1, _ROWS * warps // tile.resident)
     return max(1, _COLUMNS * warps // min(tile.looped, last))
+
+
+def _alone(kernel: KernelShape, unit: str) -> bool:
+    """Whether no other product follows in a step: it is spread both ways. On NVIDIA a second part of the head does."""
+    return kernel.name == "select" and kernel.size == 2 and (unit == "mfma" or not split_dim(kernel.qk)[1])
 
 
 def _last_columns(kernel: KernelShape, looped: int) -> int:

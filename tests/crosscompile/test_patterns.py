@@ -1,4 +1,4 @@
-"""Every kernel of every pattern on four architectures: compiles, fits, uses matrix instructions, does not spill."""
+"""Every kernel of every pattern on four architectures: fits, uses matrix instructions, repeats none, does not spill."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ def test_kernels(pattern: str, dtype: str, dims: Dims, target: str) -> None:
         assert one.fits, f"{one.kernel}: {one.occupancy}"
         assert one.spills <= most_spills(pattern, kind(one), target, dtype, dims), f"{one.kernel}: {one.spills} spills"
         assert one.tensor_core_instructions > 0 or kind(one) not in (*MAIN, "decode"), one.kernel
+        assert one.computed == 1, f"{one.kernel}: {one.products}"
 
 
 @pytest.mark.timeout(900)
@@ -78,7 +79,8 @@ def test_hopper(pattern: str, dims: Dims, dtype: str) -> None:
     for name in MAIN:
         assert found[name].mma("wgmma") > 0, name
         assert found[name].spills <= (ON_HOPPER if name == "dkdv" else 0), f"{name}: {found[name].spills} spills"
-        assert found[name].async_copies > 0, name
+        # One block of dK and dV with loads ahead, or two on an SM without.
+        assert found[name].async_copies > 0 or found[name].occupancy.blocks > 1, name
 
 
 @pytest.mark.timeout(900)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.footprint_samples import FOLDER, Sample, read
 from spdsl import targets
-from spdsl.device.configs import TABLES, Config, Tables, lookup, power_of_2, split_dim, tables_for
+from spdsl.device.configs import TABLES, Config, Tables, lookup, plain_name, power_of_2, split_dim, tables_for
 from spdsl.device.footprint import KernelShape, fits, matrix_unit, rows_of, shared_bytes, spills
 from spdsl.device.footprint_terms import FITTED_WITH, SHARED_LIMITS
 from spdsl.device.unit_configs import UNIT_TABLES
@@ -45,7 +45,7 @@ def test_samples_cover_what_is_predicted() -> None:
     assert {sample.triton for sample in SAMPLES} == {FITTED_WITH}
     assert {sample.architecture for sample in SAMPLES} == {*SHARED_LIMITS}
     names = {*TABLES["sm_90"], *UNIT_TABLES["sm_90"]}
-    assert {sample.kernel for sample in SAMPLES} == {name.removesuffix("_bias") for name in names}
+    assert {sample.kernel for sample in SAMPLES} == {plain_name(name) for name in names}
     units = {matrix_unit(sample.shape, sample.config, sample.architecture) for sample in SAMPLES}
     assert units == {"mma", "wgmma", "tcgen05", "mfma"}
     assert {sample.dtype for sample in SAMPLES} == {"bf16", "fp16", "fp32"}
@@ -61,11 +61,9 @@ def test_limits_are_those_of_the_targets() -> None:
 def test_every_configuration_of_the_tables_fits(tables: Tables, architecture: str) -> None:
     """At the head dims for which it is looked up, contiguous and paged."""
     for name, dim, size, paged in product(tables_for(architecture, tables), DIMS, (2, 4), (False, True)):
-        if paged and name.removesuffix("_bias") in ("dq", "dkdv", "units_dq", "units_dkdv"):
+        if paged and plain_name(name) in ("dq", "dkdv", "units_dq", "units_dkdv"):
             continue
-        kernel = KernelShape(
-            name.removesuffix("_bias"), dim, dim, size, group=16 if tables is UNIT_TABLES else 4, paged=paged
-        )
+        kernel = KernelShape(plain_name(name), dim, dim, size, group=16 if tables is UNIT_TABLES else 4, paged=paged)
         config = lookup(name, architecture, dim, size, tables)
         taken = shared_bytes(kernel, config, architecture)
         assert fits(kernel, config, architecture), f"{kernel} with {config}: {taken} bytes"

@@ -2052,7 +2052,7 @@ class Config(NamedTuple):
 
 SMALL = Config(16, 16, 4, 1)  # what the tables do not know, and the interpreter
 
-# architecture -> kernel -> (head dim up to, bytes per element) -> configuration
+# architecture -> kernel -> (head dim up to, as in `table_dim`, and bytes per element) -> configuration
 Tables = dict[str, dict[str, dict[tuple[int, int], Config]]]
 TABLES: Tables = {
     "sm_80": {
@@ -2063,68 +2063,76 @@ TABLES: Tables = {
             (256, 2): Config(64, 32, 4, 2),
             (64, 4): Config(64, 32, 4, 2),
             (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dq": {
             (64, 2): Config(64, 64, 4, 2),
+            (96, 2): Config(64, 64, 4, 2),
             (128, 2): Config(64, 64, 8, 2),
-            (256, 2): Config(64, 32, 8, 1),
+            (192, 2): Config(64, 32, 4, 1),
+            (256, 2): Config(32, 32, 4, 1),
             (64, 4): Config(32, 32, 4, 1),
-            (128, 4): Config(32, 32, 8, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(32, 64, 8, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dkdv": {
             (64, 2): Config(32, 64, 4, 2),
+            (96, 2): Config(32, 64, 4, 2),
             (128, 2): Config(64, 64, 8, 2),
-            (256, 2): Config(32, 32, 8, 1),
-            (64, 4): Config(32, 32, 8, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (160, 2): Config(32, 32, 4, 1),
+            (256, 2): Config(32, 32, 4, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(16, 16, 2, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 8, 2),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "forward_bias": {
             (128, 2): Config(128, 32, 8, 2),
         },
         "dkdv_bias": {
-            (128, 2): Config(32, 64, 8, 2),
+            (128, 2): Config(64, 64, 8, 1),
         },
     },
     "sm_90": {
         "forward": {
             (128, 2): Config(128, 64, 8, 3),
+            (192, 2): Config(128, 64, 8, 3),
             (256, 2): Config(128, 64, 8, 2),
             (64, 4): Config(64, 32, 4, 2),
-            (128, 4): Config(64, 32, 8, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 4): Config(128, 32, 8, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dq": {
             (128, 2): Config(128, 64, 8, 2),
-            (256, 2): Config(64, 64, 8, 1),
+            (192, 2): Config(128, 64, 8, 2),
+            (256, 2): Config(128, 32, 8, 2),
             (64, 4): Config(64, 32, 4, 1),
-            (128, 4): Config(32, 32, 8, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(32, 64, 8, 1),
+            (192, 4): Config(16, 32, 4, 1),
+            (256, 4): Config(16, 64, 8, 1),
         },
         "dkdv": {
             (64, 2): Config(64, 64, 4, 2),
-            (128, 2): Config(64, 64, 8, 2),
-            (256, 2): Config(32, 64, 8, 1),
-            (64, 4): Config(32, 32, 8, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 2): Config(64, 64, 4, 1),
+            (160, 2): Config(32, 64, 4, 1),
+            (256, 2): Config(64, 32, 8, 2),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(32, 16, 4, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 8, 2),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dkdv_bias": {
-            (128, 2): Config(32, 64, 8, 2),
+            (128, 2): Config(32, 64, 4, 1),
         },
     },
     "sm_100": {
@@ -2134,7 +2142,7 @@ TABLES: Tables = {
             (256, 2): Config(64, 64, 8, 2),
             (64, 4): Config(64, 32, 4, 2),
             (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dq": {
             (64, 2): Config(64, 64, 8, 2),
@@ -2142,50 +2150,54 @@ TABLES: Tables = {
             (192, 2): Config(64, 64, 4, 1),
             (256, 2): Config(64, 64, 8, 1),
             (64, 4): Config(32, 32, 4, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(16, 32, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dkdv": {
             (64, 2): Config(64, 64, 8, 2),
-            (192, 2): Config(64, 64, 8, 1),
+            (128, 2): Config(64, 64, 8, 1),
+            (160, 2): Config(64, 64, 4, 1),
             (256, 2): Config(32, 64, 8, 1),
             (64, 4): Config(32, 16, 4, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(32, 16, 4, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 8, 2),
+            (256, 4): Config(16, 32, 4, 1),
         },
     },
     "gfx942": {
         "forward": {
             (64, 2): Config(128, 64, 4, 1),
-            (256, 2): Config(64, 64, 4, 1),
-            (64, 4): Config(64, 32, 4, 1),
-            (128, 4): Config(64, 32, 4, 1),
-            (256, 4): Config(32, 32, 4, 1),
+            (128, 2): Config(64, 64, 2, 1),
+            (192, 2): Config(64, 32, 2, 1),
+            (256, 2): Config(64, 64, 2, 1),
+            (128, 4): Config(64, 32, 2, 1),
+            (256, 4): Config(32, 32, 1, 1),
         },
         "dq": {
-            (128, 2): Config(64, 64, 4, 1),
-            (256, 2): Config(64, 32, 4, 1),
-            (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (64, 2): Config(64, 64, 2, 1),
+            (128, 2): Config(128, 32, 4, 1),
+            (192, 2): Config(64, 32, 2, 1),
+            (256, 2): Config(64, 16, 4, 1),
+            (128, 4): Config(32, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
         },
         "dkdv": {
-            (64, 2): Config(64, 64, 4, 1),
-            (128, 2): Config(32, 64, 4, 1),
-            (256, 2): Config(32, 32, 4, 1),
-            (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 2): Config(32, 64, 2, 1),
+            (160, 2): Config(16, 64, 4, 1),
+            (256, 2): Config(16, 64, 4, 1),
+            (128, 4): Config(32, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
         },
         "decode": {
-            (128, 2): Config(16, 64, 4, 1),
-            (256, 2): Config(16, 32, 4, 1),
-            (128, 4): Config(16, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 2): Config(16, 64, 1, 1),
+            (256, 2): Config(16, 32, 1, 1),
+            (128, 4): Config(16, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
         },
     },
 }
@@ -2207,12 +2219,23 @@ def tables_for(architecture: str, tables: Tables = TABLES) -> Mapping[str, dict[
 def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables = TABLES) -> Config:
     """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
 
-    `forward_bias` and so on: kernels with a bias, which needs registers of its own; without an entry, the plain one.
+    `forward_bias` and so on: kernels with a bias, which needs registers of its own; `units_pairs` and so on: rows that
+    are gathered one by one. Without an entry, the plain one.
     """
     own = tables_for(architecture, tables)
-    table = {**own[kernel.removesuffix("_bias")], **own.get(kernel, {})}
+    table = {**own[plain_name(kernel)], **own.get(kernel, {})}
     dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
     return table[min(dims), size] if dims else SMALL
+
+
+def plain_name(kernel: str) -> str:
+    """The kernel of which `kernel` is a form with a row of its own."""
+    return kernel.removesuffix("_bias").removesuffix("_pairs")
+
+
+def table_dim(kernel: str, qk: int, v: int) -> int:
+    """The head dim that a kernel is looked up for: the wider one; of dK and dV, with sums as wide as both, the mean."""
+    return -(-(qk + v) // 2) if plain_name(kernel).endswith("dkdv") else max(qk, v)
 
 
 def chained(config: Config, page: int = 0, listed: bool = False) -> Config:
@@ -2278,7 +2301,7 @@ SHARED_LIMITS = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100":
 FACTORS = {"mma": 1.001, "wgmma": 1.001, "tcgen05": 1.001, "mfma": 1.01}
 
 # matrix unit -> words of a thread for accumulators and scores with which some kernel of the tables does not spill
-REGISTERS = {"mma": 160, "wgmma": 160, "tcgen05": 160, "mfma": 80}
+REGISTERS = {"mma": 160, "wgmma": 224, "tcgen05": 224, "mfma": 160}
 
 
 _BACKWARD = ("dq", "dkdv", "units_dq", "units_dkdv")
@@ -2339,12 +2362,12 @@ def rows_of(kernel: KernelShape, config: Config) -> int:
 
 
 def matrix_unit(kernel: KernelShape, config: Config, architecture: str) -> str:
-    """`mma`, `wgmma`, `tcgen05` or `mfma`: the two large ones multiply 64 rows at least."""
+    """`mma`, `wgmma`, `tcgen05` or `mfma`: the two large ones multiply 64 rows at least, with 4 warps at least."""
     if not architecture.startswith("sm_"):
         return "mfma"
     rows = config.block_n if kernel.name.endswith("dkdv") else rows_of(kernel, config)
     number = int(architecture.removeprefix("sm_"))
-    if rows < 64 or number < 90 or number >= 120:
+    if rows < 64 or config.num_warps < 4 or number < 90 or number >= 120:
         return "mma"
     return "wgmma" if number < 100 else "tcgen05"
 
@@ -2554,7 +2577,53 @@ def fits(kernel: KernelShape, config: Config, architecture: str) -> bool:
     return shared_bytes(kernel, config, architecture) <= limit and not spills(kernel, config, architecture)
 
 
-_WARPS = (4, 8)
+_ROWS, _COLUMNS = 16, 8  # of a warp in one instruction; with wgmma 4 warps have 64 rows
+_SIDE = 32  # of a matrix instruction of CDNA, where a product has as many rows and columns; else 16
+
+
+def product_repeats(kernel: KernelShape, config: Config, architecture: str) -> int:
+    """How often the products of a loop are computed, at most: 1, or more where warps reach past the edge of a tile."""
+    config = config._replace(block_m=rows_of(kernel, config))
+    tile, warps = tile_of(kernel, config), config.num_warps
+    unit = matrix_unit(kernel, config, architecture)
+    if unit == "tcgen05":  # one thread starts a product for the block; its result is read once
+        return 1
+    if unit == "wgmma":
+        return max(1, _ROWS * warps // tile.resident)
+    side = _SIDE if min(tile.resident, tile.looped) >= _SIDE else _ROWS
+    if _alone(kernel, unit):
+        area = side * side if unit == "mfma" else _ROWS * _COLUMNS
+        return max(1, area * warps // (tile.resident * tile.looped))
+    if unit == "mfma":
+        return max(1, side * warps // tile.resident)
+    last = _last_columns(kernel, tile.looped)
+    if tile.resident >= last:
+        return max(1, _ROWS * warps // tile.resident)
+    return max(1, _COLUMNS * warps // min(tile.looped, last))
+
+
+def _alone(kernel: KernelShape, unit: str) -> bool:
+    """Whether no other product follows in a step: it is spread both ways. On NVIDIA a second part of the head does."""
+    return kernel.name == "select" and kernel.size == 2 and (unit == "mfma" or not split_dim(kernel.qk)[1])
+
+
+def _last_columns(kernel: KernelShape, looped: int) -> int:
+    """Columns of the last product of a step, after whose shape mma spreads all of them."""
+    if kernel.name == "select":
+        return looped
+    first, second = split_dim(kernel.qk if kernel.name.endswith(("dq", "dkdv")) else kernel.v)
+    return second or first
+
+
+def without_repeats(kernel: KernelShape, config: Config, architecture: str) -> Config:
+    """The configuration with as many warps as its tile has work for: pages, units and short groups make tiles small."""
+    while config.num_warps > 1 and product_repeats(kernel, config, architecture) > 1:
+        config = config._replace(num_warps=config.num_warps // 2)
+    return config
+
+
+_WARPS = (1, 2, 4, 8)
+_LEAST_WARPS = 4  # of NVIDIA, whose large products take as many; the tables have fewer where a tile has no more rows
 
 # One step from the configuration of the tables: factors of block_m, block_n and warps, stages more. Rows and warps also
 # change together, which leaves the registers of a thread as they are; so do wider blocks and fewer of them ahead.
@@ -2577,15 +2646,18 @@ UNIT_KERNELS = ("units", "units_dq", "units_dkdv")
 
 
 def candidates(kernel: KernelShape, default: Config, architecture: str, most_n: int, rows_fixed: bool) -> list[Config]:
-    """The default, then its neighbours (ten at most) that are predicted to fit, in the order of `rank`.
+    """The default, then its neighbours (ten at most) that are predicted to fit and to compute no product twice, in the
+    order of `rank`.
 
     most_n: keys of a page or a unit, which a block does not exceed (0: no bound). rows_fixed: the heads of a group are
     the rows, whatever block_m says.
     """
     steps = UNIT_STEPS if kernel.name in UNIT_KERNELS else STEPS
-    near = dict.fromkeys(stepped(default, step) for step in steps)
+    near = dict.fromkeys(stepped(default, of_keys(step) if kernel.name.endswith("dkdv") else step) for step in steps)
     allowed = [x for x in near if blocks_fit(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
-    fitting = [x for x in allowed if x != default and fits(kernel, x, architecture)]
+    warps = min(default.num_warps, _LEAST_WARPS) if architecture.startswith("sm_") else 1
+    shared = [x for x in allowed if x.num_warps >= warps and product_repeats(kernel, x, architecture) == 1]
+    fitting = [x for x in shared if x != default and fits(kernel, x, architecture)]
     return [default, *sorted(fitting, key=lambda x: rank(kernel.name, x, default))]
 
 
@@ -2598,6 +2670,12 @@ def rank(kernel: str, config: Config, default: Config) -> tuple[bool, float, flo
     """
     kept = config.block_n if kernel.endswith("dkdv") else config.block_m
     return config.num_stages < default.num_stages, 1 / kept, 1 / (config.block_m * config.block_n)
+
+
+def of_keys(step: tuple[float, float, float, int]) -> tuple[float, float, float, int]:
+    """The same step where a tile keeps its keys: they change with the warps, as rows do elsewhere."""
+    m, n, warps, stages = step
+    return (n, m, warps, stages) if warps != 1 else step
 
 
 def stepped(config: Config, step: tuple[float, float, float, int]) -> Config:
@@ -2656,16 +2734,17 @@ def rows_fixed(bucket: Bucket) -> bool:
 
 
 def _kernel_shape(bucket: Bucket) -> KernelShape:
-    name = bucket.kernel.removesuffix("_bias")
+    name = plain_name(bucket.kernel)
     size = min(bucket.size, 4)  # fp64 is for the interpreter
     return KernelShape(
-        name, bucket.qk, bucket.v, size, bucket.group, name != bucket.kernel, bucket.paged, bucket.listed
+        name, bucket.qk, bucket.v, size, bucket.group, bucket.kernel.endswith("_bias"), bucket.paged, bucket.listed
     )
 
 
 def bucket_allows(bucket: Bucket, config: Config) -> bool:
-    """A configuration from a file, or for another call: it is predicted to run here."""
-    return fits(_kernel_shape(bucket), config, bucket.architecture)
+    """A configuration from a file, or for another call: it is predicted to run here, and to compute nothing twice."""
+    kernel = _kernel_shape(bucket)
+    return fits(kernel, config, bucket.architecture) and product_repeats(kernel, config, bucket.architecture) == 1
 
 
 _FLUSH_BYTES = 256 << 20  # more than any L2 cache; as triton.testing.do_bench does
@@ -3316,10 +3395,13 @@ def config_for(
     group: heads that are rows of one tile. A block of keys lies in one page, and has at most `most_n` keys.
     """
     gpu, page = gpu_of(q.device), page_of(paged)
-    dim = max(q.shape[-1], v_dim)
+    dim = table_dim(kernel, q.shape[-1], v_dim)
     found = SMALL if INTERPRETED else lookup(kernel, gpu.architecture, dim, q.element_size(), tables)
     bound = min(page or most_n, most_n or page)
     found = found._replace(block_n=min(found.block_n, bound or found.block_n))
+    if not INTERPRETED:
+        shape = KernelShape(plain_name(kernel), q.shape[-1], v_dim, q.element_size(), group)
+        found = without_repeats(shape, found, gpu.architecture)
     found = tuned_config(kernel, q, v_dim, gpu, group, bound, page > 0, listed, found)
     return chained(found, page, listed)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
+import click
 import pytest
 
 pytest.importorskip("torch")
@@ -14,6 +16,7 @@ pytest.importorskip("triton")
 from rich.console import Console
 
 from spdsl import targets
+from spdsl.cli import measure
 from spdsl.device.configs import Config
 from spdsl.device.footprint import KernelShape
 from spdsl.device.warps import product_repeats, without_repeats
@@ -109,6 +112,14 @@ def test_the_gate_refuses_it() -> None:
     assert list(gates.offences([TWICE], ["spills", "no-tensor-cores"])) == []
     (reason,) = reasons([GOOD, TWICE])
     assert "64x64 is computed 2 times" in reason
+
+
+def test_the_command_ends_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(click.exceptions.Exit) as ended:
+        measure._end_on_offences({Path("one.py"): [GOOD, TWICE]}, ["redundant"])
+    assert ended.value.exit_code == 1
+    assert "one.py: attend_forward" in capsys.readouterr().err
+    measure._end_on_offences({Path("one.py"): [GOOD, TWICE]}, ["spills"])
 
 
 def test_the_report_shows_it() -> None:

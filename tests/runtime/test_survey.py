@@ -133,6 +133,21 @@ def test_bias_has_configurations_of_its_own(module: ModuleType) -> None:
     assert module.lookup("forward_bias", "sm_90", 128, 2) == module.lookup("forward", "sm_90", 128, 2)
 
 
+def test_small_tiles_take_fewer_warps(module: ModuleType) -> None:
+    """A page of 16 keys has columns for two warps of mma, a second part of 16 columns has rows for one."""
+    paged = {page: module.Paged(torch.zeros(1, 4).int(), page, 256) for page in (16, 64)}
+    warps = {}
+    for page, dim in ((64, 128), (16, 128), (64, 80)):
+        q = torch.zeros(1, 8, 1, dim, dtype=torch.bfloat16)
+        warps[page, dim] = module.decode_config(q, dim, 4, paged[page]).num_warps
+    assert warps == {(64, 128): 4, (16, 128): 2, (64, 80): 1}
+
+
+def test_gradients_of_keys_are_looked_up_by_both_dims(module: ModuleType) -> None:
+    assert module.table_dim("dkdv_bias", 192, 128) == module.table_dim("units_dkdv_pairs", 160, 160) == 160
+    assert module.table_dim("dq", 192, 128) == module.table_dim("units", 128, 192) == 192
+
+
 def test_links_before_the_rows_take_stages(module: ModuleType) -> None:
     """A page table, or a list of blocks, costs one stage for every block loaded ahead; both cost two."""
     q, paged = torch.zeros(1, 8, 256, 64, dtype=torch.bfloat16), module.Paged(torch.zeros(1, 4).int(), 64, 256)
