@@ -621,7 +621,8 @@ def cached_rows(store, h, home, slot):
 @jit
 def at(x, s, h, start):
     """Tensor x from token `start` of a sequence and a head on.  int64: a large tensor passes 2^31 elements."""
-    data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head + start * x.token
+    data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head
+    data += tl.cast(start, tl.int64) * x.token
     return Strided(data, x.batch, x.head, x.token)
 
 
@@ -634,13 +635,13 @@ def token_pointer(x, token):
 def load_row_values(x, row, left, other, C):
     """One value per row (lse, delta)."""
     i = tl.arange(0, C.BLOCK_M)
-    return tl.load(token_pointer(x, row) + i * x.token, mask=i < left, other=other)
+    return tl.load(token_pointer(x, row) + i.to(tl.int64) * x.token, mask=i < left, other=other)
 
 
 @jit
 def store_row_values(x, row, left, values, C):
     i = tl.arange(0, C.BLOCK_M)
-    tl.store(token_pointer(x, row) + i * x.token, values, mask=i < left)
+    tl.store(token_pointer(x, row) + i.to(tl.int64) * x.token, values, mask=i < left)
 
 
 @jit
@@ -668,7 +669,7 @@ def load_part(
     """[ROWS, WIDTH] tile of columns START.. ; rows from `left` on (if MASKED) and columns from DIM on are 0."""
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    pointers = data + (row * stride + column)
+    pointers = data + row.to(tl.int64) * stride + column
     if START + WIDTH > DIM:
         if MASKED:
             tile = tl.load(pointers, mask=(row < left) & (column < DIM), other=0.0)
@@ -707,7 +708,9 @@ def store_part(
 ):
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    tl.store(data + row * stride + column, tile.to(data.dtype.element_ty), mask=(row < left) & (column < DIM))
+    tl.store(
+        data + row.to(tl.int64) * stride + column, tile.to(data.dtype.element_ty), mask=(row < left) & (column < DIM)
+    )
 
 
 @jit
@@ -820,7 +823,7 @@ def to_blocks(first, end, full_first, full_end, cursor, count, BLOCK: tl.constex
 @jit
 def visit_lists(lists, s, h, tile):
     """The full and the partial blocks listed for a tile of sequence s and head h."""
-    entry = tl.cast(s, tl.int64) * lists.sequence + h * lists.head + tile
+    entry = tl.cast(s, tl.int64) * lists.sequence + tl.cast(h, tl.int64) * lists.head + tile
     offset = entry * lists.width
     full, partial = tl.load(lists.full_count + entry), tl.load(lists.partial_count + entry)
     return ListVisit(full, partial, lists.full + offset, lists.partial + offset)
@@ -987,7 +990,6 @@ class AttendTensors(NamedTuple):
     doc: Tensor
     doc_sequence: int
     doc_0: int  # stride of the axis `token`
-    doc_tokens: int
 
 
 @jit
@@ -998,7 +1000,6 @@ def attend_of_sequence(t, s, spans):
     return AttendTensors(
         t.doc + s * t.doc_sequence + start * t.doc_0, t.doc_sequence,
         t.doc_0,
-        t.doc_tokens,
     )  # fmt: skip
 
 
@@ -1006,8 +1007,8 @@ def attend_of_sequence(t, s, spans):
 def attend_visible(q, k, h, length, t):
     """May the row at position q see the key at position k?  (document.spat:5)"""
     return (
-        tl.load(t.doc + (k).to(tl.int64) * t.doc_0, mask=(k >= 0) & (k < t.doc_tokens), other=0)
-        == tl.load(t.doc + (q).to(tl.int64) * t.doc_0, mask=(q >= 0) & (q < t.doc_tokens), other=0)
+        tl.load(t.doc + tl.cast(k, tl.int64) * t.doc_0, mask=(k >= 0) & (k < length), other=0)
+        == tl.load(t.doc + tl.cast(q, tl.int64) * t.doc_0, mask=(q >= 0) & (q < length), other=0)
     ) & (k <= q)
 
 
@@ -1291,7 +1292,7 @@ def attend_decode(q, kv, partial, partial_lse, call, t, C):
     partial = at(partial, s, h, split)
     store_v(partial.data, partial.head, C.GROUP, acc0 / divisor, acc1 / divisor, C.BLOCK_M, C)
     partial_lse = at(partial_lse, s, h, split)
-    tl.store(partial_lse.data + row * partial_lse.head, m + tl.log2(total), mask=row < C.GROUP)
+    tl.store(partial_lse.data + row.to(tl.int64) * partial_lse.head, m + tl.log2(total), mask=row < C.GROUP)
 
 
 # ---- 4. The CPU path ------------------------------------------------------------------------------------------------
@@ -1315,10 +1316,14 @@ def in_order(count: int, run: Callable[[int], Any], take: Callable[[Any], None])
     workers = [threading.Thread(target=line.work, daemon=True) for _ in range(threads - 1)]
     for worker in workers:
         worker.start()
-    with on_cores(1):
-        line.work()
-    for worker in workers:
-        worker.join()
+    line.work()
+    try:
+        for worker in workers:
+            worker.join()
+    finally:  # an interrupt stops the others, too: they write to tensors of the caller
+        line.stop()
+        for worker in workers:
+            worker.join()
     if line.failure is not None:
         raise line.failure
 
@@ -1340,7 +1345,7 @@ class _Line:
             with on_cores(1), torch.inference_mode(self.inference), torch.no_grad():
                 while (number := self._next()) is not None:
                     self._hand_on(number, self.run(number))
-        except BaseException as failure:  # also an interrupt: raised once no thread writes to the caller's tensors
+        except BaseException as failure:  # raised once all threads are done
             self.failure = self.failure or failure
             self.stop()
 
@@ -1395,16 +1400,30 @@ def _can_keep_one_core() -> bool:
 def on_cores(count: int) -> Iterator[None]:
     """Torch works on as many cores in this thread. `torch.set_num_threads` would say so to threads of others, too."""
     before = torch.get_num_threads()  # the first call takes over the number of the process
-    _set_cores(count)
+    of_products = _set_cores(count, count)
     try:
         yield
     finally:
-        _set_cores(before)
+        _set_cores(before, of_products)
 
 
-def _set_cores(count: int) -> None:
-    with suppress(AttributeError, OSError, TypeError):  # no OpenMP
-        ctypes.CDLL(None).omp_set_num_threads(count)
+def _set_cores(count: int, of_products: int) -> int:
+    """OpenMP's number of this thread, and that of MKL (0: that of the process), which once set follows no other."""
+    library = _torch_library()
+    if set_count := getattr(library, "omp_set_num_threads", None):
+        set_count(count)
+    set_products = getattr(library, "MKL_Set_Num_Threads_Local", None)
+    return set_products(of_products) if set_products else 0
+
+
+@lru_cache
+def _torch_library() -> ctypes.CDLL | None:
+    """The library whose functions, and those of its own libraries, torch itself calls."""
+    folder = os.path.join(os.path.dirname(torch.__file__), "lib")
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        with suppress(OSError):
+            return ctypes.CDLL(os.path.join(folder, name))
+    return None
 
 
 # Measured on 2 AVX2 cores, window 512, head dim 64: fewer rows spend more on calls and copies, more rows visit keys
@@ -1777,7 +1796,7 @@ class _Run(NamedTuple):
     gathered: bool = False
 
 
-def step_forward(
+def sparse_step(
     q: Tensor,
     parts: Sequence[Part],
     visits: Sequence[Sequence[tuple[int, int, bool]]],
@@ -1858,7 +1877,8 @@ def _block_products(rows: Tensor, blocks: Tensor, product: Callable[[Tensor, Ten
         results = results.as_strided(sizes, (of_head * results.stride(0), *results.stride()))
     else:
         results = torch.stack([product(x, y) for x, y in zip(rows.flatten(0, 1), blocks.flatten(0, 1), strict=True)])
-    return results.unflatten(0, (len(blocks), -1)).movedim(2, 1).flatten(0, 1)
+    products: Tensor = results.unflatten(0, (len(blocks), -1)).movedim(2, 1).flatten(0, 1)
+    return products
 
 
 def _one_batch(blocks: Tensor) -> tuple[Tensor, int] | None:
@@ -1898,7 +1918,8 @@ def _step_logits(products: Tensor, part: Part, first: int, end: int, full: bool,
     def by_block(x: Tensor) -> Tensor:
         """[.., 1 or Hq, 1, keys] -> broadcastable to the logits."""
         x = x.reshape(-1, count, size)
-        return x.unflatten(0, (heads, group) if len(x) == heads * group else (1, 1)).movedim(2, 0)
+        by_head: Tensor = x.unflatten(0, (heads, group) if len(x) == heads * group else (1, 1))
+        return by_head.movedim(2, 0)
 
     if part.bias is not None:
         added = by_block(part.bias(i, j))
@@ -1917,7 +1938,8 @@ def _blocks_of(store: Tensor, run: _Run, dtype: torch.dtype) -> Tensor:
         found = store.index_select(0, torch.tensor(run.homes))
         if store.shape[2] < _STEP_BLOCK:
             found = found.transpose(0, 1).flatten(1, 2).unsqueeze(0)[:, :, slots]
-    return found.unflatten(2, (-1, min(_STEP_BLOCK, found.shape[2]))).to(dtype)
+    blocks: Tensor = found.unflatten(2, (-1, min(_STEP_BLOCK, found.shape[2])))
+    return blocks.to(dtype)
 
 
 def _segments(first: int, end: int) -> list[tuple[int, int]]:
@@ -3441,6 +3463,12 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def room_like(x: Tensor) -> Tensor:
+    """Memory in the shape of x whose last stride is 1, as kernels store: in the layout of x where that has it."""
+    found = torch.empty_like(x)
+    return found if found.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of accumulators, lse and delta."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -3707,7 +3735,6 @@ def attend_tensors(t: AttendReads, sequences: int) -> AttendTensors:
     return AttendTensors(
         t.doc, sequence(t.doc),
         t.doc.stride(1),
-        t.doc.shape[1],
     )  # fmt: skip
 
 
@@ -3764,8 +3791,8 @@ def attend_cpu_backward(
     layout: Layout,
     t: AttendReads,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    dq = torch.zeros_like(q)
-    grads = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in keys]
+    dq = room_like(q).zero_()
+    grads = [(room_like(k).zero_(), room_like(v).zero_()) for k, v in keys]
     for corner in corners(q, layout):
         rows = (corner.batch, slice(None), corner.rows)
         own = [(k[corner.batch, :, corner.keys], v[corner.batch, :, corner.keys]) for k, v in keys]
@@ -3847,8 +3874,8 @@ def attend_kernel_backward(
     q, dout = rows_contiguous(q), rows_contiguous(dout)
     v_dim = keys[0][1].shape[3]
     delta = delta_of(out, dout, dlse)
-    dq = torch.zeros_like(q)
-    grads = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in keys]
+    dq = room_like(q).zero_()
+    grads = [(room_like(k).zero_(), room_like(v).zero_()) for k, v in keys]
     call = call_of(q, layout)
     rows = [strided(x, sequences) for x in (dout, lse, delta)]
     sources = [source(q, k, v, sequences, layout, None) for k, v in keys]
@@ -4001,7 +4028,7 @@ def attend_backward_op(
 @attend_backward_op.register_fake
 def _(dout, dlse, out, lse, q, k, v, doc, q_spans, k_spans, q_offset, k_offset, longest, tokens):
     return [
-        torch.empty_like(x)
+        room_like(x)
         for x in (
             q,
             k,
@@ -4674,8 +4701,8 @@ def attend_cached(inputs: Inputs, cache: Cache, layout: Layout) -> Splits | tupl
         form = Logits(q.shape[-1] ** -0.5, None, corner.q_origin)
         if q.shape[2] == 1:
             parts = attend_parts(q.shape[1], keys, corner, own)
-            out[s : s + 1], lse[s : s + 1] = step_forward(
-                q[s : s + 1], parts, attend_step_visits(corner), cache.homes(s), form, None
+            out[s : s + 1], lse[s : s + 1] = sparse_step(
+                q[s : s + 1], parts, attend_decode_ranges(corner), cache.homes(s), form, None
             )
             continue
         gathered = [(cache.rows(k, s, corner.length), cache.rows(v, s, corner.length)) for k, v in keys]
@@ -4684,7 +4711,7 @@ def attend_cached(inputs: Inputs, cache: Cache, layout: Layout) -> Splits | tupl
     return out, lse
 
 
-def attend_step_visits(corner: Corner) -> list[list[tuple[int, int, bool]]]:
+def attend_decode_ranges(corner: Corner) -> list[list[tuple[int, int, bool]]]:
     """For each stream the positions that one query may see."""
     return [
         visits_of_ranges(attend_decode_visits(corner.q_origin, corner.length), corner),
