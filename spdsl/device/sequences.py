@@ -108,6 +108,25 @@ class Corner(NamedTuple):
     length: int
 
 
+def checked_layout(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+    lengths: Tensor | None,
+    q_offset: int | None,
+    k_offset: int | None,
+) -> Layout:
+    """As `layout_of`, with a look at the numbers of sequences where that costs nothing."""
+    layout = layout_of(q, k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    if cu_seqlens is not None and on_host(cu_seqlens):
+        _expect_rising(cu_seqlens.tolist(), q.shape[2], layout.longest)
+    if lengths is not None and on_host(lengths):
+        outside = [length for length in lengths.tolist() if not 0 <= length <= layout.longest]
+        expect(not outside, "lengths", "numbers from 0 to {}", outside[:8], layout.longest)
+    return layout
+
+
 def layout_of(
     q: Tensor,
     k: Tensor,
@@ -126,8 +145,6 @@ def layout_of(
         _expect_numbers("cu_seqlens", cu_seqlens, "int [sequences + 1]", q)
         expect(len(cu_seqlens) > 1, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
         longest = q.shape[2] if max_seqlen is None else _longest(max_seqlen, q.shape[2])
-        if on_host(cu_seqlens):
-            _expect_rising(cu_seqlens.tolist(), q.shape[2], longest)
         spans = _between(cu_seqlens, q.shape[2])
         return Layout(spans, spans, None, None, longest, k.shape[2])
     expect(max_seqlen is None, "max_seqlen", "None without cu_seqlens", max_seqlen)
@@ -135,9 +152,6 @@ def layout_of(
         _expect_numbers("lengths", lengths, "int [{}]", q)
         expect(len(lengths) == q.shape[0], "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
         most = max(q.shape[2], k.shape[2])
-        if on_host(lengths):
-            outside = [length for length in lengths.tolist() if not 0 <= length <= most]
-            expect(not outside, "lengths", "numbers from 0 to {}", outside[:8], most)
         q_spans, k_spans = (_at_the_end(lengths, size, most) for size in (q.shape[2], k.shape[2]))
         return Layout(q_spans, k_spans, None, None, most, k.shape[2])
     if q_offset is None and k_offset is None:
@@ -223,7 +237,7 @@ def corners(q: Tensor, layout: Layout) -> Iterator[Corner]:
 def _expect_inside(spans: list[list[int]], rows: int, layout: Layout) -> None:
     """What only the host can check: spans one after the other or at the end, none longer than stated."""
     inside = all(start >= 0 and count >= 0 and start + count <= rows for start, count in spans)
-    ends = [0, *(start + count for start, count in spans)]
+    ends = [*(start for start, _ in spans[:1]), *(start + count for start, count in spans)]
     placed = all(end == rows for end in ends[1:]) or ends[:-1] == [start for start, _ in spans]
     name, expected = "cu_seqlens, lengths", f"rising numbers from 0 to at most {rows}"
     expect(inside and placed, name, expected, f"[start, count] {spans[:8]}")

@@ -30,7 +30,7 @@ ARGUMENT_WORDS = frozenset(
     splits step_lists str strided summed t tensor_argument tensors there tokens torch triton tuned tuple turns
     unit_constants unit_inverse unit_list unit_lists unit_mask unit_shape units_backward units_forward uses_kernels v
     v_dim visited wide x
-    check_chosen check_given check_tensor check_values expect_cache expect_flag expect_tensor length_of
+    check_chosen check_given check_tensor check_values checked_layout expect_cache expect_flag expect_tensor length_of
     """.split()
 )
 # Names in the kernels, where streams stand too.
