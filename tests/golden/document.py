@@ -395,11 +395,12 @@ def _compact(chosen: Tensor) -> tuple[Tensor, Tensor]:
     return numbers.int().contiguous(), chosen.sum(-1, dtype=torch.int32).contiguous()
 
 
-def read(x: Tensor, *indices: Tensor) -> Tensor:
-    """x [S or 1, ...] at 4-D indices, one per axis after the first; outside of x it is 0."""
+def read(x: Tensor, *indices: Tensor | int) -> Tensor:
+    """x [S or 1, ...] at 4-D indices or one number, one per axis after the first; outside of x it is 0."""
     at: list[Tensor] = [torch.arange(x.shape[0], device=x.device).view(-1, 1, 1, 1)]
     inside = torch.ones((), dtype=torch.bool, device=x.device)
-    for axis, index in enumerate(indices, 1):
+    for axis, place in enumerate(indices, 1):
+        index = place if isinstance(place, Tensor) else torch.full((), place, device=x.device)
         at.append(index.clamp(0, max(0, x.shape[axis] - 1)))
         inside = inside & (index >= 0) & (index < x.shape[axis])
     if 0 in x.shape:

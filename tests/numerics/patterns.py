@@ -49,6 +49,7 @@ TEXTS = {
     "by_head": "causal return attend(sliding(20) & where(h % 2 == 0) | sink(18) & where(h % 2 == 1))",
     "kv_head": "causal broad = tensor(kv_head, bool) return attend(sliding(3) | where(broad[h] == 1))",
     "token_both": "doc = tensor(token, int) return attend(where(doc[k] <= doc[q]) & where(q - k < 40))",
+    "constant_index": "causal b = tensor(3) return attend(where(b[0] * (q - k) < 20 * b[2]) | sliding(3))",
     "reach": "causal reach = tensor(token, int) return attend(where(q - k < reach[k]) | sink(2))",
     "softcap": "causal return attend(sliding(33), scale = 0.7, softcap = 1.5)",
     "softcap_sink": "causal s = tensor(head) return attend(all, softcap = 2, sink_logit = s)",
