@@ -13,6 +13,7 @@ import sympy
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
+from spdsl.ir.compared import Compared
 from spdsl.ir.symbols import K
 
 Read = Callable[[AppliedUndef, Callable[[sympy.Basic], str]], str]
@@ -64,9 +65,13 @@ def expression(value: sympy.Basic, dialect: Dialect, read: Read = no_reads) -> s
 
 def _whole(difference: sympy.Expr) -> sympy.Expr:
     """The difference times the least number that clears its fractions: a relation stays the same."""
-    coefficients = difference.as_coefficients_dict().values()
-    scale = sympy.ilcm(1, *(number.q for number in coefficients if number.is_Rational))
-    return sympy.expand(difference * scale)
+    return sympy.expand(difference * _denominator(difference))
+
+
+def _denominator(value: sympy.Expr) -> sympy.Integer:
+    """The least number that clears the fractions of its terms."""
+    coefficients = value.as_coefficients_dict().values()
+    return sympy.ilcm(1, 1, *(number.q for number in coefficients if number.is_Rational))
 
 
 @dataclass(slots=True)
@@ -90,6 +95,8 @@ class _Printer:
             return d.negation + self.text(value.args[0], _ATOM), 0
         if isinstance(value, Relational):
             return self._relation(value), 0
+        if isinstance(value, Compared):
+            return self._compared(value)
         if isinstance(value, sympy.Symbol):
             return value.name, _ATOM
         if isinstance(value, AppliedUndef):
@@ -117,6 +124,14 @@ class _Printer:
             return f"{self.text(left - right)} {operator} {self.text(constant)}"
         return f"{self.text(left)} {operator} {self.text(right + constant)}"
 
+    def _compared(self, value: Compared) -> tuple[str, int]:
+        """As it is written: a number that moves to the other side may be NaN there. Only fractions go."""
+        left, right = map(sympy.expand, value.sides)
+        scale = sympy.ilcm(_denominator(left), _denominator(right))
+        sides = [self.text(sympy.expand(side * scale)) for side in (left, right)]
+        text = f" {_RELATIONS[value.relation.__name__]} ".join(sides)
+        return (text, 0) if value.holds else (f"{self.dialect.negation}({text})", 0)
+
     def _number(self, value: sympy.Basic) -> tuple[str, int]:
         if value.is_Integer:
             return str(int(value)), _ATOM if int(value) >= 0 else _PRODUCT
@@ -132,6 +147,9 @@ class _Printer:
             return self._floor(value)
         if isinstance(value, sympy.Mod):
             left, right = value.args
+            if d is TRITON and not value.is_integer:  # // and % are those of integers
+                whole = f"tl.floor({self.text(left, _PRODUCT)} / {self.text(right, _ATOM)})"
+                return f"{self.text(left, _SUM)} - {whole} * {self.text(right, _ATOM)}", _SUM
             if d.floors or left.is_nonnegative:
                 return f"{self.text(left, _ATOM)} % {self.text(right, _ATOM)}", _PRODUCT
             return f"floor_mod({self.text(left)}, {self.text(right)})", _ATOM
@@ -166,6 +184,8 @@ class _Printer:
     def _floor(self, value: sympy.floor) -> tuple[str, int]:
         numerator, denominator = sympy.fraction(sympy.together(value.args[0]))
         numerator = sympy.expand(numerator)
+        if self.dialect is TRITON and not numerator.is_integer:
+            return f"tl.floor({self.text(numerator, _PRODUCT)} / {self.text(denominator, _ATOM)})", _ATOM
         if self.dialect.floors or numerator.is_nonnegative:
             return f"{self.text(numerator, _ATOM)} // {self.text(denominator, _ATOM)}", _PRODUCT
         return f"floor_div({self.text(numerator)}, {self.text(denominator)})", _ATOM
@@ -174,7 +194,9 @@ class _Printer:
         parts = [self.text(part) for part in sorted(value.args, key=lambda part: (not part.is_number, str(part)))]
         if self.dialect is PYTHON:
             return f"{function}({', '.join(parts)})"
+        # Of a number and NaN, torch says NaN; Triton does where it is told to.
+        nan = ", tl.PropagateNan.ALL" if self.dialect is TRITON and not value.is_integer else ""
         text = parts[-1]
         for part in reversed(parts[:-1]):
-            text = f"{function}({part}, {text})"
+            text = f"{function}({part}, {text}{nan})"
         return text

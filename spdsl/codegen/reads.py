@@ -35,12 +35,12 @@ class Reads:
         for i, (axis, index) in enumerate(zip(source.axes, read.args, strict=True)):
             printed = text(index)
             if axis == "token":
-                offsets.append(f"({printed}).to(tl.int64) * t.{name}_{i}")
+                offsets.append(f"tl.cast({printed}, tl.int64) * t.{name}_{i}")
                 bounds.append(f"({printed} >= 0) & ({printed} < t.{name}_tokens)")
             elif axis == "kv_head":
-                offsets.append(f"{printed} // t.{name}_group * t.{name}_{i}")
+                offsets.append(f"tl.cast({printed} // t.{name}_group, tl.int64) * t.{name}_{i}")
             else:
-                offsets.append(f"{printed} * t.{name}_{i}")
+                offsets.append(f"tl.cast({printed}, tl.int64) * t.{name}_{i}")
         mask = f", mask={' & '.join(bounds)}, other=0" if bounds else ""
         return f"tl.load({' + '.join(offsets)}{mask})"
 

@@ -39,7 +39,7 @@ def to_blocks(first, end, full_first, full_end, cursor, count, BLOCK: tl.constex
 @jit
 def visit_lists(lists, s, h, tile):
     """The full and the partial blocks listed for a tile of sequence s and head h."""
-    entry = tl.cast(s, tl.int64) * lists.sequence + h * lists.head + tile
+    entry = tl.cast(s, tl.int64) * lists.sequence + tl.cast(h, tl.int64) * lists.head + tile
     offset = entry * lists.width
     full, partial = tl.load(lists.full_count + entry), tl.load(lists.partial_count + entry)
     return ListVisit(full, partial, lists.full + offset, lists.partial + offset)

@@ -98,7 +98,7 @@ def hidden_columns(side, call, s, entry, closes, h, C):
             total = dot(x, up, total, C)
             total = dot(moved.to(x.dtype), up, total, C)
         hidden = 0.5 * total * (1 + tl.erf(total * 0.7071067811865476))
-        pointers = side.hidden.data + s[:, None] * side.hidden.batch + h * side.hidden.head + column
+        pointers = side.hidden.data + s[:, None] * side.hidden.batch + tl.cast(h, tl.int64) * side.hidden.head + column
         mask = closes[:, None] & (column < side.HIDDEN)
         tl.store(pointers, hidden.to(side.hidden.data.dtype.element_ty), mask=mask)
 
@@ -119,7 +119,7 @@ def entry_columns(side, s, entry, closes, h, C):
     if (tile >= 0) & (tile < side.TILES):
         column = tile * C.COLUMNS + tl.arange(0, C.COLUMNS)[None, :]
         total = tl.zeros((C.ROWS, C.COLUMNS), dtype=C.ACC)
-        hidden = side.hidden.data + s[:, None] * side.hidden.batch + h * side.hidden.head
+        hidden = side.hidden.data + s[:, None] * side.hidden.batch + tl.cast(h, tl.int64) * side.hidden.head
         for start in tl.range(0, side.HIDDEN, side.DEPTH):
             n = start + tl.arange(0, side.DEPTH)
             x = tl.load(hidden + n[None, :], mask=closes[:, None] & (n < side.HIDDEN)[None, :], other=0)

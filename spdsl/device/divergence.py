@@ -125,7 +125,7 @@ def load_score_grads(grad, total, norm, s, list_head, q_start, tile):
 @jit
 def store_key_slot(buffer, list_head, slot, part, dk0, dk1, U, R):
     """One block of a unit in the buffer [H, slots, UNIT, QK_DIM]."""
-    start = at(buffer, 0, list_head, slot).data + part * R.BLOCK_N * R.QK_DIM
+    start = at(buffer, 0, list_head, slot).data + tl.cast(part, tl.int64) * (R.BLOCK_N * R.QK_DIM)
     store_qk(start, R.QK_DIM, R.BLOCK_N, dk0, dk1, R.BLOCK_N, R)
 
 
@@ -141,7 +141,7 @@ def add_key_slots(buffer, dk, source, inverse, U, R):
     dk0 = zeros(R.BLOCK_N, R.QK0, R.ACC)
     dk1 = zeros(R.BLOCK_N, R.QK1, R.ACC)
     for i in tl.range(0, parts):
-        start = at(buffer, 0, list_head, slot + i).data + part * R.BLOCK_N * R.QK_DIM
+        start = at(buffer, 0, list_head, slot + i).data + tl.cast(part, tl.int64) * (R.BLOCK_N * R.QK_DIM)
         part0, part1 = load_qk(start, R.QK_DIM, R.BLOCK_N, R.BLOCK_N, True, R)
         dk0 += part0
         dk1 += part1

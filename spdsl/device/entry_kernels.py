@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spdsl.device.entries import Cells, entry_count, entry_room, entry_spans, is_packed
 from spdsl.device.kernel import Strided, jit
-from spdsl.device.launch import INTERPRETED, launch, rows_contiguous, strided, wide
+from spdsl.device.launch import INTERPRETED, launch, room_like, rows_contiguous, strided, wide
 from spdsl.device.positions import span
 from spdsl.device.sequences import Layout
 from spdsl.device.tiles import at
@@ -99,8 +99,8 @@ def pool_sums(x, entry, inside, tokens, weight, position, h, C):
         there = is_there(first + w, inside, tokens, C)
         value = load_vectors(x, first + w, there, C).to(C.ACC)
         if C.BY == "weighted":
-            place = h * C.WIDTH + w
-            moved = tl.load(position + place.to(tl.int64) * C.DIM + column, mask=column < C.DIM, other=0).to(C.ACC)
+            place = h.to(tl.int64) * C.WIDTH + w
+            moved = tl.load(position + place * C.DIM + column, mask=column < C.DIM, other=0).to(C.ACC)
             value = tl.where(there[:, None], value + moved[None, :], 0.0)
             total += tl.load(weight + place).to(C.ACC) * value
         else:
@@ -162,7 +162,7 @@ def spread_entries(dout, dx, places, weight, call, C):
             taken = load_vectors(at(places, s, h, entry_start), entry, inside, C)
             value = tl.where(taken == place.to(tl.int32)[:, None], value, 0.0)
         elif C.BY == "weighted":
-            value *= tl.load(weight + h * C.WIDTH + place, mask=inside, other=0).to(C.ACC)[:, None]
+            value *= tl.load(weight + h.to(tl.int64) * C.WIDTH + place, mask=inside, other=0).to(C.ACC)[:, None]
         else:
             value = value / cell_sizes(entry, tokens, C)
         total += value
@@ -265,7 +265,7 @@ def entries_backward(
     x, dout = rows_contiguous(x), rows_contiguous(dout)
     places = _places_of_maxima(x, cells, layout) if by == "max" else None
     weight = None if weight is None else weight.contiguous()
-    dx = torch.empty_like(x) if layout.k_spans is None else torch.zeros_like(x)
+    dx = room_like(x) if layout.k_spans is None else room_like(x).zero_()
     tensors = (_vectors(dout, layout), _vectors(dx, layout), places, weight)
     entry_launch(spread_entries, x, cells, layout, by, True, *tensors)
     if by != "weighted" or weight is None or position is None:

@@ -32,7 +32,8 @@ class GateConst(NamedTuple):
 def load_gate(gates, row, left, i, C):
     """The gates of branch i, [ROWS]."""
     step = tl.arange(0, C.ROWS)
-    return tl.load(token_pointer(gates, row) + step * gates.token + i, mask=step < left, other=0.0).to(C.ACC)
+    pointers = token_pointer(gates, row) + step.to(tl.int64) * gates.token + i
+    return tl.load(pointers, mask=step < left, other=0.0).to(C.ACC)
 
 
 @jit
@@ -67,7 +68,7 @@ def gate_gradients(dout, parts, gates, dparts, dgates, count, C):
         own = load_gate(gates, row, left, i, C)[:, None] * d
         store_part(token_pointer(dpart, row), dpart.token, left, own, C.ROWS, 0, C.DIM_PADDED, C.DIM)
         share = tl.sum(x.to(C.ACC) * d, 1).to(dgates.data.dtype.element_ty)
-        tl.store(token_pointer(dgates, row) + step * dgates.token + i, share, mask=step < left)
+        tl.store(token_pointer(dgates, row) + step.to(tl.int64) * dgates.token + i, share, mask=step < left)
 
 
 def gate_forward(parts: Sequence[Tensor], gates: Tensor) -> Tensor:

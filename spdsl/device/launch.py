@@ -105,6 +105,12 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def room_like(x: Tensor) -> Tensor:
+    """Memory in the shape of x whose last stride is 1, as kernels store: in the layout of x where that has it."""
+    found = torch.empty_like(x)
+    return found if found.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of accumulators, lse and delta."""
     return torch.float64 if dtype == torch.float64 else torch.float32

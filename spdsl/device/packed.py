@@ -234,7 +234,7 @@ def chose(masks, i, lane, U, C):
 @jit
 def store_slot(buffer, kv_head, slot, part, dk0, dk1, dv0, dv1, U, C):
     """One block of a unit in the buffer [Hk, slots, UNIT, QK_DIM + V_DIM]."""
-    start = at(buffer, 0, kv_head, slot).data + part * C.BLOCK_N * (C.QK_DIM + C.V_DIM)
+    start = at(buffer, 0, kv_head, slot).data + tl.cast(part, tl.int64) * (C.BLOCK_N * (C.QK_DIM + C.V_DIM))
     store_qk(start, C.QK_DIM + C.V_DIM, C.BLOCK_N, dk0, dk1, C.BLOCK_N, C)
     store_v(start + C.QK_DIM, C.QK_DIM + C.V_DIM, C.BLOCK_N, dv0, dv1, C.BLOCK_N, C)
 
@@ -253,7 +253,7 @@ def add_slots(buffer, dk, dv, source, call, inverse, U, C):
     dv0 = zeros(C.BLOCK_N, C.V0, C.ACC)
     dv1 = zeros(C.BLOCK_N, C.V1, C.ACC)
     for i in tl.range(0, parts):
-        start = at(buffer, 0, kv_head, slot + i).data + part * C.BLOCK_N * (C.QK_DIM + C.V_DIM)
+        start = at(buffer, 0, kv_head, slot + i).data + tl.cast(part, tl.int64) * (C.BLOCK_N * (C.QK_DIM + C.V_DIM))
         part0, part1 = load_qk(start, C.QK_DIM + C.V_DIM, C.BLOCK_N, C.BLOCK_N, True, C)
         dk0 += part0
         dk1 += part1

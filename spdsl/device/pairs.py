@@ -89,7 +89,7 @@ def query_parts(lists, s, h, q_count, C):
     inside = query < q_count
     number = tl.cast(h, tl.int64) * lists.queries + tl.load(lists.first + s) + query
     count = tl.load(lists.counts + number, mask=inside, other=0)
-    return query, inside, (tl.load(lists.first + s) + query) * lists.width, count
+    return query, inside, (tl.load(lists.first + s) + query).to(tl.int64) * lists.width, count
 
 
 @jit

@@ -38,7 +38,8 @@ def member(units, head, tile, k, UNIT: tl.constexpr, tiles, most):
 def member_of(units, head, tile, unit, tiles, most):
     inside = (tile >= 0) & (tile < tiles) & (unit >= 0) & (unit < most)
     # The interpreter makes integers of a block of bools and one bool; triton 3.9 refuses those as a mask.
-    return tl.load(units + (head * tiles + tile) * most + unit, mask=inside != 0, other=0)
+    row = tl.cast(head, tl.int64) * tiles + tile
+    return tl.load(units + row * most + unit, mask=inside != 0, other=0)
 
 
 @jit

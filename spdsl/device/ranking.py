@@ -153,7 +153,7 @@ def merge_ranks(ranks, chosen, S):
     """The best units of one query over all splits.  Grid (sequences, lists)."""
     s, list_head = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, S.KEPT)[None, :]
-    row = (s * tl.num_programs(1) + list_head).to(tl.int64) * S.SPLITS
+    row = (s.to(tl.int64) * tl.num_programs(1) + list_head) * S.SPLITS
     best = tl.full((1, S.KEPT), NOT_RANKED, tl.int64)
     for split in tl.range(0, S.SPLITS):
         part = tl.load(ranks + (row + split) * S.KEPT + place)  # falling, as it was kept

@@ -13,7 +13,8 @@ from spdsl.device.kernel import LOG2E, Rows, Strided, jit
 @jit
 def at(x, s, h, start):
     """Tensor x from token `start` of a sequence and a head on.  int64: a large tensor passes 2^31 elements."""
-    data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head + start * x.token
+    data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head
+    data += tl.cast(start, tl.int64) * x.token
     return Strided(data, x.batch, x.head, x.token)
 
 
@@ -26,13 +27,13 @@ def token_pointer(x, token):
 def load_row_values(x, row, left, other, C):
     """One value per row (lse, delta)."""
     i = tl.arange(0, C.BLOCK_M)
-    return tl.load(token_pointer(x, row) + i * x.token, mask=i < left, other=other)
+    return tl.load(token_pointer(x, row) + i.to(tl.int64) * x.token, mask=i < left, other=other)
 
 
 @jit
 def store_row_values(x, row, left, values, C):
     i = tl.arange(0, C.BLOCK_M)
-    tl.store(token_pointer(x, row) + i * x.token, values, mask=i < left)
+    tl.store(token_pointer(x, row) + i.to(tl.int64) * x.token, values, mask=i < left)
 
 
 @jit
@@ -60,7 +61,7 @@ def load_part(
     """[ROWS, WIDTH] tile of columns START.. ; rows from `left` on (if MASKED) and columns from DIM on are 0."""
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    pointers = data + (row * stride + column)
+    pointers = data + row.to(tl.int64) * stride + column
     if START + WIDTH > DIM:
         if MASKED:
             tile = tl.load(pointers, mask=(row < left) & (column < DIM), other=0.0)
@@ -99,7 +100,9 @@ def store_part(
 ):
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    tl.store(data + row * stride + column, tile.to(data.dtype.element_ty), mask=(row < left) & (column < DIM))
+    tl.store(
+        data + row.to(tl.int64) * stride + column, tile.to(data.dtype.element_ty), mask=(row < left) & (column < DIM)
+    )
 
 
 @jit

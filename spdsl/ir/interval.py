@@ -11,6 +11,7 @@ import sympy
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Equality, GreaterThan, Relational, StrictGreaterThan, StrictLessThan, Unequality
 
+from spdsl.ir.compared import Compared, compared
 from spdsl.ir.symbols import K_FIRST, K_LAST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, is_membership, lookup_name
 
 LOW, HIGH = ".low", ".high"
@@ -35,8 +36,12 @@ def _settle(test: Boolean, certain: bool) -> Boolean:
         return test.func(*(_settle(argument, certain) for argument in test.args))
     if isinstance(test, sympy.Not):
         return sympy.Not(_settle(test.args[0], not certain))
-    if not isinstance(test, Relational) or not _moves(test):
+    if not isinstance(test, Relational | Compared) or not _moves(test):
         return test
+    if isinstance(test, Compared):
+        relation = test.relation if certain == test.holds else _OPPOSITE[test.relation]
+        found = _always(relation, *test.sides)
+        return found if certain else sympy.Not(found)
     try:
         low, high = bounds(sympy.expand(test.lhs - test.rhs))
     except Unbounded:
@@ -58,6 +63,34 @@ def _relation(test: Relational, low: Expr, high: Expr, certain: bool) -> Boolean
     return worst < 0 if strict else worst <= 0
 
 
+_OPPOSITE = {sympy.Lt: sympy.Ge, sympy.Ge: sympy.Lt, sympy.Gt: sympy.Le, sympy.Le: sympy.Gt,
+             sympy.Eq: sympy.Ne, sympy.Ne: sympy.Eq}  # fmt: skip
+_FINITE = sympy.Float("1e300")  # as a float32 it is inf
+
+
+def _always(relation: type[Relational], left: Expr, right: Expr) -> Boolean:
+    """True only where every pair of the tile compares so, and no number in it is NaN: bounds with NaN never do."""
+    try:
+        (low, high), (other_low, other_high) = bounds(sympy.expand(left)), bounds(sympy.expand(right))
+    except Unbounded:
+        return sympy.false
+    below, above = compared(sympy.Lt, high, other_low), compared(sympy.Gt, low, other_high)
+    at_most, at_least = compared(sympy.Le, high, other_low), compared(sympy.Ge, low, other_high)
+    found = {
+        sympy.Lt: below, sympy.Gt: above, sympy.Le: at_most, sympy.Ge: at_least,
+        sympy.Eq: sympy.And(at_most, at_least), sympy.Ne: sympy.Or(below, above),
+    }[relation]  # fmt: skip
+    # Of infinite numbers within the bounds a sum, difference or product may be NaN.
+    made = [
+        end for side, ends in ((left, (low, high)), (right, (other_low, other_high))) for end in ends if _adds(side)
+    ]
+    return sympy.And(found, *(compared(sympy.Lt, sympy.Abs(end), _FINITE) for end in made))
+
+
+def _adds(side: Expr) -> bool:
+    return bool(side.atoms(AppliedUndef)) and not isinstance(side, AppliedUndef)
+
+
 def _moves(expression: sympy.Basic) -> bool:
     return bool(expression.free_symbols & {Q, K})
 
@@ -74,7 +107,7 @@ def bounds(expression: Expr) -> tuple[Expr, Expr]:
         return _read_bounds(expression)
     if isinstance(expression, sympy.Mod):
         period = expression.args[1]
-        if not period.is_positive:
+        if not period.is_positive or (not expression.is_integer and expression.atoms(AppliedUndef)):  # NaN % 3 is NaN
             raise Unbounded
         return sympy.S.Zero, period - 1 if expression.is_integer else period
     parts = [bounds(argument) for argument in expression.args]

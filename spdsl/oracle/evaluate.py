@@ -17,6 +17,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from torch import Tensor
 
+from spdsl.ir.compared import Compared
 from spdsl.ir.symbols import lookup_name
 
 Exact = tuple[Tensor, int]  # numerator, denominator > 0
@@ -51,8 +52,10 @@ _RELATIONS: dict[type[Relational], Callable[[Tensor, Tensor], Tensor]] = {
 
 def evaluate(expr: sympy.Basic, environment: Environment) -> Tensor:
     """The value: bool for a Boolean, int64 for whole numbers, else float64. Raises ValueError for unknown nodes."""
-    if isinstance(expr, Relational):
+    if isinstance(expr, Relational | Compared):
         (left, right), _ = _common([_exact(side, environment) for side in expr.args])
+        if isinstance(expr, Compared):
+            return _RELATIONS[expr.relation](left, right) == expr.holds
         return _RELATIONS[type(expr)](left, right)
     if isinstance(expr, sympy.logic.boolalg.BooleanAtom):
         return torch.tensor(expr is sympy.true).view(1, 1, 1, 1)

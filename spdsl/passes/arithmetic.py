@@ -6,7 +6,9 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import sympy
+from sympy.core.relational import Relational
 
+from spdsl.ir.compared import comparison
 from spdsl.ir.pattern import Tensor
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, K, Q, lookup, lookups
 from spdsl.passes.names import Names
@@ -23,7 +25,7 @@ _SUMS: dict[str, Callable[[Expr, Expr], Expr]] = {
     "//": lambda a, b: sympy.floor(a / b),
     "%": lambda a, b: sympy.Mod(a, b),
 }
-_COMPARISONS: dict[str, Callable[[Expr, Expr], Boolean]] = {
+_COMPARISONS: dict[str, type[Relational]] = {
     "<": sympy.Lt, "<=": sympy.Le, ">": sympy.Gt, ">=": sympy.Ge, "==": sympy.Eq, "!=": sympy.Ne,
 }  # fmt: skip
 _FUNCTIONS: dict[str, tuple[int, Callable[..., Expr]]] = {
@@ -82,7 +84,7 @@ def condition(names: Names, expr: tree.Expr, phases: dict[str, Boolean] | None =
         right_value = _value(names, expr.right, positions=phases is None)
         if left_value is None or right_value is None:
             return None
-        return _COMPARISONS[expr.operator](left_value, right_value)
+        return comparison(_COMPARISONS[expr.operator], left_value, right_value)
     if phases is not None and isinstance(expr, tree.Name) and expr.text in phases:
         return phases[expr.text]
     value = _value(names, expr, positions=phases is None)
@@ -93,7 +95,7 @@ def condition(names: Names, expr: tree.Expr, phases: dict[str, Boolean] | None =
             "E205", "a condition is expected here", expr.span, "is a number", hint="compare it: `... < ...`"
         )
         return None
-    return sympy.Ne(value, 0)
+    return comparison(sympy.Ne, value, sympy.S.Zero)
 
 
 def _value(names: Names, expr: tree.Expr, positions: bool) -> Expr | None:

@@ -25,11 +25,11 @@ ARGUMENT_WORDS = frozenset(
     max_seqlen maximum may merge merge_parts merged_part merged_parts min minimum most_visited must one_query out own
     packed_constants page_of paged pair_constants pair_lists pair_shape part_lse part_out partial partial_lse parts
     parts_of pending per_unit pool_mlp pool_softmax pool_weighted pooled prefill q q_at q_first q_heads q_last q_offset
-    q_spans random_argument reference refuse_gradient return_lse row_extremes rows rows_contiguous run seen sequences
-    settle shape sink_gradient sizes sizes_of slice slot_buffer some source spans sparse_forward split_count splits
-    step_lists str strided summed t tensor_argument tensors there tokens torch triton tuned tuple turns unit_constants
-    unit_inverse unit_list unit_lists unit_mask unit_shape units_backward units_forward uses_kernels v v_dim visited
-    wide x
+    q_spans random_argument reference refuse_gradient return_lse room_like row_extremes rows rows_contiguous run seen
+    sequences settle shape sink_gradient sizes sizes_of slice slot_buffer some source spans sparse_forward split_count
+    splits step_lists str strided summed t tensor_argument tensors there tokens torch triton tuned tuple turns
+    unit_constants unit_inverse unit_list unit_lists unit_mask unit_shape units_backward units_forward uses_kernels v
+    v_dim visited wide x
     """.split()
 )
 # Names in the kernels, where streams stand too.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sympy
 from sympy.core.relational import Relational
 
+from spdsl.ir.compared import Compared
 from spdsl.ir.conjunct import Conjunct
 from spdsl.ir.symbols import Boolean
 from spdsl.passes.disjuncts import disjuncts
@@ -26,4 +27,4 @@ def _atoms(conjunct: Conjunct) -> list[Boolean]:
 
 def _size(test: Boolean) -> int:
     """How many relations stand in the text, repetitions counted."""
-    return sum(isinstance(part, Relational) for part in sympy.preorder_traversal(test))
+    return sum(isinstance(part, Relational | Compared) for part in sympy.preorder_traversal(test))

@@ -529,7 +529,8 @@ def cached_rows(store, h, home, slot):
 @jit
 def at(x, s, h, start):
     """Tensor x from token `start` of a sequence and a head on.  int64: a large tensor passes 2^31 elements."""
-    data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head + start * x.token
+    data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head
+    data += tl.cast(start, tl.int64) * x.token
     return Strided(data, x.batch, x.head, x.token)
 
 
@@ -542,13 +543,13 @@ def token_pointer(x, token):
 def load_row_values(x, row, left, other, C):
     """One value per row (lse, delta)."""
     i = tl.arange(0, C.BLOCK_M)
-    return tl.load(token_pointer(x, row) + i * x.token, mask=i < left, other=other)
+    return tl.load(token_pointer(x, row) + i.to(tl.int64) * x.token, mask=i < left, other=other)
 
 
 @jit
 def store_row_values(x, row, left, values, C):
     i = tl.arange(0, C.BLOCK_M)
-    tl.store(token_pointer(x, row) + i * x.token, values, mask=i < left)
+    tl.store(token_pointer(x, row) + i.to(tl.int64) * x.token, values, mask=i < left)
 
 
 @jit
@@ -576,7 +577,7 @@ def load_part(
     """[ROWS, WIDTH] tile of columns START.. ; rows from `left` on (if MASKED) and columns from DIM on are 0."""
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    pointers = data + (row * stride + column)
+    pointers = data + row.to(tl.int64) * stride + column
     if START + WIDTH > DIM:
         if MASKED:
             tile = tl.load(pointers, mask=(row < left) & (column < DIM), other=0.0)
@@ -615,7 +616,9 @@ def store_part(
 ):
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    tl.store(data + row * stride + column, tile.to(data.dtype.element_ty), mask=(row < left) & (column < DIM))
+    tl.store(
+        data + row.to(tl.int64) * stride + column, tile.to(data.dtype.element_ty), mask=(row < left) & (column < DIM)
+    )
 
 
 @jit
@@ -728,7 +731,7 @@ def to_blocks(first, end, full_first, full_end, cursor, count, BLOCK: tl.constex
 @jit
 def visit_lists(lists, s, h, tile):
     """The full and the partial blocks listed for a tile of sequence s and head h."""
-    entry = tl.cast(s, tl.int64) * lists.sequence + h * lists.head + tile
+    entry = tl.cast(s, tl.int64) * lists.sequence + tl.cast(h, tl.int64) * lists.head + tile
     offset = entry * lists.width
     full, partial = tl.load(lists.full_count + entry), tl.load(lists.partial_count + entry)
     return ListVisit(full, partial, lists.full + offset, lists.partial + offset)
@@ -914,8 +917,8 @@ def attend_of_sequence(t, s, spans):
 def attend_visible(q, k, h, length, t):
     """May the row at position q see the key at position k?  (document.spat:5)"""
     return (
-        tl.load(t.doc + (k).to(tl.int64) * t.doc_0, mask=(k >= 0) & (k < t.doc_tokens), other=0)
-        == tl.load(t.doc + (q).to(tl.int64) * t.doc_0, mask=(q >= 0) & (q < t.doc_tokens), other=0)
+        tl.load(t.doc + tl.cast(k, tl.int64) * t.doc_0, mask=(k >= 0) & (k < t.doc_tokens), other=0)
+        == tl.load(t.doc + tl.cast(q, tl.int64) * t.doc_0, mask=(q >= 0) & (q < t.doc_tokens), other=0)
     ) & (k <= q)
 
 
@@ -1199,7 +1202,7 @@ def attend_decode(q, kv, partial, partial_lse, call, t, C):
     partial = at(partial, s, h, split)
     store_v(partial.data, partial.head, C.GROUP, acc0 / divisor, acc1 / divisor, C.BLOCK_M, C)
     partial_lse = at(partial_lse, s, h, split)
-    tl.store(partial_lse.data + row * partial_lse.head, m + tl.log2(total), mask=row < C.GROUP)
+    tl.store(partial_lse.data + row.to(tl.int64) * partial_lse.head, m + tl.log2(total), mask=row < C.GROUP)
 
 
 # ---- 4. The CPU path ------------------------------------------------------------------------------------------------
@@ -3267,6 +3270,12 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def room_like(x: Tensor) -> Tensor:
+    """Memory in the shape of x whose last stride is 1, as kernels store: in the layout of x where that has it."""
+    found = torch.empty_like(x)
+    return found if found.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of accumulators, lse and delta."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -3590,8 +3599,8 @@ def attend_cpu_backward(
     layout: Layout,
     t: AttendReads,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    dq = torch.zeros_like(q)
-    grads = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in keys]
+    dq = room_like(q).zero_()
+    grads = [(room_like(k).zero_(), room_like(v).zero_()) for k, v in keys]
     for corner in corners(q, layout):
         rows = (corner.batch, slice(None), corner.rows)
         own = [(k[corner.batch, :, corner.keys], v[corner.batch, :, corner.keys]) for k, v in keys]
@@ -3673,8 +3682,8 @@ def attend_kernel_backward(
     q, dout = rows_contiguous(q), rows_contiguous(dout)
     v_dim = keys[0][1].shape[3]
     delta = delta_of(out, dout, dlse)
-    dq = torch.zeros_like(q)
-    grads = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in keys]
+    dq = room_like(q).zero_()
+    grads = [(room_like(k).zero_(), room_like(v).zero_()) for k, v in keys]
     call = call_of(q, layout)
     rows = [strided(x, sequences) for x in (dout, lse, delta)]
     sources = [source(q, k, v, sequences, layout, None) for k, v in keys]
@@ -3827,7 +3836,7 @@ def attend_backward_op(
 @attend_backward_op.register_fake
 def _(dout, dlse, out, lse, q, k, v, doc, q_spans, k_spans, q_offset, k_offset, longest, tokens):
     return [
-        torch.empty_like(x)
+        room_like(x)
         for x in (
             q,
             k,

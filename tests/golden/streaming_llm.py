@@ -394,7 +394,8 @@ def cached_rows(store, h, home, slot):
 @jit
 def at(x, s, h, start):
     """Tensor x from token `start` of a sequence and a head on.  int64: a large tensor passes 2^31 elements."""
-    data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head + start * x.token
+    data = x.data + tl.cast(s, tl.int64) * x.batch + tl.cast(h, tl.int64) * x.head
+    data += tl.cast(start, tl.int64) * x.token
     return Strided(data, x.batch, x.head, x.token)
 
 
@@ -407,13 +408,13 @@ def token_pointer(x, token):
 def load_row_values(x, row, left, other, C):
     """One value per row (lse, delta)."""
     i = tl.arange(0, C.BLOCK_M)
-    return tl.load(token_pointer(x, row) + i * x.token, mask=i < left, other=other)
+    return tl.load(token_pointer(x, row) + i.to(tl.int64) * x.token, mask=i < left, other=other)
 
 
 @jit
 def store_row_values(x, row, left, values, C):
     i = tl.arange(0, C.BLOCK_M)
-    tl.store(token_pointer(x, row) + i * x.token, values, mask=i < left)
+    tl.store(token_pointer(x, row) + i.to(tl.int64) * x.token, values, mask=i < left)
 
 
 @jit
@@ -441,7 +442,7 @@ def load_part(
     """[ROWS, WIDTH] tile of columns START.. ; rows from `left` on (if MASKED) and columns from DIM on are 0."""
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    pointers = data + (row * stride + column)
+    pointers = data + row.to(tl.int64) * stride + column
     if START + WIDTH > DIM:
         if MASKED:
             tile = tl.load(pointers, mask=(row < left) & (column < DIM), other=0.0)
@@ -480,7 +481,9 @@ def store_part(
 ):
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    tl.store(data + row * stride + column, tile.to(data.dtype.element_ty), mask=(row < left) & (column < DIM))
+    tl.store(
+        data + row.to(tl.int64) * stride + column, tile.to(data.dtype.element_ty), mask=(row < left) & (column < DIM)
+    )
 
 
 @jit
@@ -1116,7 +1119,7 @@ def attend_decode(q, kv, partial, partial_lse, call, C):
     partial = at(partial, s, h, split)
     store_v(partial.data, partial.head, C.GROUP, acc0 / divisor, acc1 / divisor, C.BLOCK_M, C)
     partial_lse = at(partial_lse, s, h, split)
-    tl.store(partial_lse.data + row * partial_lse.head, m + tl.log2(total), mask=row < C.GROUP)
+    tl.store(partial_lse.data + row.to(tl.int64) * partial_lse.head, m + tl.log2(total), mask=row < C.GROUP)
 
 
 # ---- 4. The CPU path ------------------------------------------------------------------------------------------------
@@ -3171,6 +3174,12 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def room_like(x: Tensor) -> Tensor:
+    """Memory in the shape of x whose last stride is 1, as kernels store: in the layout of x where that has it."""
+    found = torch.empty_like(x)
+    return found if found.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of accumulators, lse and delta."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -3449,8 +3458,8 @@ def attend_cpu_backward(
     lse: Tensor,
     layout: Layout,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    dq = torch.zeros_like(q)
-    grads = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in keys]
+    dq = room_like(q).zero_()
+    grads = [(room_like(k).zero_(), room_like(v).zero_()) for k, v in keys]
     for corner in corners(q, layout):
         rows = (corner.batch, slice(None), corner.rows)
         own = [(k[corner.batch, :, corner.keys], v[corner.batch, :, corner.keys]) for k, v in keys]
@@ -3500,8 +3509,8 @@ def attend_kernel_backward(
     q, dout = rows_contiguous(q), rows_contiguous(dout)
     v_dim = keys[0][1].shape[3]
     delta = delta_of(out, dout, dlse)
-    dq = torch.zeros_like(q)
-    grads = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in keys]
+    dq = room_like(q).zero_()
+    grads = [(room_like(k).zero_(), room_like(v).zero_()) for k, v in keys]
     call = call_of(q, layout)
     rows = [strided(x, sequences) for x in (dout, lse, delta)]
     sources = [source(q, k, v, sequences, layout, None) for k, v in keys]
@@ -3634,7 +3643,7 @@ def attend_backward_op(
 @attend_backward_op.register_fake
 def _(dout, dlse, out, lse, q, k, v, q_spans, k_spans, q_offset, k_offset, longest, tokens):
     return [
-        torch.empty_like(x)
+        room_like(x)
         for x in (
             q,
             k,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.module.patterns import SMALL, arguments, gradients, module_of, with_gradients
+from tests.numerics.strides import FORMS
 
 
 def expect_same(module: ModuleType, compiled: Any, given: dict[str, Tensor]) -> None:
@@ -20,6 +21,27 @@ def expect_same(module: ModuleType, compiled: Any, given: dict[str, Tensor]) -> 
     assert torch.equal(out, module.attention(**given))
     for name, wanted in gradients(module, given).items():
         assert torch.equal(own[name].grad, wanted), name
+
+
+FORMS_TO_COMPILE = ["tokens_innermost", "heads_innermost", "gaps_in_rows", "one_column", "one_number", "overlapping"]
+
+
+@pytest.mark.parametrize("form", FORMS_TO_COMPILE)
+def test_any_strides_and_length(streaming: ModuleType, form: str) -> None:
+    """Q lies in another form than K and V."""
+    compiled = torch.compile(streaming.attention, fullgraph=True, backend="aot_eager", dynamic=True)
+    for tokens in (40, 56):
+        given = list(arguments(streaming, tokens).values())
+        given = [FORMS[form](x) if i else FORMS["gaps_between_rows"](x) for i, x in enumerate(given)]
+        wanted = of_the_sum(streaming.attention, [x.contiguous() for x in given])
+        for run in (streaming.attention, compiled):
+            torch.testing.assert_close(of_the_sum(run, given), wanted, rtol=1e-5, atol=1e-5)
+
+
+def of_the_sum(attend: Any, given: list[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of the sum: what flows back is one number, expanded."""
+    own = [x.detach().requires_grad_() for x in given]
+    return torch.autograd.grad(attend(*own).sum(), own)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -22,6 +22,7 @@ from tests.numerics.cases import (
 )
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import pattern_of
+from tests.numerics.strides import gaps_between_rows, gaps_in_rows
 
 SIZES = [(1, 1), (15, 15), (16, 16), (17, 17), (33, 33), (37, 37), (1, 37), (17, 40), (40, 17), (33, 1), (16, 48)]
 
@@ -76,12 +77,6 @@ def _transposed(x: Tensor) -> Tensor:
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _strided_columns(x: Tensor) -> Tensor:
-    storage = x.new_full((*x.shape, 2), torch.nan)
-    storage[..., 0] = x
-    return storage[..., 0]
-
-
 def _same_for_all(x: Tensor) -> Tensor:
     return x[:1].expand(x.shape)
 
@@ -90,7 +85,10 @@ def _absurd_unit_strides(x: Tensor) -> Tensor:
     return x[:, :1].as_strided((x.shape[0], 1, *x.shape[2:]), (x.stride(0), 3331333, *x.stride()[2:])).expand(x.shape)
 
 
-@pytest.mark.parametrize("form", [_transposed, _strided_columns, _same_for_all, _absurd_unit_strides, guarded])
+FORMS = [_transposed, _same_for_all, _absurd_unit_strides, gaps_in_rows, gaps_between_rows, guarded]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["sink_attention", "dilated"])
 def test_strides(engine: Engine, name: str, form: object) -> None:
     pattern, module = pattern_of(name), engine(name)

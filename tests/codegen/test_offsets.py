@@ -1,0 +1,62 @@
+"""An index is 64 bits wide before it is multiplied by a stride: in all device code and in what the templates print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import spdsl
+from spdsl.api import source_of
+from tests.codegen.hazards import PATTERN
+from tests.codegen.offsets import narrow_products
+
+DEVICE = sorted((Path(spdsl.__file__).parent / "device").glob("*.py"))
+WRITTEN = {
+    "everything": PATTERN,
+    "pairs": """pattern p { causal
+        entries = compress(8, 4)
+        rank = dot(entries)
+        chosen = top_k(2, score = rank, share = head, unit = max(16))
+        return attend(chosen)
+    }""",
+}
+PATTERNS = ["streaming_llm", "document", "nsa", "seer_attention", "msa_minimax"]
+
+
+def test_device_code() -> None:
+    texts = [path.read_text(encoding="utf-8").partition("from __future__")[2].partition("\n")[2] for path in DEVICE]
+    assert narrow_products("\n".join(texts)) == []
+
+
+@pytest.mark.parametrize("name", [*PATTERNS, *WRITTEN])
+def test_generated_modules(name: str) -> None:
+    source = WRITTEN.get(name) or source_of(f"patterns/{name}.spat").text
+    assert narrow_products(spdsl.compile(source).text) == []
+
+
+SEEDED = {
+    "a row": "i = tl.arange(0, 16)\n    return tl.load(x.data + i * x.token)",
+    "a row in parentheses": "row = tl.arange(0, 16)[:, None]\n    return x.data + (row * stride + row)",
+    "a head": "return tl.load(t.level + h * t.level_0)",
+    "a product made wide too late": "return x.data + (h * x.head).to(tl.int64)",
+    "a map": "return tl.load(units + (h * tiles + i) * most)",
+    "a page": "return pages + h * source.page_width",
+    "a list": "entry = tl.program_id(0)\n    return lists.units + entry * lists.width",
+    "a program": "return x + (h * tl.num_programs(1) + i)",
+    "a slot": "return buffer + i * 64 * (C.QK_DIM + C.V_DIM)",
+    "a name set anew": "i = i.to(tl.int64)\n    i = tl.program_id(0)\n    return x.data + i * x.token",
+}
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_a_narrow_product_is_seen(name: str) -> None:
+    assert narrow_products(f"@jit\ndef f(x, h, i, stride, C):\n    {SEEDED[name]}\n")
+
+
+def test_one_narrow_call_is_seen() -> None:
+    """A parameter is wide if all that is passed for it is."""
+    text = "@jit\ndef f(x, i):\n    return x.data + i * x.token\n\n\n@jit\ndef g(x, i):\n    {}return f(x, i{})\n"
+    assert narrow_products(text.format("", ".to(tl.int64)")) == []
+    assert narrow_products(text.format("", "")) == ["f:3: i * x.token"]
+    assert narrow_products(text.format("f(x, i.to(tl.int64))\n    ", "")) == ["f:3: i * x.token"]
