@@ -1226,10 +1226,14 @@ def in_order(count: int, run: Callable[[int], Any], take: Callable[[Any], None])
     workers = [threading.Thread(target=line.work, daemon=True) for _ in range(threads - 1)]
     for worker in workers:
         worker.start()
-    with on_cores(1):
-        line.work()
-    for worker in workers:
-        worker.join()
+    line.work()
+    try:
+        for worker in workers:
+            worker.join()
+    finally:  # an interrupt stops the others, too: they write to tensors of the caller
+        line.stop()
+        for worker in workers:
+            worker.join()
     if line.failure is not None:
         raise line.failure
 
@@ -1251,7 +1255,7 @@ class _Line:
             with on_cores(1), torch.inference_mode(self.inference), torch.no_grad():
                 while (number := self._next()) is not None:
                     self._hand_on(number, self.run(number))
-        except BaseException as failure:  # also an interrupt: raised once no thread writes to the caller's tensors
+        except BaseException as failure:  # raised once all threads are done
             self.failure = self.failure or failure
             self.stop()
 
@@ -1306,16 +1310,30 @@ def _can_keep_one_core() -> bool:
 def on_cores(count: int) -> Iterator[None]:
     """Torch works on as many cores in this thread. `torch.set_num_threads` would say so to threads of others, too."""
     before = torch.get_num_threads()  # the first call takes over the number of the process
-    _set_cores(count)
+    of_products = _set_cores(count, count)
     try:
         yield
     finally:
-        _set_cores(before)
+        _set_cores(before, of_products)
 
 
-def _set_cores(count: int) -> None:
-    with suppress(AttributeError, OSError, TypeError):  # no OpenMP
-        ctypes.CDLL(None).omp_set_num_threads(count)
+def _set_cores(count: int, of_products: int) -> int:
+    """OpenMP's number of this thread, and that of MKL (0: that of the process), which once set follows no other."""
+    library = _torch_library()
+    if set_count := getattr(library, "omp_set_num_threads", None):
+        set_count(count)
+    set_products = getattr(library, "MKL_Set_Num_Threads_Local", None)
+    return set_products(of_products) if set_products else 0
+
+
+@lru_cache
+def _torch_library() -> ctypes.CDLL | None:
+    """The library whose functions, and those of its own libraries, torch itself calls."""
+    folder = os.path.join(os.path.dirname(torch.__file__), "lib")
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        with suppress(OSError):
+            return ctypes.CDLL(os.path.join(folder, name))
+    return None
 
 
 # Measured on 2 AVX2 cores, window 512, head dim 64: fewer rows spend more on calls and copies, more rows visit keys
@@ -1688,7 +1706,7 @@ class _Run(NamedTuple):
     gathered: bool = False
 
 
-def step_forward(
+def sparse_step(
     q: Tensor,
     parts: Sequence[Part],
     visits: Sequence[Sequence[tuple[int, int, bool]]],
@@ -1724,14 +1742,14 @@ def _range_results(
     logits = []
     for first, end, runs in segments:
         blocks = max(1, (end - first) // _STEP_BLOCK)
-        found = _run_products(rows.expand(blocks, -1, -1, -1), k, runs, _rows_by_keys, cores)
+        found = _run_products(rows.expand(blocks, -1, -1, -1), k, runs, True, cores)
         logits.append(_step_logits(found, part, first, end, visit[2], form))
     top = torch.stack([x.amax((0, 3)) for x in logits]).amax(0)
     least = top.masked_fill(top == -torch.inf, 0.0).unsqueeze(-1)
     sums, values = [], []
     for weights, (_, _, runs) in zip(logits, segments, strict=True):
         weights = weights.sub_(least).exp_()
-        found = _run_products(weights, v, runs, _weighted_sum, cores)
+        found = _run_products(weights, v, runs, False, cores)
         # In one layout, whatever that of the store: the order of a sum of torch follows it.
         sums.append(weights.sum(3).contiguous().sum(0))
         values.append(found.contiguous().sum(0))
@@ -1740,15 +1758,16 @@ def _range_results(
     return out.reshape(1, q.shape[1], 1, -1), (top + total.log()).reshape(1, q.shape[1], 1)
 
 
-def _run_products(
-    rows: Tensor, store: Tensor, runs: Sequence[_Run], product: Callable[[Tensor, Tensor], Tensor], cores: int
-) -> Tensor:
-    """Products of rows [blocks, Hk, group, x] with the blocks of a segment: [blocks, Hk, group, y]."""
+def _run_products(rows: Tensor, store: Tensor, runs: Sequence[_Run], by_key: bool, cores: int) -> Tensor:
+    """Products of rows [blocks, Hk, group, x] with the blocks of a segment: [blocks, Hk, group, y].
+
+    `by_key`: with each key of them. Else weights of their values, and a weight of 0 hides even NaN and infinity.
+    """
     if len(runs) == 1 and list(runs[0].blocks) == list(range(len(rows))):
-        return _block_products(rows, _blocks_of(store, runs[0], rows.dtype), product, cores)
+        return _block_products(rows, _blocks_of(store, runs[0], rows.dtype), by_key, cores)
     numbers = [torch.tensor(run.blocks) for run in runs]
     found = [
-        _block_products(rows[own], _blocks_of(store, run, rows.dtype), product, cores)
+        _block_products(rows[own], _blocks_of(store, run, rows.dtype), by_key, cores)
         for own, run in zip(numbers, runs, strict=True)
     ]
     return torch.empty(len(rows), *found[0].shape[1:], dtype=rows.dtype).index_copy_(
@@ -1756,20 +1775,24 @@ def _run_products(
     )
 
 
-def _block_products(rows: Tensor, blocks: Tensor, product: Callable[[Tensor, Tensor], Tensor], cores: int) -> Tensor:
+def _block_products(rows: Tensor, blocks: Tensor, by_key: bool, cores: int) -> Tensor:
     """Of rows [n * b, Hk, group, x] and blocks [n, Hk, b, keys, D]: [n * b, Hk, group, y]."""
     rows = rows.unflatten(0, (len(blocks), -1)).movedim(2, 1)
     if found := _one_batch(blocks):
         batch, of_head = found
         more = of_head - blocks.shape[2]
-        rows = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, more)) if more else rows
+        room = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, more)) if more else rows
         with on_cores(cores if batch.numel() >= _SHARED_NUMBERS else 1):
-            results = product(rows.reshape(-1, *rows.shape[3:])[: len(batch)], batch)
+            results = room.reshape(-1, *rows.shape[3:])[: len(batch)] @ (batch.mT if by_key else batch)
         sizes = (len(blocks) * blocks.shape[1], blocks.shape[2], *results.shape[1:])
         results = results.as_strided(sizes, (of_head * results.stride(0), *results.stride()))
     else:
-        results = torch.stack([product(x, y) for x, y in zip(rows.flatten(0, 1), blocks.flatten(0, 1), strict=True)])
-    return results.unflatten(0, (len(blocks), -1)).movedim(2, 1).flatten(0, 1)
+        heads = zip(rows.flatten(0, 1), blocks.flatten(0, 1), strict=True)
+        results = torch.stack([own @ (block.mT if by_key else block) for own, block in heads])
+    if not by_key and not results.sum().isfinite():
+        results = _seen_product(rows, blocks).flatten(0, 1)
+    products: Tensor = results.unflatten(0, (len(blocks), -1)).movedim(2, 1).flatten(0, 1)
+    return products
 
 
 def _one_batch(blocks: Tensor) -> tuple[Tensor, int] | None:
@@ -1788,16 +1811,6 @@ def _one_batch(blocks: Tensor) -> tuple[Tensor, int] | None:
     return blocks.as_strided(((heads - 1) * room + of_head, *block), (step, *inner)), room
 
 
-def _rows_by_keys(rows: Tensor, keys: Tensor) -> Tensor:
-    return rows @ keys.transpose(1, 2)
-
-
-def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """weights @ values; a weight of 0 hides even NaN and infinity."""
-    found = weights @ values
-    return found if found.sum().isfinite() else _seen_product(weights, values)
-
-
 def _step_logits(products: Tensor, part: Part, first: int, end: int, full: bool, form: Logits) -> Tensor:
     """The logits, -inf where a key is hidden, of products [blocks, Hk, group, keys of a block], in place."""
     count, heads, group, size = products.shape
@@ -1809,7 +1822,8 @@ def _step_logits(products: Tensor, part: Part, first: int, end: int, full: bool,
     def by_block(x: Tensor) -> Tensor:
         """[.., 1 or Hq, 1, keys] -> broadcastable to the logits."""
         x = x.reshape(-1, count, size)
-        return x.unflatten(0, (heads, group) if len(x) == heads * group else (1, 1)).movedim(2, 0)
+        by_head: Tensor = x.unflatten(0, (heads, group) if len(x) == heads * group else (1, 1))
+        return by_head.movedim(2, 0)
 
     if part.bias is not None:
         added = by_block(part.bias(i, j))
@@ -1828,7 +1842,8 @@ def _blocks_of(store: Tensor, run: _Run, dtype: torch.dtype) -> Tensor:
         found = store.index_select(0, torch.tensor(run.homes))
         if store.shape[2] < _STEP_BLOCK:
             found = found.transpose(0, 1).flatten(1, 2).unsqueeze(0)[:, :, slots]
-    return found.unflatten(2, (-1, min(_STEP_BLOCK, found.shape[2]))).to(dtype)
+    blocks: Tensor = found.unflatten(2, (-1, min(_STEP_BLOCK, found.shape[2])))
+    return blocks.to(dtype)
 
 
 def _segments(first: int, end: int) -> list[tuple[int, int]]:
@@ -4383,8 +4398,8 @@ def attend_cached(inputs: Inputs, cache: Cache, layout: Layout) -> Splits | tupl
         form = Logits(q.shape[-1] ** -0.5, None, corner.q_origin)
         if q.shape[2] == 1:
             parts = attend_parts(q.shape[1], keys, corner, own)
-            out[s : s + 1], lse[s : s + 1] = step_forward(
-                q[s : s + 1], parts, attend_step_visits(corner), cache.homes(s), form, None
+            out[s : s + 1], lse[s : s + 1] = sparse_step(
+                q[s : s + 1], parts, attend_decode_ranges(corner), cache.homes(s), form, None
             )
             continue
         gathered = [(cache.rows(k, s, corner.length), cache.rows(v, s, corner.length)) for k, v in keys]
@@ -4393,7 +4408,7 @@ def attend_cached(inputs: Inputs, cache: Cache, layout: Layout) -> Splits | tupl
     return out, lse
 
 
-def attend_step_visits(corner: Corner) -> list[list[tuple[int, int, bool]]]:
+def attend_decode_ranges(corner: Corner) -> list[list[tuple[int, int, bool]]]:
     """For each stream the positions that one query may see."""
     return [
         visits_of_ranges(attend_decode_visits(corner.q_origin, corner.length), corner),
