@@ -29,7 +29,7 @@ def measure(contender: str, work: Workload, tokens: int, page: int | None) -> di
 
 def step_of(q: Any, k: Any, v: Any, page: int | None) -> Any:
     """A call that decodes the last token again and again; all others are in the cache."""
-    module = spdsl.load("patterns/causal.spat")
+    module: Any = spdsl.load("patterns/causal.spat")
     tokens = k.shape[2]
     cache = module.Cache(1, tokens, kv_heads=k.shape[1], qk_dim=k.shape[3], v_dim=v.shape[3], page=page)
     for first in range(0, tokens - 1, CHUNK):
