@@ -29,9 +29,9 @@ def measure(contender: str, work: Workload, tokens: int, page: int | None) -> di
 
 def step_of(q: Any, k: Any, v: Any, page: int | None) -> Any:
     """A call that decodes the last token again and again; all others are in the cache."""
-    module: Any = spdsl.load("patterns/causal.spat")
+    module = spdsl.load("patterns/causal.spat")
     tokens = k.shape[2]
-    cache = module.Cache(1, tokens, kv_heads=k.shape[1], qk_dim=k.shape[3], v_dim=v.shape[3], page=page)
+    cache: Any = vars(module)["Cache"](1, tokens, kv_heads=k.shape[1], qk_dim=k.shape[3], v_dim=v.shape[3], page=page)
     for first in range(0, tokens - 1, CHUNK):
         own = slice(first, min(first + CHUNK, tokens - 1))
         cache.append({"kv": k[:, :, own]}, {"kv": v[:, :, own]}, {})
@@ -39,6 +39,6 @@ def step_of(q: Any, k: Any, v: Any, page: int | None) -> Any:
     def step() -> Any:
         cache.lengths.fill_(tokens - 1)
         cache.at_least = tokens - 1
-        return module.decode(q, k[:, :, -1:], v[:, :, -1:], cache)
+        return vars(module)["decode"](q, k[:, :, -1:], v[:, :, -1:], cache)
 
     return step
