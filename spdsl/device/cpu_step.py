@@ -108,14 +108,14 @@ def _range_results(
     logits = []
     for first, end, runs in segments:
         blocks = max(1, (end - first) // _STEP_BLOCK)
-        found = _run_products(rows.expand(blocks, -1, -1, -1), k, runs, _rows_by_keys, cores)
+        found = _run_products(rows.expand(blocks, -1, -1, -1), k, runs, True, cores)
         logits.append(_step_logits(found, part, first, end, visit[2], form))
     top = torch.stack([x.amax((0, 3)) for x in logits]).amax(0)
     least = top.masked_fill(top == -torch.inf, 0.0).unsqueeze(-1)
     sums, values = [], []
     for weights, (_, _, runs) in zip(logits, segments, strict=True):
         weights = weights.sub_(least).exp_()
-        found = _run_products(weights, v, runs, _weighted_sum, cores)
+        found = _run_products(weights, v, runs, False, cores)
         # In one layout, whatever that of the store: the order of a sum of torch follows it.
         sums.append(weights.sum(3).contiguous().sum(0))
         values.append(found.contiguous().sum(0))
@@ -124,15 +124,16 @@ def _range_results(
     return out.reshape(1, q.shape[1], 1, -1), (top + total.log()).reshape(1, q.shape[1], 1)
 
 
-def _run_products(
-    rows: Tensor, store: Tensor, runs: Sequence[_Run], product: Callable[[Tensor, Tensor], Tensor], cores: int
-) -> Tensor:
-    """Products of rows [blocks, Hk, group, x] with the blocks of a segment: [blocks, Hk, group, y]."""
+def _run_products(rows: Tensor, store: Tensor, runs: Sequence[_Run], by_key: bool, cores: int) -> Tensor:
+    """Products of rows [blocks, Hk, group, x] with the blocks of a segment: [blocks, Hk, group, y].
+
+    `by_key`: with each key of them. Else weights of their values, and a weight of 0 hides even NaN and infinity.
+    """
     if len(runs) == 1 and list(runs[0].blocks) == list(range(len(rows))):
-        return _block_products(rows, _blocks_of(store, runs[0], rows.dtype), product, cores)
+        return _block_products(rows, _blocks_of(store, runs[0], rows.dtype), by_key, cores)
     numbers = [torch.tensor(run.blocks) for run in runs]
     found = [
-        _block_products(rows[own], _blocks_of(store, run, rows.dtype), product, cores)
+        _block_products(rows[own], _blocks_of(store, run, rows.dtype), by_key, cores)
         for own, run in zip(numbers, runs, strict=True)
     ]
     return torch.empty(len(rows), *found[0].shape[1:], dtype=rows.dtype).index_copy_(
@@ -140,19 +141,22 @@ def _run_products(
     )
 
 
-def _block_products(rows: Tensor, blocks: Tensor, product: Callable[[Tensor, Tensor], Tensor], cores: int) -> Tensor:
+def _block_products(rows: Tensor, blocks: Tensor, by_key: bool, cores: int) -> Tensor:
     """Of rows [n * b, Hk, group, x] and blocks [n, Hk, b, keys, D]: [n * b, Hk, group, y]."""
     rows = rows.unflatten(0, (len(blocks), -1)).movedim(2, 1)
     if found := _one_batch(blocks):
         batch, of_head = found
         more = of_head - blocks.shape[2]
-        rows = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, more)) if more else rows
+        room = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, more)) if more else rows
         with on_cores(cores if batch.numel() >= _SHARED_NUMBERS else 1):
-            results = product(rows.reshape(-1, *rows.shape[3:])[: len(batch)], batch)
+            results = room.reshape(-1, *rows.shape[3:])[: len(batch)] @ (batch.mT if by_key else batch)
         sizes = (len(blocks) * blocks.shape[1], blocks.shape[2], *results.shape[1:])
         results = results.as_strided(sizes, (of_head * results.stride(0), *results.stride()))
     else:
-        results = torch.stack([product(x, y) for x, y in zip(rows.flatten(0, 1), blocks.flatten(0, 1), strict=True)])
+        heads = zip(rows.flatten(0, 1), blocks.flatten(0, 1), strict=True)
+        results = torch.stack([own @ (block.mT if by_key else block) for own, block in heads])
+    if not by_key and not results.sum().isfinite():
+        results = _seen_product(rows, blocks).flatten(0, 1)
     products: Tensor = results.unflatten(0, (len(blocks), -1)).movedim(2, 1).flatten(0, 1)
     return products
 
@@ -171,16 +175,6 @@ def _one_batch(blocks: Tensor) -> tuple[Tensor, int] | None:
     if count > 1 or head % step or _LEAST_USED * room > of_head:
         return None
     return blocks.as_strided(((heads - 1) * room + of_head, *block), (step, *inner)), room
-
-
-def _rows_by_keys(rows: Tensor, keys: Tensor) -> Tensor:
-    return rows @ keys.transpose(1, 2)
-
-
-def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """weights @ values; a weight of 0 hides even NaN and infinity."""
-    found = weights @ values
-    return found if found.sum().isfinite() else _seen_product(weights, values)
 
 
 def _step_logits(products: Tensor, part: Part, first: int, end: int, full: bool, form: Logits) -> Tensor:
