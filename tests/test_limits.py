@@ -128,6 +128,15 @@ def test_within_the_limits_a_source_is_quick(name: str) -> None:
     assert examine(ALLOWED[name], compiles=True, slower=SLOWER).wrong == []
 
 
+@pytest.mark.parametrize("query, stream", [("query(heads = 1)", "kv"), ("q", "stream(heads = 16)")])
+def test_heads_that_do_not_divide_are_an_error(query: str, stream: str) -> None:
+    """The cost model divided by their group, 0."""
+    text = f"heads query = 8, kv = 8 expect(length = 64) return attend({stream}[sliding(4)], query = {query})"
+    (found,) = spdsl.check(f"pattern p {{ {text} }}")
+    assert found.code == "E306"
+    assert "do not divide the" in found.message
+
+
 def steps(text: str) -> int:
     """What checking a source takes."""
     budget = Budget(limits.CHECK_STEPS)
@@ -142,7 +151,7 @@ def test_a_file_ends_where_its_steps_do(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(compiler, "CHECK_STEPS", most)
     (found,) = spdsl.check(text)
     assert found.code == "E312"
-    assert found.message == f"pattern `r` takes more work than the {most} steps that a file may take"
+    assert found.message == f"pattern `r` takes more work than the {most:,} steps that a file may take"
     assert found.span is not None
     assert text[found.span.start : found.span.end] in ("attend(sink(4))", "return attend(sink(4))", "r")
     monkeypatch.setattr(compiler, "CHECK_STEPS", 100)

@@ -89,7 +89,7 @@ def decode(call: Call, softmax: SoftmaxPlan) -> Iterator[Kernel]:
     qk, v = call.dims(softmax)
     heads = call.count.heads(softmax.softmax)
     streams = [call.count.stream(sweep.stream) for sweep in softmax.sweeps]
-    group = min(heads // own for own, _, _ in streams)
+    group = max(1, min(heads // own for own, _, _ in streams))  # heads that are not declared may not divide
     config = call.machine.config("decode", table_dim("decode", qk, v or 16), call.shape.size)
     rows, programs = padded_group(group), heads // group
     blocks, moved = 0, 0
@@ -117,7 +117,7 @@ def splits(call: Call, softmax: SoftmaxPlan) -> int:
     """In how many parts the keys of a step are visited, if the cache has room for no more."""
     heads = call.count.heads(softmax.softmax)
     streams = [sweep.stream for sweep in softmax.sweeps]
-    group = min(heads // call.count.stream(stream)[0] for stream in streams)
+    group = max(1, min(heads // call.count.stream(stream)[0] for stream in streams))
     visited = sum(
         max(step_blocks(sweep, call.count.entries(sweep.stream), length, 1) for length in lengths_to_try(call.length))
         for sweep in softmax.sweeps

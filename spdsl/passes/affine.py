@@ -16,7 +16,7 @@ import sympy
 from spdsl.budget import spend
 from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Q_FIRST, Q_LAST, Expr
 
-COMPARISON = 3  # steps
+COMPARISON = 8  # steps
 
 # Parts of a sum: a symbol, a floor, or 1 for the constant. What is not negative by itself has a name of its own.
 Part: TypeAlias = sympy.Basic

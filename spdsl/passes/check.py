@@ -9,7 +9,7 @@ import sympy
 
 from spdsl.budget import working_on
 from spdsl.diagnostics import Report
-from spdsl.ir.pattern import Branch, Case, Gate, Kl, Merge, Pattern, Phase, Pooled, Softmax, Stream, Term
+from spdsl.ir.pattern import Branch, Case, Gate, Kl, Merge, Pattern, Phase, Pooled, Query, Softmax, Stream, Term
 from spdsl.ir.symbols import K, Q
 from spdsl.limits import SET_CASES
 from spdsl.passes.choices import check_choices
@@ -39,6 +39,7 @@ def check(pattern: Pattern, report: Report, tree: PatternTree | None = None) -> 
         working_on(softmax.span)
         _disjoint_streams(pattern, softmax, overlaps, report)
         _sink_alone(softmax, report)
+        _whole_groups(pattern, softmax, report)
     _one_set_of_gates(pattern, report)
     _later_keys(pattern, report, tree)
     for case in pattern.cases:
@@ -112,6 +113,19 @@ def _sink_alone(softmax: Softmax, report: Report) -> None:
             "has a gradient here, and none there",
             hint="declare two tensors, and pass the same one twice",
         )
+
+
+def _whole_groups(pattern: Pattern, softmax: Softmax, report: Report) -> None:
+    """Each head of a stream is read by as many query heads, where both are declared."""
+    query = pattern.input(softmax.query)
+    asking = query.heads if isinstance(query, Query) and query.heads else pattern.query_heads
+    for term in softmax.terms:
+        stream = pattern.input(term.stream)
+        assert isinstance(stream, Stream)
+        own = stream.heads or pattern.kv_heads  # entries have those of their source
+        if asking and own and asking % own:
+            message = f"{own} heads of `{stream.name}` do not divide the {asking} heads of `{softmax.query}`"
+            report.error("E306", message, softmax.span, "no whole group for each head")
 
 
 def _one_set_of_gates(pattern: Pattern, report: Report) -> None:

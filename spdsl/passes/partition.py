@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import sympy
 
-from spdsl.budget import working_on
+from spdsl.budget import spend, working_on
 from spdsl.diagnostics import Source
 from spdsl.ir import interval
 from spdsl.ir.conjunct import Conjunct
@@ -16,10 +16,12 @@ from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Boolean, Q, lookup_name, l
 from spdsl.passes.disjuncts import disjuncts
 from spdsl.passes.joint import joints
 from spdsl.passes.listed import listed
-from spdsl.passes.ranges import key_range, ordered, row_range
+from spdsl.passes.ranges import key_range, ordered, replaced, row_range
 from spdsl.passes.residues import residues
 from spdsl.passes.selection import selection
 from spdsl.passes.wanted import wanted
+
+HULL = 10  # steps of comparing two ends
 
 
 def partition(pattern: Pattern, source: Source) -> Plan:
@@ -112,11 +114,12 @@ def _decode_ranges(conjuncts: tuple[Conjunct, ...]) -> tuple[Range, ...]:
 
 def _at(found: Range, corners: dict[sympy.Symbol, sympy.Symbol]) -> Range:
     parts = (found.first, found.end, found.condition, found.full_first, found.full_end, found.full)
-    return Range(*(part.xreplace(corners) for part in parts))
+    return Range(*(replaced(part, corners) for part in parts))
 
 
 def _hull(ranges: list[Range]) -> Range:
     """One range over all: right with the element mask, if longer than the union."""
+    spend(HULL * len(ranges) ** 2)
     first = sympy.Min(*(found.first for found in ranges))
     end = sympy.Min(LENGTH, sympy.Max(*(found.end for found in ranges)))
     return Range(first, end, sympy.true, first, first, sympy.false)

@@ -17,7 +17,7 @@ from spdsl.ir.plan import Range
 from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Q_BEGIN, Q_END, Q_FIRST, Q_LAST, Expr
 from spdsl.passes.affine import nonnegative
 
-STEPS = 30  # of solving one linear
+STEPS = 40  # of solving one linear
 MOST_ORDERED = 5  # 5! orders to try; more ranges than that go to a list
 
 
@@ -91,6 +91,13 @@ def _extremum(kind: type[sympy.Max | sympy.Min], candidates: Sequence[Expr]) -> 
             continue
         kept = [known for known in kept if not outdoes(candidate, known)] + [candidate]
     return _plain(kind, kept)
+
+
+def replaced(part: Expr, corners: dict[sympy.Symbol, sympy.Symbol]) -> Expr:
+    """An end or a condition of a range with other corners."""
+    if not isinstance(part, sympy.Max | sympy.Min):
+        return part.xreplace(corners)
+    return _extremum(part.func, [candidate.xreplace(corners) for candidate in part.args])
 
 
 def _plain(kind: type[sympy.Max | sympy.Min], parts: Sequence[Expr]) -> Expr:
