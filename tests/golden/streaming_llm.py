@@ -33,6 +33,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial, wraps
+from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -52,13 +54,18 @@ except ModuleNotFoundError:  # the kernels are defined and never launched: CPU t
 PATTERN = "streaming_llm"
 PARAMS = {"sinks": 4, "window": 1020}
 PHASES = ("train", "prefill", "decode")
-NAMESPACE = "spdsl_streaming_llm_8f01d25b"  # one per module, so that two of them live side by side
+# One per module, so that two of them live side by side.
+NAMESPACE = "spdsl_streaming_llm_57c8c1cdd50ed9f760d6439c8af9e1116b720f0586fe43e1c157e9983a38189a"
 while hasattr(getattr(torch.ops, NAMESPACE), "attend_forward"):  # imported again, or reloaded
     NAMESPACE += "_again"
 CPU_BLOCK = 64  # keys per block where a CPU tile asks the tensors what it visits
 
 
 # ---- 1. What the pattern says ---------------------------------------------------------------------------------------
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INT32_MOST = 2**31 - 1
 
 
 def expect(holds: bool, name: str, expected: str, got: object, *filled: object) -> None:
@@ -72,8 +79,54 @@ def expect(holds: bool, name: str, expected: str, got: object, *filled: object) 
 
 
 def expect_tensor(name: str, x: object) -> None:
+    """A tensor that lies in memory as its strides say, and of which no derivative is asked that there is not."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested or x.is_quantized:
+        kind = "a nested one" if x.is_nested else f"a quantized one, {x.dtype}" if x.is_quantized else str(x.layout)
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+    if not torch.compiler.is_compiling():
+        refuse_transform(name, x)
+
+
+def refuse_transform(name: str, x: Tensor) -> None:
+    """Derivatives that do not pass a custom operator; without this check forward-mode ones would come out as 0."""
+    if forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"{name}: no forward-mode derivative (jvp); use backward")
+    if asked_of_functorch("is_gradtrackingtensor", x):
+        raise NotImplementedError(f"{name}: no derivative by torch.func (grad, vjp, jacrev); use backward")
+
+
+def asked_of_functorch(question: str, x: Tensor) -> bool:
+    """Private to PyTorch: a version without the question has to say by itself what it cannot do."""
+    answer = getattr(getattr(torch._C, "_functorch", None), question, None)
+    return answer is not None and bool(answer(x))
+
+
+def expect_number(name: str, x: object, expected: str, least: int = 0, most: int = INT32_MOST) -> int:
+    """x as an int between the bounds. Raises TypeError for a bool, a float or a tensor, ValueError out of bounds."""
+    if isinstance(x, bool) or not isinstance(x, int | torch.SymInt | Integral):
+        raise TypeError(f"{name}: expected {expected}, got {type(x).__name__}")
+    number: Any = x if isinstance(x, int | torch.SymInt) else int(x)
+    expect(least <= number <= most, name, expected, number)
+    return number  # type: ignore[no-any-return]
+
+
+def expect_flag(name: str, x: object) -> None:
+    if not isinstance(x, bool):
+        raise TypeError(f"{name}: expected True or False, got {type(x).__name__}")
+
+
+def expect_dtype(dtype: object) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype, got {type(dtype).__name__}")
+    expect(dtype in DTYPES, "dtype", "float16, bfloat16, float32 or float64", dtype)
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether its values are there to be looked at: not on a GPU, nor while PyTorch traces or maps."""
+    plain = x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+    return plain and not asked_of_functorch("is_functorch_wrapped_tensor", x)
 
 
 class Layout(NamedTuple):
@@ -108,6 +161,25 @@ class Corner(NamedTuple):
     length: int
 
 
+def checked_layout(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+    lengths: Tensor | None,
+    q_offset: int | None,
+    k_offset: int | None,
+) -> Layout:
+    """As `layout_of`, with a look at the numbers of sequences where that costs nothing."""
+    layout = layout_of(q, k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    if cu_seqlens is not None and on_host(cu_seqlens):
+        _expect_rising(cu_seqlens.tolist(), q.shape[2], layout.longest)
+    if lengths is not None and on_host(lengths):
+        outside = [length for length in lengths.tolist() if not 0 <= length <= layout.longest]
+        expect(not outside, "lengths", "numbers from 0 to {}", outside[:8], layout.longest)
+    return layout
+
+
 def layout_of(
     q: Tensor,
     k: Tensor,
@@ -123,27 +195,56 @@ def layout_of(
     if cu_seqlens is not None:
         expect(q.shape[0] == 1, "q", "batch 1 with cu_seqlens", q.shape[0])
         expect(q.shape[2] == k.shape[2], "k", "{} tokens like q, with cu_seqlens", k.shape[2], q.shape[2])
-        expect_tensor("cu_seqlens", cu_seqlens)
-        whole = cu_seqlens.dim() == 1 and cu_seqlens.dtype in (torch.int32, torch.int64) and len(cu_seqlens) > 1
-        expect(whole, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
-        expect(cu_seqlens.device == q.device, "cu_seqlens", f"device {q.device}", cu_seqlens.device)
-        spans = torch.stack([cu_seqlens[:-1], cu_seqlens[1:] - cu_seqlens[:-1]], 1).int()
-        longest = q.shape[2] if max_seqlen is None else max_seqlen
+        _expect_numbers("cu_seqlens", cu_seqlens, "int [sequences + 1]", q)
+        expect(len(cu_seqlens) > 1, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
+        longest = q.shape[2] if max_seqlen is None else _longest(max_seqlen, q.shape[2])
+        spans = _between(cu_seqlens, q.shape[2])
         return Layout(spans, spans, None, None, longest, k.shape[2])
     expect(max_seqlen is None, "max_seqlen", "None without cu_seqlens", max_seqlen)
     if lengths is not None:
-        expect_tensor("lengths", lengths)
-        whole = lengths.dim() == 1 and len(lengths) == q.shape[0] and lengths.dtype in (torch.int32, torch.int64)
-        expect(whole, "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
-        expect(lengths.device == q.device, "lengths", f"device {q.device}", lengths.device)
-        q_spans = _at_the_end(lengths, q.shape[2])
-        k_spans, longest = _at_the_end(lengths, k.shape[2]), max(q.shape[2], k.shape[2])
-        return Layout(q_spans, k_spans, None, None, longest, k.shape[2])
+        _expect_numbers("lengths", lengths, "int [{}]", q)
+        expect(len(lengths) == q.shape[0], "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
+        most = max(q.shape[2], k.shape[2])
+        q_spans, k_spans = (_at_the_end(lengths, size, most) for size in (q.shape[2], k.shape[2]))
+        return Layout(q_spans, k_spans, None, None, most, k.shape[2])
     if q_offset is None and k_offset is None:
         return Layout(None, None, None, None, q.shape[2], k.shape[2])
-    expect(q_offset is not None and k_offset is not None, "q_offset, k_offset", "both of them", "one")
-    expect(k_offset is None or k_offset >= 0, "k_offset", "a position >= 0", k_offset)
+    if q_offset is None or k_offset is None:
+        raise ValueError("q_offset, k_offset: expected both of them, got one")
+    q_offset = expect_number("q_offset", q_offset, "a position >= 0", 0, INT32_MOST - q.shape[2])
+    k_offset = expect_number("k_offset", k_offset, "a position >= 0", 0, INT32_MOST - k.shape[2])
     return Layout(None, None, q_offset, k_offset, q.shape[2], k.shape[2])
+
+
+def _expect_numbers(name: str, x: Tensor, expected: str, q: Tensor) -> None:
+    """int [n] on the device of q."""
+    expect_tensor(name, x)
+    whole = x.dim() == 1 and x.dtype in (torch.int32, torch.int64)
+    expect(whole, name, expected, (x.dtype, x.shape), q.shape[0])
+    expect(x.device == q.device, name, f"device {q.device}", x.device)
+
+
+def _longest(max_seqlen: int, tokens: int) -> int:
+    if torch.compiler.is_compiling():  # it may be a number that nobody knows yet
+        return max_seqlen
+    return min(expect_number("max_seqlen", max_seqlen, "a number of tokens"), tokens)
+
+
+def _expect_rising(ends: Sequence[int], tokens: int, longest: int) -> None:
+    rising = ends[0] == 0 and ends[-1] <= tokens and all(first <= end for first, end in pairwise(ends))
+    expect(rising, "cu_seqlens", f"rising numbers from 0 to at most {tokens}", ends[:8])
+    most = max(end - first for first, end in pairwise(ends))
+    expect(most <= longest, "max_seqlen", f"at least {most}", longest)
+
+
+def _between(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """Spans (start, count), int32. On the CPU wrong ones stay wrong, and are seen where they are read; on a GPU,
+    where nobody looks, they are brought into the tensor."""
+    ends = cu_seqlens.long()
+    if ends.device.type != "cpu":
+        ends = ends.clamp(0, tokens).cummax(0).values
+    spans = torch.stack([ends[:-1], ends[1:] - ends[:-1]], 1)
+    return spans.clamp(-INT32_MOST, INT32_MOST).int()
 
 
 def sizes_of(q: Tensor, k: Tensor, layout: Layout) -> tuple[int, int]:
@@ -154,9 +255,11 @@ def sizes_of(q: Tensor, k: Tensor, layout: Layout) -> tuple[int, int]:
     return end, end
 
 
-def _at_the_end(lengths: Tensor, size: int) -> Tensor:
-    """Left padding: the last `lengths` tokens of `size` are real."""
+def _at_the_end(lengths: Tensor, size: int, most: int) -> Tensor:
+    """Left padding: the last `lengths` tokens of `size` are real. Wrong ones as in `_between`."""
     counts = lengths.clamp(0, size)
+    if lengths.device.type == "cpu":
+        counts = counts.masked_fill((lengths < 0) | (lengths > most), -1)
     return torch.stack([size - counts, counts], 1).int()
 
 
@@ -180,9 +283,12 @@ def corners(q: Tensor, layout: Layout) -> Iterator[Corner]:
 
 
 def _expect_inside(spans: list[list[int]], rows: int, layout: Layout) -> None:
-    """What only the host can check: spans one after the other, inside the tensor, none longer than stated."""
+    """What only the host can check: spans one after the other or at the end, none longer than stated."""
     inside = all(start >= 0 and count >= 0 and start + count <= rows for start, count in spans)
-    expect(inside, "cu_seqlens", f"rising numbers from 0 to at most {rows}", f"[start, count] {spans[:8]}")
+    ends = [*(start for start, _ in spans[:1]), *(start + count for start, count in spans)]
+    placed = all(end == rows for end in ends[1:]) or ends[:-1] == [start for start, _ in spans]
+    name, expected = "cu_seqlens, lengths", f"rising numbers from 0 to at most {rows}"
+    expect(inside and placed, name, expected, f"[start, count] {spans[:8]}")
     longest = max((count for _, count in spans), default=0)
     expect(layout.q_spans is None or longest <= layout.longest, "max_seqlen", f"at least {longest}", layout.longest)
 
@@ -1882,7 +1988,7 @@ class Config(NamedTuple):
 
 SMALL = Config(16, 16, 4, 1)  # what the tables do not know, and the interpreter
 
-# architecture -> kernel -> (head dim up to, bytes per element) -> configuration
+# architecture -> kernel -> (head dim up to, as in `table_dim`, and bytes per element) -> configuration
 Tables = dict[str, dict[str, dict[tuple[int, int], Config]]]
 TABLES: Tables = {
     "sm_80": {
@@ -1893,68 +1999,76 @@ TABLES: Tables = {
             (256, 2): Config(64, 32, 4, 2),
             (64, 4): Config(64, 32, 4, 2),
             (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dq": {
             (64, 2): Config(64, 64, 4, 2),
+            (96, 2): Config(64, 64, 4, 2),
             (128, 2): Config(64, 64, 8, 2),
-            (256, 2): Config(64, 32, 8, 1),
+            (192, 2): Config(64, 32, 4, 1),
+            (256, 2): Config(32, 32, 4, 1),
             (64, 4): Config(32, 32, 4, 1),
-            (128, 4): Config(32, 32, 8, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(32, 64, 8, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dkdv": {
             (64, 2): Config(32, 64, 4, 2),
+            (96, 2): Config(32, 64, 4, 2),
             (128, 2): Config(64, 64, 8, 2),
-            (256, 2): Config(32, 32, 8, 1),
-            (64, 4): Config(32, 32, 8, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (160, 2): Config(32, 32, 4, 1),
+            (256, 2): Config(32, 32, 4, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(16, 16, 2, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 8, 2),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "forward_bias": {
             (128, 2): Config(128, 32, 8, 2),
         },
         "dkdv_bias": {
-            (128, 2): Config(32, 64, 8, 2),
+            (128, 2): Config(64, 64, 8, 1),
         },
     },
     "sm_90": {
         "forward": {
             (128, 2): Config(128, 64, 8, 3),
+            (192, 2): Config(128, 64, 8, 3),
             (256, 2): Config(128, 64, 8, 2),
             (64, 4): Config(64, 32, 4, 2),
-            (128, 4): Config(64, 32, 8, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 4): Config(128, 32, 8, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dq": {
             (128, 2): Config(128, 64, 8, 2),
-            (256, 2): Config(64, 64, 8, 1),
+            (192, 2): Config(128, 64, 8, 2),
+            (256, 2): Config(128, 32, 8, 2),
             (64, 4): Config(64, 32, 4, 1),
-            (128, 4): Config(32, 32, 8, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(32, 64, 8, 1),
+            (192, 4): Config(16, 32, 4, 1),
+            (256, 4): Config(16, 64, 8, 1),
         },
         "dkdv": {
             (64, 2): Config(64, 64, 4, 2),
-            (128, 2): Config(64, 64, 8, 2),
-            (256, 2): Config(32, 64, 8, 1),
-            (64, 4): Config(32, 32, 8, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 2): Config(64, 64, 4, 1),
+            (160, 2): Config(32, 64, 4, 1),
+            (256, 2): Config(64, 32, 8, 2),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(32, 16, 4, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 8, 2),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dkdv_bias": {
-            (128, 2): Config(32, 64, 8, 2),
+            (128, 2): Config(32, 64, 4, 1),
         },
     },
     "sm_100": {
@@ -1964,7 +2078,7 @@ TABLES: Tables = {
             (256, 2): Config(64, 64, 8, 2),
             (64, 4): Config(64, 32, 4, 2),
             (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dq": {
             (64, 2): Config(64, 64, 8, 2),
@@ -1972,50 +2086,54 @@ TABLES: Tables = {
             (192, 2): Config(64, 64, 4, 1),
             (256, 2): Config(64, 64, 8, 1),
             (64, 4): Config(32, 32, 4, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(16, 32, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
         },
         "dkdv": {
             (64, 2): Config(64, 64, 8, 2),
-            (192, 2): Config(64, 64, 8, 1),
+            (128, 2): Config(64, 64, 8, 1),
+            (160, 2): Config(64, 64, 4, 1),
             (256, 2): Config(32, 64, 8, 1),
             (64, 4): Config(32, 16, 4, 1),
-            (128, 4): Config(16, 16, 4, 1),
-            (256, 4): Config(16, 16, 8, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(32, 16, 4, 1),
         },
         "decode": {
             (128, 2): Config(16, 64, 4, 3),
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
-            (256, 4): Config(16, 16, 8, 2),
+            (256, 4): Config(16, 32, 4, 1),
         },
     },
     "gfx942": {
         "forward": {
             (64, 2): Config(128, 64, 4, 1),
-            (256, 2): Config(64, 64, 4, 1),
-            (64, 4): Config(64, 32, 4, 1),
-            (128, 4): Config(64, 32, 4, 1),
-            (256, 4): Config(32, 32, 4, 1),
+            (128, 2): Config(64, 64, 2, 1),
+            (192, 2): Config(64, 32, 2, 1),
+            (256, 2): Config(64, 64, 2, 1),
+            (128, 4): Config(64, 32, 2, 1),
+            (256, 4): Config(32, 32, 1, 1),
         },
         "dq": {
-            (128, 2): Config(64, 64, 4, 1),
-            (256, 2): Config(64, 32, 4, 1),
-            (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (64, 2): Config(64, 64, 2, 1),
+            (128, 2): Config(128, 32, 4, 1),
+            (192, 2): Config(64, 32, 2, 1),
+            (256, 2): Config(64, 16, 4, 1),
+            (128, 4): Config(32, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
         },
         "dkdv": {
-            (64, 2): Config(64, 64, 4, 1),
-            (128, 2): Config(32, 64, 4, 1),
-            (256, 2): Config(32, 32, 4, 1),
-            (128, 4): Config(32, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 2): Config(32, 64, 2, 1),
+            (160, 2): Config(16, 64, 4, 1),
+            (256, 2): Config(16, 64, 4, 1),
+            (128, 4): Config(32, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
         },
         "decode": {
-            (128, 2): Config(16, 64, 4, 1),
-            (256, 2): Config(16, 32, 4, 1),
-            (128, 4): Config(16, 32, 4, 1),
-            (256, 4): Config(16, 16, 4, 1),
+            (128, 2): Config(16, 64, 1, 1),
+            (256, 2): Config(16, 32, 1, 1),
+            (128, 4): Config(16, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
         },
     },
 }
@@ -2037,12 +2155,23 @@ def tables_for(architecture: str, tables: Tables = TABLES) -> Mapping[str, dict[
 def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables = TABLES) -> Config:
     """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
 
-    `forward_bias` and so on: kernels with a bias, which needs registers of its own; without an entry, the plain one.
+    `forward_bias` and so on: kernels with a bias, which needs registers of its own; `units_pairs` and so on: rows that
+    are gathered one by one. Without an entry, the plain one.
     """
     own = tables_for(architecture, tables)
-    table = {**own[kernel.removesuffix("_bias")], **own.get(kernel, {})}
+    table = {**own[plain_name(kernel)], **own.get(kernel, {})}
     dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
     return table[min(dims), size] if dims else SMALL
+
+
+def plain_name(kernel: str) -> str:
+    """The kernel of which `kernel` is a form with a row of its own."""
+    return kernel.removesuffix("_bias").removesuffix("_pairs")
+
+
+def table_dim(kernel: str, qk: int, v: int) -> int:
+    """The head dim that a kernel is looked up for: the wider one; of dK and dV, with sums as wide as both, the mean."""
+    return -(-(qk + v) // 2) if plain_name(kernel).endswith("dkdv") else max(qk, v)
 
 
 def chained(config: Config, page: int = 0, listed: bool = False) -> Config:
@@ -2108,7 +2237,7 @@ SHARED_LIMITS = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100":
 FACTORS = {"mma": 1.001, "wgmma": 1.001, "tcgen05": 1.001, "mfma": 1.01}
 
 # matrix unit -> words of a thread for accumulators and scores with which some kernel of the tables does not spill
-REGISTERS = {"mma": 160, "wgmma": 160, "tcgen05": 160, "mfma": 80}
+REGISTERS = {"mma": 160, "wgmma": 224, "tcgen05": 224, "mfma": 160}
 
 
 _BACKWARD = ("dq", "dkdv", "units_dq", "units_dkdv")
@@ -2169,12 +2298,12 @@ def rows_of(kernel: KernelShape, config: Config) -> int:
 
 
 def matrix_unit(kernel: KernelShape, config: Config, architecture: str) -> str:
-    """`mma`, `wgmma`, `tcgen05` or `mfma`: the two large ones multiply 64 rows at least."""
+    """`mma`, `wgmma`, `tcgen05` or `mfma`: the two large ones multiply 64 rows at least, with 4 warps at least."""
     if not architecture.startswith("sm_"):
         return "mfma"
     rows = config.block_n if kernel.name.endswith("dkdv") else rows_of(kernel, config)
     number = int(architecture.removeprefix("sm_"))
-    if rows < 64 or number < 90 or number >= 120:
+    if rows < 64 or config.num_warps < 4 or number < 90 or number >= 120:
         return "mma"
     return "wgmma" if number < 100 else "tcgen05"
 
@@ -2384,7 +2513,53 @@ def fits(kernel: KernelShape, config: Config, architecture: str) -> bool:
     return shared_bytes(kernel, config, architecture) <= limit and not spills(kernel, config, architecture)
 
 
-_WARPS = (4, 8)
+_ROWS, _COLUMNS = 16, 8  # of a warp in one instruction; with wgmma 4 warps have 64 rows
+_SIDE = 32  # of a matrix instruction of CDNA, where a product has as many rows and columns; else 16
+
+
+def product_repeats(kernel: KernelShape, config: Config, architecture: str) -> int:
+    """How often the products of a loop are computed, at most: 1, or more where warps reach past the edge of a tile."""
+    config = config._replace(block_m=rows_of(kernel, config))
+    tile, warps = tile_of(kernel, config), config.num_warps
+    unit = matrix_unit(kernel, config, architecture)
+    if unit == "tcgen05":  # one thread starts a product for the block; its result is read once
+        return 1
+    if unit == "wgmma":
+        return max(1, _ROWS * warps // tile.resident)
+    side = _SIDE if min(tile.resident, tile.looped) >= _SIDE else _ROWS
+    if _alone(kernel, unit):
+        area = side * side if unit == "mfma" else _ROWS * _COLUMNS
+        return max(1, area * warps // (tile.resident * tile.looped))
+    if unit == "mfma":
+        return max(1, side * warps // tile.resident)
+    last = _last_columns(kernel, tile.looped)
+    if tile.resident >= last:
+        return max(1, _ROWS * warps // tile.resident)
+    return max(1, _COLUMNS * warps // min(tile.looped, last))
+
+
+def _alone(kernel: KernelShape, unit: str) -> bool:
+    """Whether no other product follows in a step: it is spread both ways. On NVIDIA a second part of the head does."""
+    return kernel.name == "select" and kernel.size == 2 and (unit == "mfma" or not split_dim(kernel.qk)[1])
+
+
+def _last_columns(kernel: KernelShape, looped: int) -> int:
+    """Columns of the last product of a step, after whose shape mma spreads all of them."""
+    if kernel.name == "select":
+        return looped
+    first, second = split_dim(kernel.qk if kernel.name.endswith(("dq", "dkdv")) else kernel.v)
+    return second or first
+
+
+def without_repeats(kernel: KernelShape, config: Config, architecture: str) -> Config:
+    """The configuration with as many warps as its tile has work for: pages, units and short groups make tiles small."""
+    while config.num_warps > 1 and product_repeats(kernel, config, architecture) > 1:
+        config = config._replace(num_warps=config.num_warps // 2)
+    return config
+
+
+_WARPS = (1, 2, 4, 8)
+_LEAST_WARPS = 4  # of NVIDIA, whose large products take as many; the tables have fewer where a tile has no more rows
 
 # One step from the configuration of the tables: factors of block_m, block_n and warps, stages more. Rows and warps also
 # change together, which leaves the registers of a thread as they are; so do wider blocks and fewer of them ahead.
@@ -2407,15 +2582,18 @@ UNIT_KERNELS = ("units", "units_dq", "units_dkdv")
 
 
 def candidates(kernel: KernelShape, default: Config, architecture: str, most_n: int, rows_fixed: bool) -> list[Config]:
-    """The default, then its neighbours (ten at most) that are predicted to fit, in the order of `rank`.
+    """The default, then its neighbours (ten at most) that are predicted to fit and to compute no product twice, in the
+    order of `rank`.
 
     most_n: keys of a page or a unit, which a block does not exceed (0: no bound). rows_fixed: the heads of a group are
     the rows, whatever block_m says.
     """
     steps = UNIT_STEPS if kernel.name in UNIT_KERNELS else STEPS
-    near = dict.fromkeys(stepped(default, step) for step in steps)
+    near = dict.fromkeys(stepped(default, of_keys(step) if kernel.name.endswith("dkdv") else step) for step in steps)
     allowed = [x for x in near if blocks_fit(x, most_n) and not (rows_fixed and x.block_m != default.block_m)]
-    fitting = [x for x in allowed if x != default and fits(kernel, x, architecture)]
+    warps = min(default.num_warps, _LEAST_WARPS) if architecture.startswith("sm_") else 1
+    shared = [x for x in allowed if x.num_warps >= warps and product_repeats(kernel, x, architecture) == 1]
+    fitting = [x for x in shared if x != default and fits(kernel, x, architecture)]
     return [default, *sorted(fitting, key=lambda x: rank(kernel.name, x, default))]
 
 
@@ -2428,6 +2606,12 @@ def rank(kernel: str, config: Config, default: Config) -> tuple[bool, float, flo
     """
     kept = config.block_n if kernel.endswith("dkdv") else config.block_m
     return config.num_stages < default.num_stages, 1 / kept, 1 / (config.block_m * config.block_n)
+
+
+def of_keys(step: tuple[float, float, float, int]) -> tuple[float, float, float, int]:
+    """The same step where a tile keeps its keys: they change with the warps, as rows do elsewhere."""
+    m, n, warps, stages = step
+    return (n, m, warps, stages) if warps != 1 else step
 
 
 def stepped(config: Config, step: tuple[float, float, float, int]) -> Config:
@@ -2486,16 +2670,17 @@ def rows_fixed(bucket: Bucket) -> bool:
 
 
 def _kernel_shape(bucket: Bucket) -> KernelShape:
-    name = bucket.kernel.removesuffix("_bias")
+    name = plain_name(bucket.kernel)
     size = min(bucket.size, 4)  # fp64 is for the interpreter
     return KernelShape(
-        name, bucket.qk, bucket.v, size, bucket.group, name != bucket.kernel, bucket.paged, bucket.listed
+        name, bucket.qk, bucket.v, size, bucket.group, bucket.kernel.endswith("_bias"), bucket.paged, bucket.listed
     )
 
 
 def bucket_allows(bucket: Bucket, config: Config) -> bool:
-    """A configuration from a file, or for another call: it is predicted to run here."""
-    return fits(_kernel_shape(bucket), config, bucket.architecture)
+    """A configuration from a file, or for another call: it is predicted to run here, and to compute nothing twice."""
+    kernel = _kernel_shape(bucket)
+    return fits(kernel, config, bucket.architecture) and product_repeats(kernel, config, bucket.architecture) == 1
 
 
 _FLUSH_BYTES = 256 << 20  # more than any L2 cache; as triton.testing.do_bench does
@@ -2641,11 +2826,11 @@ def store_beside(module: Path) -> Store:
 
 def store_in_cache(module: Path) -> Store:
     """In the cache folder that `spdsl.load` uses."""
-    folder = os.environ.get("SPDSL_CACHE_DIR")
+    folder = os.path.expanduser(os.environ.get("SPDSL_CACHE_DIR", ""))
     if not folder:
         folder = os.path.join(os.environ.get("XDG_CACHE_HOME", "").strip() or os.path.expanduser("~/.cache"), "spdsl")
     digest = _text_digest(module)
-    return Store(Path(folder) / f"{module.stem}_{digest[:16]}.tuned.json", digest)
+    return Store(Path(folder) / f"{module.stem[:100]}_{digest}.tuned.json", digest)
 
 
 def _text_digest(module: Path) -> str:
@@ -3146,10 +3331,13 @@ def config_for(
     group: heads that are rows of one tile. A block of keys lies in one page, and has at most `most_n` keys.
     """
     gpu, page = gpu_of(q.device), page_of(paged)
-    dim = max(q.shape[-1], v_dim)
+    dim = table_dim(kernel, q.shape[-1], v_dim)
     found = SMALL if INTERPRETED else lookup(kernel, gpu.architecture, dim, q.element_size(), tables)
     bound = min(page or most_n, most_n or page)
     found = found._replace(block_n=min(found.block_n, bound or found.block_n))
+    if not INTERPRETED:
+        shape = KernelShape(plain_name(kernel), q.shape[-1], v_dim, q.element_size(), group)
+        found = without_repeats(shape, found, gpu.architecture)
     found = tuned_config(kernel, q, v_dim, gpu, group, bound, page > 0, listed, found)
     return chained(found, page, listed)
 
@@ -3694,7 +3882,7 @@ attend_forward_op.register_autograd(attend_gradients, setup_context=attend_save)
 # ---- 8. Public functions --------------------------------------------------------------------------------------------
 
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _KINDS = {"float": "floating point", "int": "an integer dtype", "bool": "bool"}
 
 
@@ -3712,9 +3900,9 @@ def check_attention(
     first_name, (first, *_) = next(iter(queries.items()))
     for name, (x, *_) in [*queries.items(), *keys.items(), *values.items()]:
         expect_tensor(name, x)
-        refuse_tangent(name, x)
         expect(x.dim() == 4, name, "4 dimensions [batch, heads, tokens, dim]", list(x.shape))
         expect(x.dtype in DTYPES, name, "float16, bfloat16, float32 or float64", x.dtype)
+        expect(x.shape[3] > 0, name, "a head dim of 1 or more", 0)
         expect(x.dtype == first.dtype, name, f"dtype {first.dtype} like {first_name}", x.dtype)
         expect(x.device == first.device, name, f"device {first.device} like {first_name}", x.device)
         expect(x.shape[0] == first.shape[0], name, "batch {} like {}", x.shape[0], first.shape[0], first_name)
@@ -3746,10 +3934,76 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(wanted) if isinstance(x, Tensor) and x.dtype in DTYPES[:3] else x for x in tensors)
 
 
-def refuse_tangent(name: str, x: Tensor) -> None:
-    """Forward-mode derivatives do not pass a custom operator; without this check they would come out as 0."""
-    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
-        raise NotImplementedError(f"{name}: no forward-mode derivative (jvp); use backward")
+def check_example(batch: int, tokens: int, dtype: torch.dtype, **sizes: int) -> None:
+    """The arguments of `example_inputs`."""
+    expect_number("batch", batch, "a number >= 0")
+    expect_number("tokens", tokens, "a number >= 0")
+    for name, size in sizes.items():
+        expect_number(name, size, "a number >= 1", 1)
+    expect_dtype(dtype)
+
+
+_SPARE_PAGES = 1024  # storage reaches to the largest page of a table: so far beyond its entries a number is a mistake
+
+
+def check_cache(
+    batch: int, capacity: int, page: int | None, table: Tensor | None, dtype: torch.dtype
+) -> tuple[int, int, int | None]:
+    """-> batch, capacity and page as Python numbers."""
+    batch = expect_number("batch", batch, "a number >= 0", 0)
+    capacity = expect_number("capacity", capacity, "1 to 2**31 - 1 tokens", 1)
+    if page is not None:
+        page = expect_number("page", page, "None or a power of two >= 16", 16)
+        expect(page & (page - 1) == 0, "page", "None or a power of two >= 16", page)
+    expect(page is not None or table is None, "page_table", "None, as page is None", type(table).__name__)
+    expect_dtype(dtype)
+    return batch, capacity, page
+
+
+def expect_cache(cache: object, kind: type) -> None:
+    """A cache of this module: that of another one keeps other streams."""
+    if not isinstance(cache, kind):
+        got = type(cache).__name__ if type(cache).__name__ != kind.__name__ else f"that of {type(cache).__module__}"
+        raise TypeError(f"cache: expected a {kind.__name__} of {kind.__module__}, got {got}")
+
+
+def check_page_table(table: Tensor, batch: int, width: int) -> None:
+    """int32 [batch, width]: each page once, -1 where none is handed out."""
+    expect_tensor("page_table", table)
+    expect(table.dtype == torch.int32, "page_table", "int32", table.dtype)
+    expect(list(table.shape) == [batch, width], "page_table", f"[{batch}, {width}]", list(table.shape))
+    most = 2 * table.numel() + _SPARE_PAGES
+    least, last = (int(x) for x in table.aminmax()) if table.numel() else (0, 0)
+    expect(least >= -1 and last < most, "page_table", f"pages below {most}, or -1", f"{least} to {last}")
+    used = table[table >= 0]
+    expect(used.unique().numel() == used.numel(), "page_table", "pages that are used once", "a page used twice")
+
+
+def row_index(rows: int | Sequence[int] | Sequence[bool] | Tensor, batch: int, device: torch.device) -> Tensor:
+    """Row numbers as int64 [n], or a mask as bool [batch], on the device of the cache."""
+    found = rows if isinstance(rows, Tensor) else _row_tensor(rows)
+    expected = f"None, numbers from {-batch} to {batch - 1}, or bool [{batch}]"
+    if found.dtype == torch.bool:
+        expect(list(found.shape) == [batch], "rows", expected, f"bool {list(found.shape)}")
+        return found.to(device)
+    fits = found.dtype in (torch.int32, torch.int64) and found.dim() <= 1
+    expect(fits, "rows", expected, f"{found.dtype} {list(found.shape)}")
+    outside = [row for row in found.reshape(-1).tolist() if not -batch <= row < batch]
+    expect(not outside, "rows", expected, outside[:8])
+    return (found.reshape(-1).long() % max(1, batch)).to(device)
+
+
+def _row_tensor(rows: Any) -> Tensor:
+    """Of a number or a sequence of numbers, or of bools: never of both, since a bool is a number, too."""
+    is_list = isinstance(rows, Sequence) and not isinstance(rows, str | bytes)
+    several: list[Any] = list(rows) if is_list else [rows]
+    if is_list and several and all(isinstance(row, bool) for row in several):
+        return torch.tensor(several)
+    if not all(isinstance(row, Integral) and not isinstance(row, bool) for row in several):
+        got = " and ".join(sorted({type(row).__name__ for row in several}))
+        raise TypeError(f"rows: expected None, numbers, or a bool for each sequence, got {got}")
+    numbers = [max(-INT32_MOST, min(int(row), INT32_MOST)) for row in several]  # no tensor has room for more
+    return torch.tensor(numbers, dtype=torch.long)
 
 
 class StreamShape(NamedTuple):
@@ -3764,7 +4018,8 @@ class CacheStore:
     Paged (`page` tokens, a power of two >= 16): k[stream] [pages, heads, page, qk], page_table int32
     [batch, pages per sequence] (-1: none). `page=None`: k[stream] [batch, heads, capacity, qk].
     `lengths` and `dropped` (tokens that found no room) are int32 [batch] on the device and updated in place; `lengths`
-    is a view of `spans` [batch, 2] = (0, length), which is what kernels read.
+    is the second column of `spans` [batch, 2] = (0, length), which is what kernels read. Copies (pickle, deepcopy,
+    `torch.save`) are caches of their own.
     """
 
     def __init__(
@@ -3779,16 +4034,13 @@ class CacheStore:
         dtype: torch.dtype,
         page_table: Tensor | None,
     ) -> None:
-        expect(batch >= 0, "batch", "a number >= 0", batch)
-        expect(0 < capacity < 2**31, "capacity", "1 to 2**31 - 1 tokens", capacity)
-        expect(page is None or (page >= 16 and page & (page - 1) == 0), "page", "None or a power of two >= 16", page)
-        expect(page is not None or page_table is None, "page_table", "None, as page is None", "a tensor")
+        batch, capacity, page = check_cache(batch, capacity, page, page_table, dtype)
         for name, shape in streams.items():
-            expect(min(shape.heads, shape.qk_dim) > 0, name, "positive heads and dims", tuple(shape))
+            fits = min(shape.heads, shape.qk_dim) > 0 and shape.v_dim >= 0
+            expect(fits, name, "positive heads and dims", tuple(shape))
         self.batch, self.capacity, self.page = batch, capacity, page
         self.at_least = 0  # tokens that every sequence holds for certain, known without asking the device
         self.spans = torch.zeros(batch, 2, dtype=torch.int32, device=device)
-        self.lengths = self.spans[:, 1]
         self.dropped = torch.zeros(batch, dtype=torch.int32, device=device)
         self.page_table = self._table(page_table, device)
         # One home more than there are tokens: what finds no room is written there and never read.
@@ -3803,16 +4055,22 @@ class CacheStore:
         }
         self.maps: dict[str, Tensor] = {}  # of drawn choices, made at first use
 
+    @property
+    def lengths(self) -> Tensor:
+        """A view: what is written there is the length. It is no tensor of its own, or copies would part from it."""
+        return self.spans[:, 1]
+
+    @lengths.setter
+    def lengths(self, lengths: Tensor) -> None:
+        self.spans[:, 1] = lengths
+
     def _table(self, table: Tensor | None, device: torch.device | str) -> Tensor | None:
         if self.page is None:
             return None
         width = -(-self.capacity // self.page)
         if table is None:
             return torch.arange(self.batch * width, dtype=torch.int32, device=device).view(self.batch, width)
-        expect(table.dtype == torch.int32, "page_table", "int32", table.dtype)
-        expect(list(table.shape) == [self.batch, width], "page_table", f"[{self.batch}, {width}]", list(table.shape))
-        used = table[table >= 0]
-        expect(used.unique().numel() == used.numel(), "page_table", "pages that are used once", "a page used twice")
+        check_page_table(table, self.batch, width)
         return table.to(device, copy=True).contiguous()
 
     def _pages(self) -> int:
@@ -3827,7 +4085,8 @@ class CacheStore:
         """
         added = next(iter(k.values())).shape[2]
         free = self.capacity - self.at_least
-        expect(added <= free, "k", f"at most {free} more tokens (capacity {self.capacity})", added)
+        expect(added <= free, "k", "at most {} more tokens (capacity {})", added, free, self.capacity)
+        tokens = {name: x.expand(self.batch, -1) for name, x in tokens.items()}
         append = self._append_by_kernels if uses_kernels(self.lengths) else self._append_by_torch
         append(k, v, tokens, added)
         capturing = self.lengths.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -3856,7 +4115,7 @@ class CacheStore:
             spot = torch.where(room, position, self.capacity)
             self.tokens[name].scatter_(1, spot, values.to(self.tokens[name].dtype))
         kept = room.int().cumprod(1).sum(1, dtype=torch.int32)  # a length never covers a hole
-        self.lengths += kept
+        self.lengths.add_(kept)
         self.dropped += added - kept
 
     def expect_fits(self, name: str, store: Tensor, new: Tensor) -> None:
@@ -3890,10 +4149,13 @@ class CacheStore:
         """Where tokens of `sequence` lie in `k[stream]`, home after home (host side)."""
         return [sequence] if self.page_table is None else self.page_table[sequence].tolist()
 
-    def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Empties all sequences, or those of `rows`."""
+    def reset(self, rows: int | Sequence[int] | Sequence[bool] | Tensor | None = None) -> None:
+        """Empties all sequences, or those of `rows`: their numbers (negative ones count from the end), or bool [batch].
+
+        Numbers in a tensor are read on the host; a mask is not.
+        """
+        chosen = slice(None) if rows is None else row_index(rows, self.batch, self.spans.device)
         self.at_least = 0
-        chosen = slice(None) if rows is None else torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
         self.lengths[chosen] = 0
         self.dropped[chosen] = 0
 
@@ -3925,6 +4187,14 @@ def _check(
         {"k": (k, None, "q"), },
         {"v": (v, None, "k"), },
     )  # fmt: skip
+
+
+def _check_lookups(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+) -> None:
+    """Of new tokens, before they are in the cache."""
 
 
 def _prepare(q: Tensor, k: Tensor, v: Tensor, layout: Layout, tokens: int, keys: int) -> Inputs:
@@ -3964,12 +4234,13 @@ def attention(
     values are cast to its type, as for PyTorch's own attention.
     """
     q, k, v = autocast(q, k, v)
+    expect_flag("return_lse", return_lse)
     _check(
         q,
         k,
         v,
     )
-    layout = layout_of(q, k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    layout = checked_layout(q, k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
     inputs = _prepare(q, k, v, layout, *sizes_of(q, k, layout))
 
     attend_part = attend_forward_op(inputs.q, inputs.k, inputs.v, *layout)
@@ -3989,12 +4260,13 @@ def reference(
     k_offset: int | None = None,
 ) -> Any:
     """What `attention` means: dense, in float64, every pair of query and key tested. Same arguments."""
+    expect_flag("return_lse", return_lse)
     _check(
         q,
         k,
         v,
     )
-    layout = layout_of(q, k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    layout = checked_layout(q, k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
     inputs = _prepare(q, k, v, layout, *sizes_of(q, k, layout))
 
     attend_part = attend_dense(inputs, layout)
@@ -4021,6 +4293,8 @@ class Cache(CacheStore):
         dtype: torch.dtype = torch.float32,
         page_table: Tensor | None = None,
     ) -> None:
+        for name, size in (("kv_heads", kv_heads), ("qk_dim", qk_dim), ("v_dim", v_dim)):
+            expect_number(name, size, "a number >= 1", 1 if name == "v_dim" else 0)
         streams = {
             "kv": StreamShape(kv_heads, qk_dim, v_dim),
         }
@@ -4028,8 +4302,9 @@ class Cache(CacheStore):
         super().__init__(batch, capacity, streams, tokens, page=page, device=device, dtype=dtype, page_table=page_table)
 
 
-def _append(q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> tuple[Inputs, Layout]:
-    """Adds the new keys to the cache; -> the call's inputs, with cached tensors in place of the new tokens."""
+def _check_step(q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> None:
+    """The new tokens, and whether the cache is one for them."""
+    expect_cache(cache, Cache)
     _check(
         q,
         k,
@@ -4039,6 +4314,10 @@ def _append(q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> tuple[Inputs, Layo
     expect(q.shape[2] == k.shape[2], "k", "{} tokens like q", k.shape[2], q.shape[2])
     cache.expect_fits("k", cache.k["kv"], k)
     cache.expect_fits("v", cache.v["kv"], v)
+
+
+def _append(q: Tensor, k: Tensor, v: Tensor, cache: Cache) -> tuple[Inputs, Layout]:
+    """Adds the new keys to the cache; -> the call's inputs, with cached tensors in place of the new tokens."""
     cache.append(
         {
             "kv": k,
@@ -4059,6 +4338,13 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool =
     Call it again for the next chunk. Shapes as in `attention`; tensors over tokens hold the new tokens only.
     """
     q, k, v = autocast(q, k, v)
+    expect_flag("return_lse", return_lse)
+    _check_step(q, k, v, cache)
+    _check_lookups(
+        q,
+        k,
+        v,
+    )
     inputs, layout = _append(q, k, v, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
@@ -4069,6 +4355,13 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool =
 def decode(q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool = False) -> Any:
     """One step of generation: like `prefill` with one new token per sequence. Reads no length on the host."""
     q, k, v = autocast(q, k, v)
+    expect_flag("return_lse", return_lse)
+    _check_step(q, k, v, cache)
+    _check_lookups(
+        q,
+        k,
+        v,
+    )
     inputs, layout = _append(q, k, v, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
@@ -4080,6 +4373,7 @@ def example_inputs(
     dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:  # fmt: skip
     """Random arguments for `attention`: token tensors rise in steps, flags are rare, given lists hold near units."""
+    check_example(batch, tokens, dtype, heads=heads, kv_heads=kv_heads, qk_dim=qk_dim, v_dim=v_dim)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=torch.float32).to(dtype)
