@@ -149,7 +149,7 @@ CPU = [
     Bug("lse of an empty row", "empty_rows", train,
         "lse = lse.masked_fill(x.added.amax(-1, keepdim=True) == -torch.inf, -torch.inf)", "pass"),
     Bug("sink without its share", "sink_attention", train,
-        "out, lse = out * _share(lse, total).unsqueeze(-1), total", "lse = total"),
+        "return out * _share(lse, total).unsqueeze(-1), total", "return out, total"),
     Bug("sign of dlse", "causal", train,
         "(dout * out).sum(-1, keepdim=True) - dlse", "(dout * out).sum(-1, keepdim=True) + dlse"),
     Bug("keys of one tile", "causal", short, "q_origin = keys - rows", "q_origin = 0 * rows"),

@@ -275,7 +275,7 @@ CPU = [
     Bug("the lowest scores", SCORED, late, "descending=True, stable=True", "descending=False, stable=True"),
     Bug("the first kv head for all lists", APART, grouped, "sequence * sizes.kv_heads // sizes.lists",
         "sequence // sizes.lists * sizes.kv_heads"),
-    Bug("no delta", SCORED, late, ".sub_(row_delta)", ""),
+    Bug("no delta", SCORED, late, ".sub_(delta_of)", ""),
 ]  # fmt: skip
 UNBROKEN = sorted({(bug.pattern, bug.check.__name__) for bug in [*BOTH, *KERNELS, *PAIRS, *CPU]})
 
