@@ -19,7 +19,7 @@ class Config(NamedTuple):
     num_stages: int
 
 
-SMALL = Config(16, 16, 4, 1)  # what the tables do not know, and the interpreter
+SMALL = Config(16, 16, 1, 1)  # what the tables do not know, and the interpreter; one warp has 16 rows
 
 # architecture -> kernel -> (head dim up to, as in `table_dim`, and bytes per element) -> configuration
 Tables = dict[str, dict[str, dict[tuple[int, int], Config]]]

@@ -99,7 +99,7 @@ PATTERNS = {
     "lists": ("causal doc = tensor(token, int) return attend(where(doc[k] == doc[q]))", {"forward", "dq", "dkdv"}),
     "units": (
         by_rank("top_k(2, score = rank, unit = max(32), share = head)"),
-        {"select", "units", "units_dq", "units_dkdv"},
+        {"select", "units_pairs", "units_dq_pairs", "units_dkdv_pairs"},
     ),
 }
 
