@@ -36,7 +36,7 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Expr]]] = {
 }  # fmt: skip
 MATH = frozenset(_FUNCTIONS)
 # Steps of one operation on short operands: what sympy finds out about signs and common factors takes most of it.
-STEPS, DIVISION, FUNCTION, COMPARISON = 10, 40, 100, 60
+STEPS, DIVISION, FUNCTION, COMPARISON, ROUNDED = 10, 40, 100, 60, 400
 
 
 def number(names: Names, expr: tree.Expr) -> Expr | None:
@@ -97,7 +97,9 @@ def condition(names: Names, expr: tree.Expr, phases: dict[str, Boolean] | None =
         right_value = _value(names, expr.right, positions=phases is None)
         if left_value is None or right_value is None:
             return None
-        spend(COMPARISON + extent.size(left_value, EXPRESSION_SIZE) + extent.size(right_value, EXPRESSION_SIZE))
+        quotients = sum(len(value.atoms(sympy.floor)) for value in (left_value, right_value))
+        sizes = extent.size(left_value, EXPRESSION_SIZE) + extent.size(right_value, EXPRESSION_SIZE)
+        spend(COMPARISON + ROUNDED * quotients + sizes)
         return comparison(_COMPARISONS[expr.operator], left_value, right_value)
     if phases is not None and isinstance(expr, tree.Name) and expr.text in phases:
         return phases[expr.text]
