@@ -39,8 +39,8 @@ MATH = frozenset(_FUNCTIONS)
 STEPS, DIVISION, FUNCTION, COMPARISON, ROUNDED = 10, 40, 100, 60, 400
 
 
-def number(names: Names, expr: tree.Expr) -> Expr | None:
-    """A compile-time number: literals, parameters and arithmetic."""
+def number(names: Names, expr: tree.Expr, least: int | None = None, what: str = "") -> Expr | None:
+    """A compile-time number: literals, parameters and arithmetic; at least `least`."""
     value = _value(names, expr, positions=False)
     if value is not None and not value.is_number:
         names.report.error(
@@ -50,6 +50,13 @@ def number(names: Names, expr: tree.Expr) -> Expr | None:
             "depends on the call",
             hint="use numbers and `param`s; conditions on `length` go to `return ... if`",
         )
+        return None
+    if value is not None and least is not None and value < least:
+        found = f"`{_text(names, expr)}`" if any(mentioned(expr)) else what
+        names.report.error(
+            names.out_of_domain(expr), f"{found} is {value}, it must be at least {least}", expr.span,
+            f"at least {least} is needed", note="" if isinstance(expr, tree.Name) else names.values_in(expr),
+        )  # fmt: skip
         return None
     return value
 
