@@ -106,6 +106,22 @@ ALLOWED = {
     "length": pattern("expect(length = 2147483647, page = 2147483632) return attend(sliding(9) | strided(65521))"),
     "remainders": pattern(chain("1", "({b} + 1/3) * ({b} % 7) / 100000007", 60) + WHOLE),
     "reads of reads": pattern(f"doc = tensor(token, int) return attend(where({'doc[' * 4}k{']' * 4} > 0))"),
+    "comparisons": "pattern p { return attend(where("
+    + many("(length * {i} - k * ({i} + 1) + q * ({i} + 2) > {i})", 35, " & ") + ")) }",
+    "quotients": pattern(f"return attend(where({many('(q // ({i} + 2) == k // ({i} + 3))', 40, ' | ')}))"),
+    "tiles of tiles": pattern(f"return attend({many('last({i}, unit = {i} + 2)', 50, ' & ')})"),
+    "merge of draws": wheres(32, form="random(3, seed = {i})"),
+    "gate of lists": pattern(
+        many("g{i} = given(unit = 16 * {i})", 32) + f" return gate({many('attend(g{i} | sliding({i}))', 32, ', ')})"
+    ),
+    "gate of tensors": pattern(
+        many("t{i} = tensor(token, int)", 60)
+        + f" return gate({many('attend(where(t{i}[k] == t{i}[q]))', 32, ', ')})"
+    ),
+    "later keys": many(
+        "pattern p{i} {{ doc = tensor(token, int) return attend("
+        + " | ".join(f"where(doc[k] == {j} & (q - k) % {j + 2} > 0)" for j in range(12)) + ") }}", 32,
+    ),
     "unknown names": pattern(many("name_{i} = {i}", 500) + f" return gate({many('attend(nome_{i})', 480, ', ')})"),
 }  # fmt: skip
 

@@ -24,10 +24,11 @@ MOST_WASTE = 4
 
 def tiles(view: View) -> Iterator[Diagnostic]:
     told: set[Choice] = set()
+    every = [one for one in launches(view) if one.kernel.name in KERNELS]
     for softmax in view.plan.softmaxes:
         if not any(sweep.form is Form.LISTS for sweep in softmax.sweeps):
             continue
-        own = [one for one in launches(view) if one.of == softmax.name and one.kernel.name in KERNELS]
+        own = [one for one in every if one.of == softmax.name]
         for choice in softmax.reads:
             if isinstance(choice, Choice) and not choice.selected and choice not in told and own:
                 told.add(choice)

@@ -222,7 +222,8 @@ class ModuleText:
 
     def read(self, phase: str) -> tuple[str, ...]:
         """The other tensor arguments that a phase asks for."""
-        return tuple(name for name in self.lookups if name in self._reads(phase))
+        read = self._reads(phase)
+        return tuple(name for name in self.lookups if name in read)
 
     def gates(self, phase: str) -> int:
         """Branches of the gate of a phase, 0: none."""
@@ -230,7 +231,8 @@ class ModuleText:
 
     def unread(self, phase: str) -> tuple[str, ...]:
         """The arguments that no result of the phase reads: they may be left out."""
-        names = [name for name in self.lookups if name not in self._reads(phase)]
+        read = self._reads(phase)
+        names = [name for name in self.lookups if name not in read]
         return (*names, *(("gates",) if self.gated and not self.gates(phase) else ()))
 
     @property

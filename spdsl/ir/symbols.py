@@ -6,6 +6,8 @@ A tensor read `doc[k]` is an undefined function applied to its indices: `doc(k)`
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import sympy
 from sympy import Expr
 from sympy.core.function import AppliedUndef
@@ -66,7 +68,13 @@ def is_membership(read: AppliedUndef) -> bool:
 
 def lookups(expression: sympy.Basic) -> list[AppliedUndef]:
     """All tensor reads of an expression, in a stable order."""
-    return sorted(expression.atoms(AppliedUndef), key=str)
+    return list(_lookups(expression))
+
+
+@lru_cache(maxsize=4096)
+def _lookups(expression: sympy.Basic) -> tuple[AppliedUndef, ...]:
+    """Every stage asks for those of the same tests."""
+    return tuple(sorted(expression.atoms(AppliedUndef), key=str))
 
 
 def lookup_name(read: AppliedUndef) -> str:

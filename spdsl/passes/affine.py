@@ -16,7 +16,7 @@ import sympy
 from spdsl.budget import spend
 from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Q_FIRST, Q_LAST, Expr
 
-COMPARISON = 8  # steps
+COMPARISON, PART = 3, 2  # steps, and those for each part of a sum
 
 # Parts of a sum: a symbol, a floor, or 1 for the constant. What is not negative by itself has a name of its own.
 Part: TypeAlias = sympy.Basic
@@ -37,6 +37,7 @@ def nonnegative(expression: Expr, less: Expr) -> bool:
     try:
         found = dict(parts(expression))
         _add(found, parts(less), Fraction(-1))
+        spend(PART * sum(_weight(part) for part in found))
         return any(_is_nonnegative(found, corners) for corners in _CORNERS)
     except NotAffine:
         return False
@@ -51,6 +52,10 @@ def parts(expression: Expr) -> Parts:
             raise NotAffine
         found[part] = Fraction(int(times.p), int(times.q))
     return found
+
+
+def _weight(part: Part) -> int:
+    return 1 + len(parts(part.args[0])) if isinstance(part, sympy.floor) else 1
 
 
 def _add(found: dict[Part, Fraction], other: Parts, times: Fraction) -> None:

@@ -36,11 +36,11 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Expr]]] = {
 }  # fmt: skip
 MATH = frozenset(_FUNCTIONS)
 # Steps of one operation on short operands: what sympy finds out about signs and common factors takes most of it.
-STEPS, DIVISION, FUNCTION, COMPARISON = 10, 40, 100, 60
+STEPS, DIVISION, FUNCTION, COMPARISON, ROUNDED = 10, 40, 100, 60, 400
 
 
-def number(names: Names, expr: tree.Expr) -> Expr | None:
-    """A compile-time number: literals, parameters and arithmetic."""
+def number(names: Names, expr: tree.Expr, least: int | None = None, what: str = "") -> Expr | None:
+    """A compile-time number: literals, parameters and arithmetic; at least `least`."""
     value = _value(names, expr, positions=False)
     if value is not None and not value.is_number:
         names.report.error(
@@ -50,6 +50,13 @@ def number(names: Names, expr: tree.Expr) -> Expr | None:
             "depends on the call",
             hint="use numbers and `param`s; conditions on `length` go to `return ... if`",
         )
+        return None
+    if value is not None and least is not None and value < least:
+        found = f"`{_text(names, expr)}`" if any(mentioned(expr)) else what
+        names.report.error(
+            names.out_of_domain(expr), f"{found} is {value}, it must be at least {least}", expr.span,
+            f"at least {least} is needed", note="" if isinstance(expr, tree.Name) else names.values_in(expr),
+        )  # fmt: skip
         return None
     return value
 
@@ -97,7 +104,9 @@ def condition(names: Names, expr: tree.Expr, phases: dict[str, Boolean] | None =
         right_value = _value(names, expr.right, positions=phases is None)
         if left_value is None or right_value is None:
             return None
-        spend(COMPARISON + extent.size(left_value, EXPRESSION_SIZE) + extent.size(right_value, EXPRESSION_SIZE))
+        quotients = sum(len(value.atoms(sympy.floor)) for value in (left_value, right_value))
+        sizes = extent.size(left_value, EXPRESSION_SIZE) + extent.size(right_value, EXPRESSION_SIZE)
+        spend(COMPARISON + ROUNDED * quotients + sizes)
         return comparison(_COMPARISONS[expr.operator], left_value, right_value)
     if phases is not None and isinstance(expr, tree.Name) and expr.text in phases:
         return phases[expr.text]

@@ -71,7 +71,7 @@ def evaluate(names: Names, expr: tree.Expr, parameter: Parameter, binding: str |
         case Kind.SIZE:
             return arithmetic.size(names, expr, parameter.least, f"`{parameter.name}`", parameter.most)
         case Kind.NUMBER:
-            return arithmetic.number(names, expr)
+            return arithmetic.number(names, expr, parameter.least, f"`{parameter.name}`")
         case Kind.ELEMENT:
             return arithmetic.element(names, expr)
         case Kind.CONDITION:

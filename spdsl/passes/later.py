@@ -12,6 +12,7 @@ from itertools import chain, islice, product
 
 import sympy
 
+from spdsl.budget import spend
 from spdsl.ir.conjunct import Conjunct
 from spdsl.ir.pattern import Case, Choice, Grid, Pattern, Softmax, Stream, Term
 from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Boolean, H, K, Q, is_membership, lookup_name, lookups
@@ -20,8 +21,11 @@ from spdsl.passes.ranges import key_range
 from spdsl.primitives.attend import closed
 
 MOST_SETS = 16  # of one result that are looked at
-MOST_NODES = 40_000  # of expressions that are evaluated for one result; the likely places are among the first
-HEADS = 2  # any model has so many; a set of another head may be nobody's
+MOST_NODES = 10_000  # of expressions that are evaluated for one result; the likely places are among the first
+NODE = 1  # steps
+FAR = 2**30  # a length at which no key is too far away
+MOST_HEADS = 16  # that are tried
+HEADS = 2  # any model has so many; where the pattern declares no number, a set of another head may be nobody's
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ def later_key(pattern: Pattern, case: Case) -> Seen | None:
         nodes = sum(1 for _ in sympy.preorder_traversal(whole))
         for place in islice(_places(own, stream.grid), 1 + max(left, 0) // nodes):
             left -= nodes
+            spend(NODE * nodes)
             if _certain(pattern, whole, place):
                 return Seen(softmax, stream, place)
     return None
@@ -78,7 +83,7 @@ def _places(test: Boolean, grid: Grid) -> Iterator[Place]:
     except TooComplex:
         return
     near = [0, *sorted({number + step for number in numbers for step in (-1, 0, 1)} - {-1, 0})]
-    yield from chain.from_iterable(_corners(conjunct, grid, [long, *near[1:]], near) for conjunct in conjuncts)
+    yield from chain.from_iterable(_corners(conjunct, grid, [long, FAR, *near[1:]], near) for conjunct in conjuncts)
 
 
 def _numbers(test: Boolean) -> set[int]:
@@ -101,8 +106,14 @@ def _certain(pattern: Pattern, test: Boolean, place: Place) -> bool:
     """Whether the test is true at a place for some head."""
     at = {Q: sympy.Integer(place.q), K: sympy.Integer(place.k), LENGTH: sympy.Integer(place.length)}
     found = test.xreplace(_whole(pattern, test, place.length)).xreplace(at)
-    heads = min(pattern.query_heads or HEADS, HEADS) if H in found.free_symbols else 1
-    return any(found.xreplace({H: sympy.Integer(h)}) is sympy.true for h in range(heads))
+    heads = _heads(found, pattern.query_heads or HEADS) if H in found.free_symbols else [0]
+    return any(found.xreplace({H: sympy.Integer(h)}) is sympy.true for h in heads)
+
+
+def _heads(test: Boolean, count: int) -> list[int]:
+    """The first and last heads, and those at and beside the numbers of the test."""
+    near = {number + step for number in _numbers(test) for step in (-1, 0, 1)}
+    return sorted(h for h in {0, 1, count - 1} | near if 0 <= h < count)[:MOST_HEADS]
 
 
 def _whole(pattern: Pattern, test: Boolean, length: int) -> dict[sympy.Expr, sympy.Expr]:

@@ -12,11 +12,11 @@ from spdsl.ir import interval
 from spdsl.ir.conjunct import Conjunct
 from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor, Term
 from spdsl.ir.plan import Form, Plan, Range, Role, SoftmaxPlan, Sweep
-from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Boolean, Q, lookup_name, lookups
+from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Boolean, Expr, Q, lookup_name, lookups
 from spdsl.passes.disjuncts import disjuncts
 from spdsl.passes.joint import joints
 from spdsl.passes.listed import listed
-from spdsl.passes.ranges import key_range, ordered, replaced, row_range
+from spdsl.passes.ranges import extremum, key_range, ordered, row_range
 from spdsl.passes.residues import residues
 from spdsl.passes.selection import selection
 from spdsl.passes.wanted import wanted
@@ -113,13 +113,33 @@ def _decode_ranges(conjuncts: tuple[Conjunct, ...]) -> tuple[Range, ...]:
 
 
 def _at(found: Range, corners: dict[sympy.Symbol, sympy.Symbol]) -> Range:
-    parts = (found.first, found.end, found.condition, found.full_first, found.full_end, found.full)
-    return Range(*(replaced(part, corners) for part in parts))
+    first, full_first = (_ends_at(sympy.Max, end, corners) for end in (found.first, found.full_first))
+    end, full_end = (_ends_at(sympy.Min, end, corners) for end in (found.end, found.full_end))
+    condition, full = (test.xreplace(corners) for test in (found.condition, found.full))
+    return Range(first, end, condition, full_first, full_end, full)
+
+
+def _ends_at(kind: type[sympy.Max | sympy.Min], end: Expr, corners: dict[sympy.Symbol, sympy.Symbol]) -> Expr:
+    return extremum(kind, [part.xreplace(corners) for part in _parts(kind, end)])
+
+
+def _parts(kind: type[sympy.Max | sympy.Min], value: Expr) -> tuple[Expr, ...]:
+    return value.args if isinstance(value, kind) else (value,)
 
 
 def _hull(ranges: list[Range]) -> Range:
     """One range over all: right with the element mask, if longer than the union."""
     spend(HULL * len(ranges) ** 2)
-    first = sympy.Min(*(found.first for found in ranges))
-    end = sympy.Min(LENGTH, sympy.Max(*(found.end for found in ranges)))
+    first = _together(sympy.Min, sympy.Max, [found.first for found in ranges])
+    end = extremum(sympy.Min, [LENGTH, *_parts(sympy.Min, _together(sympy.Max, sympy.Min, [r.end for r in ranges]))])
     return Range(first, end, sympy.true, first, first, sympy.false)
+
+
+def _together(outer: type[sympy.Max | sympy.Min], inner: type[sympy.Max | sympy.Min], values: list[Expr]) -> Expr:
+    """The `outer` of values, which are an `inner` each: what all of these share stands in front."""
+    parts = [_parts(inner, value) for value in values]
+    shared = [part for part in parts[0] if all(part in others for others in parts)]
+    rest = [[part for part in own if part not in shared] for own in parts]
+    if not all(rest):
+        return extremum(inner, shared)
+    return extremum(inner, [*shared, extremum(outer, [extremum(inner, own) for own in rest])])

@@ -17,7 +17,7 @@ from spdsl.ir.plan import Range
 from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Q_BEGIN, Q_END, Q_FIRST, Q_LAST, Expr
 from spdsl.passes.affine import nonnegative
 
-STEPS = 40  # of solving one linear
+STEPS, ROUNDED = 30, 120  # of solving one linear, and one with a quotient that is rounded
 MOST_ORDERED = 5  # 5! orders to try; more ranges than that go to a list
 
 
@@ -36,7 +36,8 @@ Sides = Callable[[Linear], tuple[Step | None, Step | None]]
 
 def _range(conjunct: Conjunct, sides: Sides, tile: tuple[Expr, Expr], bounds: tuple[Expr, Expr]) -> Range:
     """Solves each linear for the first of its `sides`, with the second at the tile's best and worst corner."""
-    spend(STEPS * (1 + len(conjunct.linears)))
+    quotients = sum(1 for one in conjunct.linears for step in (one.q, one.k) if step is not None and step.unit > 1)
+    spend(STEPS * (1 + len(conjunct.linears)) + ROUNDED * quotients)
     may, must = _Interval(*bounds), _Interval(*bounds)
     for linear in conjunct.linears:
         wanted, other = sides(linear)
@@ -45,8 +46,8 @@ def _range(conjunct: Conjunct, sides: Sides, tile: tuple[Expr, Expr], bounds: tu
     uniform = sympy.And(*conjunct.uniform)
     full = sympy.false if conjunct.residual else sympy.And(uniform, must.condition)
     may_visit = sympy.And(uniform, may.condition)
-    firsts = (_extremum(sympy.Max, interval.firsts) for interval in (may, must))
-    ends = (_extremum(sympy.Min, interval.ends) for interval in (may, must))
+    firsts = (extremum(sympy.Max, interval.firsts) for interval in (may, must))
+    ends = (extremum(sympy.Min, interval.ends) for interval in (may, must))
     (first, full_first), (end, full_end) = firsts, ends
     return Range(first, end, may_visit, full_first, full_end, full)
 
@@ -79,7 +80,7 @@ class _Interval:
             self.ends.append(sympy.expand(step.unit * (highest + 1) - step.shift))
 
 
-def _extremum(kind: type[sympy.Max | sympy.Min], candidates: Sequence[Expr]) -> Expr:
+def extremum(kind: type[sympy.Max | sympy.Min], candidates: Sequence[Expr]) -> Expr:
     """The Max or Min without the arguments that another one provably outdoes."""
 
     def outdoes(one: Expr, other: Expr) -> bool:
@@ -91,13 +92,6 @@ def _extremum(kind: type[sympy.Max | sympy.Min], candidates: Sequence[Expr]) -> 
             continue
         kept = [known for known in kept if not outdoes(candidate, known)] + [candidate]
     return _plain(kind, kept)
-
-
-def replaced(part: Expr, corners: dict[sympy.Symbol, sympy.Symbol]) -> Expr:
-    """An end or a condition of a range with other corners."""
-    if not isinstance(part, sympy.Max | sympy.Min):
-        return part.xreplace(corners)
-    return _extremum(part.func, [candidate.xreplace(corners) for candidate in part.args])
 
 
 def _plain(kind: type[sympy.Max | sympy.Min], parts: Sequence[Expr]) -> Expr:

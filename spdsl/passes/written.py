@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from spdsl.diagnostics import Applicability, Hint, Span
 from spdsl.passes.grains import REDUCTIONS
+from spdsl.passes.names import mentioned
 from spdsl.primitives.registry import WORDS
 from spdsl.syntax import tree
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """`place` is the expression in its call; `literal` its digits, in a `param` or binding perhaps, if it has some."""
+    """`place` is the expression in its call; `literal` its digits, in a `param` or binding perhaps, if it has some;
+    `shared` if something else is made of them, too.
+    """
 
     place: Span
     literal: tree.Number | None = None
+    shared: bool = False
 
     def hint(self, text: str, actual: int, wanted: int, applicability: Applicability) -> Hint:
         """A way out that replaces the digits. Where the number comes from elsewhere (arithmetic, `-D`) only words."""
         if self.literal is None or self.literal.value != actual:
             return Hint(text)
-        return Hint(text, applicability, self.literal.span, str(wanted))
+        return Hint(text, Applicability.MAYBE if self.shared else applicability, self.literal.span, str(wanted))
 
 
 def argument(pattern: tree.PatternTree | None, call: Span | None, name: str) -> Written | None:
@@ -33,7 +38,7 @@ def argument(pattern: tree.PatternTree | None, call: Span | None, name: str) -> 
     places = [parameter.name for parameter in WORDS[found.function.text].parameters]
     for i, given in enumerate(found.arguments):
         if (given.name.text if given.name else places[min(i, len(places) - 1)]) == name:
-            return Written(given.value.span, _literal(pattern, _inner(given.value)))
+            return Written(given.value.span, *_literal(pattern, _inner(given.value)))
     return None
 
 
@@ -61,7 +66,7 @@ def given_as(
 def declared(pattern: tree.PatternTree | None, keyword: str, name: str) -> Written | None:
     """The value of `name` in `heads`, `dim` or `param`."""
     value = dict(_pairs(pattern, keyword)).get(name) if pattern is not None else None
-    return Written(value.span, _literal(pattern, value)) if pattern is not None and value is not None else None
+    return Written(value.span, *_literal(pattern, value)) if pattern is not None and value is not None else None
 
 
 def statement(pattern: tree.PatternTree | None, word: str) -> Span | None:
@@ -116,14 +121,32 @@ def _inner(expr: tree.Expr) -> tree.Expr:
     return expr
 
 
-def _literal(pattern: tree.PatternTree, expr: tree.Expr) -> tree.Number | None:
-    """The digits of a number, through the names that stand for it; a wrong pattern may name them in a circle."""
+def _literal(pattern: tree.PatternTree, expr: tree.Expr) -> tuple[tree.Number | None, bool]:
+    """The digits of a number, through the names that stand for it, and whether one of these stands elsewhere, too; a
+    wrong pattern may name them in a circle.
+    """
     values = dict(_pairs(pattern, "param")) | dict(_bindings(pattern))
     seen: set[str] = set()
     while isinstance(expr, tree.Name) and expr.text in values and expr.text not in seen:
         seen.add(expr.text)
         expr = values[expr.text]
-    return expr if isinstance(expr, tree.Number) else None
+    uses = Counter(name.text for value in _expressions(pattern) for name in mentioned(value))
+    return expr if isinstance(expr, tree.Number) else None, any(uses[name] > 1 for name in seen)
+
+
+def _expressions(pattern: tree.PatternTree) -> Iterator[tree.Expr]:
+    """Every expression of a pattern."""
+    for item in pattern.items:
+        match item:
+            case tree.Binding():
+                yield item.value
+            case tree.Policy():
+                yield item.call
+            case tree.Declaration():
+                yield from (pair.value for pair in item.pairs)
+            case tree.Result():
+                yield from item.values
+                yield from () if item.condition is None else (item.condition,)
 
 
 def _pairs(pattern: tree.PatternTree | None, keyword: str) -> Iterator[tuple[str, tree.Expr]]:

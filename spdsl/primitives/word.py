@@ -68,7 +68,8 @@ class Cells:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """`least` and `most` bound a SIZE, `words` lists what a CHOICE or GRAIN may be, `many` takes all that follow.
+    """`least` and `most` bound a SIZE, `least` a NUMBER; `words` lists what a CHOICE or GRAIN may be, `many` takes all
+    that follow.
 
     `planned` are words that the language specifies here and that are not built.
     """

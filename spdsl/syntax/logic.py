@@ -19,6 +19,7 @@ _SIGNS = {"and": "&", "&&": "&", "or": "|", "||": "|", "not": "~", "!": "~"}
 _OPENING = frozenset({"LPAR", "LSQB"})
 _CLOSING = frozenset({"RPAR", "RSQB"})
 _OPERAND_ENDS = _CLOSING | {"NAME", "NUMBER"}
+_LOOSE = frozenset({"VBAR", "AMPERSAND"})
 _BINARY = frozenset({"VBAR", "AMPERSAND", "COMPARE", "PLUS", "MINUS", "MUL"})
 
 
@@ -75,6 +76,11 @@ def _operand(tokens: Sequence[Token], alone: bool) -> str:
         negations += 1
     inner = tokens[negations:]
     outside = {token.type for token, depth in _depths(inner) if not depth}
+    if negations and str(tokens[negations - 1]) == "!" and outside & _LOOSE:  # binds tighter than `&` and `|`
+        cut = next(i for i, (token, depth) in enumerate(_depths(inner)) if not depth and token.type in _LOOSE)
+        first = _operand(tokens[: negations + cut], alone=False)
+        text = f"{first} {inner[cut]} {_operand(inner[cut + 1 :], alone=True)}"
+        return text if alone or "VBAR" not in outside else f"({text})"
     loose = outside & _BINARY if negations else outside & {"VBAR"} and not alone
     return "~" * negations + (f"({_words(inner)})" if loose else _words(inner))
 

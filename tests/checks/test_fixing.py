@@ -142,3 +142,11 @@ def test_names_in_a_circle_have_no_digits() -> None:
     found = spdsl.check(text)
     assert "E103" in {one.code for one in found}
     assert all(hint.replacement is None for one in found for hint in one.hints if one.code != "E103")
+
+
+@pytest.mark.parametrize("rest", ["attend(sliding(n))", "attend(all) if length > n return attend(sink(1))"])
+def test_a_number_that_means_something_else_too_is_left(rest: str) -> None:
+    text = f"pattern p {{ param n = 100 causal expect(length = 4096, page = n) return {rest} }}"
+    assert fix(Source(text), lambda source: compiler.check(source, {})).source.text == text
+    alone = text.replace(rest, "attend(all)")
+    assert "n = 128" in fix(Source(alone), lambda source: compiler.check(source, {})).source.text

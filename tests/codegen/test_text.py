@@ -16,6 +16,8 @@ from spdsl.codegen.render import formatted
 
 PATTERNS = sorted(Path(resources.folder("patterns")).glob("*.spat"))
 ALLOWED = {"__future__", "collections", "functools", "math", "types", "typing", "torch", "triton", "dataclasses"}
+ALLOWED |= {"itertools", "numbers"}
+ALLOWED |= {"ctypes"}  # how many cores one thread of the CPU path takes is OpenMP's to say, which torch cannot ask
 ALLOWED |= {"contextlib", "logging", "os", "statistics", "sys", "threading", "time"}  # tuning
 ALLOWED |= {"fcntl", "hashlib", "json", "pathlib", "tempfile"}  # and the file of what it found
 

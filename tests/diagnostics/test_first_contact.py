@@ -243,3 +243,11 @@ def test_a_difference_of_names_is_one() -> None:
 )
 def test_no_hint_leads_into_the_next_error(body: str, hint: str) -> None:
     assert hints(body) == hint
+
+
+@pytest.mark.parametrize("cap, name", [("-1", "`softcap`"), ("0 - 1 / 2", "`softcap`"), ("c", "`c`")])
+def test_a_number_below_its_least_value(cap: str, name: str) -> None:
+    (error,) = found(f"param c = -3 return attend(all, softcap = {cap}, scale = c)")
+    assert error.code == "E203"
+    assert error.message.startswith(f"{name} is -")
+    assert found("param c = -3 return attend(all, softcap = c + 3, scale = c)") == []

@@ -25,7 +25,7 @@ LATER = (
     "attend(where(h % 2 == 1) | sliding(3))", "attend(where(q > 300 & k == q + 5))", "attend(compress(16))",
     "gate(attend(compress(32, 16)), attend(sliding(4)))", "merge(attend(sliding(4)), attend(all - sliding(4)))",
     "attend(top_k(3, score = dot(compress(64)), share = head))", "attend(all) if length < 1000",
-    "attend(all) if prefill",
+    "attend(all) if prefill", "attend(where(k // 128 == q // 128 + 3) | sliding(4))",
 )  # fmt: skip
 EARLIER = (
     "attend(sliding(4))", "attend(sliding(4) & sink(2))", "attend(dilated(8, 4))", "attend(open(16))",
@@ -46,6 +46,10 @@ READS = {  # later keys are seen or not, as the caller's numbers say
     "other = stream() return attend(other[all])": True,
     "return attend(all) if train return attend(sliding(3))": True,
     "heads query = 1, kv = 1 return attend(where(h == 1) | sliding(3))": False,
+    "heads query = 8, kv = 2 return attend(where(h == 7) | sliding(3))": True,
+    "heads query = 64, kv = 2 return attend(where(h >= 40 & h < 42) | sliding(3))": True,
+    "heads query = 8, kv = 2 return attend(where(h == 8) | sliding(3))": False,
+    "return attend(where(h == 7) | sliding(3))": False,
     "return attend(threshold(0.1, score = softmax(dot(compress(64)))))": False,
 }
 

@@ -46,6 +46,9 @@ LOGIC = {  # bindings of Python: not before and before or, all of them looser th
     "q > 3 | k < 3 && k > 0": "(q > 3 | k < 3) & k > 0",
     "!k % 2 == 0": "~(k % 2 == 0)",
     "!m[k]": "~m[k]",
+    "!k > 3 & q > 3": "~(k > 3) & q > 3",  # tighter than `&` and `|` wherever there is a `!`
+    "!k > 3 | !q > 3 & h == 1": "~(k > 3) | ~(q > 3) & h == 1",
+    "h == 1 && !m[k] | q > 3": "h == 1 & (~m[k] | q > 3)",
     "min(q, 3) > 1 and not max(q, k) > 9": "min(q, 3) > 1 & ~(max(q, k) > 9)",
     "not near(3, a = q or k) == 1": "~(near(3, a = q | k) == 1)",
 }
