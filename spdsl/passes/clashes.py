@@ -48,8 +48,8 @@ KERNEL_WORDS = ARGUMENT_WORDS | frozenset(
 _NUMBERED = re.compile(r"(range|scored?_)\d+")  # ranges of a step, scores of units ahead
 # A softmax `block` would bring a second `block_lists`.
 PREFIX_WORDS = frozenset(
-    "append block compress dense dot entries entry gate gather matrix merged packed pair plain row scatter sequence"
-    " sparse unit units visit".split()
+    "append block compress dense dot entries entry gate gather matrix merged of packed pair plain row scatter"
+    " sequence sparse unit units visit".split()
 )
 # Second parts of the definitions of a softmax: with one of them in its name, a second softmax could meet the first's.
 TAIL_WORDS = frozenset(
