@@ -184,9 +184,7 @@ class _Printer:
         if coefficient == -1:
             return f"-{self.text(rest, _ATOM)}", _PRODUCT  # -(a // b) is not -a // b
         factors = sympy.Mul.make_args(rest) if coefficient == 1 else (coefficient, *sympy.Mul.make_args(rest))
-        if (
-            self.dialect is TORCH and not coefficient.is_integer
-        ):  # whole numbers last: a product with them is exact then
+        if self.dialect is TORCH and not coefficient.is_integer:  # whole numbers last: their product is exact
             if rest.is_integer:
                 return f"{self._fractional(rest)} * {self.text(coefficient, _ATOM)}", _PRODUCT
             factors = sorted(factors, key=lambda factor: (bool(factor.is_integer), factor.is_number))

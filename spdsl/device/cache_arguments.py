@@ -49,6 +49,9 @@ def check_page_table(table: Tensor, batch: int, width: int) -> None:
 
 def row_index(rows: int | Sequence[int] | Sequence[bool] | Tensor, batch: int, device: torch.device) -> Tensor:
     """Row numbers as int64 [n], or a mask as bool [batch], on the device of the cache."""
+    if isinstance(rows, Tensor):
+        expect_tensor("rows", rows)
+        expect(not rows.is_meta or device.type == "meta", "rows", f"a tensor on {device} or the host", rows.device)
     found = rows if isinstance(rows, Tensor) else _row_tensor(rows)
     expected = f"None, numbers from {-batch} to {batch - 1}, or bool [{batch}]"
     if found.dtype == torch.bool:

@@ -227,6 +227,7 @@ ROWS += [
 ]
 ROWS += [torch.tensor(True), torch.tensor([[0]]), torch.tensor([0, 1], dtype=torch.uint8), np.array([0]), object()]
 ROWS += [torch.tensor([2**32]), torch.tensor([0j]), torch.tensor([[True, False, True]])]
+ROWS += [torch.tensor([0, 1]).to_sparse(), torch.tensor([0], device="meta")]
 EMPTIED: list[tuple[Any, list[int]]] = [
     (None, [0, 0, 0]), ([0], [0, 5, 5]), ([-1], [5, 5, 0]), (1, [5, 0, 5]), ((0, 2), [0, 5, 0]), (range(2), [0, 0, 5]),
     ([False, True, True], [5, 0, 0]), ([False] * 3, [5, 5, 5]), ([], [5, 5, 5]), (torch.tensor([2, 0, 2]), [0, 5, 0]),
