@@ -207,6 +207,7 @@ def test_sizes_of_a_cache_and_of_examples(module: ModuleType) -> None:
     for page in (2**31 - 1, 2**24, -2, -(2**31)):
         table[1, 2] = page
         expect_refused(module.Cache, sizes, "page_table", table)
+    expect_refused(module.Cache, sizes, "page_table", torch.zeros(2, 3, dtype=torch.int32, device="meta"))
     table[1, 2] = 8  # storage beyond what the table needs is fine, in moderation
     assert module.Cache(**{**sizes, "page_table": table}).page_table.tolist() == table.tolist()
     for wrong in ({"pages": 3}, {"capcity": 40}):

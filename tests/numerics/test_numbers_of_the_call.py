@@ -128,3 +128,13 @@ def test_published_patterns_without_causal_decode(name: str, size: dict[str, int
         new = {key: x if key == "tiles" else x[..., at, :] if x.dim() == 4 else x[:, at] for key, x in given.items()}
         steps.append((module.decode if at.start else module.prefill)(**new, cache=cache))
     torch.testing.assert_close(steps[-1], module.attention(**given)[:, :, 15:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_of_float64_keeps_tokens_in_float64() -> None:
+    module = module_of("causal a = tensor(token) return attend(where(a[k] <= a[q]))")
+    x, a = (
+        torch.randn(1, 1, 9, 16, dtype=torch.float64),
+        1 + torch.arange(9.0, dtype=torch.float64).flip(0)[None] / 1e12,
+    )
+    cache = module.Cache(1, 16, kv_heads=1, qk_dim=16, v_dim=16, dtype=torch.float64)
+    torch.testing.assert_close(module.prefill(x, x, x, a, cache), module.attention(x, x, x, a))
