@@ -73,7 +73,7 @@ def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
         softcap=softmax.softcap or 0.0,
         sink=softmax.sink,
         bias="" if bias is None else expression(bias, TRITON, reads.triton),
-        bias_mask="" if bias is None else expression(bias, TORCH, reads.torch),
+        bias_mask="" if bias is None else _bias_text(bias, reads),
         bias_reads=() if bias is None else _float_reads(bias, plan.reads),
         role=plan.role,
         units=plan.units,
@@ -85,6 +85,12 @@ def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
         of_class=_softmax(plan.of_class, is_class=True) if plan.of_class else None,
         is_class=is_class,
     )
+
+
+def _bias_text(bias: Expr, reads: Reads) -> str:
+    """A tensor, also where it is one number for all pairs."""
+    text = expression(bias, TORCH, reads.torch)
+    return text if bias.free_symbols - {LENGTH} else f"exact({text})"
 
 
 def _float_reads(bias: Expr, sources: tuple[Tensor | Choice, ...]) -> tuple[str, ...]:

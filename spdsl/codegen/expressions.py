@@ -44,7 +44,7 @@ TRITON = Dialect(
     "triton", "tl.maximum", "tl.minimum", "tl.sqrt", "tl.abs", " & ", " | ", "~", False, "(k >= 0)", "(k < 0)"
 )
 TORCH = Dialect("torch", "maximum", "minimum", "torch.sqrt", "abs", " & ", " | ", "~", True, "(k >= 0)", "(k < 0)")
-PYTHON = Dialect("python", "max", "min", "math.sqrt", "abs", " and ", " or ", "not ", True, "True", "False")
+PYTHON = Dialect("python", "max", "min", "root", "abs", " and ", " or ", "not ", True, "True", "False")
 
 
 _MIRROR = str.maketrans("<>", "><")
@@ -157,8 +157,13 @@ class _Printer:
             return self._extremum(d.maximum if isinstance(value, sympy.Max) else d.minimum, value), _ATOM
         if isinstance(value, sympy.Abs):
             return f"{d.absolute}({self.text(value.args[0])})", _ATOM
-        if isinstance(value, sympy.Pow) and value.exp == sympy.Rational(1, 2):
-            return f"{d.sqrt}({self.text(value.base)})", _ATOM
+        if isinstance(value, sympy.Pow) and value.exp == sympy.S.Half:
+            return f"{d.sqrt}({self._fractional(value.base)})", _ATOM
+        if isinstance(value, sympy.Pow) and value.exp.is_Rational and value.exp.q == 2:
+            if value.exp < 0:
+                return f"1.0 / {self.text(1 / value, _ATOM)}", _PRODUCT
+            whole = value.base ** (value.exp - sympy.S.Half)
+            return f"{self.text(whole, _ATOM)} * {self.text(sympy.sqrt(value.base))}", _PRODUCT
         if isinstance(value, sympy.Pow) and value.exp.is_Integer and value.exp > 0:
             return " * ".join([self.text(value.base, _ATOM)] * int(value.exp)), _PRODUCT
         if isinstance(value, sympy.Pow) and value.exp == -1:
@@ -179,7 +184,17 @@ class _Printer:
         if coefficient == -1:
             return f"-{self.text(rest, _ATOM)}", _PRODUCT  # -(a // b) is not -a // b
         factors = sympy.Mul.make_args(rest) if coefficient == 1 else (coefficient, *sympy.Mul.make_args(rest))
+        if self.dialect is TORCH and not coefficient.is_integer:  # whole numbers last: their product is exact
+            if rest.is_integer:
+                return f"{self._fractional(rest)} * {self.text(coefficient, _ATOM)}", _PRODUCT
+            factors = sorted(factors, key=lambda factor: (bool(factor.is_integer), factor.is_number))
         return " * ".join(self.text(factor, _ATOM) for factor in factors), _PRODUCT
+
+    def _fractional(self, value: sympy.Expr, tight: int = 0) -> str:
+        """What a fraction or a root is taken of: of tensors of whole numbers it would be a float32."""
+        if self.dialect is TORCH and value.is_integer:
+            return f"exact({self.text(value)})"
+        return self.text(value, tight)
 
     def _floor(self, value: sympy.floor) -> tuple[str, int]:
         numerator, denominator = sympy.fraction(sympy.together(value.args[0]))

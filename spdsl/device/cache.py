@@ -171,6 +171,8 @@ class CacheStore:
         self.at_least = 0
         self.lengths[chosen] = 0
         self.dropped[chosen] = 0
+        for tokens in self.tokens.values():  # a read past the end of a sequence is 0, not a token of an earlier one
+            tokens[chosen] = 0
 
 
 def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:

@@ -38,6 +38,7 @@ def expect_cache(cache: object, kind: type) -> None:
 def check_page_table(table: Tensor, batch: int, width: int) -> None:
     """int32 [batch, width]: each page once, -1 where none is handed out."""
     expect_tensor("page_table", table)
+    expect(not table.is_meta, "page_table", "a tensor with numbers", table.device)
     expect(table.dtype == torch.int32, "page_table", "int32", table.dtype)
     expect(list(table.shape) == [batch, width], "page_table", f"[{batch}, {width}]", list(table.shape))
     most = 2 * table.numel() + _SPARE_PAGES
@@ -49,6 +50,9 @@ def check_page_table(table: Tensor, batch: int, width: int) -> None:
 
 def row_index(rows: int | Sequence[int] | Sequence[bool] | Tensor, batch: int, device: torch.device) -> Tensor:
     """Row numbers as int64 [n], or a mask as bool [batch], on the device of the cache."""
+    if isinstance(rows, Tensor):
+        expect_tensor("rows", rows)
+        expect(not rows.is_meta or device.type == "meta", "rows", f"a tensor on {device} or the host", rows.device)
     found = rows if isinstance(rows, Tensor) else _row_tensor(rows)
     expected = f"None, numbers from {-batch} to {batch - 1}, or bool [{batch}]"
     if found.dtype == torch.bool:

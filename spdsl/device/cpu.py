@@ -286,7 +286,8 @@ def _added_logits(part: Part, call: _TileCall, q: Tensor, q_origin: int, dtype: 
         hidden = [~part.visible(i, torch.arange(first, end).unsqueeze(0)) for _, first, end in partial]
         added = torch.zeros(1, 1, 1, 1, dtype=dtype)
         if part.bias is not None:
-            added = added + part.bias(i, torch.cat([torch.arange(*keys) for keys in ranges]).unsqueeze(0))
+            j = torch.cat([torch.arange(*keys) for keys in ranges]).unsqueeze(0)
+            added = added + part.bias(i, j).to(dtype)
         lead = torch.broadcast_shapes(added.shape[:2], *(mask.shape[:-2] for mask in hidden))
         added = added.expand(*lead, call.rows, call.keys).clone(memory_format=torch.contiguous_format)
         for (at, first, end), mask in zip(partial, hidden, strict=True):

@@ -186,8 +186,8 @@ def _step_logits(products: Tensor, part: Part, first: int, end: int, full: bool,
     i, j = torch.tensor([[form.q_origin]]), torch.arange(first, end).unsqueeze(0)
 
     def by_block(x: Tensor) -> Tensor:
-        """[.., 1 or Hq, 1, keys] -> broadcastable to the logits."""
-        x = x.reshape(-1, count, size)
+        """[.., 1 or Hq, 1, keys, or 1: the same for all] -> broadcastable to the logits."""
+        x = x.expand(*x.shape[:-1], end - first).reshape(-1, count, size)
         by_head: Tensor = x.unflatten(0, (heads, group) if len(x) == heads * group else (1, 1))
         return by_head.movedim(2, 0)
 

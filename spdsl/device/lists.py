@@ -5,6 +5,7 @@ Everything stays on the device, with fixed sizes and no host sync. Index tensors
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -148,6 +149,16 @@ def maximum(a: Tensor | int, b: Tensor | int) -> Tensor:
 
 def minimum(a: Tensor | int, b: Tensor | int) -> Tensor:
     return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def exact(x: Tensor | int) -> Tensor:
+    """Whole numbers, before a fraction or a root is taken of them: PyTorch would take it in float32."""
+    return torch.as_tensor(x, dtype=torch.float64)
+
+
+def root(x: float) -> float:
+    """The square root; NaN below 0, as on tensors."""
+    return math.sqrt(x) if x >= 0 else math.nan
 
 
 def bounds_of(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Comparisons of numbers that may be NaN: what compares with NaN is false, and `!=` is true.
 
 A relation of sympy is one of real numbers: it takes `~(a <= b)` for `a > b`, `a == a` for true and `a - b <= 0` for
-`a <= b`. With a NaN, or two infinities, none of these holds, so such a comparison stays as it is written.
+`a <= b`. With a NaN, or two infinities, none of these holds, so such a comparison stays as it is written. So does one
+of a root: that of a number below 0 is NaN.
 """
 
 from __future__ import annotations
@@ -53,5 +54,11 @@ def compared(relation: type[Relational], left: Expr, right: Expr, holds: bool = 
 
 def comparison(relation: type[Relational], left: Expr, right: Expr) -> Boolean:
     """The same, as a relation of sympy where no number can be NaN."""
-    exact = all(read.is_integer for side in (left, right) for read in lookups(side))
-    return relation(left, right) if exact else compared(relation, left, right)
+    sides = (left, right)
+    exact = all(read.is_integer for side in sides for read in lookups(side))
+    return relation(left, right) if exact and not any(map(rooted, sides)) else compared(relation, left, right)
+
+
+def rooted(expression: sympy.Basic) -> bool:
+    """Whether it holds a root of what the call decides."""
+    return any(power.free_symbols and not power.exp.is_integer for power in expression.atoms(sympy.Pow))

@@ -241,6 +241,12 @@ def _function(names: Names, call: tree.Call, positions: bool) -> Expr | None:
         return None
     spend(FUNCTION * sum(1 + extent.nesting(value) for value in values if value is not None))
     result = function(*values)
+    if result.is_number and not result.is_real:
+        names.report.error(
+            "E203", f"`{_text(names, call)}` is no number", call.span, "a root of a number below 0",
+            hint="`sqrt` needs 0 or more",
+        )  # fmt: skip
+        return None
     return result if _short(names, result, call.span) else None
 
 

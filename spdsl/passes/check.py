@@ -9,6 +9,7 @@ import sympy
 
 from spdsl.budget import working_on
 from spdsl.diagnostics import Report
+from spdsl.ir.compared import rooted
 from spdsl.ir.pattern import Branch, Case, Gate, Kl, Merge, Pattern, Phase, Pooled, Query, Softmax, Stream, Term
 from spdsl.ir.symbols import K, Q
 from spdsl.limits import SET_CASES
@@ -204,6 +205,8 @@ def _first_query(pattern: Pattern, branch: Branch, report: Report) -> None:
         return
     softmaxes = [branch] if isinstance(branch, Softmax) else list(_softmaxes(branch))
     terms = [term for softmax in softmaxes for term in softmax.terms]
+    if any(rooted(term.test) for term in terms):  # of a number below 0 it is none to compare
+        return
     if not all(_on_tokens(pattern, term) for term in terms):  # no cell is closed yet: that is what cells are
         return
     first = [term.test.xreplace({Q: sympy.S.Zero, K: sympy.S.Zero}) for term in terms]

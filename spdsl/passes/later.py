@@ -13,6 +13,7 @@ from itertools import chain, islice, product
 import sympy
 
 from spdsl.budget import spend
+from spdsl.ir.compared import rooted
 from spdsl.ir.conjunct import Conjunct
 from spdsl.ir.pattern import Case, Choice, Grid, Pattern, Softmax, Stream, Term
 from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Boolean, H, K, Q, is_membership, lookup_name, lookups
@@ -50,7 +51,8 @@ def later_key(pattern: Pattern, case: Case) -> Seen | None:
     """The first later key that a result surely shows, if there is one."""
     outputs = pattern.outputs(case)
     steps = [step for step in pattern.steps(case) if isinstance(step, Softmax) and step.name in outputs]
-    sets = [(softmax, term, _stream(pattern, term)) for softmax in steps for term in softmax.terms][:MOST_SETS]
+    sets = [(softmax, term, _stream(pattern, term)) for softmax in steps for term in softmax.terms]
+    sets = [found for found in sets if not rooted(found[1].test)][:MOST_SETS]  # of a number below 0 it is none
     left = MOST_NODES
     for softmax, term, stream in sets:
         later = sympy.Not(closed(stream, causal=True))

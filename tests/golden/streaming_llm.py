@@ -1623,7 +1623,8 @@ def _added_logits(part: Part, call: _TileCall, q: Tensor, q_origin: int, dtype: 
         hidden = [~part.visible(i, torch.arange(first, end).unsqueeze(0)) for _, first, end in partial]
         added = torch.zeros(1, 1, 1, 1, dtype=dtype)
         if part.bias is not None:
-            added = added + part.bias(i, torch.cat([torch.arange(*keys) for keys in ranges]).unsqueeze(0))
+            j = torch.cat([torch.arange(*keys) for keys in ranges]).unsqueeze(0)
+            added = added + part.bias(i, j).to(dtype)
         lead = torch.broadcast_shapes(added.shape[:2], *(mask.shape[:-2] for mask in hidden))
         added = added.expand(*lead, call.rows, call.keys).clone(memory_format=torch.contiguous_format)
         for (at, first, end), mask in zip(partial, hidden, strict=True):
@@ -1843,8 +1844,8 @@ def _step_logits(products: Tensor, part: Part, first: int, end: int, full: bool,
     i, j = torch.tensor([[form.q_origin]]), torch.arange(first, end).unsqueeze(0)
 
     def by_block(x: Tensor) -> Tensor:
-        """[.., 1 or Hq, 1, keys] -> broadcastable to the logits."""
-        x = x.reshape(-1, count, size)
+        """[.., 1 or Hq, 1, keys, or 1: the same for all] -> broadcastable to the logits."""
+        x = x.expand(*x.shape[:-1], end - first).reshape(-1, count, size)
         by_head: Tensor = x.unflatten(0, (heads, group) if len(x) == heads * group else (1, 1))
         return by_head.movedim(2, 0)
 
@@ -3981,6 +3982,9 @@ def check_page_table(table: Tensor, batch: int, width: int) -> None:
 
 def row_index(rows: int | Sequence[int] | Sequence[bool] | Tensor, batch: int, device: torch.device) -> Tensor:
     """Row numbers as int64 [n], or a mask as bool [batch], on the device of the cache."""
+    if isinstance(rows, Tensor):
+        expect_tensor("rows", rows)
+        expect(not rows.is_meta or device.type == "meta", "rows", f"a tensor on {device} or the host", rows.device)
     found = rows if isinstance(rows, Tensor) else _row_tensor(rows)
     expected = f"None, numbers from {-batch} to {batch - 1}, or bool [{batch}]"
     if found.dtype == torch.bool:
@@ -4158,6 +4162,8 @@ class CacheStore:
         self.at_least = 0
         self.lengths[chosen] = 0
         self.dropped[chosen] = 0
+        for tokens in self.tokens.values():  # a read past the end of a sequence is 0, not a token of an earlier one
+            tokens[chosen] = 0
 
 
 def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:

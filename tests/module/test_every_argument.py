@@ -207,6 +207,7 @@ def test_sizes_of_a_cache_and_of_examples(module: ModuleType) -> None:
     for page in (2**31 - 1, 2**24, -2, -(2**31)):
         table[1, 2] = page
         expect_refused(module.Cache, sizes, "page_table", table)
+    expect_refused(module.Cache, sizes, "page_table", torch.zeros(2, 3, dtype=torch.int32, device="meta"))
     table[1, 2] = 8  # storage beyond what the table needs is fine, in moderation
     assert module.Cache(**{**sizes, "page_table": table}).page_table.tolist() == table.tolist()
     for wrong in ({"pages": 3}, {"capcity": 40}):
@@ -227,6 +228,7 @@ ROWS += [
 ]
 ROWS += [torch.tensor(True), torch.tensor([[0]]), torch.tensor([0, 1], dtype=torch.uint8), np.array([0]), object()]
 ROWS += [torch.tensor([2**32]), torch.tensor([0j]), torch.tensor([[True, False, True]])]
+ROWS += [torch.tensor([0, 1]).to_sparse(), torch.tensor([0], device="meta")]
 EMPTIED: list[tuple[Any, list[int]]] = [
     (None, [0, 0, 0]), ([0], [0, 5, 5]), ([-1], [5, 5, 0]), (1, [5, 0, 5]), ((0, 2), [0, 5, 0]), (range(2), [0, 0, 5]),
     ([False, True, True], [5, 0, 0]), ([False] * 3, [5, 5, 5]), ([], [5, 5, 5]), (torch.tensor([2, 0, 2]), [0, 5, 0]),
