@@ -4214,6 +4214,7 @@ def expect_cache(cache: object, kind: type) -> None:
 def check_page_table(table: Tensor, batch: int, width: int) -> None:
     """int32 [batch, width]: each page once, -1 where none is handed out."""
     expect_tensor("page_table", table)
+    expect(not table.is_meta, "page_table", "a tensor with numbers", table.device)
     expect(table.dtype == torch.int32, "page_table", "int32", table.dtype)
     expect(list(table.shape) == [batch, width], "page_table", f"[{batch}, {width}]", list(table.shape))
     most = 2 * table.numel() + _SPARE_PAGES
