@@ -57,11 +57,16 @@ def load_part(
     WIDTH: tl.constexpr,
     DIM: tl.constexpr,
     MASKED: tl.constexpr,
+    first=0,
 ):
-    """[ROWS, WIDTH] tile of columns START.. ; rows from `left` on (if MASKED) and columns from DIM on are 0."""
+    """[ROWS, WIDTH] tile of columns START.. ; rows from `left` on (if MASKED) and columns from DIM on are 0.
+
+    `first` is the token of row 0, counted from `data`. What changes with a loop belongs here, not into `data`: offsets
+    of rows are then made anew, by one instruction for each, and do not occupy 64-bit registers throughout the loop.
+    """
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    pointers = data + row.to(tl.int64) * stride + column
+    pointers = data + (first + row).to(tl.int64) * stride + column
     if START + WIDTH > DIM:
         if MASKED:
             tile = tl.load(pointers, mask=(row < left) & (column < DIM), other=0.0)
@@ -75,22 +80,22 @@ def load_part(
 
 
 @jit
-def load_qk(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
+def load_qk(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C, first=0):
     """Rows of q or k in two parts; the second is the scalar 0.0 when it has no width."""
-    part0 = load_part(data, stride, left, ROWS, 0, C.QK0, C.QK_DIM, MASKED)
+    part0 = load_part(data, stride, left, ROWS, 0, C.QK0, C.QK_DIM, MASKED, first)
     part1 = 0.0
     if C.QK1:
-        part1 = load_part(data, stride, left, ROWS, C.QK0, C.QK1, C.QK_DIM, MASKED)
+        part1 = load_part(data, stride, left, ROWS, C.QK0, C.QK1, C.QK_DIM, MASKED, first)
     return part0, part1
 
 
 @jit
-def load_v(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
+def load_v(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C, first=0):
     """Rows of v, out or dout in two parts."""
-    part0 = load_part(data, stride, left, ROWS, 0, C.V0, C.V_DIM, MASKED)
+    part0 = load_part(data, stride, left, ROWS, 0, C.V0, C.V_DIM, MASKED, first)
     part1 = 0.0
     if C.V1:
-        part1 = load_part(data, stride, left, ROWS, C.V0, C.V1, C.V_DIM, MASKED)
+        part1 = load_part(data, stride, left, ROWS, C.V0, C.V1, C.V_DIM, MASKED, first)
     return part0, part1
 
 
