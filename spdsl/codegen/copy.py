@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 
+from spdsl.codegen.parsed import parsed
+
 DEVICE = "spdsl.device"
 
 
@@ -32,7 +34,7 @@ def device_text(name: str) -> DeviceText:
     """The text of `spdsl/device/<name>.py`."""
     text = files(DEVICE).joinpath(f"{name}.py").read_text(encoding="utf-8")
     lines = text.split("\n")
-    module = ast.parse(text)
+    module = parsed(text)
     imports = [node for node in module.body if isinstance(node, ast.Import | ast.ImportFrom)]
     last = max(node.end_lineno or 0 for node in imports)
     outside = tuple(ast.unparse(node) for node in imports if not _ours(node))
@@ -49,7 +51,7 @@ def merged_imports(lines: list[str]) -> str:
     plain: set[str] = set()
     names: dict[str, set[str]] = {}
     for line in lines:
-        for node in ast.parse(line).body:
+        for node in parsed(line).body:
             if isinstance(node, ast.Import):
                 plain |= {ast.unparse(ast.Import([alias])) for alias in node.names}
             elif isinstance(node, ast.ImportFrom):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 
+from spdsl.codegen.parsed import parsed
+
 Definition = ast.FunctionDef | ast.ClassDef
 
 
 def prune(text: str, public: frozenset[str]) -> str:
     """The text without top-level definitions that neither `public` names nor other statements reach."""
-    module = ast.parse(text)
+    module = parsed(text)
     definitions = [node for node in module.body if isinstance(node, Definition)]
     reached = _reached(module, definitions, public)
     lines = text.split("\n")

@@ -680,11 +680,16 @@ def load_part(
     WIDTH: tl.constexpr,
     DIM: tl.constexpr,
     MASKED: tl.constexpr,
+    first=0,
 ):
-    """[ROWS, WIDTH] tile of columns START.. ; rows from `left` on (if MASKED) and columns from DIM on are 0."""
+    """[ROWS, WIDTH] tile of columns START.. ; rows from `left` on (if MASKED) and columns from DIM on are 0.
+
+    `first` is the token of row 0, counted from `data`. What changes with a loop belongs here, not into `data`: offsets
+    of rows are then made anew, by one instruction for each, and do not occupy 64-bit registers throughout the loop.
+    """
     row = tl.arange(0, ROWS)[:, None]
     column = START + tl.arange(0, WIDTH)[None, :]
-    pointers = data + row.to(tl.int64) * stride + column
+    pointers = data + (first + row).to(tl.int64) * stride + column
     if START + WIDTH > DIM:
         if MASKED:
             tile = tl.load(pointers, mask=(row < left) & (column < DIM), other=0.0)
@@ -698,22 +703,22 @@ def load_part(
 
 
 @jit
-def load_qk(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
+def load_qk(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C, first=0):
     """Rows of q or k in two parts; the second is the scalar 0.0 when it has no width."""
-    part0 = load_part(data, stride, left, ROWS, 0, C.QK0, C.QK_DIM, MASKED)
+    part0 = load_part(data, stride, left, ROWS, 0, C.QK0, C.QK_DIM, MASKED, first)
     part1 = 0.0
     if C.QK1:
-        part1 = load_part(data, stride, left, ROWS, C.QK0, C.QK1, C.QK_DIM, MASKED)
+        part1 = load_part(data, stride, left, ROWS, C.QK0, C.QK1, C.QK_DIM, MASKED, first)
     return part0, part1
 
 
 @jit
-def load_v(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
+def load_v(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C, first=0):
     """Rows of v, out or dout in two parts."""
-    part0 = load_part(data, stride, left, ROWS, 0, C.V0, C.V_DIM, MASKED)
+    part0 = load_part(data, stride, left, ROWS, 0, C.V0, C.V_DIM, MASKED, first)
     part1 = 0.0
     if C.V1:
-        part1 = load_part(data, stride, left, ROWS, C.V0, C.V1, C.V_DIM, MASKED)
+        part1 = load_part(data, stride, left, ROWS, C.V0, C.V1, C.V_DIM, MASKED, first)
     return part0, part1
 
 
@@ -1184,7 +1189,7 @@ def attend_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.c
         left = rows.count - row
         q_position = (rows.origin + row + tl.arange(0, C.BLOCK_M))[None, :]
 
-        q0, q1 = load_qk(token_pointer(rows.q, row), rows.q.token, left, C.BLOCK_M, MASKED, C)
+        q0, q1 = load_qk(rows.q.data, rows.q.token, left, C.BLOCK_M, MASKED, C, row)
         product = dot_rows(keys.k0, keys.k1, q0, q1, C.QK1, C)
         s, slope = attend_scores(product, q_position, keys.position, rows.head, keys.length, t, C)
         if MASKED:
@@ -1192,7 +1197,7 @@ def attend_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.c
             s = tl.where(seen & (keys.position < keys.end), s, float("-inf"))
         p = tl.exp2(s * attend_unit(C) - load_lse(rows.lse, row, left, C)[None, :])
 
-        dout0, dout1 = load_v(token_pointer(rows.dout, row), rows.dout.token, left, C.BLOCK_M, MASKED, C)
+        dout0, dout1 = load_v(rows.dout.data, rows.dout.token, left, C.BLOCK_M, MASKED, C, row)
         dv0, dv1 = dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
 
         dp = dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
@@ -2099,7 +2104,7 @@ TABLES: Tables = {
         },
         "dq": {
             (64, 2): Config(64, 64, 4, 2),
-            (96, 2): Config(64, 64, 4, 2),
+            (96, 2): Config(64, 32, 4, 2),
             (128, 2): Config(64, 64, 8, 2),
             (192, 2): Config(64, 32, 4, 1),
             (256, 2): Config(32, 32, 4, 1),
