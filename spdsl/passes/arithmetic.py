@@ -270,7 +270,7 @@ def _read(names: Names, expr: tree.Restrict, positions: bool) -> Expr | None:
     while isinstance(base, tree.Restrict):
         indices.insert(0, base.index)
         base = base.base
-    found = names.find(base, Tensor, _declared(indices)) if isinstance(base, tree.Name) else None
+    found = names.find(base, Tensor, _declared(indices)) if isinstance(base, tree.Name) else base
     if found is None:
         return None
     if not isinstance(found, Tensor):

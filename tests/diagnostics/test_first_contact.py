@@ -251,3 +251,10 @@ def test_a_number_below_its_least_value(cap: str, name: str) -> None:
     assert error.code == "E203"
     assert error.message.startswith(f"{name} is -")
     assert found("param c = -3 return attend(all, softcap = c + 3, scale = c)") == []
+
+
+@pytest.mark.parametrize("base", ["slid()", "(4)", "(kv | kv)"])
+def test_only_what_has_a_name_is_read_by_an_index(base: str) -> None:
+    """It was no value, and no error: the results that were made of it were gone without a word."""
+    found = spdsl.check(f"pattern p {{ x = {base}[4] y = attend(x) return y }}")
+    assert "E201" in [one.code for one in found]
