@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from spdsl.diagnostics import Applicability, Diagnostic, Hint, Severity, Source, Span
 
 ROUNDS = 10  # a fix may bring a finding of its own to light; more than a few in a row is no progress
+ONE_BY_ONE = 8  # edits of a round that are tried alone, where all together made it worse: each is a check of the file
 Check = Callable[[Source], Sequence[Diagnostic]]
 
 
@@ -54,16 +55,26 @@ def fix(source: Source, check: Check) -> Fixed:
         edits = [edit for edit in apart(edits_of(found)) if _words(source, edit) not in refused]
         if not edits:
             break
-        for edit in reversed(edits):  # from the end on: what is before an edit keeps its place
+        together = applied(source, edits)
+        after = tuple(check(together))
+        if not any(_worse(edit.code, _errors(found), _errors(after)) for edit in edits):
+            changes += [_change(source, edit) for edit in reversed(edits)]
+            source, found = together, after
+            continue
+        for edit in reversed(edits[-ONE_BY_ONE:]):  # from the end on: what is before an edit keeps its place
             tried = applied(source, [edit])
             after = tuple(check(tried))
             if _worse(edit.code, _errors(found), _errors(after)):
                 refused.add(_words(source, edit))
                 continue
-            line, _ = source.position(edit.span.start)
-            changes.append(Change(edit.code, line, source.text[edit.span.start : edit.span.end], edit.text))
+            changes.append(_change(source, edit))
             source, found = tried, after
     return Fixed(source, tuple(changes), found)
+
+
+def _change(source: Source, edit: Edit) -> Change:
+    line, _ = source.position(edit.span.start)
+    return Change(edit.code, line, source.text[edit.span.start : edit.span.end], edit.text)
 
 
 def edits_of(found: Iterable[Diagnostic]) -> list[Edit]:

@@ -42,6 +42,6 @@ ENTRIES_OF_UNIT = 1024  # entries of a score that overlap one unit: each is a st
 
 # ---- work (E312). A step is about 10 microseconds of one core of a server of 2024.
 
-CHECK_STEPS = 60_000  # of a file; the longest of the shipped patterns takes 6,000, a window and a sink 1,600
+CHECK_STEPS = 50_000  # of a file; the longest of the shipped patterns takes 6,000, a window and a sink 1,600
 ESTIMATE_STEPS = 100_000  # of a file, for what is only remarked (W510); nsa at 1M tokens takes 98,000
 RENDER_STEPS = 200_000  # of the text of one module
