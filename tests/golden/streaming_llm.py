@@ -4201,14 +4201,6 @@ def _check(
     )  # fmt: skip
 
 
-def _check_lookups(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-) -> None:
-    """Of new tokens, before they are in the cache."""
-
-
 def _prepare(q: Tensor, k: Tensor, v: Tensor, layout: Layout, tokens: int, keys: int) -> Inputs:
     """Tensors batch first and choices as maps; `keys` bounds the keys of a sequence, `tokens` sizes token axes."""
     return Inputs(
@@ -4352,11 +4344,6 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool =
     q, k, v = autocast(q, k, v)
     expect_flag("return_lse", return_lse)
     _check_step(q, k, v, cache)
-    _check_lookups(
-        q,
-        k,
-        v,
-    )
     inputs, layout = _append(q, k, v, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
@@ -4369,11 +4356,6 @@ def decode(q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool = 
     q, k, v = autocast(q, k, v)
     expect_flag("return_lse", return_lse)
     _check_step(q, k, v, cache)
-    _check_lookups(
-        q,
-        k,
-        v,
-    )
     inputs, layout = _append(q, k, v, cache)
 
     attend_part = attend_cached(inputs, cache, layout)
