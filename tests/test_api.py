@@ -16,7 +16,7 @@ import pytest
 import spdsl
 from spdsl.api import Module, cache_folder
 from spdsl.codegen import render
-from spdsl.device.tuned_store import store_in_cache
+from spdsl.runtime.tuning.tuned_store import store_in_cache
 
 PATTERNS = Path(__file__).resolve().parents[1] / "patterns"
 STREAMING = PATTERNS / "streaming_llm.spat"

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import spdsl
-from spdsl.device.entries import Cells, entry_count
 from spdsl.ir.pattern import Stream
 from spdsl.ir.plan import ChoicePlan
 from spdsl.passes.selection import selection
+from spdsl.runtime.entries.entries import Cells, entry_count
 from tests.numerics.cases import Shape, inputs_of
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import module_from, mutated, pattern_of, text_of
