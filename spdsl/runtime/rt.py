@@ -132,12 +132,12 @@ from spdsl.runtime.tiles.tiles import (
     token_pointer,
     zeros,
 )
-from spdsl.runtime.tuning.buckets import Bucket, bucket_candidates, bucket_key, length_bucket
+from spdsl.runtime.tuning.buckets import bucket_candidates, bucket_key, length_bucket
 from spdsl.runtime.tuning.candidates import rank
 from spdsl.runtime.tuning.configs import Config
 from spdsl.runtime.tuning.gpu import gpu_of, use_tables
-from spdsl.runtime.tuning.trials import progress, reporting, tensors_of
-from spdsl.runtime.tuning.tuned_store import Winner, store_at, write_winners
+from spdsl.runtime.tuning.trials import reporting
+from spdsl.runtime.tuning.tuned_store import Winner, write_winners
 from spdsl.runtime.tuning.unit_configs import MOST_UNIT, job_tiles, one_query
 from spdsl.runtime.units.divergence import (
     Compared,
@@ -197,7 +197,25 @@ from spdsl.runtime.units.unit_launch import (
     unit_shape,
 )
 from spdsl.runtime.units.units import unit_mask
-from spdsl.runtime.version import RUNTIME
+
+# What recording, tuning and binaries use, whatever the pattern.
+TOOLS = (
+    "Module",
+    "Winner",
+    "bucket_candidates",
+    "bucket_key",
+    "launch",
+    "launching",
+    "length_bucket",
+    "library_digest",
+    "rank",
+    "reporting",
+    "triton",
+    "use_tables",
+    "uses_kernels",
+    "with_triton",
+    "write_winners",
+)
 
 __all__ = [
     "CPU_BLOCK",
@@ -206,9 +224,8 @@ __all__ = [
     "LOG2E",
     "MOST_UNIT",
     "NOT_RANKED",
-    "RUNTIME",
+    "TOOLS",
     "BlockLists",
-    "Bucket",
     "CacheStore",
     "Call",
     "Cells",
@@ -355,7 +372,6 @@ __all__ = [
     "pool_weighted",
     "pooled",
     "pooled_scores",
-    "progress",
     "random_argument",
     "rank",
     "ranked",
@@ -394,7 +410,6 @@ __all__ = [
     "step_lists",
     "step_lse",
     "step_of_units",
-    "store_at",
     "store_key_slot",
     "store_packed_qk",
     "store_packed_v",
@@ -409,7 +424,6 @@ __all__ = [
     "strided",
     "summed",
     "tensor_argument",
-    "tensors_of",
     "there",
     "tiles_of",
     "to_blocks",
