@@ -104,7 +104,7 @@ KERNELS = [
     Bug("sign of dlse", "causal", train, "total -= load_row_values", "total += load_row_values"),
     Bug("no scale on dK", "causal", train, "dk0 * C.SCALE", "dk0"),
     Bug("no scale on dQ", "causal", train, "dq0 * C.SCALE", "dq0"),
-    Bug("lse in powers of 2", "causal", train, "(m + tl.log2(total)) * LN2", "m + tl.log2(total)"),
+    Bug("lse in powers of 2", "causal", train, "(m + tl.log2(total)) * rt.LN2", "m + tl.log2(total)"),
     Bug("lse not back in powers of 2", "causal", train, "value * LOG2E)", "value)"),
     Bug("division by 0", "empty_rows", train, "tl.where(total == 0.0, 1.0, total)", "total"),
     Bug("empty row minus itself", "hole", train, 'tl.where(m_new == float("-inf"), 0.0, m_new)', "m_new"),
