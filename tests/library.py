@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 from spdsl.codegen.standalone import standalone
+from spdsl.runtime.tuning.gpu import use_tables
 
 
 def home(module: ModuleType, name: str) -> ModuleType:
@@ -21,6 +23,16 @@ def home(module: ModuleType, name: str) -> ModuleType:
 def launches(module: ModuleType) -> ModuleType:
     """Where it is settled whether CPU tensors take the kernels (KERNELS_ON_CPU, INTERPRETED)."""
     return home(module, "launch")
+
+
+@contextmanager
+def tables(architecture: str, processors: int) -> Iterator[None]:
+    """Within it every launch is one for that GPU."""
+    use_tables(architecture, processors)
+    try:
+        yield
+    finally:
+        use_tables(None)
 
 
 @cache
