@@ -25,6 +25,14 @@ def launches(module: ModuleType) -> ModuleType:
     return home(module, "launch")
 
 
+def users(module: ModuleType, function: object) -> list[ModuleType]:
+    """The files of the library that have the function under its name."""
+    library = module.rt.__name__.removesuffix("rt")
+    name = function.__name__  # type: ignore[attr-defined]
+    loaded = [file for own, file in sys.modules.items() if own.startswith(library)]
+    return [file for file in loaded if getattr(file, name, None) is function]
+
+
 @contextmanager
 def tables(architecture: str, processors: int) -> Iterator[None]:
     """Within it every launch is one for that GPU."""
