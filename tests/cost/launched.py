@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,11 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from spdsl.machine import survey
 from spdsl.runtime.tuning.trials import tensors_of
+from tests.library import home
 
 QUIET = ("empty", "detach", "alias", "is_pinned", "_local_scalar", "lift", "sym_", "prim", "scalar_tensor")
-LAUNCHING = re.compile(
-    r".*(_kernel_(forward|backward|decode)|_kernel)|(gate|entries)_(forward|backward)|.*_backward_of"
-)
 
 
 class Steps(TorchDispatchMode):
@@ -48,22 +45,22 @@ class Started(NamedTuple):
 
 @contextmanager
 def _seen_within_operators(module: ModuleType, steps: Steps) -> Iterator[None]:
-    """A custom operator hides what it calls from a dispatch mode: its launching function enters the mode again."""
+    """A custom operator hides what it calls from a dispatch mode: what it does enters the mode again."""
+    library = home(module, "Module")
+    started_by = library.started_by
 
-    def entering(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **named: Any) -> Any:
+    @contextmanager
+    def entering(start: Any) -> Iterator[None]:
+        with started_by(start):
             if _get_current_dispatch_mode() is steps:
-                return function(*args, **named)
-            with steps:
-                return function(*args, **named)
-
-        return call
+                yield
+            else:
+                with steps:
+                    yield
 
     with pytest.MonkeyPatch.context() as patch:
-        for names in (module, module.rt):
-            for name, value in list(vars(names).items()):
-                if callable(value) and LAUNCHING.fullmatch(name):
-                    patch.setattr(names, name, entering(value))
+        patch.setattr(library, "started_by", entering)
+        patch.setattr(module.MODULE, "start", module.rt.with_triton)  # which `launching` hides
         yield
 
 
