@@ -38,6 +38,13 @@ from spdsl.runtime.call.lists import (
     sequence_counts,
     tiles_of,
 )
+from spdsl.runtime.call.operators import (
+    attention_operators,
+    choice_operator,
+    compress_operator,
+    divergence_operator,
+    gate_operator,
+)
 from spdsl.runtime.call.reference import dense_softmax
 from spdsl.runtime.call.residues import by_class
 from spdsl.runtime.call.weights import check_chosen, check_weight, chosen_argument
@@ -52,7 +59,6 @@ from spdsl.runtime.entries.entries import (
     cells_of,
     compress,
     entry_count,
-    entry_room,
     pool_max,
     pool_mean,
     pool_mlp,
@@ -60,10 +66,9 @@ from spdsl.runtime.entries.entries import (
     pool_weighted,
 )
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
-from spdsl.runtime.entries.entry_kernels import entries_backward, entries_forward
 from spdsl.runtime.language import triton
-from spdsl.runtime.launch.branches import gated_sum, merge, stacked_lse, summed
-from spdsl.runtime.launch.gating import gate_backward, gate_forward, gated
+from spdsl.runtime.launch.branches import merge, summed
+from spdsl.runtime.launch.gating import gated
 from spdsl.runtime.launch.join import lse_of, merged_lse, merged_part, merged_parts
 from spdsl.runtime.launch.launch import (
     INTERPRETED,
@@ -255,6 +260,7 @@ __all__ = [
     "add_rows",
     "add_values",
     "at",
+    "attention_operators",
     "autocast",
     "block_lists",
     "blocks_until",
@@ -273,12 +279,14 @@ __all__ = [
     "check_values",
     "check_weight",
     "checked_layout",
+    "choice_operator",
     "choose",
     "chose",
     "chosen_argument",
     "close_mlp",
     "close_streamed",
     "compress",
+    "compress_operator",
     "config_for",
     "constants",
     "corners",
@@ -287,14 +295,12 @@ __all__ = [
     "dense_softmax",
     "divergence",
     "divergence_of",
+    "divergence_operator",
     "divergence_step",
     "dot_columns",
     "dot_rows",
-    "entries_backward",
-    "entries_forward",
     "entry_corners",
     "entry_count",
-    "entry_room",
     "entry_source",
     "exact",
     "example_tensor",
@@ -308,10 +314,8 @@ __all__ = [
     "expect_tensor",
     "floor_div",
     "floor_mod",
-    "gate_backward",
-    "gate_forward",
+    "gate_operator",
     "gated",
-    "gated_sum",
     "given_argument",
     "gpu_of",
     "inverse_of",
@@ -404,7 +408,6 @@ __all__ = [
     "sparse_forward",
     "sparse_step",
     "split_count",
-    "stacked_lse",
     "start_divergence",
     "start_softmax",
     "step_lists",

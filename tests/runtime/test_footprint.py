@@ -104,5 +104,5 @@ def test_split_dims() -> None:
 
 def test_without_torch() -> None:
     """The analyses that ask for a footprint run where torch is not installed."""
-    check = "import sys, spdsl.runtime.tuning.footprint, spdsl.runtime.tuning.unit_configs; sys.exit('torch' in sys.modules)"
+    check = "import sys; from spdsl.runtime.tuning import footprint, unit_configs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
