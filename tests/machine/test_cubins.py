@@ -278,7 +278,7 @@ def test_binaries_of_another_library_are_refused(
 ) -> None:
     """Its kernels are in all modules; their digest says which."""
     monkeypatch.setattr(module.MODULE, "digest", "0" * 64)
-    with pytest.raises(LookupError, match="digest is 0{64}, theirs [0-9a-f]{64}"):
+    with pytest.raises(LookupError, match=r"digest is 0{64}, theirs [0-9a-f]{64}"):
         loader.install(module, folder, strict=True, library=Library())
 
 
@@ -362,9 +362,7 @@ def used(module: ModuleType) -> None:
         if x.is_floating_point():
             x.requires_grad_()
     outputs = [x for x in tensors_of(module.attention(**inputs)) if x.requires_grad]
-    backward = threading.Thread(
-        target=torch.autograd.backward, args=(outputs, [torch.ones_like(x) for x in outputs])
-    )
+    backward = threading.Thread(target=torch.autograd.backward, args=(outputs, [torch.ones_like(x) for x in outputs]))
     backward.start()
     backward.join()
 

@@ -118,9 +118,7 @@ def test_rows_as_json(module: Path) -> None:
 @pytest.mark.parametrize(
     "phase, kernels", [("train", {"forward", "dq", "dkdv"}), ("prefill", {"forward"}), ("decode", {"decode"})]
 )
-def test_what_is_called_on_a_gpu(
-    module: Path, phase: str, kernels: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_called_on_a_gpu(module: Path, phase: str, kernels: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = tune.Sizes(batch=2, heads=4, kv_heads=2, dim=32, dtype="fp16")
     monkeypatch.setattr(tuner, "on_gpu", lambda args: True)
     monkeypatch.setattr(search, "milliseconds", lambda run, most=0.0: 1.0)

@@ -134,7 +134,9 @@ def test_every_candidate_gives_the_same_numbers(load: Load, form: str, monkeypat
 
 @pytest.mark.parametrize("page", [None, 32])
 @pytest.mark.usefixtures("candidates")
-def test_a_decode_step_is_tuned_and_its_rows_stay(load: Load, page: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decode_step_is_tuned_and_its_rows_stay(
+    load: Load, page: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = load(PATTERNS["ranges"][0])
     given = inputs(module, 40)
     cache = module.Cache(1, 64, kv_heads=1, qk_dim=16, v_dim=16, page=page, dtype=torch.float64)
