@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from spdsl.runtime.cache.cache import CacheStore, EntryShape, EntryStore, StreamShape
 from spdsl.runtime.cache.cache_arguments import expect_cache
+from spdsl.runtime.cache.paged import paged_entries, paged_of
 from spdsl.runtime.call.arguments import (
     autocast,
     check_attention,
@@ -45,20 +46,25 @@ from spdsl.runtime.call.operators import (
     divergence_operator,
     gate_operator,
 )
-from spdsl.runtime.call.reference import dense_softmax
 from spdsl.runtime.call.residues import by_class
 from spdsl.runtime.call.weights import check_chosen, check_weight, chosen_argument
-from spdsl.runtime.cpu.cpu import Logits, Part, sink_gradient, sparse_backward, sparse_forward
-from spdsl.runtime.cpu.cpu_step import sparse_step, step_of_units
-from spdsl.runtime.cpu.cpu_units import units_backward, units_forward
-from spdsl.runtime.cpu.visits import CPU_BLOCK, visits_of_blocks, visits_of_ranges
+from spdsl.runtime.cpu.attention import (
+    Form,
+    Sweep,
+    cached_attention,
+    cpu_backward,
+    cpu_forward,
+    dense_attention,
+    logits_of,
+    logits_of_units,
+)
+from spdsl.runtime.cpu.cpu import sink_gradient
 from spdsl.runtime.entries.close_mlp import close_mlp
 from spdsl.runtime.entries.close_streamed import close_streamed
 from spdsl.runtime.entries.entries import (
     Cells,
     cells_of,
     compress,
-    entry_count,
     pool_max,
     pool_mean,
     pool_mlp,
@@ -103,7 +109,7 @@ from spdsl.runtime.select.ranking import (
     store_units,
     there,
 )
-from spdsl.runtime.select.scores import divergence, pooled_scores, unit_products
+from spdsl.runtime.select.scores import divergence, pooled_scores
 from spdsl.runtime.sequences import (
     Corner,
     Layout,
@@ -201,7 +207,6 @@ from spdsl.runtime.units.unit_launch import (
     unit_lists,
     unit_shape,
 )
-from spdsl.runtime.units.units import unit_mask
 
 # What recording, tuning and binaries use, whatever the pattern.
 TOOLS = (
@@ -223,7 +228,6 @@ TOOLS = (
 )
 
 __all__ = [
-    "CPU_BLOCK",
     "INTERPRETED",
     "LN2",
     "LOG2E",
@@ -239,20 +243,20 @@ __all__ = [
     "Corner",
     "EntryShape",
     "EntryStore",
+    "Form",
     "HeadRows",
     "KeyBlock",
     "KeyPair",
     "Layout",
-    "Logits",
     "Module",
     "Paged",
-    "Part",
     "RangeVisit",
     "RowGrads",
     "Rows",
     "Selection",
     "Splits",
     "StreamShape",
+    "Sweep",
     "Tiles",
     "Winner",
     "add_key_parts",
@@ -268,6 +272,7 @@ __all__ = [
     "bucket_candidates",
     "bucket_key",
     "by_class",
+    "cached_attention",
     "call_of",
     "cells_of",
     "check_attention",
@@ -290,9 +295,11 @@ __all__ = [
     "config_for",
     "constants",
     "corners",
+    "cpu_backward",
+    "cpu_forward",
     "decode_config",
     "delta_of",
-    "dense_softmax",
+    "dense_attention",
     "divergence",
     "divergence_of",
     "divergence_operator",
@@ -300,7 +307,6 @@ __all__ = [
     "dot_columns",
     "dot_rows",
     "entry_corners",
-    "entry_count",
     "entry_source",
     "exact",
     "example_tensor",
@@ -346,6 +352,8 @@ __all__ = [
     "load_score_grads",
     "load_step_lse",
     "load_v",
+    "logits_of",
+    "logits_of_units",
     "lse_of",
     "maximum",
     "member",
@@ -364,6 +372,8 @@ __all__ = [
     "one_query",
     "packed_constants",
     "page_of",
+    "paged_entries",
+    "paged_of",
     "pair_constants",
     "pair_lists",
     "pair_shape",
@@ -404,15 +414,11 @@ __all__ = [
     "softmax_step",
     "source",
     "span",
-    "sparse_backward",
-    "sparse_forward",
-    "sparse_step",
     "split_count",
     "start_divergence",
     "start_softmax",
     "step_lists",
     "step_lse",
-    "step_of_units",
     "store_key_slot",
     "store_packed_qk",
     "store_packed_v",
@@ -438,19 +444,13 @@ __all__ = [
     "unit_constants",
     "unit_inverse",
     "unit_lists",
-    "unit_mask",
-    "unit_products",
     "unit_shape",
-    "units_backward",
-    "units_forward",
     "use_tables",
     "uses_kernels",
     "visit_lists",
     "visit_step",
     "visit_unit",
     "visit_units",
-    "visits_of_blocks",
-    "visits_of_ranges",
     "wide",
     "with_triton",
     "write_winners",

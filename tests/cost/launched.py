@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -13,9 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from spdsl.machine import survey
-from spdsl.runtime.launch.launch import Start, started_by
 from spdsl.runtime.tuning.trials import tensors_of
-from tests.library import home, launches
+from tests.library import home
 
 QUIET = ("empty", "detach", "alias", "is_pinned", "_local_scalar", "lift", "sym_", "prim", "scalar_tensor")
 
@@ -45,43 +44,49 @@ class Started(NamedTuple):
 
 
 @contextmanager
-def _started_by(module: ModuleType, note: Start, steps: Steps) -> Iterator[None]:
-    """`note` gets the launches of the module. Its operators hide what they call from a mode, so they enter it again."""
+def _seen_within_operators(module: ModuleType, steps: Steps) -> Iterator[None]:
+    """A custom operator hides what it calls from a dispatch mode: what it does enters the mode again."""
+    library = home(module, "Module")
+    started_by = library.started_by
 
     @contextmanager
-    def within(start: Start) -> Iterator[None]:
-        with started_by(start), nullcontext() if _get_current_dispatch_mode() is steps else steps:
-            yield
+    def entering(start: Any) -> Iterator[None]:
+        with started_by(start):
+            if _get_current_dispatch_mode() is steps:
+                yield
+            else:
+                with steps:
+                    yield
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launches(module), "KERNELS_ON_CPU", True)
-        patch.setattr(module.MODULE, "start", note)
-        patch.setattr(home(module, "Module"), "started_by", within)
+        patch.setattr(library, "started_by", entering)
+        patch.setattr(module.MODULE, "start", module.rt.with_triton)  # which `launching` hides
         yield
 
 
 def started(module: ModuleType, phase: str, tokens: int, sizes: Any) -> Started:
     found: list[str] = []
 
-    def note(kernel: Any, *args: Any, **named: Any) -> None:
+    def note(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
         found.append(kernel.fn.__name__)
 
     ahead, back = Steps(), Steps()
-    inputs = survey._inputs(module, 1 if phase == "decode" else tokens, sizes)
-    if phase != "train":
-        dims = {"kv_heads": sizes.kv_heads, "qk_dim": sizes.qk_dim, "v_dim": sizes.v_dim}
-        cache = module.Cache(survey.BATCH, tokens, **dims, dtype=sizes.dtype, device="cpu")
-        with _started_by(module, note, ahead), ahead:
-            getattr(module, phase)(**inputs, cache=cache)
-        return Started(list(found), ahead.found, [], Counter())
-    for x in inputs.values():
-        if x.is_floating_point() and x.dim() == 4:
-            x.requires_grad_()
-    with _started_by(module, note, ahead), ahead:
-        outputs = [x for x in tensors_of(module.attention(**inputs)) if x.requires_grad]
-    kernels = list(found)
-    found.clear()
-    given = [torch.ones_like(x) for x in outputs]
-    with _started_by(module, note, back), back:
-        torch.autograd.backward(outputs, given)
-    return Started(kernels, ahead.found, list(found), back.found)
+    with module.rt.launching(note):
+        inputs = survey._inputs(module, 1 if phase == "decode" else tokens, sizes)
+        if phase != "train":
+            dims = {"kv_heads": sizes.kv_heads, "qk_dim": sizes.qk_dim, "v_dim": sizes.v_dim}
+            cache = module.Cache(survey.BATCH, tokens, **dims, dtype=sizes.dtype, device="cpu")
+            with ahead:
+                getattr(module, phase)(**inputs, cache=cache)
+            return Started(list(found), ahead.found, [], Counter())
+        for x in inputs.values():
+            if x.is_floating_point() and x.dim() == 4:
+                x.requires_grad_()
+        with _seen_within_operators(module, ahead), ahead:
+            outputs = [x for x in tensors_of(module.attention(**inputs)) if x.requires_grad]
+        kernels = list(found)
+        found.clear()
+        given = [torch.ones_like(x) for x in outputs]
+        with _seen_within_operators(module, back), back:
+            torch.autograd.backward(outputs, given)
+        return Started(kernels, ahead.found, list(found), back.found)
