@@ -17,7 +17,8 @@ from spdsl.runtime.tuning.gpu import use_tables
 
 def home(module: ModuleType, name: str) -> ModuleType:
     """The file of the library in which `rt.name` is defined."""
-    return sys.modules[getattr(module.rt, name).__module__]
+    found = getattr(module.rt, name)
+    return sys.modules[getattr(found, "fn", found).__module__]  # `fn` of a jitted one
 
 
 def launches(module: ModuleType) -> ModuleType:
@@ -28,7 +29,7 @@ def launches(module: ModuleType) -> ModuleType:
 def users(module: ModuleType, function: object) -> list[ModuleType]:
     """The files of the library that have the function under its name."""
     library = module.rt.__name__.removesuffix("rt")
-    name = function.__name__  # type: ignore[attr-defined]
+    name: str = getattr(function, "fn", function).__name__
     loaded = [file for own, file in sys.modules.items() if own.startswith(library)]
     return [file for file in loaded if getattr(file, name, None) is function]
 

@@ -86,9 +86,9 @@ def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch, tokens: in
 
         return product
 
-    for function, columns in ((dot, 0), (dot_rows, 1)):
+    for name, function, columns in (("dot", dot, 0), ("dot_rows", dot_rows, 1)):
         for file in users(module, function):
-            patch.setattr(file, function.__name__, counted(function, columns))
+            patch.setattr(file, name, counted(function, columns))
     patch.setattr(launches(module), "KERNELS_ON_CPU", True)
     patch.setattr(module.MODULE, "start", started)
     inputs = module.example_inputs(
