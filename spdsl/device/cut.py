@@ -116,7 +116,7 @@ def bits_of_row(bits, tiles, list_head, row):
 
 
 @jit
-def add_rows(total, count, value, seen, BY: tl.constexpr):
+def pool_rows(total, count, value, seen, BY: tl.constexpr):
     """Scores [rows, RANKS] where they are seen, added to the sum or maximum of a tile [1, RANKS] and its count."""
     count += tl.sum(seen.to(tl.int32), 0)[None, :]
     if BY == "max":
