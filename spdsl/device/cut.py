@@ -17,7 +17,7 @@ import torch
 import triton.language as tl
 
 from spdsl.device.blocks import sequence_length
-from spdsl.device.kernel import Strided, jit
+from spdsl.device.kernel import jit
 from spdsl.device.positions import floor_div, row_origin, span
 from spdsl.device.ranking import score_bits
 from spdsl.device.tiles import at, token_pointer
@@ -117,22 +117,32 @@ def bits_of_row(bits, tiles, list_head, row):
 
 @jit
 def pool_rows(total, count, value, seen, BY: tl.constexpr):
-    """Scores [rows, RANKS] where they are seen, added to the sum or maximum of a tile [1, RANKS] and its count."""
-    count += tl.sum(seen.to(tl.int32), 0)[None, :]
+    """Scores [LANES, RANKS] where they are seen, added to the sums or maxima of the rows before, and their number."""
     if BY == "max":
-        broken = tl.max((seen & (value != value)).to(tl.int32), 0) > 0  # tl.max passes by NaN
-        value = tl.max(tl.where(seen, value, float("-inf")), 0)
-        value = tl.where(broken, float("nan"), value)
-        total = tl.maximum(total, value[None, :], propagate_nan=tl.PropagateNan.ALL)
+        total = tl.maximum(total, tl.where(seen, value, float("-inf")), propagate_nan=tl.PropagateNan.ALL)
     else:
-        total += tl.sum(tl.where(seen, value, 0.0), 0)[None, :]
-    return total, count
+        total += tl.where(seen, value, 0.0)
+    return total, count + seen.to(tl.int32)
+
+
+@jit
+def of_pooled(total, count, BY: tl.constexpr):
+    """-> the score of a tile [1, RANKS], and where it has one."""
+    count = tl.sum(count, 0)[None, :]
+    if BY == "max":
+        broken = tl.max((total != total).to(tl.int32), 0) > 0  # tl.max passes by NaN
+        total = tl.where(broken, float("nan"), tl.max(total, 0))[None, :]
+    else:
+        total = tl.sum(total, 0)[None, :]
+        if BY == "mean":
+            total = total / tl.maximum(count, 1)
+    return total, count > 0
 
 
 @jit
 def store_bits(bits, tiles, list_head, row, score, may, forced, unit, mask):
     """The bits of units [rows, RANKS] as they are scored; `may`: those that have a score, and pass."""
-    score = score.to(tl.float32)
+    score = score.to(tl.float32) + 0.0  # -0.0 is no lower than 0.0
     may = may & (score == score) & (score > float("-inf"))
     found = tl.where(forced, _FORCED, tl.where(may, score_bits(score), NOT_CUT))
     tl.store(bits_of_row(bits, tiles, list_head, row)[:, None] + unit[None, :], found, mask=mask)

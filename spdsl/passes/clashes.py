@@ -88,7 +88,7 @@ def _arguments(found: Input) -> Iterator[str]:
         yield from (found.key_argument, f"v_{found.name}", f"{found.name}_keys", f"{found.name}_lists")
     elif isinstance(found, Choice) and found.selected:
         parts = (
-            "allowed", "forced", "kernel", "of", "of_rows", "op", "score", "scores_of", "select", "torch", "units",
+            "allowed", "forced", "kernel", "of", "of_rows", "op", "scores_of", "select", "torch", "units",
         )  # fmt: skip
         yield from (f"{found.name}_{part}" for part in parts)
     elif isinstance(found, Choice):

@@ -15,11 +15,19 @@ from spdsl.ir.pattern import Pattern
 from tests.module.host_reads import HostRead, no_host_reads
 from tests.numerics.cases import Shape, cut, inputs_of, nan_cache
 from tests.numerics.patterns import CATALOGUE, module_of, pattern_of
-from tests.numerics.selected import PUBLISHED, SELECTED
+from tests.numerics.selected import PUBLISHED, SELECTED, picked
 
 pytestmark = pytest.mark.interpret
 
-FURTHER = ("softmax", "cells that begin early", "threshold of at least", "bias", "two choices", "chosen and near")
+TILES = (
+    "causal entries = compress(8, 4) chosen = top_k(2, score = softmax(dot(entries)), unit = sum(16), rows = mean(16)) "
+    "return attend(chosen) if prefill return attend(sliding(9))"
+)
+# Lists of many units (the number that is asked for decides, not those that there are), without a bound, of tiles.
+FURTHER = (
+    "softmax", "cells that begin early", "threshold of at least", "two choices", "chosen and near",
+    picked("top_k(300, score = mass(coarse), unit = 16)"), "at least of a logit", "heads apart, any number", TILES,
+)  # fmt: skip
 
 
 def steps(module: ModuleType, pattern: Pattern, page: int | None) -> Callable[[], None]:
@@ -41,7 +49,7 @@ def steps(module: ModuleType, pattern: Pattern, page: int | None) -> Callable[[]
     return run
 
 
-@pytest.mark.parametrize("name", [*CATALOGUE, *PUBLISHED, *FURTHER])
+@pytest.mark.parametrize("name", [*CATALOGUE, *PUBLISHED, *FURTHER], ids=lambda name: name[:40])
 def test_no_step_reads_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     body = SELECTED.get(name, name)
     module = module_of(body)

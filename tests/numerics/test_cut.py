@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import spdsl
+from spdsl.oracle import dense
 from spdsl.passes import selection
-from tests.numerics.cases import Shape, inputs_of
+from tests.numerics.cases import Found, Shape, assert_same, cut, inputs_of, nan_cache, parts_of
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import module_from, pattern_of, text_of
-from tests.numerics.selected import SELECTED, by_rank, expect_lists, picked, recorded
+from tests.numerics.selected import SELECTED, by_rank, expect_lists, recorded
 from tests.numerics.test_selection import checked, shape_of
 from tests.numerics.test_selection_layouts import CHUNKABLE, ENDS, check_chunks, check_packed, check_padded
 
@@ -37,10 +38,10 @@ def cut_module(body: str, folder: Path) -> ModuleType:
     return module_from(cut_text(body), folder / "generated.py")
 
 
-# A score that passes no threshold, units that no entry reaches, several entries to a unit and units to an entry, tensors.
+# Several entries to a unit and units to an entry, entries that begin early, a limit that forced units pass, biases.
 ALL = ["nsa", "mean", "forced above room", "threshold of at least", "units of 48", "cells that begin early", "bias"]
-LONG = ["moba", "infllm_v2", "msa_minimax", "max", "weighted", "within", "two choices", "units of tokens", "least and most",
-        "units of four cells", "threshold", "heads apart, all words", "no order", "sink"]  # fmt: skip
+LONG = ["moba", "infllm_v2", "msa_minimax", "max", "weighted", "within", "two choices", "units of tokens", "threshold",
+        "least and most", "units of four cells", "heads apart, all words", "no order", "sink"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*ALL, *(pytest.param(name, marks=pytest.mark.full) for name in LONG)])
@@ -67,9 +68,9 @@ def test_steps_of_a_threshold_without_most(kernels: Engine, name: str) -> None:
 
 
 TILES = {
-    "of pairs": ("top_k(2, score = rank, share = max(group), unit = max(16), rows = sum(2), force = last(1))", ""),
+    "of four": ("top_k(2, score = rank, share = max(group), unit = max(16), rows = sum(4), force = last(1))", ""),
     "of three": ("threshold(0.05, score = softmax(rank), unit = mean(16), rows = mean(3), least = 1, most = 3)", ""),
-    "causal": ("top_k(3, score = rank, share = mean(group), unit = sum(16), rows = max(20), force = first(1))", "causal"),
+    "causal": ("top_k(3, score = rank, share = mean(group), unit = sum(16), rows = max(9), force = sink(1))", "causal"),
     "of a head": ("threshold(-0.2, score = rank, share = head, unit = max(16), rows = max(7))", "causal"),
 }  # fmt: skip
 
@@ -83,25 +84,22 @@ def tiles(name: str) -> str:
 
 @pytest.mark.parametrize("name", TILES)
 def test_tiles_of_rows(kernels: Engine, name: str) -> None:
-    """Of chunks that begin and end within a tile."""
-    from spdsl.oracle import dense
-    from tests.numerics.cases import Found, assert_same, cut, nan_cache, parts_of
-
-    body = tiles(name)
+    """Of chunks that begin and end within a tile, and of a step."""
+    body, shape = tiles(name), Shape(35, 35, batch=2)
     module, pattern = kernels(body), pattern_of(body)
-    if not TILES[name][1]:
-        checked(body, Shape(21, 52), module)
-    inputs = inputs_of(pattern, Shape(43, 43, batch=2))
-    cache, found = nan_cache(module, Shape(43, 43, batch=2), 48, 16), []
-    bounds = [(0, 18), (18, 43)]
-    for first, end in bounds:
-        found.append(parts_of(module.prefill(**cut(pattern, inputs, first, end), cache=cache, return_lse=True)))
-        held = {key: x if key in ("q",) else x for key, x in cut(pattern, inputs, 0, end).items()}
-        held["q"] = inputs["q"][:, :, first:end]
-        assert_same(Found(found[-1]), Found(dense.results(pattern, held, "prefill")))
+    inputs, cache = inputs_of(pattern, shape), nan_cache(module, shape, 48, 16)
+    for first, end, phase in ((0, 18, "prefill"), (18, 34, "prefill"), (34, 35, "decode")):
+        call = getattr(module, phase)(**cut(pattern, inputs, first, end), cache=cache, return_lse=True)
+        seen = {**cut(pattern, inputs, 0, end), "q": inputs["q"][:, :, first:end]}
+        assert_same(Found(parts_of(call)), Found(dense.results(pattern, seen, phase)))
 
 
-@pytest.mark.parametrize("name", ["of pairs", "of three"])
+@pytest.mark.parametrize("name", ["of four", "of three"])
+def test_tiles_of_rows_in_training(kernels: Engine, name: str) -> None:
+    checked(tiles(name), Shape(21, 52), kernels(tiles(name)))
+
+
+@pytest.mark.parametrize("name", ["of four", "of three"])
 def test_tiles_of_packed_rows(kernels: Engine, name: str) -> None:
     check_packed(tiles(name), kernels(tiles(name)), ENDS)
 
@@ -119,6 +117,6 @@ def test_nan_of_one_row_is_no_score_of_its_tile(kernels: Engine) -> None:
 
 
 def test_a_list_of_more_than_256_units(kernels: Engine) -> None:
-    """Few queries at the end of many keys."""
-    body = picked("top_k(258, score = mass(coarse), share = head, unit = max(16), force = first(1))", "16, 16")
-    checked(body, Shape(3, 4300, heads=2, kv_heads=1), kernels(body), backward=False)
+    """Two queries at the end of many keys."""
+    body = by_rank("top_k(258, score = rank, share = head, unit = max(16), force = sink(1))", compress="16")
+    checked(body, Shape(2, 4300, heads=1, kv_heads=1), kernels(body), backward=False)
