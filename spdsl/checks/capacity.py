@@ -23,7 +23,9 @@ def scores_in_memory(view: View) -> Iterator[Diagnostic]:
         if n is None or n <= MOST_RANKED or choice.rows > 1:
             continue
         written = argument(view.tree, choice.span, "k" if choice.rule == "top_k" else "most")
-        message = f"lists of {n} units are longer than the {MOST_RANKED} that a kernel ranks: all scores go through memory"
+        message = (
+            f"lists of {n} units are longer than the {MOST_RANKED} that a kernel ranks: all scores go through memory"
+        )
         place = written.place if written else choice.span
         label = "more than a kernel keeps in registers"
         yield warning("W508", message, place, label, _in_memory(view, choice), hints=(_fewer(written, n),))

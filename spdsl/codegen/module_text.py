@@ -182,11 +182,6 @@ class ModuleText:
         return any(found.pairs for found in self.softmaxes)
 
     @property
-    def cut(self) -> bool:
-        """Whether some lists are cut in memory."""
-        return any(not found.ranked for found in self.selected)
-
-    @property
     def streamed(self) -> bool:
         """Whether kernels make entries: torch makes those of a network."""
         return any(found.stream.compress and found.stream.compress.by in STREAMED for found in self.entries)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spdsl.ir.pattern import Pattern
+from tests.library import launches
 from tests.module.host_reads import HostRead, no_host_reads
 from tests.numerics.cases import Shape, cut, inputs_of, nan_cache
 from tests.numerics.patterns import CATALOGUE, module_of, pattern_of
@@ -53,7 +54,7 @@ def steps(module: ModuleType, pattern: Pattern, page: int | None) -> Callable[[]
 def test_no_step_reads_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     body = SELECTED.get(name, name)
     module = module_of(body)
-    monkeypatch.setattr(module, "KERNELS_ON_CPU", True)
+    monkeypatch.setattr(launches(module), "KERNELS_ON_CPU", True)
     run = steps(module, pattern_of(body), 16)
     with no_host_reads():
         run()
@@ -63,7 +64,7 @@ def test_no_step_reads_the_device(name: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_nor_without_pages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     body = SELECTED.get(name, name)
     module = module_of(body)
-    monkeypatch.setattr(module, "KERNELS_ON_CPU", True)
+    monkeypatch.setattr(launches(module), "KERNELS_ON_CPU", True)
     run = steps(module, pattern_of(body), None)
     with no_host_reads():
         run()
@@ -102,7 +103,7 @@ SEEDED: dict[str, Callable[[], Any]] = {
 def test_a_seeded_read_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the midst of a step of generation."""
     module = module_of("causal")
-    monkeypatch.setattr(module, "KERNELS_ON_CPU", True)
+    monkeypatch.setattr(launches(module), "KERNELS_ON_CPU", True)
     run = steps(module, pattern_of("causal"), 16)
     append = module.Cache.append
 

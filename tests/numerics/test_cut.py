@@ -30,7 +30,7 @@ def cut_text(body: str) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection, "MOST_RANKED", 0)
         text = spdsl.compile(text_of(body)).text
-    assert "NOT_RANKED, tl.int64" not in text
+    assert "rt.ranked(" not in text
     return text
 
 
