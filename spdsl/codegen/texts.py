@@ -214,7 +214,7 @@ class ChoiceText:
 
     @property
     def ranked(self) -> bool:
-        """Whether a kernel can choose, or torch has to."""
+        """Whether one kernel scores and ranks its units, or two score and cut."""
         return ranked(self.choice)
 
     @property

@@ -102,6 +102,8 @@ from spdsl.runtime.launch.launch import (
 from spdsl.runtime.launch.splits import most_visited, split_count
 from spdsl.runtime.module import Module, library_digest
 from spdsl.runtime.select.choose import Selection, choose
+from spdsl.runtime.select.cut import CutTiles, cut_end, cut_rows, of_pooled, pool_rows, store_bits
+from spdsl.runtime.select.cut_launch import cut_constants, cut_units, most_units
 from spdsl.runtime.select.ranking import (
     NOT_RANKED,
     load_entries,
@@ -192,6 +194,7 @@ from spdsl.runtime.units.unit_launch import (
     select_constants,
     select_splits,
     select_step,
+    select_tile,
     slot_buffer,
     step_lists,
     step_lse,
@@ -235,6 +238,7 @@ __all__ = [
     "Compared",
     "Config",
     "Corner",
+    "CutTiles",
     "DrawnArgument",
     "EntryShape",
     "EntryStore",
@@ -291,6 +295,10 @@ __all__ = [
     "corners",
     "cpu_backward",
     "cpu_forward",
+    "cut_constants",
+    "cut_end",
+    "cut_rows",
+    "cut_units",
     "decode_config",
     "delta_of",
     "dense_attention",
@@ -358,9 +366,11 @@ __all__ = [
     "merged_part",
     "merged_parts",
     "minimum",
+    "most_units",
     "most_visited",
     "of_key_heads",
     "of_list_head",
+    "of_pooled",
     "of_queries",
     "of_some_head",
     "one_query",
@@ -376,6 +386,7 @@ __all__ = [
     "pool_max",
     "pool_mean",
     "pool_mlp",
+    "pool_rows",
     "pool_softmax",
     "pool_weighted",
     "pooled",
@@ -397,6 +408,7 @@ __all__ = [
     "select_constants",
     "select_splits",
     "select_step",
+    "select_tile",
     "sequence_counts",
     "sequence_keys",
     "settle",
@@ -411,6 +423,7 @@ __all__ = [
     "start_softmax",
     "step_lists",
     "step_lse",
+    "store_bits",
     "store_key_slot",
     "store_packed_qk",
     "store_packed_v",
