@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from spdsl.codegen.texts import ChoiceText, JointText, SoftmaxText, cells_of
 from spdsl.ir.pattern import Branch, Choice, Pattern, Phase, Query, Stream, Tensor, Values, Weight
+from spdsl.ir.pool import Pool
 from spdsl.passes.joint import leaves
-
-STREAMED = ("mean", "max", "weighted")
+from spdsl.primitives.pools import POOLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,11 @@ class EntriesText:
     @property
     def name(self) -> str:
         return self.stream.name
+
+    @property
+    def pool(self) -> Pool:
+        assert self.stream.compress is not None
+        return POOLS[self.stream.compress.by]
 
     @property
     def cells(self) -> str:
@@ -184,7 +189,7 @@ class ModuleText:
     @property
     def streamed(self) -> bool:
         """Whether kernels make entries: torch makes those of a network."""
-        return any(found.stream.compress and found.stream.compress.by in STREAMED for found in self.entries)
+        return any(found.pool.kernels for found in self.entries)
 
     @property
     def scored(self) -> frozenset[str]:

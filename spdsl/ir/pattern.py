@@ -82,7 +82,7 @@ class Query:
 class Compress:
     """Entries made of the tokens of another stream: one for each cell of the grid, from K and from V apart.
 
-    `by` is how a cell becomes an entry: `mean`, `max`, `weighted`, `mlp`, or `softmax` of the keys of `logits`.
+    `by` names the pool, how a cell becomes an entry; `logits` the stream whose keys weigh the tokens, if it has any.
     """
 
     source: str  # a stream on the token grid

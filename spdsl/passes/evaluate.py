@@ -16,6 +16,7 @@ from spdsl.passes import arithmetic, codes, grains, written
 from spdsl.passes.names import Names
 from spdsl.primitives.attend import on_stream
 from spdsl.primitives.planned import PLANNED
+from spdsl.primitives.pools import POOLS
 from spdsl.primitives.registry import WORDS
 from spdsl.primitives.word import REQUIRED, UNIT_OF_CHOICE, Cells, Kind, Parameter, Scope, SetValue, Word
 from spdsl.syntax import tree
@@ -95,9 +96,10 @@ def evaluate(names: Names, expr: tree.Expr, parameter: Parameter, binding: str |
 
 def _cells(names: Names, expr: tree.Expr, parameter: Parameter) -> Cells | None:
     """`mean` and its like, or `softmax(stream)`: another thing than the score of that name."""
-    if isinstance(expr, tree.Call) and expr.function.text == "softmax" and len(expr.arguments) == 1:
+    pool = POOLS.get(expr.function.text) if isinstance(expr, tree.Call) else None
+    if isinstance(expr, tree.Call) and pool is not None and pool.weighs and len(expr.arguments) == 1:
         logits = _bound_value(names, expr.arguments[0].value, Kind.STREAM, None)
-        return logits and Cells("softmax", logits.name)
+        return logits and Cells(pool.name, logits.name)
     if isinstance(expr, tree.Call) and expr.function.text not in WORDS:
         _unknown_word(names, expr)
         return None
