@@ -9,6 +9,7 @@ import sympy
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint, Span
 from spdsl.ir.pattern import Choice, Phase, Stream
+from spdsl.ir.rule import TopK
 from spdsl.ir.symbols import LENGTH
 from spdsl.passes.count import Count
 from spdsl.passes.selection import MOST_RANKED
@@ -26,7 +27,7 @@ def chosen_by_torch(view: View) -> Iterator[Diagnostic]:
             message = f"`{choice.name}` is chosen for tiles of {choice.rows} queries: torch chooses them"
             label = "kernels choose for each query"
         elif n is not None and n > MOST_RANKED:
-            written = argument(view.tree, choice.span, "k" if choice.rule == "top_k" else "most")
+            written = argument(view.tree, choice.span, "k" if isinstance(choice.rule, TopK) else "most")
             message = f"lists of {n} units are longer than the {MOST_RANKED} that a kernel ranks: torch chooses them"
             label, hints = "more than a kernel keeps in registers", (_fewer(written, n),)
         else:
@@ -100,7 +101,7 @@ def _lists(view: View, choice: Choice) -> int:
 def _by_torch(view: View, choice: Choice) -> str:
     """What torch computes in place of the kernel."""
     assert choice.score is not None
-    stream = view.plan.pattern.input(choice.score.stream)
+    stream = view.plan.pattern.input(choice.score.grain.stream)
     assert isinstance(stream, Stream)
     entries = Count(view.plan, view.length, view.shape).entries(stream)
     heads = view.query_heads(choice.score.softmax) or view.shape.heads

@@ -153,7 +153,7 @@ def _select(view: View, plan: ChoicePlan) -> Launch:
     """The kernel that scores and ranks the units of a choice."""
     choice = plan.choice
     assert choice.score is not None
-    stream = view.plan.pattern.input(choice.score.stream)
+    stream = view.plan.pattern.input(choice.score.grain.stream)
     assert isinstance(stream, Stream)
     qk, _ = dims(view, stream)
     found = lookup("select", view.architecture, max(qk, LSE_COLUMNS), view.shape.size, UNIT_TABLES)

@@ -223,7 +223,7 @@ class ModuleText:
     @property
     def lookups(self) -> tuple[str, ...]:
         """The other tensor arguments: tensors, then given lists."""
-        return (*(x.name for x in self.tensors), *(x.name for x in self.choices if x.rule == "given"))
+        return (*(x.name for x in self.tensors), *(x.name for x in self.choices if x.given))
 
     def read(self, phase: str) -> tuple[str, ...]:
         """The other tensor arguments that a phase asks for."""
@@ -321,7 +321,7 @@ class ModuleText:
         lines += [f"{x.name} {x.dtype} [{', '.join(['B', *map(str, x.axes)])}]" for x in read]
         for given in (x for x in self.choices if x.name not in unread):
             heads = q_heads if given.share == "head" else kv_heads
-            if given.rule == "given":
+            if given.given:
                 units = f"units of {given.unit} keys, -1 padded"
                 lines.append(f"{given.name} int [B, {heads}, tiles of {given.rows} rows, most]: {units}")
         lines += [f"{x.name} [{', '.join(map(str, x.axes))}]" for x in self.weights]

@@ -54,7 +54,7 @@ class Call:
             return tensor_table(found, self.inputs[found.name])
         sizes = self.sizes
         first, tiles, units = sizes.first_tile(found.rows), sizes.tiles(found.rows), sizes.units(found.unit)
-        if found.rule == "given" or found.name in self.inputs:
+        if found.given or found.name in self.inputs:
             return given(found, self.inputs[found.name], first, tiles, units)
         if found.selected:
             return given(found, self.lists(found), first, tiles, units)
@@ -180,7 +180,9 @@ class Call:
         """The scores of units, [B, lists, row tiles, units]."""
         assert how.score is not None
         scores = self.score(how.score)
-        return pooled(scores, how, self.stream(how.score.stream).grid, self.heads(how, scores[0].shape[1]), self.sizes)
+        return pooled(
+            scores, how, self.stream(how.score.grain.stream).grid, self.heads(how, scores[0].shape[1]), self.sizes
+        )
 
     def heads(self, how: Pooled | Choice, score_heads: int) -> int:
         """Lists: one per kv head of the stream that a choice is used on, or one per query head."""

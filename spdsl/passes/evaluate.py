@@ -10,7 +10,7 @@ import sympy
 from spdsl.budget import spend
 from spdsl.diagnostics import did_you_mean
 from spdsl.ir import extent
-from spdsl.ir.pattern import Gate, Kl, Merge, Pooled, Query, Score, Softmax, Stream, Tensor
+from spdsl.ir.pattern import Gate, Kl, Logits, Mass, Merge, Pooled, Query, Softmax, Stream, Tensor
 from spdsl.limits import NESTED, SET_SIZE
 from spdsl.passes import arithmetic, codes, grains, written
 from spdsl.passes.names import Names
@@ -28,8 +28,8 @@ _INPUTS: dict[Kind, tuple[type, str]] = {
 AXES = ("head", "kv_head", "query", "token", "float", "int", "bool")
 _TYPES: dict[Kind, type | tuple[type, ...]] = {
     Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor,
-    Kind.BRANCH: (Softmax, Gate, Merge), Kind.SCORE: Score, Kind.VECTORS: (Stream, Query),
-    Kind.RESULT: (Softmax, Gate, Merge, Score, Pooled, Kl), Kind.UNGATED: (Softmax, Merge),
+    Kind.BRANCH: (Softmax, Gate, Merge), Kind.SCORE: (Logits, Mass), Kind.VECTORS: (Stream, Query),
+    Kind.RESULT: (Softmax, Gate, Merge, Logits, Mass, Pooled, Kl), Kind.UNGATED: (Softmax, Merge),
 }  # fmt: skip
 
 
