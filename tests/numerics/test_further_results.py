@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import spdsl
 from spdsl.oracle import dense
+from tests.library import broken
 from tests.numerics.cases import Found, Inputs, Shape, assert_same, evaluated, generated, inputs_of, parts_of
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import module_from, mutated, pattern_of, text_of
+from tests.numerics.patterns import pattern_of, text_of
 from tests.numerics.selected import SELECTED
 from tests.numerics.test_selection_choices import scrambled
 from tests.numerics.test_selection_layouts import check_packed
@@ -179,6 +180,6 @@ SEEDED = [
 @pytest.mark.parametrize("title, old, new", SEEDED, ids=[title for title, *_ in SEEDED])
 def test_a_bug_is_seen(cpu: Engine, title: str, old: str, new: str, tmp_path: Path) -> None:
     body = ON_LISTS["group"]
-    broken = module_from(mutated(spdsl.compile(text_of(body)).text, old, new), tmp_path / "generated.py")
+    seeded = broken(spdsl.compile(text_of(body)).text, old, new, tmp_path)
     with pytest.raises(AssertionError):
-        check(body, cpu(broken))
+        check(body, cpu(seeded))
