@@ -52,19 +52,7 @@ from spdsl.runtime.cpu.cpu import Logits, Part, sink_gradient, sparse_backward, 
 from spdsl.runtime.cpu.cpu_step import sparse_step, step_of_units
 from spdsl.runtime.cpu.cpu_units import units_backward, units_forward
 from spdsl.runtime.cpu.visits import CPU_BLOCK, visits_of_blocks, visits_of_ranges
-from spdsl.runtime.entries.close_mlp import close_mlp
-from spdsl.runtime.entries.close_streamed import close_streamed
-from spdsl.runtime.entries.entries import (
-    Cells,
-    cells_of,
-    compress,
-    entry_count,
-    pool_max,
-    pool_mean,
-    pool_mlp,
-    pool_softmax,
-    pool_weighted,
-)
+from spdsl.runtime.entries.entries import Cells, entry_count
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
 from spdsl.runtime.language import triton
 from spdsl.runtime.launch.branches import merge, summed
@@ -91,6 +79,7 @@ from spdsl.runtime.launch.launch import (
 )
 from spdsl.runtime.launch.splits import most_visited, split_count
 from spdsl.runtime.module import Module, library_digest
+from spdsl.runtime.pools.table import POOLS, entries_by_torch
 from spdsl.runtime.select.choose import Selection, choose
 from spdsl.runtime.select.ranking import (
     NOT_RANKED,
@@ -229,6 +218,7 @@ __all__ = [
     "LOG2E",
     "MOST_UNIT",
     "NOT_RANKED",
+    "POOLS",
     "TOOLS",
     "BlockLists",
     "CacheStore",
@@ -269,7 +259,6 @@ __all__ = [
     "bucket_key",
     "by_class",
     "call_of",
-    "cells_of",
     "check_attention",
     "check_chosen",
     "check_example",
@@ -283,9 +272,6 @@ __all__ = [
     "choose",
     "chose",
     "chosen_argument",
-    "close_mlp",
-    "close_streamed",
-    "compress",
     "compress_operator",
     "config_for",
     "constants",
@@ -299,6 +285,7 @@ __all__ = [
     "divergence_step",
     "dot_columns",
     "dot_rows",
+    "entries_by_torch",
     "entry_corners",
     "entry_count",
     "entry_source",
@@ -369,11 +356,6 @@ __all__ = [
     "pair_shape",
     "parts_of",
     "per_sequence",
-    "pool_max",
-    "pool_mean",
-    "pool_mlp",
-    "pool_softmax",
-    "pool_weighted",
     "pooled",
     "pooled_scores",
     "random_argument",
