@@ -15,6 +15,7 @@ from typing import ClassVar
 import sympy
 
 from spdsl.diagnostics import Span
+from spdsl.ir.product import DOT, Product
 from spdsl.ir.rule import Drawn, Given, Rule, Threshold, TopK
 from spdsl.ir.symbols import Boolean, Expr, lookup_name, lookups
 
@@ -275,6 +276,7 @@ class Softmax:
     softcap: float | None = None
     sink: str | None = None  # a Tensor with the axis `head`: a logit in the denominator only
     span: Span | None = field(default=None, compare=False)
+    product: Product = DOT  # of a query and a key
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from spdsl.ir.pattern import Tensor as TensorInput
 from spdsl.ir.symbols import Boolean, lookup_name, lookups
 from spdsl.oracle.compress import compressed, entries
 from spdsl.oracle.evaluate import Environment, Table, evaluate
+from spdsl.oracle.products import multiplied
 from spdsl.oracle.selection import Scores, chosen, pooled
 from spdsl.oracle.sets import drawn, given
 from spdsl.oracle.sizes import Inputs, Sizes
@@ -125,10 +126,10 @@ class Call:
         return torch.cat(logits, -1)
 
     def logits(self, softmax: Softmax, term: Term) -> Tensor:
-        """cap(scale * q @ k.T) + bias, -inf where hidden: [B, heads of the query, N, M]."""
+        """cap(scale * product of q and k) + bias, -inf where hidden: [B, heads of the query, N, M]."""
         q, k = self.inputs[softmax.query].double(), self.keys(term.stream)
         scale = 1 / sqrt(q.shape[-1]) if softmax.scale is None else float(softmax.scale)
-        found = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(2, 3) * scale
+        found = multiplied(softmax.product, q, k.repeat_interleave(q.shape[1] // k.shape[1], 1)) * scale
         if softmax.softcap:
             found = softmax.softcap * torch.tanh(found / softmax.softcap)
         around = self.around(term.stream, q.shape[1])

@@ -81,6 +81,7 @@ from spdsl.runtime.launch.splits import most_visited, split_count
 from spdsl.runtime.module import Module, library_digest
 from spdsl.runtime.pools.table import POOLS, entries_by_torch
 from spdsl.runtime.select.choose import Selection, choose
+from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.ranking import (
     NOT_RANKED,
     load_entries,
@@ -219,6 +220,7 @@ __all__ = [
     "MOST_UNIT",
     "NOT_RANKED",
     "POOLS",
+    "PRODUCTS",
     "TOOLS",
     "BlockLists",
     "CacheStore",
