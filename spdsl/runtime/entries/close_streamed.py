@@ -112,7 +112,7 @@ def _cell_side(side: StoredSide, width: int) -> CellSide:
     dim, logits = side.tokens.shape[3], 0 if side.logits is None else side.logits.shape[3]
     expect(logits in (0, 1, dim), "logits", f"one number, or {dim}, of a token", logits)
     padded = triton.next_power_of_2(dim)
-    weights = tuple(x.contiguous() for x in side.weights or ()) or None
+    weights = tuple(x.contiguous() for x in side.weights) or None
     sizes = (dim, padded, logits, min(triton.next_power_of_2(width), max(1, 4096 // padded)))
     return CellSide(
         strided(side.tokens), strided(side.entries), None if side.logits is None else strided(side.logits),

@@ -149,6 +149,6 @@ def compress(x: Tensor, cells: Cells, layout: Layout, pool: Callable[[Tensor, Te
     return entries.masked_fill(~inside[:, None, :, None], 0)
 
 
-def present(c: Tensor, there: Tensor | None) -> Tensor:
-    """-inf where a token is not there."""
-    return c if there is None else c.masked_fill(~there[:, None, :, :, None], -torch.inf)
+def present(c: Tensor, there: Tensor | None, absent: float = -torch.inf) -> Tensor:
+    """`absent` where a token is not there."""
+    return c if there is None else c.masked_fill(~there[:, None, :, :, None], absent)
