@@ -6,20 +6,8 @@ A module begins with `from spdsl.runtime import rt`. What a name is stands at it
 from __future__ import annotations
 
 from spdsl.runtime.cache.cache import CacheStore, EntryShape, EntryStore, StreamShape
-from spdsl.runtime.cache.cache_arguments import expect_cache
-from spdsl.runtime.call.arguments import (
-    autocast,
-    check_attention,
-    check_given,
-    check_sinks,
-    check_tensor,
-    check_values,
-    given_argument,
-    random_argument,
-    refuse_gradient,
-    tensor_argument,
-)
-from spdsl.runtime.call.cases import settle
+from spdsl.runtime.cache.paged import paged_entries, paged_of
+from spdsl.runtime.call.cases import finish, settle
 from spdsl.runtime.call.examples import check_example, example_tensor, example_units, example_weight, expect_gates
 from spdsl.runtime.call.lists import (
     BlockLists,
@@ -45,14 +33,37 @@ from spdsl.runtime.call.operators import (
     divergence_operator,
     gate_operator,
 )
-from spdsl.runtime.call.reference import dense_softmax
 from spdsl.runtime.call.residues import by_class
-from spdsl.runtime.call.weights import check_chosen, check_weight, chosen_argument
-from spdsl.runtime.cpu.cpu import Logits, Part, sink_gradient, sparse_backward, sparse_forward
-from spdsl.runtime.cpu.cpu_step import sparse_step, step_of_units
-from spdsl.runtime.cpu.cpu_units import units_backward, units_forward
-from spdsl.runtime.cpu.visits import CPU_BLOCK, visits_of_blocks, visits_of_ranges
-from spdsl.runtime.entries.entries import Cells, entry_count
+from spdsl.runtime.call.table import (
+    Arguments,
+    ChosenArgument,
+    DrawnArgument,
+    GivenArgument,
+    QueryArgument,
+    StreamArgument,
+    TensorArgument,
+    WeightArgument,
+    append,
+    checked,
+    checked_step,
+    from_cache,
+    in_float64,
+    kept_dtypes,
+    prepared,
+    with_choices,
+)
+from spdsl.runtime.cpu.attention import (
+    Form,
+    Sweep,
+    cached_attention,
+    cpu_backward,
+    cpu_forward,
+    dense_attention,
+    logits_of,
+    logits_of_units,
+)
+from spdsl.runtime.cpu.cpu import sink_gradient
+from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
 from spdsl.runtime.language import triton
 from spdsl.runtime.launch.branches import merge, summed
@@ -93,22 +104,11 @@ from spdsl.runtime.select.ranking import (
     store_units,
     there,
 )
-from spdsl.runtime.select.scores import divergence, pooled_scores, unit_products
-from spdsl.runtime.sequences import (
-    Corner,
-    Layout,
-    checked_layout,
-    corners,
-    expect,
-    expect_flag,
-    expect_number,
-    expect_tensor,
-    length_of,
-    sizes_of,
-)
+from spdsl.runtime.select.scores import divergence, pooled_scores
+from spdsl.runtime.sequences import Corner, Layout, checked_layout, corners, expect, expect_number, length_of
 from spdsl.runtime.tiles.blocks import jump, sequence_keys, to_blocks, visit_lists
 from spdsl.runtime.tiles.combine import Splits
-from spdsl.runtime.tiles.kernel import LN2, LOG2E, Call, HeadRows, KeyBlock, RangeVisit, RowGrads, Rows, jit
+from spdsl.runtime.tiles.kernel import LN2, LOG2E, HeadRows, KeyBlock, RangeVisit, RowGrads, Rows, jit
 from spdsl.runtime.tiles.positions import floor_div, floor_mod, member, row_origin, span
 from spdsl.runtime.tiles.softmax import add_values, softmax_step, start_softmax
 from spdsl.runtime.tiles.tiles import (
@@ -191,7 +191,6 @@ from spdsl.runtime.units.unit_launch import (
     unit_lists,
     unit_shape,
 )
-from spdsl.runtime.units.units import unit_mask
 
 # What recording, tuning and binaries use, whatever the pattern.
 TOOLS = (
@@ -213,7 +212,6 @@ TOOLS = (
 )
 
 __all__ = [
-    "CPU_BLOCK",
     "INTERPRETED",
     "LN2",
     "LOG2E",
@@ -222,65 +220,69 @@ __all__ = [
     "POOLS",
     "PRODUCTS",
     "TOOLS",
+    "Arguments",
     "BlockLists",
     "CacheStore",
-    "Call",
     "Cells",
+    "ChosenArgument",
     "Compared",
     "Config",
     "Corner",
+    "DrawnArgument",
     "EntryShape",
     "EntryStore",
+    "Form",
+    "GivenArgument",
     "HeadRows",
     "KeyBlock",
     "KeyPair",
     "Layout",
-    "Logits",
     "Module",
     "Paged",
-    "Part",
+    "QueryArgument",
     "RangeVisit",
     "RowGrads",
     "Rows",
     "Selection",
     "Splits",
+    "StreamArgument",
     "StreamShape",
+    "Sweep",
+    "TensorArgument",
     "Tiles",
+    "WeightArgument",
     "Winner",
     "add_key_parts",
     "add_parts",
     "add_rows",
     "add_values",
+    "append",
     "at",
     "attention_operators",
-    "autocast",
     "block_lists",
     "blocks_until",
     "bounds_of",
     "bucket_candidates",
     "bucket_key",
     "by_class",
+    "cached_attention",
     "call_of",
-    "check_attention",
-    "check_chosen",
     "check_example",
-    "check_given",
-    "check_sinks",
-    "check_tensor",
-    "check_values",
-    "check_weight",
+    "checked",
     "checked_layout",
+    "checked_step",
     "choice_operator",
     "choose",
     "chose",
-    "chosen_argument",
     "compress_operator",
     "config_for",
     "constants",
     "corners",
+    "cpu_backward",
+    "cpu_forward",
     "decode_config",
     "delta_of",
-    "dense_softmax",
+    "dense_attention",
     "divergence",
     "divergence_of",
     "divergence_operator",
@@ -289,28 +291,27 @@ __all__ = [
     "dot_rows",
     "entries_by_torch",
     "entry_corners",
-    "entry_count",
     "entry_source",
     "exact",
     "example_tensor",
     "example_units",
     "example_weight",
     "expect",
-    "expect_cache",
-    "expect_flag",
     "expect_gates",
     "expect_number",
-    "expect_tensor",
+    "finish",
     "floor_div",
     "floor_mod",
+    "from_cache",
     "gate_operator",
     "gated",
-    "given_argument",
     "gpu_of",
+    "in_float64",
     "inverse_of",
     "jit",
     "job_tiles",
     "jump",
+    "kept_dtypes",
     "key_extremes",
     "key_parts",
     "key_pointer",
@@ -335,6 +336,8 @@ __all__ = [
     "load_score_grads",
     "load_step_lse",
     "load_v",
+    "logits_of",
+    "logits_of_units",
     "lse_of",
     "maximum",
     "member",
@@ -353,6 +356,8 @@ __all__ = [
     "one_query",
     "packed_constants",
     "page_of",
+    "paged_entries",
+    "paged_of",
     "pair_constants",
     "pair_lists",
     "pair_shape",
@@ -360,12 +365,11 @@ __all__ = [
     "per_sequence",
     "pooled",
     "pooled_scores",
-    "random_argument",
+    "prepared",
     "rank",
     "ranked",
     "ranks_kept",
     "read",
-    "refuse_gradient",
     "reporting",
     "room_like",
     "root",
@@ -383,20 +387,15 @@ __all__ = [
     "settle",
     "shared_tokens",
     "sink_gradient",
-    "sizes_of",
     "slot_buffer",
     "softmax_step",
     "source",
     "span",
-    "sparse_backward",
-    "sparse_forward",
-    "sparse_step",
     "split_count",
     "start_divergence",
     "start_softmax",
     "step_lists",
     "step_lse",
-    "step_of_units",
     "store_key_slot",
     "store_packed_qk",
     "store_packed_v",
@@ -410,7 +409,6 @@ __all__ = [
     "store_v",
     "strided",
     "summed",
-    "tensor_argument",
     "there",
     "tiles_of",
     "to_blocks",
@@ -422,20 +420,15 @@ __all__ = [
     "unit_constants",
     "unit_inverse",
     "unit_lists",
-    "unit_mask",
-    "unit_products",
     "unit_shape",
-    "units_backward",
-    "units_forward",
     "use_tables",
     "uses_kernels",
     "visit_lists",
     "visit_step",
     "visit_unit",
     "visit_units",
-    "visits_of_blocks",
-    "visits_of_ranges",
     "wide",
+    "with_choices",
     "with_triton",
     "write_winners",
     "zeros",

@@ -27,7 +27,8 @@ def test_a_vector_of_zeros_has_a_gradient_without_nan() -> None:
     q = Q.clone().requires_grad_()
     unit, _ = PRODUCTS["cosine"].vectors(q, K)
     unit.sum().backward()
-    assert q.grad is not None and q.grad.isfinite().all()
+    assert q.grad is not None
+    assert q.grad.isfinite().all()
 
 
 def test_every_product_of_the_library_has_a_meaning() -> None:

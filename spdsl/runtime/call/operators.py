@@ -14,8 +14,8 @@ from torch import Tensor
 
 from spdsl.runtime.entries.entries import Cells, entry_room
 from spdsl.runtime.entries.entry_kernels import entries_backward, entries_forward
-from spdsl.runtime.launch.branches import stacked_lse
-from spdsl.runtime.launch.gating import gate_backward, gate_forward, gated_sum
+from spdsl.runtime.launch.branches import gated_sum, stacked_lse
+from spdsl.runtime.launch.gating import gate_backward, gate_forward
 from spdsl.runtime.launch.launch import room_like, uses_kernels, wide
 from spdsl.runtime.module import Module
 from spdsl.runtime.pools.table import entries_by_torch
@@ -206,7 +206,8 @@ def compress_operator(module: Module) -> Callable[..., Tensor]:
 
     def entries_of(x: Tensor, cells: Cells, layout: Layout, by: str, *weights: Tensor) -> Tensor:
         if uses_kernels(x):
-            return made(x, list(weights), *cells, by, *layout)
+            found: Tensor = made(x, list(weights), *cells, by, *layout)
+            return found
         return entries_by_torch(by, x, cells, layout, *weights)
 
     return entries_of
