@@ -9,6 +9,7 @@ import sympy
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint, Span
 from spdsl.ir.pattern import Choice, Phase
+from spdsl.ir.rule import TopK
 from spdsl.ir.symbols import LENGTH
 from spdsl.passes.selection import MOST_RANKED
 from spdsl.passes.written import Written, argument
@@ -22,7 +23,7 @@ def scores_in_memory(view: View) -> Iterator[Diagnostic]:
         n = choice.capacity
         if n is None or n <= MOST_RANKED or choice.rows > 1:
             continue
-        written = argument(view.tree, choice.span, "k" if choice.rule == "top_k" else "most")
+        written = argument(view.tree, choice.span, "k" if isinstance(choice.rule, TopK) else "most")
         message = (
             f"lists of {n} units are longer than the {MOST_RANKED} that a kernel ranks: all scores go through memory"
         )

@@ -159,7 +159,7 @@ def _select(view: View, plan: ChoicePlan) -> Launch:
     """The kernel that scores the units of a choice."""
     choice = plan.choice
     assert choice.score is not None
-    stream = view.plan.pattern.input(choice.score.stream)
+    stream = view.plan.pattern.input(choice.score.grain.stream)
     assert isinstance(stream, Stream)
     qk, _ = dims(view, stream)
     found = lookup("select", view.architecture, max(qk, LSE_COLUMNS), view.shape.size, UNIT_TABLES)

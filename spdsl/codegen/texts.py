@@ -48,6 +48,7 @@ class SoftmaxText:
     reads: tuple[Tensor | Choice, ...]
     scale: str
     softcap: float
+    product: str
     sink: str | None
     bias: str
     bias_mask: str

@@ -30,7 +30,7 @@ class NotOfUnits(Exception):
 def selection(pattern: Pattern, choice: Choice) -> ChoicePlan:
     """The plan of a selected choice."""
     assert choice.score is not None
-    stream = pattern.input(choice.score.stream)
+    stream = pattern.input(choice.score.grain.stream)
     assert isinstance(stream, Stream)
     first, overlaps = overlap(stream.grid, choice.unit)
     weights = overlaps if choice.unit_by == "sum" else tuple(1.0 for _ in overlaps)

@@ -65,16 +65,7 @@ from spdsl.runtime.cpu.attention import (
 from spdsl.runtime.cpu.cpu import sink_gradient
 from spdsl.runtime.entries.close_mlp import close_mlp
 from spdsl.runtime.entries.close_streamed import close_streamed
-from spdsl.runtime.entries.entries import (
-    Cells,
-    cells_of,
-    compress,
-    pool_max,
-    pool_mean,
-    pool_mlp,
-    pool_softmax,
-    pool_weighted,
-)
+from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
 from spdsl.runtime.language import triton
 from spdsl.runtime.launch.branches import merge, summed
@@ -101,9 +92,17 @@ from spdsl.runtime.launch.launch import (
 )
 from spdsl.runtime.launch.splits import most_visited, split_count
 from spdsl.runtime.module import Module, library_digest
+from spdsl.runtime.pools.max import pool_max
+from spdsl.runtime.pools.mean import pool_mean
+from spdsl.runtime.pools.min import pool_min
+from spdsl.runtime.pools.mlp import pool_mlp
+from spdsl.runtime.pools.softmax import pool_softmax
+from spdsl.runtime.pools.table import POOLS, entries_by_torch
+from spdsl.runtime.pools.weighted import pool_weighted
 from spdsl.runtime.select.choose import Selection, choose
 from spdsl.runtime.select.cut import CutTiles, cut_end, cut_rows, of_pooled, pool_rows, store_bits
 from spdsl.runtime.select.cut_launch import cut_constants, cut_units, most_units
+from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.ranking import (
     NOT_RANKED,
     load_entries,
@@ -229,6 +228,8 @@ __all__ = [
     "LOG2E",
     "MOST_UNIT",
     "NOT_RANKED",
+    "POOLS",
+    "PRODUCTS",
     "TOOLS",
     "Arguments",
     "BlockLists",
@@ -278,7 +279,6 @@ __all__ = [
     "by_class",
     "cached_attention",
     "call_of",
-    "cells_of",
     "check_example",
     "checked",
     "checked_layout",
@@ -288,7 +288,6 @@ __all__ = [
     "chose",
     "close_mlp",
     "close_streamed",
-    "compress",
     "compress_operator",
     "config_for",
     "constants",
@@ -308,6 +307,7 @@ __all__ = [
     "divergence_step",
     "dot_columns",
     "dot_rows",
+    "entries_by_torch",
     "entry_corners",
     "entry_source",
     "exact",
@@ -385,6 +385,7 @@ __all__ = [
     "per_sequence",
     "pool_max",
     "pool_mean",
+    "pool_min",
     "pool_mlp",
     "pool_rows",
     "pool_softmax",
