@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.interpreter import hasten
+from tests.quick import WHOLE
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -30,6 +31,14 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
     if INTERPRETS:
         hasten()
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers select
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        cheap = item.path.relative_to(Path(__file__).parent).as_posix().startswith(WHOLE)
+        if cheap and not (item.get_closest_marker("slow") or item.get_closest_marker("full")):
+            item.add_marker("quick")
 
 
 def pytest_collection_finish() -> None:

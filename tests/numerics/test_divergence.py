@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,6 @@ import pytest
 import torch
 from torch.library import opcheck
 
-import spdsl
 from spdsl.oracle import dense
 from tests.module.test_operators import recorded
 from tests.numerics.cases import (
@@ -30,7 +28,7 @@ from tests.numerics.cases import (
     separate,
 )
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import module_from, mutated, pattern_of, text_of
+from tests.numerics.patterns import module_from, mutated, pattern_of, printed
 from tests.numerics.test_further_results import listed
 
 PLAIN = listed()
@@ -212,7 +210,7 @@ BY_TORCH = {
 
 @pytest.mark.parametrize("name", BY_TORCH)
 def test_torch_keeps_what_kernels_do_not_take(name: str) -> None:
-    assert "_result_1_dk" not in spdsl.compile(text_of(BY_TORCH[name])).text
+    assert "_result_1_dk" not in printed(BY_TORCH[name])
 
 
 class Bug(NamedTuple):
@@ -260,11 +258,6 @@ BUGS = [
 ]  # fmt: skip
 
 
-@cache
-def text(body: str) -> str:
-    return spdsl.compile(text_of(body)).text
-
-
 # Much like others.
 SELDOM = (
     "the gradient of one head for all", "the score of the first head for all", "keys one further on",
@@ -279,7 +272,7 @@ SELDOM = (
 )
 def test_a_bug_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
     body = PLAIN if bug.check is plain else FIRST
-    broken = module_from(mutated(text(body), bug.old, bug.new), tmp_path / "generated.py")
+    broken = module_from(mutated(printed(body), bug.old, bug.new), tmp_path / "generated.py")
     with pytest.raises(AssertionError):
         bug.check(kernels(broken))
 

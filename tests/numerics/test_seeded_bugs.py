@@ -11,11 +11,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-import spdsl
 from spdsl.oracle import dense
 from tests.numerics.cases import Found, Shape, assert_same, cached, checked, generated, inputs_of, nan_cache, separate
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import CATALOGUE, module_from, mutated, pattern_of, text_of
+from tests.numerics.patterns import module_from, mutated, pattern_of, printed
 from tests.numerics.test_cached import check_rows
 
 Check = Callable[[str, ModuleType], None]
@@ -162,8 +161,7 @@ UNBROKEN = sorted({(bug.pattern, bug.check.__name__) for bug in [*KERNELS, *CPU]
 
 
 def _broken(bug: Bug, folder: Path) -> ModuleType:
-    text = spdsl.compile(text_of(bug.pattern), **CATALOGUE.get(bug.pattern, {})).text
-    return module_from(mutated(text, bug.old, bug.new), folder / "generated.py")
+    return module_from(mutated(printed(bug.pattern), bug.old, bug.new), folder / "generated.py")
 
 
 @pytest.mark.parametrize("bug", KERNELS, ids=lambda bug: bug.title.replace(" ", "_"))

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-import spdsl
 from spdsl.oracle import dense
 from tests.numerics.cases import Shape, assert_same, generated, inputs_of, meant
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import module_from, mutated, pattern_of, text_of
+from tests.numerics.patterns import module_from, mutated, pattern_of, printed
 from tests.numerics.selected import by_rank, expect_lists, picked
 from tests.numerics.test_selection import checked
 from tests.numerics.test_selection_choices import scrambled
@@ -281,8 +280,7 @@ UNBROKEN = sorted({(bug.pattern, bug.check.__name__) for bug in [*BOTH, *KERNELS
 
 
 def _broken(bug: Bug, folder: Path) -> ModuleType:
-    text = spdsl.compile(text_of(bug.pattern)).text
-    return module_from(mutated(text, bug.old, bug.new), folder / "generated.py")
+    return module_from(mutated(printed(bug.pattern), bug.old, bug.new), folder / "generated.py")
 
 
 @pytest.mark.parametrize("bug", [*BOTH, *KERNELS, *PAIRS], ids=lambda bug: bug.title.replace(" ", "_"))

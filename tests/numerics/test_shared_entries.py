@@ -12,14 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import spdsl
 from spdsl.device.entries import Cells, entry_count
 from spdsl.ir.pattern import Stream
 from spdsl.ir.plan import ChoicePlan
 from spdsl.passes.selection import selection
 from tests.numerics.cases import Shape, inputs_of
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import module_from, mutated, pattern_of, text_of
+from tests.numerics.patterns import module_from, mutated, pattern_of, printed
 from tests.numerics.selected import by_rank, expect_lists, lists_of
 
 pytestmark = pytest.mark.interpret
@@ -167,6 +166,6 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.title.replace(" ", "_"))
 def test_a_bug_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
-    text = spdsl.compile(text_of(bug.body)).text
+    text = printed(bug.body)
     module = kernels(module_from(mutated(text, bug.old, bug.new), tmp_path / "generated.py"))
     assert not torch.equal(bug.call.lists(bug.body, module, True), bug.call.lists(bug.body, module, False))
