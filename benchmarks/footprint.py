@@ -1,4 +1,4 @@
-"""Samples of the shared memory that Triton gives generated kernels, for spdsl/device/footprint_terms.py.
+"""Samples of the shared memory that Triton gives generated kernels, for spdsl/runtime/tuning/footprint_terms.py.
 
     cd benchmarks/results/footprint
     python -m benchmarks.footprint --count 500 --output shared.csv
@@ -33,12 +33,12 @@ from triton.compiler.compiler import make_backend
 import spdsl
 from benchmarks.footprint_samples import Assembled, Sample, read
 from spdsl import targets
-from spdsl.device.candidates import STEPS, UNIT_KERNELS, UNIT_STEPS, blocks_fit, stepped
-from spdsl.device.configs import Config, lookup, plain_name
+from spdsl.machine.crosscompile import compile_launch
+from spdsl.machine.launches import Launch
+from spdsl.machine.survey import survey
 from spdsl.resources import folder
-from spdsl.runtime.crosscompile import compile_launch
-from spdsl.runtime.launches import Launch
-from spdsl.runtime.survey import survey
+from spdsl.runtime.tuning.candidates import STEPS, UNIT_KERNELS, UNIT_STEPS, blocks_fit, stepped
+from spdsl.runtime.tuning.configs import Config, lookup, plain_name
 from spdsl.targets import Target
 
 SEED = 2026

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from benchmarks.footprint_samples import FOLDER, Sample, read
-from spdsl.device.footprint import matrix_unit, shared_bytes, spills
-from spdsl.device.footprint_terms import FACTORS
+from spdsl.runtime.tuning.footprint import matrix_unit, shared_bytes, spills
+from spdsl.runtime.tuning.footprint_terms import FACTORS
 
 WITHIN = 1.1
 FREE = 4  # spilled words up to which a kernel counts as free of spills

@@ -7,8 +7,8 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
-from spdsl.device.configs import Config
-from spdsl.device.footprint import KernelShape
+from spdsl.runtime.tuning.configs import Config
+from spdsl.runtime.tuning.footprint import KernelShape
 
 FOLDER = Path(__file__).parent / "results" / "footprint"
 READS = {"document": 8}  # bytes that the mask of a pattern reads for each key

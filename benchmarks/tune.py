@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 
 import spdsl
-from spdsl.runtime.tune import Sizes, table, tune_file
-from spdsl.runtime.tune import rows as rows_of
+from spdsl.machine.tune import Sizes, table, tune_file
+from spdsl.machine.tune import rows as rows_of
 
 PATTERNS = Path(__file__).parents[1] / "patterns"
 CASES: dict[str, tuple[dict[str, int], Sizes]] = {

@@ -16,7 +16,7 @@ import pytest
 import spdsl
 from spdsl.api import Module, cache_folder
 from spdsl.codegen import render
-from spdsl.device.tuned_store import store_in_cache
+from spdsl.runtime.tuning.tuned_store import store_in_cache
 
 PATTERNS = Path(__file__).resolve().parents[1] / "patterns"
 STREAMING = PATTERNS / "streaming_llm.spat"
@@ -54,7 +54,7 @@ def test_modules_are_told_apart_by_all_of_their_digests() -> None:
     one, two = (spdsl.load(TEXT.replace("mine", "p"), **params) for params in NAMED_ALIKE)
     assert one is not two
     assert (one.PARAMS, two.PARAMS) == NAMED_ALIKE
-    assert one.NAMESPACE != two.NAMESPACE
+    assert one.MODULE.namespace != two.MODULE.namespace
 
 
 EXACT = "pattern exact { param x = 1 causal return attend(where(k * x <= q)) }"

@@ -77,7 +77,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         "counts": {"tables": lambda plan: [f"counts of {plan}"]},
     }
     for name, members in stand_ins.items():
-        module = ModuleType(f"spdsl.runtime.{name}")
+        module = ModuleType(f"spdsl.machine.{name}")
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return paths

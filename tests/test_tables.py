@@ -19,16 +19,16 @@ pytest.importorskip("triton")
 
 from spdsl.cli import main
 from spdsl.cost.report import duration, number
+from spdsl.machine import counts
+from spdsl.machine.crosscompile import Compiled
+from spdsl.machine.launches import Workload
+from spdsl.machine.machine_code import Code
+from spdsl.machine.occupancy import Occupancy
+from spdsl.machine.report import report, to_json
+from spdsl.machine.tune import rows as tuned_rows
+from spdsl.machine.tune import table as tuned_table
 from spdsl.passes.count import Number
 from spdsl.resources import folder
-from spdsl.runtime import counts
-from spdsl.runtime.crosscompile import Compiled
-from spdsl.runtime.launches import Workload
-from spdsl.runtime.machine_code import Code
-from spdsl.runtime.occupancy import Occupancy
-from spdsl.runtime.report import report, to_json
-from spdsl.runtime.tune import rows as tuned_rows
-from spdsl.runtime.tune import table as tuned_table
 from spdsl.tables import Column, Fitted, Legend
 from tests.cost.plans import plan
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from spdsl.checks.kernels import Launch, launches
 from spdsl.checks.view import View, warning
-from spdsl.device.footprint import shared_bytes, spills
 from spdsl.diagnostics import Diagnostic, Hint
+from spdsl.runtime.tuning.footprint import shared_bytes, spills
 from spdsl.targets import Target
 
 # The model is never under what the compiler takes, and within a tenth of it for nine kernels of ten. So what is above

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spdsl.checks.view import View, warning
-from spdsl.device.configs import SMALL, TABLES, split_dim, tables_for
 from spdsl.diagnostics import Applicability, Diagnostic, Hint
 from spdsl.ir.pattern import Stream
 from spdsl.passes.written import Written, argument, declared
+from spdsl.runtime.tuning.configs import SMALL, TABLES, split_dim, tables_for
 
 
 def padded(view: View) -> Iterator[Diagnostic]:

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from spdsl.checks.view import View
-from spdsl.device.configs import TABLES, Config, chained, lookup, power_of_2, table_dim
-from spdsl.device.footprint import KernelShape
-from spdsl.device.unit_configs import MOST_UNIT, UNIT_TABLES, UnitShape, fitted, one_query, rows_alone
-from spdsl.device.warps import without_repeats
 from spdsl.diagnostics import Span
 from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Tensor, Values
 from spdsl.ir.plan import ChoicePlan, Form, Role, SoftmaxPlan
 from spdsl.ir.symbols import lookup_name, lookups
 from spdsl.passes.selection import ranked
+from spdsl.runtime.tuning.configs import TABLES, Config, chained, lookup, power_of_2, table_dim
+from spdsl.runtime.tuning.footprint import KernelShape
+from spdsl.runtime.tuning.unit_configs import MOST_UNIT, UNIT_TABLES, UnitShape, fitted, one_query, rows_alone
+from spdsl.runtime.tuning.warps import without_repeats
 
 LSE_COLUMNS = 16  # of the keys, in place of values, where a softmax is computed for its log-sum-exp alone
 

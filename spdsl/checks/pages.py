@@ -8,12 +8,12 @@ from math import gcd
 
 from spdsl.checks.kernels import launches
 from spdsl.checks.view import View, warning
-from spdsl.device.configs import TABLES, lookup
-from spdsl.device.unit_configs import UNIT_TABLES
 from spdsl.diagnostics import Applicability, Diagnostic, Hint, Span
 from spdsl.ir.pattern import LEAST_BLOCK
 from spdsl.passes.written import argument, statement
 from spdsl.primitives.grains import nearest
+from spdsl.runtime.tuning.configs import TABLES, lookup
+from spdsl.runtime.tuning.unit_configs import UNIT_TABLES
 
 
 def spread(unit: int, block: int) -> Fraction:

@@ -20,7 +20,7 @@ from spdsl.cli.options import (
     source_files,
     target_option,
 )
-from spdsl.runtime.gates import GATES
+from spdsl.machine.gates import GATES
 
 if TYPE_CHECKING:
     from spdsl.checks.view import Setting

@@ -207,7 +207,7 @@ def _plot(plan: Plan, curves: Sequence[Curve], path: Path) -> None:
 
 def _measure(file: str, job: Job, curves: Sequence[Curve], form: str) -> None:
     from spdsl.api import load
-    from spdsl.runtime.measure import NoGpu, measured
+    from spdsl.machine.measure import NoGpu, measured
 
     text = job.source.text if file == STDIN else file
     params = {key: float(value) for key, value in job.params.items()}

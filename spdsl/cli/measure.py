@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from spdsl.cli.inputs import Failed
-from spdsl.runtime.gates import offences
+from spdsl.machine.gates import offences
 from spdsl.targets import USUAL, find
 
 if TYPE_CHECKING:
     from spdsl.ir.plan import Plan
-    from spdsl.runtime.crosscompile import Compiled
+    from spdsl.machine.crosscompile import Compiled
     from spdsl.targets import Target
 
 
@@ -52,7 +52,7 @@ def measure(paths: Sequence[Path], plans: Sequence[Plan], targets: Sequence[Targ
     except OSError as error:
         raise Failed(f"cannot write to {wanted.cubin}: {error.strerror or error}") from None
     if wanted.json:
-        from spdsl.runtime.report import to_json_of_files
+        from spdsl.machine.report import to_json_of_files
 
         click.echo(to_json_of_files({path.as_posix(): rows for path, rows in compiled.items()}))
     if wanted.deny:
@@ -61,7 +61,7 @@ def measure(paths: Sequence[Path], plans: Sequence[Plan], targets: Sequence[Targ
 
 def _one(path: Path, plan: Plan, gpus: Sequence[Target], wanted: Wanted) -> list[Compiled]:
     """The kernels of one file, with what is asked printed and written."""
-    from spdsl.runtime.module_report import compile_file, write_binaries
+    from spdsl.machine.module_report import compile_file, write_binaries
 
     compiled = compile_file(path, gpus)
     if wanted.tables:
@@ -76,8 +76,8 @@ def _print_tables(compiled: Sequence[Compiled], plan: Plan) -> None:
     """What the kernels use, then what the plan counts."""
     from rich.console import Console
 
-    from spdsl.runtime.counts import tables
-    from spdsl.runtime.report import report
+    from spdsl.machine.counts import tables
+    from spdsl.machine.report import report
 
     console = Console(highlight=False)
     for table in (report(compiled), *tables(plan)):

@@ -72,7 +72,7 @@ def tune_module(
         raise Failed(f"{file} was not made by spdsl")
     from rich.console import Console
 
-    from spdsl.runtime.tune import Sizes, rank_file, rows, table, tune_file
+    from spdsl.machine.tune import Sizes, rank_file, rows, table, tune_file
 
     store = output or file.with_name(f"{file.stem}.tuned.json")
     sizes = Sizes(batch, heads, kv_heads, dim, page or None, dtype)

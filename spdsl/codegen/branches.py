@@ -18,14 +18,16 @@ def branch_text(branch: Branch, joints: Mapping[tuple[str, ...], JointText] = NO
     names = leaves(branch)
     if isinstance(branch, Softmax):
         return f"{names[0]}_part"
-    return f"{joints[names].name}_part" if names in joints else f"merge([{_parts(branch)}])"
+    return f"{joints[names].name}_part" if names in joints else f"rt.merge([{_parts(branch)}])"
 
 
 def cached_text(branch: Branch) -> str:
     """Parts may be splits: all that becomes one goes to one launch."""
     if isinstance(branch, Gate):
-        return f"gated([{', '.join(f'[{_parts(inner)}]' for inner in branch.branches)}], gates)"
-    return f"merged_part({_parts(branch)})" if isinstance(branch, Softmax) else f"merged_parts([{_parts(branch)}])"
+        return f"rt.gated([{', '.join(f'[{_parts(inner)}]' for inner in branch.branches)}], gates)"
+    if isinstance(branch, Softmax):
+        return f"rt.merged_part({_parts(branch)})"
+    return f"rt.merged_parts([{_parts(branch)}])"
 
 
 def _parts(branch: Branch) -> str:

@@ -90,7 +90,7 @@ def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
 def _bias_text(bias: Expr, reads: Reads) -> str:
     """A tensor, also where it is one number for all pairs."""
     text = expression(bias, TORCH, reads.torch)
-    return text if bias.free_symbols - {LENGTH} else f"exact({text})"
+    return text if bias.free_symbols - {LENGTH} else f"rt.exact({text})"
 
 
 def _float_reads(bias: Expr, sources: tuple[Tensor | Choice, ...]) -> tuple[str, ...]:

@@ -43,8 +43,10 @@ class Dialect:
 TRITON = Dialect(
     "triton", "tl.maximum", "tl.minimum", "tl.sqrt", "tl.abs", " & ", " | ", "~", False, "(k >= 0)", "(k < 0)"
 )
-TORCH = Dialect("torch", "maximum", "minimum", "torch.sqrt", "abs", " & ", " | ", "~", True, "(k >= 0)", "(k < 0)")
-PYTHON = Dialect("python", "max", "min", "root", "abs", " and ", " or ", "not ", True, "True", "False")
+TORCH = Dialect(
+    "torch", "rt.maximum", "rt.minimum", "torch.sqrt", "abs", " & ", " | ", "~", True, "(k >= 0)", "(k < 0)"
+)
+PYTHON = Dialect("python", "max", "min", "rt.root", "abs", " and ", " or ", "not ", True, "True", "False")
 
 
 _MIRROR = str.maketrans("<>", "><")
@@ -152,7 +154,7 @@ class _Printer:
                 return f"{self.text(left, _SUM)} - {whole} * {self.text(right, _ATOM)}", _SUM
             if d.floors or left.is_nonnegative:
                 return f"{self.text(left, _ATOM)} % {self.text(right, _ATOM)}", _PRODUCT
-            return f"floor_mod({self.text(left)}, {self.text(right)})", _ATOM
+            return f"rt.floor_mod({self.text(left)}, {self.text(right)})", _ATOM
         if isinstance(value, sympy.Max | sympy.Min):
             return self._extremum(d.maximum if isinstance(value, sympy.Max) else d.minimum, value), _ATOM
         if isinstance(value, sympy.Abs):
@@ -193,7 +195,7 @@ class _Printer:
     def _fractional(self, value: sympy.Expr, tight: int = 0) -> str:
         """What a fraction or a root is taken of: of tensors of whole numbers it would be a float32."""
         if self.dialect is TORCH and value.is_integer:
-            return f"exact({self.text(value)})"
+            return f"rt.exact({self.text(value)})"
         return self.text(value, tight)
 
     def _floor(self, value: sympy.floor) -> tuple[str, int]:
@@ -203,7 +205,7 @@ class _Printer:
             return f"tl.floor({self.text(numerator, _PRODUCT)} / {self.text(denominator, _ATOM)})", _ATOM
         if self.dialect.floors or numerator.is_nonnegative:
             return f"{self.text(numerator, _ATOM)} // {self.text(denominator, _ATOM)}", _PRODUCT
-        return f"floor_div({self.text(numerator)}, {self.text(denominator)})", _ATOM
+        return f"rt.floor_div({self.text(numerator)}, {self.text(denominator)})", _ATOM
 
     def _extremum(self, function: str, value: sympy.Max | sympy.Min) -> str:
         parts = [self.text(part) for part in sorted(value.args, key=lambda part: (not part.is_number, str(part)))]

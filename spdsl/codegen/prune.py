@@ -38,7 +38,7 @@ def _reached(module: ast.Module, definitions: list[Definition], public: frozense
     return reached
 
 
-_HARMLESS = ("jit", "lru_cache", "torch.no_grad", "contextmanager", "tuned")
+_HARMLESS = ("rt.jit", "torch.no_grad", "MODULE.tuned", "MODULE.entry")
 
 
 def _registers(node: Definition) -> bool:

@@ -49,7 +49,7 @@ class Reads:
         name = choice.name
         head, tile, _ = (text(index) for index in read.args)
         place = f"{head} // t.{name}_group, {tile} - t.{name}_first, {text(K)}, {choice.unit}"
-        return f"member(t.{name}, {place}, t.{name}_tiles, t.{name}_units)"
+        return f"rt.member(t.{name}, {place}, t.{name}_tiles, t.{name}_units)"
 
     def torch(self, read: AppliedUndef, text: Text) -> str:
         name = lookup_name(read)
@@ -58,12 +58,12 @@ class Reads:
         source = self.sources[name]
         if isinstance(source, Choice):
             head, tile, unit = (text(index) for index in read.args)
-            return f"read(t.{name}, {head} // t.{name}_group, {tile} - t.{name}_first, {unit})"
+            return f"rt.read(t.{name}, {head} // t.{name}_group, {tile} - t.{name}_first, {unit})"
         indices = [
             f"{text(index)} // t.{name}_group" if axis == "kv_head" else text(index)
             for axis, index in zip(source.axes, read.args, strict=True)
         ]
-        return f"read(t.{', '.join([name, *indices])})"
+        return f"rt.read(t.{', '.join([name, *indices])})"
 
     @staticmethod
     def _extreme(read: AppliedUndef, text: Text) -> str:
@@ -94,10 +94,10 @@ def _extreme_call(source: Source, read: AppliedUndef, text: Text) -> str:
     if isinstance(source, Choice):
         rows = f"(tiles.q_first // {source.rows} - t.{name}_first, tiles.q_last // {source.rows} - t.{name}_first)"
         units = f"(tiles.k_first // {source.unit}, tiles.k_last // {source.unit})"
-        return f"pooled(t.{name}, h // t.{name}_group, {rows}, {units})"
+        return f"rt.pooled(t.{name}, h // t.{name}_group, {rows}, {units})"
     moving = [index for index in read.args if index.free_symbols & {Q, K}]
     if not moving:
-        return f"bounds_of(t.{name})"
+        return f"rt.bounds_of(t.{name})"
     before = "".join(f", {text(index)}" for index in read.args if index not in moving)
     side = "row" if moving == [Q] else "key"
-    return f"{side}_extremes(t.{name}, tiles{before})"
+    return f"rt.{side}_extremes(t.{name}, tiles{before})"

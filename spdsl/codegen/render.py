@@ -12,18 +12,18 @@ from functools import cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 
-from spdsl.codegen.copy import device_files, device_text, merged_imports
 from spdsl.codegen.module_text import ModuleText
 from spdsl.codegen.prune import prune
 from spdsl.codegen.texts import SoftmaxText, camel
 from spdsl.diagnostics import Source
 from spdsl.resources import folder
+from spdsl.runtime.version import RUNTIME
 from spdsl.version import __version__
 
 LINE = 120
 PUBLIC = frozenset(
     {"attention", "choices", "reference", "prefill", "decode", "Cache", "example_inputs"}
-    | {"tune", "tuning", "use_tables", "__getattr__"}
+    | {"tune", "tuning", "use_tables"}
 )
 
 
@@ -52,10 +52,9 @@ def render(module: ModuleText, source: Source, pattern_text: str) -> GeneratedMo
         return environment.get_template(name).render(**shared, **pieces, **context).strip("\n")
 
     text = environment.get_template("module.py.jinja").render(
-        **shared, render=part, device=lambda name: device_text(name).body, version=__version__,
+        **shared, render=part, version=__version__, runtime=RUNTIME, needs="spdsl",
         source_digest=source_digest, digest=digest, params=params, phases=tuple(module.phases),
         title=_title(module), pattern_text=textwrap.indent(_harmless(pattern_text), "    "),
-        imports=merged_imports([line for name in device_files() for line in device_text(name).imports]),
     )  # fmt: skip
     return GeneratedModule(module.pattern.name, formatted(prune(text, PUBLIC)), digest)
 
@@ -85,7 +84,7 @@ def _pieces(s: SoftmaxText) -> dict[str, object]:
     tokens = "None if layout.q_spans is None else corner.tokens"
     return {
         "cells": s.cells,
-        "corners": f"entry_corners(q, layout, {s.cells})" if s.cells else "corners(q, layout)",
+        "corners": f"rt.entry_corners(q, layout, {s.cells})" if s.cells else "rt.corners(q, layout)",
         "t": ", t" if s.reads else "",
         "reads_class": s.reads_class,
         "own_reads": f", {s.name}_reads_of(t, corner.sequences, {tokens})" if s.reads else "",

@@ -225,7 +225,7 @@ class ChoiceText:
 def cells_of(grid: Grid) -> str:
     """A grid as the module writes it."""
     more = [f"before={grid.before}"] * bool(grid.before) + ["partial=True"] * grid.partial
-    return f"Cells({', '.join([str(grid.width), str(grid.stride), *more])})"
+    return f"rt.Cells({', '.join([str(grid.width), str(grid.stride), *more])})"
 
 
 def camel(name: str) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from spdsl.cost.kernels import Call, Kernel, listed
 from spdsl.cost.machine import padded_group
 from spdsl.cost.visits import key_tiles, row_tiles, step_blocks
-from spdsl.device.configs import table_dim
-from spdsl.device.splits import lengths_to_try
 from spdsl.ir.pattern import Phase
 from spdsl.ir.plan import Role, SoftmaxPlan
 from spdsl.passes.count import Number
+from spdsl.runtime.launch.splits import lengths_to_try
+from spdsl.runtime.tuning.configs import table_dim
 
 FORWARD_STEPS = 2  # the results are filled before the launch
 BACKWARD_STEPS = 1  # dQ is filled; and dK, dV for each stream

@@ -14,11 +14,11 @@ from math import lcm
 from typing import Any
 
 from spdsl.cost.kernels import Kernel, count_of
-from spdsl.device.configs import tables_for
-from spdsl.device.unit_configs import UNIT_TABLES
 from spdsl.ir.plan import Plan
 from spdsl.passes.count import Number, Shape
 from spdsl.passes.visible import DependsOnData, Visible
+from spdsl.runtime.tuning.configs import tables_for
+from spdsl.runtime.tuning.unit_configs import UNIT_TABLES
 from spdsl.targets import Target
 
 _COUNTS = ("flops", "machine", "exps", "bytes", "moved")

@@ -8,14 +8,14 @@ from spdsl.cost.attend import delta, step_pairs
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
 from spdsl.cost.machine import padded
 from spdsl.cost.unions import select_steps, tile_units
-from spdsl.device.configs import table_dim
-from spdsl.device.unit_configs import MOST_UNIT, UnitShape
 from spdsl.ir.pattern import Choice, Phase
 from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
 from spdsl.passes.count import Number
 from spdsl.passes.selection import ranked
 from spdsl.passes.series import Trace
 from spdsl.passes.spans import size
+from spdsl.runtime.tuning.configs import table_dim
+from spdsl.runtime.tuning.unit_configs import MOST_UNIT, UnitShape
 
 # Operators of torch, as the tests count them in generated modules.
 UNION_STEPS, CACHED_UNION_STEPS = 47, 59

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from spdsl.cost.chosen import INVERSE_STEPS, UNION_STEPS, scored_bytes, union_bytes, union_of
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
 from spdsl.cost.machine import padded
-from spdsl.device.configs import power_of_2, table_dim
-from spdsl.device.unit_configs import UnitShape
 from spdsl.ir.pattern import Choice
 from spdsl.ir.plan import SoftmaxPlan
 from spdsl.passes.count import Number
+from spdsl.runtime.tuning.configs import power_of_2, table_dim
+from spdsl.runtime.tuning.unit_configs import UnitShape
 
 # Operators of torch, as the tests count them in generated modules.
 FILL_STEPS, BACKWARD_STEPS = 3, 1  # results; dQ

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spdsl.device.configs import SMALL, Config, lookup, power_of_2, split_dim
-from spdsl.device.splits import split_count
-from spdsl.device.unit_configs import (
+from spdsl.runtime.launch.splits import split_count
+from spdsl.runtime.tuning.configs import SMALL, Config, lookup, power_of_2, split_dim
+from spdsl.runtime.tuning.unit_configs import (
     KEYS_PER_UNIT,
     PARTS_BYTES,
     PARTS_BYTES_INTERPRETED,

@@ -8,12 +8,12 @@ from spdsl.cost.attend import delta
 from spdsl.cost.chosen import BACKWARD_STEPS, FILL_STEPS, added_slots
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, Call, Kernel
 from spdsl.cost.unions import tile_units
-from spdsl.device.configs import Config, table_dim
 from spdsl.ir.pattern import Choice, Phase
 from spdsl.ir.plan import SoftmaxPlan
 from spdsl.passes.count import Number
 from spdsl.passes.series import Trace
 from spdsl.passes.spans import size
+from spdsl.runtime.tuning.configs import Config, table_dim
 
 # Operators of torch for each turn of heads, as the tests count them in generated modules.
 LIST_STEPS, CACHED_LIST_STEPS = 98, 119

@@ -15,7 +15,7 @@ from spdsl.passes.names import Names
 # Names in the functions of a module that take the inputs as arguments.
 ARGUMENT_WORDS = frozenset(
     """
-    Any C Cache Callable Cells Corner INTERPRETED Inputs Layout Logits NAMESPACE NamedTuple Paged Sequence Splits Tensor
+    Any C Cache Callable Cells Corner INTERPRETED Inputs Layout Logits MODULE NamedTuple rt Paged Sequence Splits Tensor
     Tiles U add_parts add_rows attention autocast batch bool buffer by_class cache call call_of certain check_attention
     check_sinks check_weight chosen_argument close_mlp close_streamed columns combine condition config config_for
     constants corner corners ctx cu_seqlens decode decode_config delta delta_of dict dk dlse dout dq dv end

@@ -53,8 +53,11 @@ for _name in ("add", "sub", "mul", "radd", "rsub", "rmul", "neg"):
     )
 
 _WORDS = {
-    "max": max, "min": min, "maximum": max, "minimum": min, "abs": abs, "math": math,
-    "floor_div": lambda a, b: Rounding(int(a) // int(b)), "floor_mod": lambda a, b: Rounding(int(a) % int(b)),
+    "max": max, "min": min, "abs": abs, "math": math,
+    "rt": SimpleNamespace(
+        maximum=max, minimum=min,
+        floor_div=lambda a, b: Rounding(int(a) // int(b)), floor_mod=lambda a, b: Rounding(int(a) % int(b)),
+    ),
     "tl": SimpleNamespace(maximum=max, minimum=min, abs=lambda a: Rounding(abs(int(a)))),
 }  # fmt: skip
 

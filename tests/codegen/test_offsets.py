@@ -1,4 +1,4 @@
-"""An index is 64 bits wide before it is multiplied by a stride: in all device code and in what the templates print."""
+"""An index is 64 bits wide before it is multiplied by a stride: in the library and in what the templates print."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spdsl.api import source_of
 from tests.codegen.hazards import PATTERN
 from tests.codegen.offsets import narrow_products
 
-DEVICE = sorted((Path(spdsl.__file__).parent / "device").glob("*.py"))
+LIBRARY = sorted((Path(spdsl.__file__).parent / "runtime").rglob("*.py"))
 WRITTEN = {
     "everything": PATTERN,
     "pairs": """pattern p { causal
@@ -24,15 +24,25 @@ WRITTEN = {
 PATTERNS = ["streaming_llm", "document", "nsa", "seer_attention", "msa_minimax"]
 
 
-def test_device_code() -> None:
-    texts = [path.read_text(encoding="utf-8").partition("from __future__")[2].partition("\n")[2] for path in DEVICE]
-    assert narrow_products("\n".join(texts)) == []
+def together(*texts: str) -> str:
+    """Files as one text, in which names of the library stand without `rt.`."""
+    bodies = [text.partition("from __future__")[2].partition("\n")[2] for text in texts]
+    return "\n".join(bodies).replace("rt.", "")
+
+
+def library() -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in LIBRARY]
+
+
+def test_the_library() -> None:
+    assert len(LIBRARY) > 50
+    assert narrow_products(together(*library())) == []
 
 
 @pytest.mark.parametrize("name", [*PATTERNS, *WRITTEN])
 def test_generated_modules(name: str) -> None:
     source = WRITTEN.get(name) or source_of(f"patterns/{name}.spat").text
-    assert narrow_products(spdsl.compile(source).text) == []
+    assert narrow_products(together(spdsl.compile(source).text, *library())) == []
 
 
 SEEDED = {

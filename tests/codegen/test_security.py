@@ -29,7 +29,7 @@ def shape(text: str) -> str:
     """The code of a module without its docstring, digest and source hash."""
     module = ast.parse(text)
     assert isinstance(module.body[0], ast.Expr)
-    return "\n".join(ast.unparse(node) for node in module.body[1:] if "NAMESPACE =" not in ast.unparse(node))
+    return "\n".join(ast.unparse(node) for node in module.body[1:] if "MODULE =" not in ast.unparse(node))
 
 
 @pytest.mark.parametrize("comment", NASTY)

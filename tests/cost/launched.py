@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
-from spdsl.device.trials import tensors_of
-from spdsl.runtime import survey
-from spdsl.runtime.record import replaced
+from spdsl.machine import survey
+from spdsl.machine.record import replaced
+from spdsl.runtime.tuning.trials import tensors_of
 
 QUIET = ("empty", "detach", "alias", "is_pinned", "_local_scalar", "lift", "sym_", "prim", "scalar_tensor")
 LAUNCHING = re.compile(

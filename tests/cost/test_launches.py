@@ -8,8 +8,8 @@ import torch
 from spdsl.cost.kernels import Options
 from spdsl.cost.machine import Machine
 from spdsl.cost.phases import Stage, kernels
+from spdsl.machine import survey
 from spdsl.passes.count import shape_of
-from spdsl.runtime import survey
 from tests.cost.launched import Started, started
 from tests.cost.plans import module_of, plan, plan_of_text, text_of
 

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from spdsl.cli import main
 from spdsl.cost.estimate import curve
 from spdsl.cost.phases import Stage
+from spdsl.machine.measure import Measured, compared, told
 from spdsl.passes.count import Shape
 from spdsl.resources import folder
-from spdsl.runtime.measure import Measured, compared, told
 from spdsl.targets import find
 from tests.cost.plans import module_of, plan, text_of
 

@@ -13,10 +13,10 @@ from triton.runtime.jit import JITFunction
 
 import spdsl
 from spdsl import targets
+from spdsl.machine.crosscompile import Compiled, compile_launch
+from spdsl.machine.launches import Launch
+from spdsl.machine.survey import survey
 from spdsl.resources import folder
-from spdsl.runtime.crosscompile import Compiled, compile_launch
-from spdsl.runtime.launches import Launch
-from spdsl.runtime.survey import survey
 
 Dims = tuple[int, int]
 

@@ -12,10 +12,10 @@ triton = pytest.importorskip("triton")
 from benchmarks.footprint import Draw, described, launches, shared  # noqa: E402
 from benchmarks.footprint_samples import FOLDER, Sample, read  # noqa: E402
 from spdsl import targets  # noqa: E402
-from spdsl.device.footprint import shared_bytes  # noqa: E402
-from spdsl.device.footprint_terms import FITTED_WITH  # noqa: E402
-from spdsl.runtime.crosscompile import compile_launch  # noqa: E402
-from spdsl.runtime.launches import Launch  # noqa: E402
+from spdsl.machine.crosscompile import compile_launch  # noqa: E402
+from spdsl.machine.launches import Launch  # noqa: E402
+from spdsl.runtime.tuning.footprint import shared_bytes  # noqa: E402
+from spdsl.runtime.tuning.footprint_terms import FITTED_WITH  # noqa: E402
 
 LARGEST = 65_536  # bytes of shared memory: larger samples take longer to compile
 

@@ -15,10 +15,10 @@ pytest.importorskip("triton")
 from rich.console import Console  # noqa: E402
 
 from spdsl import targets  # noqa: E402
+from spdsl.machine import report  # noqa: E402
+from spdsl.machine.record import record  # noqa: E402
+from spdsl.machine.survey import TOKENS  # noqa: E402
 from spdsl.resources import folder  # noqa: E402
-from spdsl.runtime import report  # noqa: E402
-from spdsl.runtime.record import record  # noqa: E402
-from spdsl.runtime.survey import TOKENS  # noqa: E402
 from tests.crosscompile.kernels import Dims, compiled, kernels, kind, load  # noqa: E402
 from tests.crosscompile.spills import ON_HOPPER, most_spills  # noqa: E402
 

@@ -10,8 +10,8 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 import spdsl  # noqa: E402
-from spdsl.runtime.crosscompile import Compiled  # noqa: E402
-from spdsl.runtime.launches import Launch  # noqa: E402
+from spdsl.machine.crosscompile import Compiled  # noqa: E402
+from spdsl.machine.launches import Launch  # noqa: E402
 from tests.crosscompile.kernels import Dims, kernels, kind, nsa_of_group  # noqa: E402
 from tests.crosscompile.spills import ALLOWED_UNITS, UNITS_ELSEWHERE  # noqa: E402
 

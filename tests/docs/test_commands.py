@@ -72,7 +72,7 @@ def test_it_parses_and_runs(page: Path, line: str) -> None:
 
 
 def runs(name: str, rest: list[str]) -> bool:
-    """The others are run by tests/tuning (tune), tests/runtime and test_printed.py (report, gates, binaries)."""
+    """The others are run by tests/tuning (tune), tests/machine and test_printed.py (report, gates, binaries)."""
     needs_pictures = any(word.endswith(".png") for word in rest)
     if needs_pictures:
         pytest.importorskip("matplotlib")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import spdsl
 from benchmarks.gpu import clock
-from spdsl.runtime.module_report import loaded
+from spdsl.machine.module_report import loaded
 
 pytestmark = [
     pytest.mark.gpu,

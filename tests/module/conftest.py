@@ -7,14 +7,14 @@ from types import ModuleType
 import pytest
 import torch
 
-from tests.module.patterns import SMALL, module_of
+from spdsl.runtime.launch import launch
+from tests.module.patterns import module_of
 
 
 @pytest.fixture(autouse=True)
 def cpu_path(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
-    for name in SMALL:
-        monkeypatch.setattr(module_of(name), "KERNELS_ON_CPU", False, raising=False)
+    monkeypatch.setattr(launch, "KERNELS_ON_CPU", False)
 
 
 @pytest.fixture(params=["causal", "document", "sink_attention", "longformer", "block_sparse"])

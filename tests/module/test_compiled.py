@@ -103,7 +103,7 @@ def test_export_with_any_length(streaming: ModuleType) -> None:
     with torch.no_grad():
         program = torch.export.export(block, (torch.randn(2, 40, 32),), dynamic_shapes={"x": {1: tokens}})
         operators = [str(node.target) for node in program.graph.nodes if "spdsl_" in str(node.target)]
-        assert operators == [f"{streaming.NAMESPACE}.attend_forward.default"]
+        assert operators == [f"{streaming.MODULE.namespace}.attend_forward.default"]
         for length in (40, 75):
             x = torch.randn(2, length, 32)
             assert torch.equal(program.module()(x), block(x))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import spdsl
+from tests.library import launches
 from tests.module.patterns import arguments
 from tests.numerics.patterns import module_of
 from tests.numerics.selected import SELECTED
@@ -40,7 +41,7 @@ STEPS = [(20, 21), (21, 22), (22, 26), (26, 27)]
 @pytest.fixture(params=["streaming_llm", "document", "infllm_v2"])
 def generating(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = module_of(SELECTED.get(request.param, request.param))
-    monkeypatch.setattr(module, "KERNELS_ON_CPU", False)
+    monkeypatch.setattr(launches(module), "KERNELS_ON_CPU", False)
     return module
 
 

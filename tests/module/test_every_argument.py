@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import spdsl
+from tests.library import launches
 from tests.module.patterns import arguments
 
 # An input of every kind: two queries, two streams, tensors over every axis, a sink, a bias, a given list, a gate.
@@ -95,7 +96,7 @@ def kind(dtype: torch.dtype) -> str:
 def module(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     found = spdsl.load(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(found, "KERNELS_ON_CPU", False)
+        patch.setattr(launches(found), "KERNELS_ON_CPU", False)
         yield found
 
 

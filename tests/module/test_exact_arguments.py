@@ -35,7 +35,6 @@ def test_a_bias_is_computed_at_the_precision_of_the_call(name: str, dtype: torch
     """Its numbers are those of its own dtype, what is made of them is not: a bias in fp32 was off by 1e-7."""
     declared, bias = BIASES[name]
     module = spdsl.load(f"pattern p {{ causal {declared} return attend(sliding(9), bias = {bias}) }}")
-    module.KERNELS_ON_CPU = False
     argument, shape = {"slope": ("slope", (4,)), "product": ("a", (1, 21)), "kv_head": ("b", (2,))}[name]
     short = numbers(*shape, dtype=dtype)
     given = vectors(21, 21)
@@ -76,7 +75,6 @@ def test_length_of_a_part_is_one_number(name: str, part: tuple[int, int, int, in
 def test_what_a_phase_does_not_read_is_not_asked_for() -> None:
     path = Path(__file__).resolve().parents[2] / "patterns" / "seer_attention.spat"
     module = spdsl.load(path, block=16)
-    module.KERNELS_ON_CPU = False
     given = module.example_inputs(1, 40, heads=4, kv_heads=2, qk_dim=16, v_dim=24)
     chosen = given.pop("chosen")
     out, scores = module.attention(**given)
@@ -109,7 +107,6 @@ pattern p {
 
 def test_tokens_are_kept_for_the_phases_that_read_them() -> None:
     module = spdsl.load(GATED_IN_TRAINING)
-    module.KERNELS_ON_CPU = False
     given = module.example_inputs(2, 12, heads=2, qk_dim=16, v_dim=16)
     b, gates = given.pop("b"), given.pop("gates")
     module.attention(**given, gates=gates)

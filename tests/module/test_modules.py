@@ -85,11 +85,10 @@ def test_importing_spdsl_is_light() -> None:
 
 def test_two_parameters_of_one_pattern_side_by_side() -> None:
     narrow, wide = (spdsl.load(PATTERNS / "sliding_window.spat", window=window) for window in (3, 11))
-    assert narrow.NAMESPACE != wide.NAMESPACE
+    assert narrow.MODULE.namespace != wide.MODULE.namespace
     assert (narrow.PARAMS, wide.PARAMS) == ({"window": 3}, {"window": 11})
     given = arguments(narrow)
     for module in (narrow, wide, narrow):
-        module.KERNELS_ON_CPU = False
         exact = module.reference(**given)
         torch.testing.assert_close(module.attention(**given), exact.float(), rtol=1e-5, atol=1e-5)
     assert not torch.equal(*(gradients(module, given)["k"] for module in (narrow, wide)))
@@ -102,7 +101,6 @@ def test_one_name_from_two_files(tmp_path: Path) -> None:
     assert one is not two
     given = arguments(one)
     for module in (one, two):
-        module.KERNELS_ON_CPU = False
         torch.testing.assert_close(module.attention(**given), module.reference(**given).float(), rtol=1e-5, atol=1e-5)
     assert spdsl.load(tmp_path / "a.spat") is one
 
@@ -112,7 +110,6 @@ def test_one_module_imported_under_two_names(tmp_path: Path) -> None:
     path = tmp_path / "carried.py"
     path.write_text(spdsl.compile(PATTERNS / "streaming_llm.spat", window=9, sinks=2).text)
     loaded, carried = module_of("streaming_llm"), imported(path, "carried")
-    carried.KERNELS_ON_CPU = False
     given = arguments(loaded)
     for module in (loaded, carried):
         torch.testing.assert_close(module.attention(**given), module.reference(**given).float(), rtol=1e-5, atol=1e-5)

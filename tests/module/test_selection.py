@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.library import opcheck
 
+from tests.library import launches
 from tests.module.patterns import arguments
 from tests.module.test_operators import recorded
 from tests.numerics.patterns import module_of
@@ -30,7 +31,7 @@ def sparse(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def on_cpu(body: str, patch: pytest.MonkeyPatch) -> ModuleType:
     module = module_of(body)
-    patch.setattr(module, "KERNELS_ON_CPU", False)
+    patch.setattr(launches(module), "KERNELS_ON_CPU", False)
     return module
 
 
@@ -136,7 +137,7 @@ def test_meta_tensors_have_the_same_shapes(selecting: ModuleType) -> None:
 
 def test_two_modules_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = (on_cpu(nsa(count=count, window=window), monkeypatch) for count, window in ((3, 9), (4, 20)))
-    assert few.NAMESPACE != many.NAMESPACE
+    assert few.MODULE.namespace != many.MODULE.namespace
     given = arguments(few, 90)
     for module in (few, many, few):
         torch.testing.assert_close(module.attention(**given), module.reference(**given).float(), rtol=1e-4, atol=1e-4)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import pytest
 
+from tests.library import launches
 from tests.numerics.patterns import module_of
 
 
@@ -30,9 +31,9 @@ def _loader(engine: str, patch: pytest.MonkeyPatch) -> Engine:
 
         def __call__(self, case: str | ModuleType, **params: int) -> ModuleType:
             module = module_of(case, **params) if isinstance(case, str) else case
-            if engine == "interpreted" and not module.INTERPRETED:
+            if engine == "interpreted" and not launches(module).INTERPRETED:
                 pytest.skip("needs TRITON_INTERPRET=1")
-            patch.setattr(module, "KERNELS_ON_CPU", engine == "interpreted")
+            patch.setattr(launches(module), "KERNELS_ON_CPU", engine == "interpreted")
             return module
 
     return Loader()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spdsl.device.entries import Cells, entry_count
 from spdsl.ir.pattern import Grid, Stream
 from spdsl.oracle.compress import cells, entries
 from spdsl.oracle.dense import sizes_of, visible
+from spdsl.runtime.entries.entries import Cells, entry_count
 from tests.numerics.cases import Shape, inputs_of
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import pattern_of

@@ -13,6 +13,7 @@ import torch
 from torch.library import opcheck
 
 from spdsl.oracle import dense
+from tests.library import broken
 from tests.module.test_operators import recorded
 from tests.numerics.cases import (
     Found,
@@ -28,7 +29,7 @@ from tests.numerics.cases import (
     separate,
 )
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import module_from, mutated, pattern_of, printed
+from tests.numerics.patterns import pattern_of, printed
 from tests.numerics.test_further_results import listed
 
 PLAIN = listed()
@@ -243,7 +244,7 @@ BUGS = [
     Bug("all queries of a tile have the first one's list", first, "(chosen & tile.inside)[None, :]",
         "((tl.max(chosen.to(tl.int32), 0) > 0) & tile.inside)[None, :]"),
     Bug("the mask bit of the first query in dK", first, ">> own.lane.to(tl.int64)", ">> 0 * own.lane.to(tl.int64)"),
-    Bug("the list of the first head", first, "visit = visit_units(lists, s, list_head, tile)\n    own",
+    Bug("the list of the first head", first, "visit = rt.visit_units(lists, s, list_head, tile)\n    own",
         "visit = visit_units(lists, s, 0, tile)\n    own"),
     Bug("the last block left out", first, "visit.count * (U.UNIT // C.BLOCK_N), disable_licm",
         "visit.count * (U.UNIT // C.BLOCK_N) - 1, disable_licm"),
@@ -272,9 +273,9 @@ SELDOM = (
 )
 def test_a_bug_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
     body = PLAIN if bug.check is plain else FIRST
-    broken = module_from(mutated(printed(body), bug.old, bug.new), tmp_path / "generated.py")
+    seeded = broken(printed(body), bug.old, bug.new, tmp_path)
     with pytest.raises(AssertionError):
-        bug.check(kernels(broken))
+        bug.check(kernels(seeded))
 
 
 @pytest.mark.parametrize("own", [plain, first, sequences], ids=lambda own: own.__name__)

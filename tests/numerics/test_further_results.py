@@ -10,9 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from spdsl.oracle import dense
+from tests.library import broken
 from tests.numerics.cases import Found, Inputs, Shape, assert_same, evaluated, generated, inputs_of, parts_of
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import module_from, mutated, pattern_of, printed
+from tests.numerics.patterns import pattern_of, printed
 from tests.numerics.selected import SELECTED
 from tests.numerics.test_selection_choices import scrambled
 from tests.numerics.test_selection_layouts import check_packed
@@ -178,6 +179,6 @@ SEEDED = [
 @pytest.mark.parametrize("title, old, new", SEEDED, ids=[title for title, *_ in SEEDED])
 def test_a_bug_is_seen(cpu: Engine, title: str, old: str, new: str, tmp_path: Path) -> None:
     body = ON_LISTS["group"]
-    broken = module_from(mutated(printed(body), old, new), tmp_path / "generated.py")
+    seeded = broken(printed(body), old, new, tmp_path)
     with pytest.raises(AssertionError):
-        check(body, cpu(broken))
+        check(body, cpu(seeded))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import spdsl
 from spdsl.diagnostics import SpatError
+from tests.library import launches
 from tests.numerics.patterns import module_of
 
 TOKENS, KEYS = 40, torch.arange(40, dtype=torch.float64)
@@ -116,10 +117,12 @@ def test_a_tensor_over_tokens_that_nothing_reads_may_be_passed() -> None:
 
 
 @pytest.mark.parametrize("name, size", [("longformer", {"window": 16}), ("block_sparse", {"block": 128})])
-def test_published_patterns_without_causal_decode(name: str, size: dict[str, int]) -> None:
+def test_published_patterns_without_causal_decode(
+    name: str, size: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Marked queries have a mask that is the same for all keys, and lists one for each block."""
     module = spdsl.load(Path(__file__).resolve().parents[2] / "patterns" / f"{name}.spat", **size)
-    module.KERNELS_ON_CPU = False
+    monkeypatch.setattr(launches(module), "KERNELS_ON_CPU", False)
     given = module.example_inputs(1, 16, heads=4, kv_heads=2, qk_dim=16, v_dim=16)
     if "tiles" in given:
         given["tiles"][:, :2] = -1

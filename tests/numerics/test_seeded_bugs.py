@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from spdsl.oracle import dense
+from tests.library import broken
 from tests.numerics.cases import Found, Shape, assert_same, cached, checked, generated, inputs_of, nan_cache, separate
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import module_from, mutated, pattern_of, printed
+from tests.numerics.patterns import pattern_of, printed
 from tests.numerics.test_cached import check_rows
 
 Check = Callable[[str, ModuleType], None]
@@ -102,7 +103,7 @@ KERNELS = [
     Bug("sign of dlse", "causal", train, "total -= load_row_values", "total += load_row_values"),
     Bug("no scale on dK", "causal", train, "dk0 * C.SCALE", "dk0"),
     Bug("no scale on dQ", "causal", train, "dq0 * C.SCALE", "dq0"),
-    Bug("lse in powers of 2", "causal", train, "(m + tl.log2(total)) * LN2", "m + tl.log2(total)"),
+    Bug("lse in powers of 2", "causal", train, "(m + tl.log2(total)) * rt.LN2", "m + tl.log2(total)"),
     Bug("lse not back in powers of 2", "causal", train, "value * LOG2E)", "value)"),
     Bug("division by 0", "empty_rows", train, "tl.where(total == 0.0, 1.0, total)", "total"),
     Bug("empty row minus itself", "hole", train, 'tl.where(m_new == float("-inf"), 0.0, m_new)', "m_new"),
@@ -161,7 +162,7 @@ UNBROKEN = sorted({(bug.pattern, bug.check.__name__) for bug in [*KERNELS, *CPU]
 
 
 def _broken(bug: Bug, folder: Path) -> ModuleType:
-    return module_from(mutated(printed(bug.pattern), bug.old, bug.new), folder / "generated.py")
+    return broken(printed(bug.pattern), bug.old, bug.new, folder)
 
 
 @pytest.mark.parametrize("bug", KERNELS, ids=lambda bug: bug.title.replace(" ", "_"))

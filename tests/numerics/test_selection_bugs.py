@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from spdsl.oracle import dense
+from spdsl.runtime.tuning.unit_configs import JOB_TILES_INTERPRETED, PARTS_BYTES_INTERPRETED
+from tests.library import broken, launches
 from tests.numerics.cases import Shape, assert_same, generated, inputs_of, meant
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import module_from, mutated, pattern_of, printed
+from tests.numerics.patterns import pattern_of, printed
 from tests.numerics.selected import by_rank, expect_lists, picked
 from tests.numerics.test_selection import checked
 from tests.numerics.test_selection_choices import scrambled
@@ -71,13 +73,13 @@ def once(body: str, module: ModuleType) -> None:
 
 def shared(body: str, module: ModuleType) -> None:
     """16 heads leave one query per tile, and every tile chooses unit 0: more tiles than an interpreted job holds."""
-    assert module.JOB_TILES_INTERPRETED < 11 or not module.INTERPRETED
+    assert JOB_TILES_INTERPRETED < 11 or not launches(module).INTERPRETED
     checked(body, Shape(11, 11, heads=16), module)
 
 
 def turned(body: str, module: ModuleType) -> None:
     """Heads whose parts have no room side by side."""
-    assert 80 * 2 * 17 * 4 * 2 > module.PARTS_BYTES_INTERPRETED
+    assert 80 * 2 * 17 * 4 * 2 > PARTS_BYTES_INTERPRETED
     checked(body, Shape(80, 80, heads=4, kv_heads=2), module)
 
 
@@ -280,7 +282,7 @@ UNBROKEN = sorted({(bug.pattern, bug.check.__name__) for bug in [*BOTH, *KERNELS
 
 
 def _broken(bug: Bug, folder: Path) -> ModuleType:
-    return module_from(mutated(printed(bug.pattern), bug.old, bug.new), folder / "generated.py")
+    return broken(printed(bug.pattern), bug.old, bug.new, folder)
 
 
 @pytest.mark.parametrize("bug", [*BOTH, *KERNELS, *PAIRS], ids=lambda bug: bug.title.replace(" ", "_"))

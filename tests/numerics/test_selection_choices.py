@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spdsl.ir.pattern import Pattern
 from spdsl.oracle import dense
+from spdsl.runtime.tuning.unit_configs import JOB_TILES_INTERPRETED
 from tests.numerics.cases import (
     Found,
     Inputs,
@@ -244,7 +245,7 @@ def test_a_unit_of_many_queries_is_shared_by_jobs(kernels: Engine) -> None:
     """16 heads leave a query per tile: unit 0 has one tile per query, more than a job holds."""
     body = by_rank("top_k(1, score = rank, share = sum(group), unit = sum(16), force = first(1))")
     pattern, module = pattern_of(body), kernels(body)
-    assert module.JOB_TILES_INTERPRETED < 18
+    assert JOB_TILES_INTERPRETED < 18
     inputs = inputs_of(pattern, Shape(18, 18, heads=16))
     assert_same(generated(module, pattern, inputs), meant(pattern, inputs))
 

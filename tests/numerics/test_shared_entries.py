@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from spdsl.device.entries import Cells, entry_count
 from spdsl.ir.pattern import Stream
 from spdsl.ir.plan import ChoicePlan
 from spdsl.passes.selection import selection
+from spdsl.runtime.entries.entries import Cells, entry_count
+from tests.library import broken, launches
 from tests.numerics.cases import Shape, inputs_of
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import module_from, mutated, pattern_of, printed
+from tests.numerics.patterns import pattern_of, printed
 from tests.numerics.selected import by_rank, expect_lists, lists_of
 
 pytestmark = pytest.mark.interpret
@@ -79,7 +80,7 @@ class Call(NamedTuple):
         longest = max(rows) if len(rows) == 1 else max(tokens)
         assert plan.choice.score is not None
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "KERNELS_ON_CPU", by_kernel)
+            patch.setattr(launches(module), "KERNELS_ON_CPU", by_kernel)
             of_lse = lse if plan.choice.score.probability else None
             found: Tensor = module.chosen_op(q, k, of_lse, LISTS, *spans, None, None, longest, sum(tokens))
         return found
@@ -166,6 +167,5 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.title.replace(" ", "_"))
 def test_a_bug_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
-    text = printed(bug.body)
-    module = kernels(module_from(mutated(text, bug.old, bug.new), tmp_path / "generated.py"))
+    module = kernels(broken(printed(bug.body), bug.old, bug.new, tmp_path))
     assert not torch.equal(bug.call.lists(bug.body, module, True), bug.call.lists(bug.body, module, False))

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spdsl.device import tuning
-from spdsl.device.configs import Config
-from spdsl.device.gpu import Gpu
-from spdsl.device.sequences import Layout
+from spdsl.runtime.sequences import Layout
+from spdsl.runtime.tuning import tuning
+from spdsl.runtime.tuning.configs import Config
+from spdsl.runtime.tuning.gpu import Gpu
 
 DEFAULT = Config(64, 64, 4, 2)
 # Of the other configurations one is best on rank 0 and another on rank 1; a third is best for both together.

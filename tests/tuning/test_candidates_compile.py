@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from spdsl import targets
-from spdsl.runtime import tune
-from spdsl.runtime.crosscompile import compile_launch
-from spdsl.runtime.launches import Launch, specialise
-from spdsl.runtime.record import replaced
+from spdsl.machine import tune
+from spdsl.machine.crosscompile import compile_launch
+from spdsl.machine.launches import Launch, specialise
+from spdsl.machine.record import replaced
 from tests.crosscompile.kernels import load
 
 pytestmark = [pytest.mark.crosscompile, pytest.mark.full]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from spdsl.device import trials
+from spdsl.runtime.tuning import trials
 
 
 class Device:

@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 import spdsl
 from spdsl.cli import main
 from spdsl.cli.numbers import lengths
-from spdsl.runtime import tune
-from spdsl.runtime.module_report import loaded
-from spdsl.runtime.record import replaced
+from spdsl.machine import tune
+from spdsl.machine.module_report import loaded
+from spdsl.machine.record import replaced
 
 pytestmark = pytest.mark.crosscompile
 

@@ -16,16 +16,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from spdsl.device import buckets, trials, tuned_store, tuning
-from spdsl.device import candidates as choice
-from spdsl.device.candidates import candidates, rank
-from spdsl.device.configs import TABLES, Config, Tables, lookup, plain_name, table_dim, tables_for
-from spdsl.device.footprint import KernelShape, fits
-from spdsl.device.gpu import Gpu
-from spdsl.device.sequences import Layout
-from spdsl.device.tuned_store import Winner
-from spdsl.device.unit_configs import UNIT_TABLES, fitted
-from spdsl.device.warps import product_repeats, without_repeats
+from spdsl.runtime.sequences import Layout
+from spdsl.runtime.tuning import buckets, trials, tuned_store, tuning
+from spdsl.runtime.tuning import candidates as choice
+from spdsl.runtime.tuning.candidates import candidates, rank
+from spdsl.runtime.tuning.configs import TABLES, Config, Tables, lookup, plain_name, table_dim, tables_for
+from spdsl.runtime.tuning.footprint import KernelShape, fits
+from spdsl.runtime.tuning.gpu import Gpu
+from spdsl.runtime.tuning.tuned_store import Winner
+from spdsl.runtime.tuning.unit_configs import UNIT_TABLES, fitted
+from spdsl.runtime.tuning.warps import product_repeats, without_repeats
 
 ROOT = Path(__file__).parents[2]
 GPU = Gpu("sm_90", 132)

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from spdsl.device import tuned_store
-from spdsl.device.configs import Config
-from spdsl.device.tuned_store import (
+from spdsl.runtime.tuning import tuned_store
+from spdsl.runtime.tuning.configs import Config
+from spdsl.runtime.tuning.tuned_store import (
     Store,
     Winner,
     default_store,

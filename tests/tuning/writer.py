@@ -11,9 +11,9 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from spdsl.device import tuned_store
-from spdsl.device.configs import Config
-from spdsl.device.tuned_store import Store, Winner
+from spdsl.runtime.tuning import tuned_store
+from spdsl.runtime.tuning.configs import Config
+from spdsl.runtime.tuning.tuned_store import Store, Winner
 
 DIGEST = "d" * 64
 

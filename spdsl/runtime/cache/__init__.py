@@ -1,0 +1,1 @@
+"""The cache of a layer: pages, appended tokens, closed entries."""

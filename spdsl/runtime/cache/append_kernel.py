@@ -1,0 +1,176 @@
+"""Kernels that append to a cache: the new rows of all streams go to their pages, then lengths move on.
+
+A token without room, beyond the capacity or in a page that is not handed out, is not stored at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.language import tl, triton
+from spdsl.runtime.launch.launch import launch, rows_contiguous, strided
+from spdsl.runtime.tiles.kernel import Strided, jit
+from spdsl.runtime.tiles.positions import cached_homes, cached_rows
+from spdsl.runtime.tiles.tiles import at
+
+_APPENDED = 32  # new tokens of a program; a decode step has one
+_TABLE_ENTRIES = 64  # entries of the page table that are looked at at once
+
+
+class Append(NamedTuple):
+    """`added` tokens behind the last one of each sequence: spans int32 [S, 2] = (0, length), pages [S, page_width]."""
+
+    spans: torch.Tensor
+    pages: torch.Tensor | None
+    page_width: int
+    capacity: int
+    added: int
+
+
+class Appended(NamedTuple):
+    """New keys of one stream and their store, and its values if there are any. FIRST: of the programs of its heads."""
+
+    new_k: Strided
+    k: Strided
+    new_v: Strided | None
+    v: Strided | None
+    FIRST: tl.constexpr
+    HEADS: tl.constexpr
+    QK_DIM: tl.constexpr
+    QK_PADDED: tl.constexpr  # to a power of two
+    V_DIM: tl.constexpr  # 0: no values
+    V_PADDED: tl.constexpr
+
+
+@jit
+def append_places(call, s, BLOCK: tl.constexpr, PAGE: tl.constexpr):
+    """The new tokens of a program: number, position, home (page or sequence), slot, and whether it has room: [BLOCK]"""
+    token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    position = tl.load(call.spans + 2 * s + 1) + token
+    room = (token < call.added) & (position < call.capacity)
+    home, slot, room = cached_homes(call, s, position, room, PAGE)
+    return token, position, home, slot, room
+
+
+@jit
+def copy_rows(new, store, s, h, token, home, slot, room, DIM: tl.constexpr, DIM_PADDED: tl.constexpr):
+    """Rows `token` of a sequence and head of `new` to (home, slot) of `store`."""
+    column = tl.arange(0, DIM_PADDED)[None, :]
+    mask = room[:, None] & (column < DIM)
+    new = at(new, s, h, 0)
+    value = tl.load(new.data + token[:, None] * new.token + column, mask=mask, other=0)
+    pointers = cached_rows(store, h, home, slot)[:, None] + column
+    tl.store(pointers, value.to(store.data.dtype.element_ty), mask=mask)
+
+
+@jit
+def append_head(stream, s, row, token, home, slot, room):
+    """If `row` counts a head of the stream: its keys, and values if there are any."""
+    h = row - stream.FIRST
+    if (h >= 0) & (h < stream.HEADS):
+        copy_rows(stream.new_k, stream.k, s, h, token, home, slot, room, stream.QK_DIM, stream.QK_PADDED)
+        if stream.V_DIM:
+            copy_rows(stream.new_v, stream.v, s, h, token, home, slot, room, stream.V_DIM, stream.V_PADDED)
+
+
+@jit
+def copy_values(new, store, s, token, position, room):
+    """One value per token, never in pages."""
+    value = tl.load(at(new, s, 0, 0).data + token * new.token, mask=room, other=0)
+    tl.store(at(store, s, 0, 0).data + position * store.token, value.to(store.data.dtype.element_ty), mask=room)
+
+
+@jit
+def append_rows(
+    streams, values, call,
+    STREAMS: tl.constexpr, VALUES: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of all streams, and what else each token has.  Grid (blocks of new tokens, heads, sequences).
+
+    The heads of all streams count as one row of heads: a program has one of them.
+    """
+    row, s = tl.program_id(1), tl.program_id(2)
+    token, position, home, slot, room = append_places(call, s, BLOCK, PAGE)
+    for i in tl.static_range(STREAMS):
+        append_head(streams[i], s, row, token, home, slot, room)
+    for i in tl.static_range(VALUES):
+        if row == 0:
+            copy_values(values[i][0], values[i][1], s, token, position, room)
+
+
+@jit
+def append_lengths(dropped, call, ENTRIES: tl.constexpr, PAGE: tl.constexpr):
+    """Lengths grow up to the capacity or the first hole in the pages; other tokens count as dropped.  Grid (S,)."""
+    s = tl.program_id(0)
+    length = tl.load(call.spans + 2 * s + 1).to(tl.int64)
+    end = tl.minimum(length + call.added, call.capacity)
+    if PAGE:
+        last = ((end + (PAGE - 1)) // PAGE).to(tl.int32)
+        hole = last
+        for first in tl.range((length // PAGE).to(tl.int32), last, ENTRIES):
+            entry = first + tl.arange(0, ENTRIES)
+            page = tl.load(call.pages + tl.cast(s, tl.int64) * call.page_width + entry, mask=entry < last, other=0)
+            hole = tl.minimum(hole, tl.min(tl.where(page < 0, entry, last), 0))
+        end = tl.maximum(length, tl.minimum(end, hole.to(tl.int64) * PAGE))
+    tl.store(call.spans + 2 * s + 1, end.to(tl.int32))
+    tl.store(dropped + s, tl.load(dropped + s) + (call.added - (end - length)).to(tl.int32))
+
+
+def append_block(call: Append) -> int:
+    return 1 if call.added == 1 else _APPENDED
+
+
+class NewRows(NamedTuple):
+    """New keys [B, heads, T, qk] of a stream and their store, and its values if there are any."""
+
+    new_k: Tensor
+    k: Tensor
+    new_v: Tensor | None
+    v: Tensor | None
+
+
+def launch_rows(
+    streams: Sequence[NewRows], values: Sequence[tuple[Tensor, Tensor]], call: Append, page: int
+) -> None:  # fmt: skip
+    """The new rows of all streams, and of values (new [B, T], store [B, tokens]), one per token."""
+    block, heads = append_block(call), [stream.k.shape[1] for stream in streams]
+    firsts = [sum(heads[:i]) for i in range(len(heads))]
+    launch(
+        append_rows, (triton.cdiv(call.added, block), sum(heads), len(call.spans)),
+        tuple(_appended(stream, first) for stream, first in zip(streams, firsts, strict=True)),
+        tuple((_token_values(new, store), _rows(store)) for new, store in values) or None, call,
+        num_warps=1 if block == 1 else 4, num_stages=1,
+        STREAMS=len(streams), VALUES=len(values), BLOCK=block, PAGE=page,
+    )  # fmt: skip
+
+
+def _appended(stream: NewRows, first: int) -> Appended:
+    new_k, k, new_v, v = stream
+    qk, v_dim = k.shape[3], 0 if v is None else v.shape[3]
+    sizes = (first, k.shape[1], qk, triton.next_power_of_2(qk), v_dim, triton.next_power_of_2(max(1, v_dim)))
+    return Appended(
+        strided(rows_contiguous(new_k)), strided(k),
+        None if new_v is None else strided(rows_contiguous(new_v)), None if v is None else strided(v),
+        *(tl.constexpr(size) for size in sizes),
+    )  # fmt: skip
+
+
+def _token_values(new: Tensor, store: Tensor) -> Strided:
+    return _rows((new.view(torch.uint8) if new.dtype == torch.bool else new).to(store.dtype))
+
+
+def _rows(x: Tensor) -> Strided:
+    """[B, tokens]"""
+    return Strided(x, x.stride(0), 0, x.stride(1))
+
+
+def launch_lengths(dropped: Tensor, call: Append, page: int) -> None:
+    """After everything that is stored at the old lengths."""
+    launch(
+        append_lengths, (len(call.spans),), dropped, call, num_warps=1, num_stages=1,
+        ENTRIES=_TABLE_ENTRIES, PAGE=page,
+    )  # fmt: skip

@@ -1,0 +1,41 @@
+"""Results that depend on the length or on scalars: per request where only the device knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.sequences import Layout
+
+
+def settle(
+    pending: Sequence[tuple[Tensor, tuple[Tensor, Tensor]]], last: tuple[Tensor, Tensor], layout: Layout, rows: int
+) -> tuple[Tensor, Tensor]:
+    """For each sequence the first pending result whose condition [S] holds, else the last one.
+
+    Where one is gated, every lse has a column for each branch: one that is not repeats its own.
+    """
+    out, lse = last
+    gated = any(own.dim() == 4 for _, (_, own) in pending) or lse.dim() == 4
+    lse = lse[..., None] if gated and lse.dim() == 3 else lse
+    for condition, (own_out, own_lse) in reversed(pending):
+        holds = _per_row(condition, layout, rows)
+        own_lse = own_lse[..., None] if gated and own_lse.dim() == 3 else own_lse
+        out = torch.where(holds[..., None], own_out, out)
+        lse = torch.where(holds[..., None] if gated else holds, own_lse, lse)
+    return out, lse
+
+
+def _per_row(condition: Tensor, layout: Layout, rows: int) -> Tensor:
+    """[S] or [] -> [batch or 1, 1, rows or 1]; packed sequences spread over their tokens."""
+    condition = condition.reshape(-1, 1, 1)
+    packed = layout.q_spans is not None and layout.q_spans.shape[0] > 1 and condition.shape[0] > 1
+    if layout.q_spans is None or not packed:
+        return condition
+    ends = (layout.q_spans[:, 0] + layout.q_spans[:, 1]).contiguous()
+    if bool((layout.q_spans[1:, 0] < ends[:-1]).any()):  # padded: every sequence has a batch row of its own
+        return condition
+    sequence = torch.bucketize(torch.arange(rows, device=ends.device), ends, right=True).clamp(max=len(ends) - 1)
+    return condition[sequence].view(1, 1, rows)

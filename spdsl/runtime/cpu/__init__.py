@@ -1,0 +1,1 @@
+"""The CPU path: the visits of the kernels, on torch."""

@@ -1,0 +1,1 @@
+"""Compression: cells, pools in torch and in kernels, entries that close in a cache."""

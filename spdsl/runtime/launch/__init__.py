@@ -1,0 +1,1 @@
+"""Starting kernels, and what becomes of their parts: merges, joins, gates."""

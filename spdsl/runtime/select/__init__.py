@@ -1,0 +1,1 @@
+"""Choosing units: ranks in kernels, the same in torch, scores as results."""

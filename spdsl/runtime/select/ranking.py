@@ -1,0 +1,160 @@
+"""The best units of a list as they are scored, in registers.
+
+A unit is ranked by one integer: its score's bits, made to rise with the score, above its number, made to fall: of equal
+scores the lowest number wins. Forced units stand above every score. Where a list takes some units below its level, the
+bit between score and number tells those that are not.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from spdsl.runtime.language import tl
+from spdsl.runtime.tiles.kernel import jit
+from spdsl.runtime.tiles.tiles import at, token_pointer
+
+NOT_RANKED = tl.constexpr(-(2**63))
+_LAST = tl.constexpr(2**31 - 1)
+
+
+class SelectConst(NamedTuple):
+    """What a selecting kernel is compiled for (all tl.constexpr)."""
+
+    UNIT: tl.constexpr  # keys of a unit
+    LANES: tl.constexpr  # queries of a program
+    RANKS: tl.constexpr  # units scored at once
+    KEPT: tl.constexpr  # power of two >= WIDTH
+    STAGES: tl.constexpr  # its logarithm
+    WIDTH: tl.constexpr  # most units of a list
+    LEAST: tl.constexpr  # places of a list that a unit takes without passing
+    RATIO: tl.constexpr  # entries from one unit to the next
+    FIRST: tl.constexpr  # entries from a unit's own first to the first that overlaps it
+    ENTRIES: tl.constexpr  # that overlap a unit
+    SPLITS: tl.constexpr  # programs that share the units of a query; more than one with one query per sequence only
+
+
+@jit
+def load_entries(k, pages, entry, inside, C):
+    """Rows of k by their numbers [n], in two parts; 0 outside."""
+    place = tl.maximum(entry, 0).to(tl.int64)
+    start = tl.zeros_like(place)
+    if C.PAGE:
+        start = tl.load(pages + place // C.PAGE, mask=inside, other=0).to(tl.int64) * k.batch
+        place = place % C.PAGE
+    pointers = (k.data + start + place * k.token)[:, None]
+    part0 = load_columns(pointers, inside, 0, C.QK0, C.QK_DIM)
+    part1 = 0.0
+    if C.QK1:
+        part1 = load_columns(pointers, inside, C.QK0, C.QK1, C.QK_DIM)
+    return part0, part1
+
+
+@jit
+def load_columns(pointers, inside, START: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    column = START + tl.arange(0, WIDTH)[None, :]
+    mask = inside[:, None]
+    if START + WIDTH > DIM:
+        mask = mask & (column < DIM)
+    return tl.load(pointers + column, mask=mask, other=0.0)
+
+
+@jit
+def shared_tokens(entry, unit, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BEFORE: tl.constexpr, length, S):
+    """How many tokens entries and units have in common, where a last cell ends with its sequence."""
+    first = entry * STRIDE - BEFORE
+    end = tl.minimum(tl.minimum(first + WIDTH, (unit + 1) * S.UNIT), length)
+    return tl.maximum(end - tl.maximum(first, unit * S.UNIT), 0)
+
+
+@jit
+def there(rows, S, C):
+    """Which rows are a head of the list: all of them, if their number is a power of two."""
+    return tl.full((1, 1), True, tl.int1) if C.BLOCK_M // S.LANES == C.GROUP else rows.inside[:, None]
+
+
+@jit
+def of_list_head(value, seen, BY: tl.constexpr, S, C):
+    """Values [LANES * heads, RANKS] reduced over the score heads of a list that have one -> [LANES, RANKS]."""
+    HEADS: tl.constexpr = C.BLOCK_M // S.LANES
+    if BY == "max":
+        broken = tl.reshape((seen & (value != value)).to(tl.int32), (S.LANES, HEADS, S.RANKS))  # tl.max passes by NaN
+        value = tl.max(tl.reshape(tl.where(seen, value, float("-inf")), (S.LANES, HEADS, S.RANKS)), 1)
+        value = tl.where(tl.max(broken, 1) > 0, float("nan"), value)
+    else:
+        value = tl.sum(tl.reshape(tl.where(seen, value, 0.0), (S.LANES, HEADS, S.RANKS)), 1)
+        if BY == "mean":
+            value = value / C.GROUP
+    return value
+
+
+@jit
+def of_some_head(seen, S, C):
+    """Which pairs [LANES * heads, RANKS] some head of a list has -> [LANES, RANKS]."""
+    return tl.max(tl.reshape(seen.to(tl.int32), (S.LANES, C.BLOCK_M // S.LANES, S.RANKS)), 1) > 0
+
+
+@jit
+def ranked(best, score, scored, passed, forced, unit, S):
+    """The KEPT best of `best` and of the units just scored, falling."""
+    score = score.to(tl.float32)
+    scored = scored & (score == score) & (score > float("-inf"))
+    if S.LEAST == 0:
+        scored = scored & passed
+    bits = score.to(tl.int32, bitcast=True)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    bits = tl.where(forced, _LAST, tl.minimum(bits, _LAST - 1))
+    rank = (bits.to(tl.int64) << 32) | (-unit + _LAST).to(tl.int64)[None, :]
+    if S.LEAST:
+        rank = rank | ((passed | forced).to(tl.int64) << 31)
+    rank = tl.where(scored | forced, rank, NOT_RANKED)
+    if tl.max((tl.max(rank, 1) > tl.min(best, 1)).to(tl.int32), 0) > 0:
+        best = better(best, tl.topk(rank, S.KEPT), S.LANES, S.KEPT, S.STAGES)
+    return best
+
+
+@jit
+def better(best, other, LANES: tl.constexpr, KEPT: tl.constexpr, STAGES: tl.constexpr):
+    """The KEPT best of two tiles [LANES, KEPT] of falling ranks, falling.
+
+    Falling meets rising: the greater of each two are the best of all, and rise once and fall once. Such a row is sorted
+    by comparing its halves, STAGES times, with their results shuffled as cards are.
+    """
+    best = tl.maximum(best, tl.flip(other, 1))
+    for _ in tl.static_range(STAGES):
+        first, second = tl.split(tl.permute(tl.reshape(best, (LANES, 2, KEPT // 2)), (0, 2, 1)))
+        best = tl.reshape(tl.join(tl.maximum(first, second), tl.minimum(first, second)), (LANES, KEPT))
+    return best
+
+
+@jit
+def store_units(chosen, best, query, q_count, S):
+    """The first WIDTH of `best`, from LEAST on those that passed, as unit numbers: ascending, -1 behind them."""
+    place = tl.arange(0, S.KEPT)[None, :]
+    taken = (best != NOT_RANKED) & (place < S.WIDTH)
+    if S.LEAST:
+        taken = taken & ((place < S.LEAST) | (((best >> 31) & 1) != 0))
+    unit = -(best & _LAST).to(tl.int32) + _LAST
+    unit = tl.sort(tl.where(taken, unit, _LAST))
+    unit = tl.where(unit == _LAST, -1, unit)
+    pointers = token_pointer(chosen, 0) + query.to(tl.int64)[:, None] * chosen.token + place
+    tl.store(pointers, unit, mask=(query[:, None] < q_count) & (place < S.WIDTH))
+
+
+@jit
+def store_ranks(ranks, best, row, split, S):
+    """The ranks of one split in the buffer [rows, SPLITS, KEPT]."""
+    place = tl.arange(0, S.KEPT)[None, :] + tl.zeros_like(best).to(tl.int32)
+    tl.store(ranks + (row.to(tl.int64) * S.SPLITS + split) * S.KEPT + place, best)
+
+
+@jit
+def merge_ranks(ranks, chosen, S):
+    """The best units of one query over all splits.  Grid (sequences, lists)."""
+    s, list_head = tl.program_id(0), tl.program_id(1)
+    place = tl.arange(0, S.KEPT)[None, :]
+    row = (s.to(tl.int64) * tl.num_programs(1) + list_head) * S.SPLITS
+    best = tl.full((1, S.KEPT), NOT_RANKED, tl.int64)
+    for split in tl.range(0, S.SPLITS):
+        part = tl.load(ranks + (row + split) * S.KEPT + place)  # falling, as it was kept
+        best = better(best, part, 1, S.KEPT, S.STAGES)
+    store_units(at(chosen, s, list_head, 0), best, tl.arange(0, 1), 1, S)

@@ -1,0 +1,1 @@
+"""Device functions of all kernels: arguments, positions, loads, blocks, the running softmax."""

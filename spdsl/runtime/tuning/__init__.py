@@ -1,0 +1,1 @@
+"""Configurations: tables and models free of torch, and what tuning found on a GPU."""

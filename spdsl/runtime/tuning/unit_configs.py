@@ -1,0 +1,224 @@
+"""Configurations of the kernels over units: tables as in `configs`. `block_m` counts rows of queries times heads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from spdsl.runtime.tuning.configs import Config, Tables, power_of_2
+
+MOST_LANES = 64  # queries of a tile: bits of a mask
+KEYS_PER_UNIT = 2  # of a decode step: ranking a unit takes about as long as reading two keys
+MOST_UNIT = 1 << 30  # where no unit bounds the block
+# Tiles of one job of the backward by keys, for units of JOB_KEYS; larger units have as many more, and programs enough.
+JOB_TILES, JOB_KEYS = 512, 64
+JOB_TILES_INTERPRETED = 4  # so few that small inputs have keys of several jobs
+# Parts of results that exist at once, where keys are outermost: heads take turns where all of them would need more. A
+# list head needs queries * units of a list * (head dim + 1) numbers.
+PARTS_BYTES = 1 << 30
+PARTS_BYTES_INTERPRETED = 1 << 13  # so few that small inputs take several turns
+
+
+class UnitShape(NamedTuple):
+    """What the tiles of one call look like."""
+
+    config: Config
+    group: int  # query heads that share a list
+    lanes: int  # queries of a tile
+
+
+def job_tiles(unit: int, interpreted: bool) -> int:
+    """Tiles of one job of dK and dV: units that every query chooses (the first, say) are shared by several programs."""
+    return (JOB_TILES_INTERPRETED if interpreted else JOB_TILES) * max(1, unit // JOB_KEYS)
+
+
+def fitted(config: Config, group: int, unit: int) -> UnitShape:
+    """Tiles for lists that `group` heads share: queries x heads, both powers of two; blocks that divide a unit."""
+    padded = power_of_2(group)
+    block_m = max(config.block_m, padded, 16)
+    lanes = min(block_m // padded, MOST_LANES)
+    block_n = min(config.block_n, unit & -unit)  # the largest power of two that divides the unit
+    return UnitShape(config._replace(block_m=max(lanes * padded, 16), block_n=block_n), group, lanes)
+
+
+def rows_alone(config: Config, unit: int) -> UnitShape:
+    """Tiles whose rows are queries of one head and one unit: no mask of bits bounds their number."""
+    block_n = min(config.block_n, unit & -unit)
+    return UnitShape(config._replace(block_m=max(config.block_m, 16), block_n=block_n), 1, 1)
+
+
+def one_query(shape: UnitShape) -> UnitShape:
+    """The shape for decode: rows are the heads that share a list."""
+    rows = max(16, power_of_2(shape.group))
+    return shape._replace(config=shape.config._replace(block_m=rows), lanes=1)
+
+
+UNIT_TABLES: Tables = {
+    "sm_80": {
+        "units": {
+            (64, 2): Config(64, 64, 4, 3),
+            (128, 2): Config(64, 64, 4, 2),
+            (192, 2): Config(64, 32, 4, 2),
+            (256, 2): Config(64, 32, 4, 1),
+            (64, 4): Config(32, 32, 4, 2),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+        "units_dq": {
+            (64, 2): Config(64, 64, 4, 2),
+            (96, 2): Config(64, 64, 4, 1),
+            (128, 2): Config(64, 64, 8, 2),
+            (192, 2): Config(32, 64, 4, 1),
+            (256, 2): Config(64, 32, 4, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 64, 8, 1),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+        "units_dkdv": {
+            (64, 2): Config(32, 64, 4, 2),
+            (96, 2): Config(32, 64, 4, 2),
+            (128, 2): Config(64, 64, 8, 2),
+            (160, 2): Config(64, 32, 8, 1),
+            (256, 2): Config(32, 32, 4, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(16, 16, 2, 1),
+        },
+        "units_decode": {
+            (64, 2): Config(16, 64, 4, 3),
+            (128, 2): Config(16, 64, 4, 2),
+            (256, 2): Config(16, 32, 4, 2),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+        "select": {
+            (64, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(64, 32, 4, 2),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+        "units_pairs": {
+            (128, 2): Config(32, 64, 4, 2),
+        },
+    },
+    "sm_90": {
+        "units": {
+            (128, 2): Config(64, 64, 4, 3),
+            (192, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(64, 32, 4, 2),
+            (64, 4): Config(64, 32, 4, 2),
+            (128, 4): Config(64, 32, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+        "units_dq": {
+            (128, 2): Config(64, 64, 4, 2),
+            (192, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(64, 32, 4, 1),
+            (64, 4): Config(64, 32, 4, 1),
+            (128, 4): Config(32, 64, 8, 1),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+        "units_dkdv": {
+            (64, 2): Config(64, 64, 4, 2),
+            (128, 2): Config(64, 64, 4, 1),
+            (160, 2): Config(32, 64, 4, 1),
+            (256, 2): Config(32, 32, 4, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (128, 4): Config(32, 16, 4, 1),
+            (256, 4): Config(32, 16, 4, 1),
+        },
+        "units_decode": {
+            (192, 2): Config(16, 64, 4, 3),
+            (256, 2): Config(16, 32, 4, 3),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+        "select": {
+            (64, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(64, 32, 4, 2),
+            (128, 4): Config(64, 32, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+        "units_dq_pairs": {
+            (192, 2): Config(64, 32, 4, 1),
+        },
+        "units_dkdv_pairs": {
+            (128, 2): Config(32, 64, 4, 1),
+            (160, 2): Config(16, 64, 4, 1),
+        },
+    },
+    "sm_100": {
+        "units": {
+            (128, 2): Config(64, 64, 4, 3),
+            (192, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(64, 32, 4, 2),
+            (64, 4): Config(64, 32, 4, 2),
+            (128, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+        "units_dq": {
+            (128, 2): Config(64, 64, 4, 2),
+            (192, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(64, 32, 4, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+        "units_dkdv": {
+            (64, 2): Config(64, 64, 4, 2),
+            (160, 2): Config(64, 64, 8, 1),
+            (256, 2): Config(32, 32, 4, 1),
+            (64, 4): Config(32, 32, 4, 1),
+            (256, 4): Config(32, 16, 4, 1),
+        },
+        "units_decode": {
+            (128, 2): Config(16, 64, 4, 3),
+            (192, 2): Config(16, 64, 4, 2),
+            (256, 2): Config(16, 32, 4, 3),
+            (128, 4): Config(16, 32, 4, 2),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+        "select": {
+            (64, 2): Config(32, 64, 4, 2),
+            (128, 2): Config(32, 32, 4, 2),
+            (192, 2): Config(16, 32, 4, 2),
+            (256, 2): Config(32, 32, 4, 2),
+            (256, 4): Config(16, 32, 4, 1),
+        },
+    },
+    "gfx942": {
+        "units": {
+            (128, 2): Config(64, 64, 2, 1),
+            (256, 2): Config(64, 32, 2, 1),
+            (128, 4): Config(64, 32, 2, 1),
+            (256, 4): Config(16, 16, 1, 1),
+        },
+        "units_dq": {
+            (64, 2): Config(64, 64, 2, 1),
+            (256, 2): Config(64, 32, 2, 1),
+            (128, 4): Config(32, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
+        },
+        "units_dkdv": {
+            (64, 2): Config(64, 64, 2, 1),
+            (128, 2): Config(32, 64, 2, 1),
+            (160, 2): Config(16, 64, 4, 1),
+            (256, 2): Config(16, 64, 4, 1),
+            (128, 4): Config(32, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
+        },
+        "units_decode": {
+            (192, 2): Config(16, 64, 1, 1),
+            (256, 2): Config(16, 32, 1, 1),
+            (128, 4): Config(16, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
+        },
+        "select": {
+            (192, 2): Config(64, 64, 4, 1),
+            (256, 2): Config(64, 32, 2, 1),
+            (64, 4): Config(64, 32, 2, 1),
+            (128, 4): Config(32, 32, 1, 1),
+            (256, 4): Config(16, 16, 1, 1),
+        },
+        "units_dkdv_pairs": {
+            (128, 2): Config(16, 64, 4, 1),
+        },
+    },
+}
