@@ -7,6 +7,7 @@ numpy is what a test waits for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import CodeType, FunctionType
 from typing import Any
 
 PLAIN = frozenset("int1 int8 int16 int32 int64 uint8 uint16 uint32 uint64 fp16 bf16 fp32 fp64".split())
@@ -21,6 +22,7 @@ def hasten() -> None:
     except ImportError:
         return
     _replace_once_per_kernel(interpreter)
+    _rewrite_once_per_code(interpreter)
     _know_types(interpreter, core)
     _leave_operands_alone(TritonSemantic, core)
 
@@ -44,6 +46,28 @@ def _replace_once_per_kernel(interpreter: Any) -> None:
         return run(*args, **kwargs)
 
     interpreter._patch_lang, interpreter.GridExecutor.__call__ = once, kernel
+
+
+def _rewrite_once_per_code(interpreter: Any) -> None:
+    """Functions are parsed and rewritten before their first call. Copies of one, as the modules of seeded bugs have
+    them, share the code.
+    """
+    rewrite, known = interpreter.FunctionRewriter.rewrite_ast, dict[CodeType, CodeType]()
+
+    def rewritten(self: Any) -> Any:
+        fn = self.fn
+        code = known.get(fn.__code__)
+        if code is None or fn.__closure__:
+            found = rewrite(self)
+            known[fn.__code__] = found.__code__
+            return found
+        fn.__globals__.setdefault("interpreter_semantic", interpreter.interpreter_semantic)
+        code = code.replace(co_filename=fn.__code__.co_filename)
+        copy = FunctionType(code, fn.__globals__, fn.__name__, fn.__defaults__)
+        copy.__annotations__, copy.__kwdefaults__ = fn.__annotations__, fn.__kwdefaults__
+        return copy
+
+    interpreter.FunctionRewriter.rewrite_ast = rewritten
 
 
 def _know_types(interpreter: Any, core: Any) -> None:
