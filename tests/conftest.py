@@ -20,6 +20,10 @@ settings.register_profile("unhurried", deadline=None)  # other work on the machi
 settings.load_profile("unhurried")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write what is printed over the files that are kept")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Temporary folders lie below one named `tests`.
 
