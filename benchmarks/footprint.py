@@ -37,6 +37,7 @@ from spdsl.machine.crosscompile import compile_launch
 from spdsl.machine.launches import Launch
 from spdsl.machine.survey import survey
 from spdsl.resources import folder
+from spdsl.runtime.launch import launch as launching
 from spdsl.runtime.tuning.candidates import STEPS, UNIT_KERNELS, UNIT_STEPS, blocks_fit, stepped
 from spdsl.runtime.tuning.configs import Config, lookup, plain_name
 from spdsl.targets import Target
@@ -167,9 +168,8 @@ def kernel_of(launch: Launch) -> str:
 
 def launches(draw: Draw, target: Target, configured: Callable[..., Config]) -> list[Launch]:
     """What the pattern's module launches with `configured` in place of the tables."""
-    module = loaded(draw.pattern)
-    with mock.patch.object(module, "lookup", configured):
-        return survey(module, (draw.dtype,), (draw.dims,), target)
+    with mock.patch.object(launching, "lookup", configured):
+        return survey(loaded(draw.pattern), (draw.dtype,), (draw.dims,), target)
 
 
 @cache

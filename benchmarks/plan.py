@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from benchmarks.baselines import ours
 from benchmarks.workload import Workload
@@ -62,30 +63,28 @@ def prepared(module: ModuleType, tokens: int) -> float:
     q, k, v = (torch.zeros(1, 1, tokens, 1) for _ in range(3))
     start = time.perf_counter()
     module._check(q, k, v)
-    layout = module.layout_of(q, k, None, None, None, None, None)
-    module._prepare(q, k, v, layout, *module.sizes_of(q, k, layout))
+    layout = module.rt.checked_layout(q, k, None, None, None, None, None)
+    module._prepare(q, k, v, layout, *module.rt.sizes_of(q, k, layout))
     return time.perf_counter() - start
 
 
 @contextmanager
 def stopped(module: ModuleType, begun: list[float]) -> Iterator[None]:
     """The CPU path up to its engine: notes the time there and ends the call."""
-    engine = module.sparse_forward
 
     def stop(*args: Any, **named: Any) -> None:
         begun.append(time.perf_counter())
         raise Started
 
-    vars(module)["sparse_forward"] = stop
-    try:
+    with mock.patch.object(module.rt, "sparse_forward", stop):
         yield
-    finally:
-        vars(module)["sparse_forward"] = engine
 
 
 def walk(module: ModuleType, tokens: int) -> tuple[float, int, int]:
     """Seconds for the key ranges of all tiles of the CPU path, how many tiles, the most keys that one visits."""
-    rows, start = module._TILE_ROWS, time.perf_counter()
+    from spdsl.runtime.cpu.cpu import _TILE_ROWS as rows
+
+    start = time.perf_counter()
     found = [module.attend_visits(q, min(q + rows, tokens) - 1, tokens) for q in range(0, tokens, rows)]
     seconds = time.perf_counter() - start
     return seconds, len(found), max(sum(end - first for first, end, _, _ in ranges) for ranges in found)

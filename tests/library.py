@@ -5,21 +5,49 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 from spdsl.codegen.standalone import standalone
+from spdsl.runtime.tuning.gpu import use_tables
 
 
 def home(module: ModuleType, name: str) -> ModuleType:
     """The file of the library in which `rt.name` is defined."""
-    return sys.modules[getattr(module.rt, name).__module__]
+    found = getattr(module.rt, name)
+    return sys.modules[getattr(found, "fn", found).__module__]  # `fn` of a jitted one
 
 
 def launches(module: ModuleType) -> ModuleType:
     """Where it is settled whether CPU tensors take the kernels (KERNELS_ON_CPU, INTERPRETED)."""
     return home(module, "launch")
+
+
+def users(module: ModuleType, function: object) -> list[ModuleType]:
+    """The files of the library that have the function under its name."""
+    library = module.rt.__name__.removesuffix("rt")
+    name: str = getattr(function, "fn", function).__name__
+    loaded = [file for own, file in sys.modules.items() if own.startswith(library)]
+    return [file for file in loaded if getattr(file, name, None) is function]
+
+
+@contextmanager
+def tables(architecture: str, processors: int) -> Iterator[None]:
+    """Within it every launch is one for that GPU."""
+    use_tables(architecture, processors)
+    try:
+        yield
+    finally:
+        use_tables(None)
+
+
+@cache
+def in_library(file: str) -> bool:
+    """Whether the file is one of the library, or of a copy of it."""
+    return any(folder.name == "runtime" and (folder / "rt.py").is_file() for folder in Path(file).parents)
 
 
 def package_from(files: Mapping[str, str], folder: Path) -> ModuleType:

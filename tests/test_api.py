@@ -286,7 +286,7 @@ def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SPDSL_CACHE_DIR", "~/mine")
     monkeypatch.chdir(tmp_path)
     assert cache_folder() == tmp_path / "home" / "mine"
-    assert store_in_cache(Path(__file__)).path.parent == tmp_path / "home" / "mine"
+    assert store_in_cache(Path(__file__), "").path.parent == tmp_path / "home" / "mine"
     assert not (tmp_path / "~").exists()
 
 

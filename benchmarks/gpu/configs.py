@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.gpu import clock
 from benchmarks.gpu.patterns import Case, inputs, load
+from spdsl.runtime.launch import launch as launching
+from spdsl.runtime.tuning.configs import Config, lookup
 
 BLOCKS_M = {"forward": (64, 128), "dq": (64, 128), "dkdv": (32, 64, 128)}
 BLOCKS_N = {"forward": (32, 64, 128), "dq": (32, 64, 128), "dkdv": (64, 128)}
@@ -26,20 +29,17 @@ def config(case: Case) -> Case:
     """`kernel_ms` of the case's kernel with the configuration `config`, or with the module's own where that is None."""
     module = load(case)
     given = inputs(module, case)
-    known, used = module.lookup, list[Any]()
+    used = list[Any]()
 
     def look_up(kernel: str, *rest: Any) -> Any:
-        found = known(kernel, *rest)
+        found = lookup(kernel, *rest)
         if kernel.removesuffix("_bias") == case["kernel"]:
-            found = found if case["config"] is None else module.Config(*case["config"])
+            found = found if case["config"] is None else Config(*case["config"])
             used.append(found)
         return found
 
-    vars(module)["lookup"] = look_up
-    try:
+    with mock.patch.object(launching, "lookup", look_up):
         call = launch_of(module, given, case["kernel"])
-    finally:
-        vars(module)["lookup"] = known
     kernel_ms = clock.milliseconds(call, case.get("once", False))
     return {"kernel_ms": kernel_ms, "config": list(used[0]) if used else None}
 
@@ -47,21 +47,17 @@ def config(case: Case) -> Case:
 def launch_of(module: Any, given: dict[str, Any], kernel: str) -> Callable[[], Any]:
     """The launch of one kernel in a forward and backward pass, to be repeated."""
     found: list[Callable[[], Any]] = []
-    start = module.launch
 
     def note(function: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
         if function.__name__.endswith(f"_{kernel}"):
-            found.append(lambda: start(function, grid, *args, **named))
-        start(function, grid, *args, **named)
+            found.append(lambda: launching.with_triton(function, grid, *args, **named))
+        launching.with_triton(function, grid, *args, **named)
 
-    vars(module)["launch"] = note
-    try:
+    with launching.launching(note):
         leaves = {name: given[name].detach().requires_grad_() for name in ("q", "k", "v")}
         out = module.attention(**given | leaves)
         if kernel != "forward":
             torch.autograd.grad(out, list(leaves.values()), torch.randn_like(out))
-    finally:
-        vars(module)["launch"] = start
     if not found:
         raise RuntimeError(f"no kernel _{kernel} was launched")
     return found[0]

@@ -98,8 +98,8 @@ def _rows(first: int, end: int, unit: int, units: int, count: int, clustered: bo
 def parts_of(module: ModuleType, given: Inputs, chosen: Tensor | None = None) -> tuple[Any, Any, Tensor]:
     """The inputs of the branches' operators with their entries, the layout, and the lists (by default the module's)."""
     arrays = {name: x for name, x in given.items() if name != "gates"}
-    layout = module.layout_of(given["q"], given["k_rough"], None, None, None, None, None)
-    sizes = dict(zip(("tokens", "keys"), module.sizes_of(given["q"], given["k_rough"], layout), strict=True))
+    layout = module.rt.checked_layout(given["q"], given["k_rough"], None, None, None, None, None)
+    sizes = dict(zip(("tokens", "keys"), module.rt.sizes_of(given["q"], given["k_rough"], layout), strict=True))
     made = module._entries(module._prepare(**arrays, layout=layout, **sizes), layout)
     if chosen is None:
         _, lse = module.coarse_forward_op(made.q, made.k_entries, made.v_entries, *layout)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Protocol
 
 import torch
@@ -28,10 +29,16 @@ ROLES = {
 SUPPORTED = "a pattern may take queries, streams, gates and the weights of compressed streams here"
 
 
+class Made(Protocol):
+    """What a module was made from."""
+
+    namespace: str  # of its operators: pattern and digest
+
+
 class Module(Protocol):
     """What a generated module offers to this layer."""
 
-    NAMESPACE: str
+    MODULE: Made
     PARAMS: dict[str, float]
     attention: Callable[..., Tensor]
     example_inputs: Callable[..., dict[str, Tensor]]
@@ -40,7 +47,7 @@ class Module(Protocol):
 class Dense:
     """Causal attention over all keys, PyTorch's own, as if it were a generated module."""
 
-    NAMESPACE = "torch"
+    MODULE = SimpleNamespace(namespace="torch")
     PARAMS: dict[str, float] = {}  # noqa: RUF012 (the form of a generated module)
 
     @staticmethod

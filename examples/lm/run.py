@@ -85,7 +85,7 @@ class Run:
         self.model = LanguageModel(budget.size, module, seed).to(device)
         self.optimizer = optimizer_of(self.model, budget.rate)
         self.history = History()
-        self.about = {"name": name, "module": module.NAMESPACE, "seed": seed, "budget": asdict(budget)}
+        self.about = {"name": name, "module": module.MODULE.namespace, "seed": seed, "budget": asdict(budget)}
 
     @property
     def title(self) -> str:

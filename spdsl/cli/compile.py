@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,10 @@ Example: spdsl compile patterns/streaming_llm.spat -o build -D window=3k --repor
 )
 @click.option("--deny", multiple=True, type=click.Choice(GATES), help="Ends with 1 if a kernel has that; for CI.")
 @click.option("--cubin", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Writes binaries there.")
+@click.option(
+    "--standalone", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+    help="Writes DIR/<pattern>/ instead: a package with all that it needs, for where spdsl is not installed.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrites files that spdsl did not make.")
 def compile_file(
     files: tuple[str, ...],
@@ -65,6 +69,7 @@ def compile_file(
     form: str,
     deny: tuple[str, ...],
     cubin: Path | None,
+    standalone: Path | None,
     force: bool,
 ) -> None:
     """Compiles every pattern of each FILE into DIR/<pattern>.py. `-` as FILE is standard input."""
@@ -76,7 +81,8 @@ def compile_file(
         if stage is not None:
             _emit(work, stage)
             return
-        written = _write(work, _setting(targets, length, allowed), output, force)
+        write = _module_writer(output, force) if standalone is None else _package_writer(standalone, force)
+        written = _write(work, _setting(targets, length, allowed), standalone or output, write)
     for path in written:
         click.echo(path.as_posix(), err=report and form == "json")
     if wanted.any:
@@ -98,9 +104,22 @@ def _emit(work: Sequence[Job], stage: str) -> None:
         click.echo(emit(one.source, one.name, one.params, stage))
 
 
-def _write(work: Sequence[Job], judged: Setting, folder: Path, force: bool) -> list[Path]:
+def _module_writer(folder: Path, force: bool) -> Callable[[str, str], Path]:
+    from spdsl.cli.output import write_module
+
+    return lambda name, text: write_module(folder, name, text, force=force)
+
+
+def _package_writer(folder: Path, force: bool) -> Callable[[str, str], Path]:
+    from spdsl.cli.output import write_package
+    from spdsl.codegen.standalone import standalone
+
+    return lambda name, text: write_package(folder, name, standalone(text), force=force)
+
+
+def _write(work: Sequence[Job], judged: Setting, folder: Path, write: Callable[[str, str], Path]) -> list[Path]:
     """Compiles all before it writes the first: an error leaves nothing behind."""
-    from spdsl.cli.output import Foreign, write_module
+    from spdsl.cli.output import Foreign
     from spdsl.compiler import compile as compile_pattern
 
     _expect_apart(work)
@@ -109,7 +128,7 @@ def _write(work: Sequence[Job], judged: Setting, folder: Path, force: bool) -> l
     for one, module in zip(work, modules, strict=True):
         print_diagnostics(one.source, module.diagnostics)
         try:
-            path = write_module(folder, module.name, module.text, force=force)
+            path = write(module.name, module.text)
         except Foreign as error:
             raise Failed(f"{error}; --force overwrites it") from None
         except OSError as error:

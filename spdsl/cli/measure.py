@@ -61,14 +61,15 @@ def measure(paths: Sequence[Path], plans: Sequence[Plan], targets: Sequence[Targ
 
 def _one(path: Path, plan: Plan, gpus: Sequence[Target], wanted: Wanted) -> list[Compiled]:
     """The kernels of one file, with what is asked printed and written."""
-    from spdsl.machine.module_report import compile_file, write_binaries
+    from spdsl.machine.module_report import compile_file, name_of, write_binaries
 
     compiled = compile_file(path, gpus)
     if wanted.tables:
         _print_tables(compiled, plan)
     if wanted.cubin is not None:
-        written = write_binaries(path, gpus, wanted.cubin / path.stem)
-        click.echo(f"{(wanted.cubin / path.stem).as_posix()}: {len(written)} files", err=wanted.json)
+        folder = wanted.cubin / name_of(path)
+        written = write_binaries(path, gpus, folder)
+        click.echo(f"{folder.as_posix()}: {len(written)} files", err=wanted.json)
     return compiled
 
 

@@ -6,6 +6,7 @@ import codecs
 import os
 import stat
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 HEADER = "# Made by spdsl"  # how the first line of every generated module begins
@@ -29,6 +30,28 @@ def write_module(folder: Path, name: str, text: str, *, force: bool = False) -> 
     folder.mkdir(parents=True, exist_ok=True)
     _replace(path, text)
     return path
+
+
+def write_package(folder: Path, name: str, files: Mapping[str, str], *, force: bool = False) -> Path:
+    """Writes the files of a package `folder/name`, its `__init__.py` last, and returns that one's path.
+
+    What else lies in its runtime folder goes: a library is all of its files. Raises as `write_module` does; a folder
+    that is there without our `__init__.py`, or a link, is not ours.
+    """
+    if not name.isidentifier():
+        raise ValueError(f"`{name}` cannot name a package")
+    package, first = folder / name, folder / name / "__init__.py"
+    known = is_ours(first) and not any(path.is_symlink() for path in (package, package / "runtime"))
+    if not force and os.path.lexists(package) and not known:
+        raise Foreign(f"{package.as_posix()} was not made by spdsl")
+    for path in sorted((package / "runtime").rglob("*.py")):
+        if path.relative_to(package).as_posix() not in files:
+            path.unlink()
+    for inside in sorted(files, key=lambda inside: inside == "__init__.py"):
+        place = package / inside
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _replace(place, files[inside])
+    return first
 
 
 def is_ours(path: Path) -> bool:

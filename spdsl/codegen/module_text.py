@@ -254,10 +254,15 @@ class ModuleText:
         return frozenset(x.name for x in self.tensors if "token" in x.axes and x.name in read)
 
     @property
+    def required(self) -> tuple[str, ...]:
+        """The arguments that every call has."""
+        return (*self.vectors, *(x.name for x in self.weights))
+
+    @property
     def prepared(self) -> tuple[str, ...]:
-        """What the operators take: as above, with every choice as a map and its first row tile."""
+        """What is made of the others: every choice is a map and its first row tile."""
         maps = tuple(name for x in self.choices for name in (x.name, f"{x.name}_first"))
-        return (*self.vectors, *(x.name for x in self.weights), *(x.name for x in self.tensors), *maps)
+        return (*(x.name for x in self.tensors), *maps)
 
     @property
     def computed(self) -> tuple[str, ...]:
@@ -278,6 +283,11 @@ class ModuleText:
         read = {sweep.stream.name for s in self.softmaxes if s.name in names for sweep in s.sweeps}
         read |= {found.source.name for found in self.entries if found.name in read and found.has_values}
         return tuple(x.value_argument for x in self.streams if x.name in read and x.value_argument)
+
+    @property
+    def sums(self) -> tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]:
+        """The same by phase."""
+        return tuple((phase, self.summed(phase)) for phase in self.phases if self.summed(phase))
 
     @property
     def sinks(self) -> frozenset[str]:

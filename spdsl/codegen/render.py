@@ -23,7 +23,7 @@ from spdsl.version import __version__
 LINE = 120
 PUBLIC = frozenset(
     {"attention", "choices", "reference", "prefill", "decode", "Cache", "example_inputs"}
-    | {"tune", "tuning", "use_tables"}
+    | {"tune", "tuning", "use_tables", "__getattr__"}
 )
 
 

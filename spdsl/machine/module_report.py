@@ -54,7 +54,7 @@ def write_binaries(path: Path, wanted: Sequence[Target], folder: Path) -> list[P
 @contextmanager
 def loaded(path: Path) -> Iterator[ModuleType]:
     """The file as a module under a name of its own, there for as long as it is used."""
-    name = f"spdsl_report_{path.stem}_{sha256(path.read_bytes()).hexdigest()[:12]}"
+    name = f"spdsl_report_{name_of(path)}_{sha256(path.read_bytes()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RuntimeError(f"{path} is no Python module")
@@ -67,4 +67,10 @@ def loaded(path: Path) -> Iterator[ModuleType]:
             raise RuntimeError(f"{path} has no {' and no '.join(missing)}: not made by spdsl")
         yield module
     finally:
-        sys.modules.pop(name, None)
+        for own in [own for own in sys.modules if own == name or own.startswith(f"{name}.")]:
+            del sys.modules[own]
+
+
+def name_of(path: Path) -> str:
+    """Of the file of a module, or of the first one of a package."""
+    return path.parent.name if path.stem == "__init__" else path.stem

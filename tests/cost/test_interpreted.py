@@ -14,6 +14,7 @@ from spdsl.cost.machine import Machine
 from spdsl.cost.phases import Stage, kernels
 from spdsl.passes.count import Shape
 from tests.cost.plans import module_of, plan_of_text
+from tests.library import home, launches, users
 
 pytestmark = pytest.mark.interpret
 
@@ -68,11 +69,12 @@ def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch, tokens: in
     """FLOPs of the products of each kernel of a decode step, or of attention and its backward."""
     found: Counter[str] = Counter()
     now = [""]
-    launch, dot, dot_rows = module.launch, module.dot, module.dot_rows
+    products = home(module, "dot_rows")
+    dot, dot_rows = products.dot, products.dot_rows
 
     def started(kernel: Any, *args: Any, **named: Any) -> None:
         now[0] = kernel.fn.__name__
-        launch(kernel, *args, **named)
+        module.rt.with_triton(kernel, *args, **named)
 
     def counted(function: Any, columns: int) -> Any:
         def product(a: Any, *rest: Any) -> Any:
@@ -84,10 +86,11 @@ def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch, tokens: in
 
         return product
 
-    patch.setattr(module, "launch", started)
-    patch.setattr(module, "dot", counted(dot, 0))
-    patch.setattr(module, "dot_rows", counted(dot_rows, 1))
-    patch.setattr(module, "KERNELS_ON_CPU", True)
+    for name, function, columns in (("dot", dot, 0), ("dot_rows", dot_rows, 1)):
+        for file in users(module, function):
+            patch.setattr(file, name, counted(function, columns))
+    patch.setattr(launches(module), "KERNELS_ON_CPU", True)
+    patch.setattr(module.MODULE, "start", started)
     inputs = module.example_inputs(
         1, 1 if decode else tokens, heads=HEADS, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM,
         dtype=torch.float32, device="cpu",
@@ -97,9 +100,9 @@ def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch, tokens: in
         before = module.example_inputs(
             1, tokens - 1, heads=HEADS, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM, dtype=torch.float32, device="cpu"
         )
-        patch.setattr(module, "KERNELS_ON_CPU", False)  # the CPU path fills the cache faster
+        patch.setattr(launches(module), "KERNELS_ON_CPU", False)  # the CPU path fills the cache faster
         module.prefill(**before, cache=cache)
-        patch.setattr(module, "KERNELS_ON_CPU", True)
+        patch.setattr(launches(module), "KERNELS_ON_CPU", True)
         module.decode(**inputs, cache=cache)
         return found
     for x in inputs.values():
@@ -114,7 +117,7 @@ def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch, tokens: in
 @pytest.mark.parametrize("name", TEXTS)
 def test_machine_flops_are_those_of_the_kernels(name: str, decode: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     module = module_of(TEXTS[name])
-    if not module.INTERPRETED:
+    if not launches(module).INTERPRETED:
         pytest.skip("needs TRITON_INTERPRET=1")
     real = done(module, decode, monkeypatch)
     shape, found = Shape(1, HEADS, KV_HEADS, DIM, DIM, 4), plan_of_text(TEXTS[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,11 +10,10 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from triton.runtime.jit import JITFunction
-
 import spdsl
 from spdsl import targets
 from spdsl.machine.crosscompile import Compiled, compile_launch
+from spdsl.machine.kernel_text import texts
 from spdsl.machine.launches import Launch
 from spdsl.machine.survey import survey
 from spdsl.resources import folder
@@ -64,16 +64,7 @@ def compiled(launch: Launch, gpu: targets.Target) -> Compiled:
 @cache
 def _text(kernel: Any) -> str:
     """The text of a kernel and of all that it calls."""
-    texts: dict[str, str] = {}
-    waiting = [(kernel.fn.__name__, kernel)]
-    while waiting:
-        name, found = waiting.pop()
-        if name in texts or not isinstance(found, JITFunction):
-            continue
-        texts[name] = found.src
-        known = found.fn.__globals__
-        waiting += [(word, known[word]) for word in set(re.findall(r"\w+", found.src)) if word in known]
-    return "\n".join(texts[name] for name in sorted(texts))
+    return "\n".join(sorted(ast.unparse(tree) for tree in texts(kernel)))
 
 
 def kind(one: Compiled) -> str:

@@ -13,6 +13,8 @@ from torch import Tensor
 import spdsl
 from benchmarks.gpu import clock
 from spdsl.machine.module_report import loaded
+from spdsl.runtime.tuning import search
+from spdsl.runtime.tuning.trials import difference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,21 +41,21 @@ def trained(module: ModuleType, given: dict[str, Tensor]) -> list[Tensor]:
     return [out, *torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out))]
 
 
-def searches(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows with every kernel that is searched for."""
     found: list[str] = []
-    search: Callable[..., object] = module._found
+    real: Callable[..., object] = search._found
 
     def noting(run: object, asked: object, bucket: tuple[str, ...], *rest: object) -> object:
         found.append(bucket[1])
-        return search(run, asked, bucket, *rest)
+        return real(run, asked, bucket, *rest)
 
-    monkeypatch.setattr(module, "_found", noting)
+    monkeypatch.setattr(search, "_found", noting)
     return found
 
 
 def test_the_first_call_tunes_and_the_next_ones_agree(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = searches(module, monkeypatch)
+    found = searches(monkeypatch)
     given = module.example_inputs(2, 3000, **SIZES)
     first = trained(module, given)
     assert sorted(found) == ["dkdv", "dq", "forward"]
@@ -61,14 +63,14 @@ def test_the_first_call_tunes_and_the_next_ones_agree(module: ModuleType, monkey
     trained(module, module.example_inputs(2, 4000, **SIZES))
     assert len(found) == 3
     for a, b in zip(first, again, strict=True):
-        assert module.difference(a, b) == ""
-    winners = module.known_winners().values()
+        assert difference(a, b) == ""
+    winners = module.MODULE.tuner.known().values()
     assert all(x.milliseconds <= x.default for x in winners)
     assert any(x.tried > 3 for x in winners)
 
 
 def test_a_capture_is_not_disturbed(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = searches(module, monkeypatch)
+    found = searches(monkeypatch)
     given = module.example_inputs(2, 1000, **SIZES)
     module.tuning("off")
     wanted = module.attention(**given)
@@ -76,7 +78,7 @@ def test_a_capture_is_not_disturbed(module: ModuleType, monkeypatch: pytest.Monk
     replay, out = clock.captured(lambda: module.attention(**given))
     assert found == ["forward"]  # by the call before the capture
     replay()
-    assert module.difference(wanted, out) == ""
+    assert difference(wanted, out) == ""
 
 
 def test_tuned_is_not_slower_than_the_tables(module: ModuleType) -> None:

@@ -27,13 +27,14 @@ from spdsl.machine.crosscompile import Compiled, compile_launch  # noqa: E402
 from spdsl.machine.machine_code import read_amdgcn, read_sass  # noqa: E402
 from spdsl.machine.occupancy import occupancy  # noqa: E402
 from spdsl.machine.record import Launch, record, specialise  # noqa: E402
+from spdsl.runtime.launch import launch as launching  # noqa: E402
 
 TOY = """
 import torch
 import triton
 import triton.language as tl
 
-KERNELS_ON_CPU = False
+from spdsl.runtime import rt
 
 
 @triton.jit
@@ -56,22 +57,17 @@ def refused(q, BLOCK: tl.constexpr):
     tl.store(q + tl.arange(0, BLOCK), tl.arange(0, 2 * BLOCK))
 
 
-def launch(kernel, grid, *args, num_warps, num_stages, **constexprs):
-    if not KERNELS_ON_CPU and not args[0].is_cuda:
-        raise RuntimeError("needs a GPU")
-    kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constexprs)
-
-
 def run(q, k, extra=None, block_m=64, block_n=64, num_warps=4, num_stages=2):
     out = torch.empty(q.shape[0], block_n, dtype=torch.float32, device=q.device)
     sizes = dict(BLOCK_M=block_m, BLOCK_N=block_n, DIM=128)
     grid = (q.shape[0] // block_m,)
-    launch(scores, grid, q, k, out, k.shape[0], q.stride(0), extra, num_warps=num_warps, num_stages=num_stages, **sizes)
+    call = (q, k, out, k.shape[0], q.stride(0), extra)
+    rt.launch(scores, grid, *call, num_warps=num_warps, num_stages=num_stages, **sizes)
     return out
 
 
 def run_refused(q):
-    launch(refused, (1,), q, num_warps=4, num_stages=1, BLOCK=64)
+    rt.launch(refused, (1,), q, num_warps=4, num_stages=1, BLOCK=64)
 """
 
 
@@ -105,20 +101,18 @@ def hopper(toy: ModuleType) -> Compiled:
     return compile_launch(one(toy), targets.find("h200"))
 
 
-def test_record_restores_the_module(toy: ModuleType) -> None:
-    before = toy.launch
+def test_record_restores_the_library(toy: ModuleType) -> None:
     launches = record(toy, lambda: [toy.run(rows(), rows()) for _ in range(3)])
     assert len(launches) == 1
-    assert toy.launch is before
-    assert toy.KERNELS_ON_CPU is False
+    assert launching._start is None
+    assert launching.KERNELS_ON_CPU is False
 
 
 def test_record_restores_after_an_error(toy: ModuleType) -> None:
-    before = toy.launch
     with pytest.raises(ZeroDivisionError):
         record(toy, lambda: 1 / 0)
-    assert toy.launch is before
-    assert toy.KERNELS_ON_CPU is False
+    assert launching._start is None
+    assert launching.KERNELS_ON_CPU is False
 
 
 def test_signature(toy: ModuleType) -> None:
@@ -172,8 +166,8 @@ def triton_backend(target: object) -> object:
     return make_backend(target)
 
 
-def test_module_without_launch() -> None:
-    with pytest.raises(RuntimeError, match="module empty has no launch and no KERNELS_ON_CPU"):
+def test_module_without_a_library() -> None:
+    with pytest.raises(RuntimeError, match="module empty has no library: not made by spdsl"):
         record(ModuleType("empty"), lambda: None)
 
 

@@ -7,7 +7,8 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,8 +25,10 @@ from spdsl import targets  # noqa: E402
 from spdsl.machine import cubins  # noqa: E402
 from spdsl.machine.launches import Launch  # noqa: E402
 from spdsl.machine.machine_code import _cuobjdump  # noqa: E402
-from spdsl.machine.record import replaced  # noqa: E402
 from spdsl.machine.survey import survey  # noqa: E402
+from spdsl.machine.tune import tensors_of  # noqa: E402
+from tests.library import launches as launching_of  # noqa: E402
+from tests.library import tables  # noqa: E402
 
 PATTERN = """
 pattern deployed {
@@ -73,20 +76,22 @@ def loader(folder: Path) -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def calls(module: ModuleType) -> list[Call]:
-    """What the module really passes to its `launch`, tensors and all."""
+    """What the module really passes to `rt.launch`, tensors and all."""
     found: list[Call] = []
 
     def note(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
         found.append((kernel, grid, args, named))
 
-    module.use_tables(H200.architecture, H200.sm_count)
-    try:
-        with replaced(module, launch=note, KERNELS_ON_CPU=True):
-            for tokens, step in ((256, module.prefill), (1, module.decode)):
-                inputs = module.example_inputs(2, tokens, dtype=torch.bfloat16)
-                step(**inputs, cache=module.Cache(2, 4096, dtype=torch.bfloat16))
-    finally:
-        module.use_tables(None)
+    with tables(H200.architecture, H200.sm_count), module.rt.launching(note):
+        for tokens, step in ((256, module.prefill), (1, module.decode)):
+            inputs = module.example_inputs(2, tokens, dtype=torch.bfloat16)
+            step(**inputs, cache=module.Cache(2, 4096, dtype=torch.bfloat16))
+    return found
+
+
+def launch_of(module: ModuleType) -> Callable[..., None]:
+    """What starts a kernel within a call of the module."""
+    found: Callable[..., None] = module.MODULE.entry(module.rt.launch)
     return found
 
 
@@ -183,15 +188,15 @@ def no_gpu(loader: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_what_the_driver_is_told(folder: Path, loader: ModuleType, module: ModuleType, calls: list[Call]) -> None:
-    library, before = Library(), module.launch
+    library, before, launch = Library(), module.MODULE.start, launch_of(module)
     running = loader.install(module, folder, strict=True, library=library)
     try:
         for kernel, grid, args, named in [*calls, calls[0]]:
-            module.launch(kernel, grid, *args, **named)
-        module.launch(calls[0][0], (0, 1, 1), *calls[0][2], **calls[0][3])  # an empty grid is no launch
+            launch(kernel, grid, *args, **named)
+        launch(calls[0][0], (0, 1, 1), *calls[0][2], **calls[0][3])  # an empty grid is no launch
     finally:
         running.remove()
-    assert module.launch is before
+    assert module.MODULE.start is before
     names = [name for name, _ in library.told if name != "cuFuncSetAttribute"]
     assert names == LAUNCHES * ["cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel"] + ["cuLaunchKernel"]
     entries = {entry["key"]: entry for entry in manifest(folder)}
@@ -210,7 +215,7 @@ def test_another_launch_is_refused_or_compiled(
     folder: Path, loader: ModuleType, module: ModuleType, calls: list[Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[str] = []
-    monkeypatch.setattr(module, "launch", lambda kernel, *_, **__: compiled.append(kernel.__name__))
+    monkeypatch.setattr(module.MODULE, "start", lambda kernel, *_, **__: compiled.append(kernel.__name__))
     kernel, grid, args, named = calls[0]
     other = {**named, "num_warps": 2}
     for strict in (True, False):
@@ -218,9 +223,9 @@ def test_another_launch_is_refused_or_compiled(
         try:
             if strict:
                 with pytest.raises(LookupError, match="no binary for sm_90 and append_rows"):
-                    module.launch(kernel, grid, *args, **other)
+                    launch_of(module)(kernel, grid, *args, **other)
             else:
-                module.launch(kernel, grid, *args, **other)
+                launch_of(module)(kernel, grid, *args, **other)
         finally:
             running.remove()
     assert compiled == ["append_rows"]
@@ -235,7 +240,7 @@ def test_a_changed_binary_is_refused(
     running = loader.install(module, tmp_path, strict=True, library=Library())
     try:
         with pytest.raises(RuntimeError, match="is not the file that manifest"):
-            module.launch(calls[0][0], calls[0][1], *calls[0][2], **calls[0][3])
+            launch_of(module)(calls[0][0], calls[0][1], *calls[0][2], **calls[0][3])
     finally:
         running.remove()
 
@@ -255,17 +260,26 @@ def test_binaries_of_another_module_are_refused_or_compiled(
     text, params, message = OTHERS[other]
     module = spdsl.load(text, **params)
     compiled: list[str] = []
-    monkeypatch.setattr(module, "launch", lambda kernel, *_, **__: compiled.append(kernel.__name__))
+    monkeypatch.setattr(module.MODULE, "start", lambda kernel, *_, **__: compiled.append(kernel.__name__))
     with pytest.raises(LookupError, match=message):
         loader.install(module, folder, strict=True, library=Library())
     with pytest.warns(UserWarning, match=message):
         running = loader.install(module, folder, library=Library())
     try:
         kernel, grid, args, named = calls[0]
-        module.launch(kernel, grid, *args, **named)
+        launch_of(module)(kernel, grid, *args, **named)
     finally:
         running.remove()
     assert compiled == ["append_rows"]
+
+
+def test_binaries_of_another_library_are_refused(
+    folder: Path, loader: ModuleType, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels are in all modules; their digest says which."""
+    monkeypatch.setattr(module.MODULE, "digest", "0" * 64)
+    with pytest.raises(LookupError, match=r"digest is 0{64}, theirs [0-9a-f]{64}"):
+        loader.install(module, folder, strict=True, library=Library())
 
 
 @pytest.mark.parametrize("missing", ["module", "triton", None])
@@ -290,7 +304,7 @@ def test_a_module_imported_from_its_file_has_its_binaries(
     assert spec.loader is not None
     imported = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(imported)
-    assert imported.NAMESPACE != module.NAMESPACE
+    assert imported.MODULE.namespace != module.MODULE.namespace
     loader.install(imported, str(folder), strict=True, library=Library()).remove()
 
 
@@ -306,16 +320,59 @@ def test_a_module_imported_from_its_file_has_its_binaries(
 def test_arguments_of_install(
     folder: Path, loader: ModuleType, module: ModuleType, changes: dict[str, Any], message: str
 ) -> None:
-    before = module.launch
+    before = module.MODULE.start
     with pytest.raises(TypeError, match=f"^{message}"):
         loader.install(**{"module": module, "folder": folder, "strict": True, **changes})
-    assert module.launch is before
+    assert module.MODULE.start is before
+
+
+EVERY_OPERATOR = """
+pattern every {
+    causal
+    index  = stream(heads = 1, value = none)
+    asks   = query(heads = 2)
+    rank   = dot(index, query = asks)
+    means  = compress(8, by = mean)
+    chosen = top_k(2, score = rank, unit = max(16), share = max(group), force = last(1))
+    fine   = attend(chosen)
+    return gate(fine, attend(sliding(9)), attend(means)), kl(mass(fine), rank, share = mean(group))
+}
+"""
+
+
+@pytest.mark.parametrize("pattern", [PATTERN, EVERY_OPERATOR], ids=["one", "every"])
+def test_all_kernels_of_a_module_are_started_as_it_says(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of its library, and of a backward pass, which has a thread of its own on a GPU."""
+    module = spdsl.load(pattern)
+    launched, own = list[str](), list[str]()
+    with module.rt.launching(lambda kernel, *_, **__: launched.append(kernel.__name__)):
+        used(module)
+    monkeypatch.setattr(launching_of(module), "KERNELS_ON_CPU", True)
+    monkeypatch.setattr(module.MODULE, "start", lambda kernel, *_, **__: own.append(kernel.__name__))
+    used(module)
+    assert own == launched
+    assert "row_delta" in own
+
+
+def used(module: ModuleType) -> None:
+    """Each phase once, the backward pass in a thread."""
+    sizes = {"dtype": torch.bfloat16, "device": "cpu"}
+    inputs = module.example_inputs(1, 40, **sizes)
+    for x in inputs.values():
+        if x.is_floating_point():
+            x.requires_grad_()
+    outputs = [x for x in tensors_of(module.attention(**inputs)) if x.requires_grad]
+    backward = threading.Thread(target=torch.autograd.backward, args=(outputs, [torch.ones_like(x) for x in outputs]))
+    backward.start()
+    backward.join()
 
 
 def test_binaries_are_of_one_module(launches: list[Launch], tmp_path: Path) -> None:
-    narrow = survey(spdsl.load(PATTERN, window=32), target=H200)
+    """Those of the library are of any module."""
+    others = survey(spdsl.load(PATTERN, window=32), target=H200)
+    both = [next(x for x in of_one if x.name == "attend_forward") for of_one in (launches, others)]
     with pytest.raises(ValueError, match="of one module, got launches of 2"):
-        cubins.write(tmp_path / "both", [(launch, H200) for launch in (launches[0], narrow[0])])
+        cubins.write(tmp_path / "both", [(launch, H200) for launch in both])
     assert not (tmp_path / "both").exists()
 
 

@@ -22,6 +22,7 @@ from spdsl.machine.crosscompile import compile_launch
 from spdsl.machine.products import Product, products
 from spdsl.machine.reasons import reasons
 from spdsl.machine.survey import survey
+from spdsl.runtime.launch import launch as launching
 from spdsl.runtime.tuning.configs import Config
 from spdsl.runtime.tuning.footprint import KernelShape
 from spdsl.runtime.tuning.warps import product_repeats, without_repeats
@@ -147,7 +148,7 @@ def test_the_report_shows_it() -> None:
 def test_compiled_kernels(target: str, kernel: str, config: Config, times: int) -> None:
     """The compiled kernel of a configuration, and what the rule of `warps` says of it."""
     module, gpu = load("causal"), targets.find(target)
-    with mock.patch.multiple(module, lookup=lambda *_: config, without_repeats=lambda kernel, config, gpu: config):
+    with mock.patch.multiple(launching, lookup=lambda *_: config, without_repeats=lambda kernel, config, gpu: config):
         launch = next(one for one in survey(module, target=gpu) if one.name == f"attend_{kernel}")
     shape = KernelShape(kernel, 64, 64, 2, group=4 if kernel == "decode" else 1)
     assert compile_launch(launch, gpu).computed == times == product_repeats(shape, config, target)

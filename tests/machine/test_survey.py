@@ -22,6 +22,8 @@ from spdsl.cli import main  # noqa: E402
 from spdsl.machine import module_report  # noqa: E402
 from spdsl.machine.launches import Launch, Workload  # noqa: E402
 from spdsl.machine.survey import survey  # noqa: E402
+from spdsl.runtime.launch.launch import Paged, config_for, decode_config  # noqa: E402
+from spdsl.runtime.tuning.configs import TABLES, lookup, table_dim, tables_for  # noqa: E402
 
 WINDOW = "pattern {name} {{\n    causal\n{lines}    return attend(sliding(100))\n}}\n"
 
@@ -108,7 +110,7 @@ def test_tables_of_an_architecture(module: ModuleType) -> None:
         target = targets.find(name)
         launches = {x.name: x.constexprs for x in survey(module, ("fp32",), ((64, 64),), target)}
         for kernel in ("forward", "dq", "dkdv"):
-            config = module.lookup(kernel, target.architecture, 64, 4)
+            config = lookup(kernel, target.architecture, 64, 4)
             chosen = launches[f"attend_{kernel}"]
             assert (chosen["C.BLOCK_M"], chosen["C.BLOCK_N"]) == (config.block_m, config.block_n)
         assert launches["attend_decode"]["C.SPLITS"] == 1  # 100 keys are not worth two programs
@@ -121,41 +123,41 @@ def test_tables_of_an_architecture(module: ModuleType) -> None:
     "architecture, table",
     [("sm_75", "sm_80"), ("sm_89", "sm_80"), ("sm_103", "sm_100"), ("sm_120", "sm_80"), ("gfx950", "gfx942")],
 )
-def test_unknown_architectures(module: ModuleType, architecture: str, table: str) -> None:
-    assert module.tables_for(architecture) is module.TABLES[table]
+def test_unknown_architectures(architecture: str, table: str) -> None:
+    assert tables_for(architecture) is TABLES[table]
 
 
-def test_bias_has_configurations_of_its_own(module: ModuleType) -> None:
+def test_bias_has_configurations_of_its_own() -> None:
     """Where the tables have one; else those without a bias."""
-    plain, biased = (module.lookup(name, "sm_90", 128, 2) for name in ("dkdv", "dkdv_bias"))
+    plain, biased = (lookup(name, "sm_90", 128, 2) for name in ("dkdv", "dkdv_bias"))
     assert plain != biased
-    assert module.lookup("dkdv_bias", "sm_90", 64, 2) == module.lookup("dkdv", "sm_90", 64, 2)
-    assert module.lookup("forward_bias", "sm_90", 128, 2) == module.lookup("forward", "sm_90", 128, 2)
+    assert lookup("dkdv_bias", "sm_90", 64, 2) == lookup("dkdv", "sm_90", 64, 2)
+    assert lookup("forward_bias", "sm_90", 128, 2) == lookup("forward", "sm_90", 128, 2)
 
 
-def test_small_tiles_take_fewer_warps(module: ModuleType) -> None:
+def test_small_tiles_take_fewer_warps() -> None:
     """A page of 16 keys has columns for two warps of mma, a second part of 16 columns has rows for one."""
-    paged = {page: module.Paged(torch.zeros(1, 4).int(), page, 256) for page in (16, 64)}
+    paged = {page: Paged(torch.zeros(1, 4).int(), page, 256) for page in (16, 64)}
     warps = {}
     for page, dim in ((64, 128), (16, 128), (64, 80)):
         q = torch.zeros(1, 8, 1, dim, dtype=torch.bfloat16)
-        warps[page, dim] = module.decode_config(q, dim, 4, paged[page]).num_warps
+        warps[page, dim] = decode_config(q, dim, 4, paged[page]).num_warps
     assert warps == {(64, 128): 4, (16, 128): 2, (64, 80): 1}
 
 
-def test_gradients_of_keys_are_looked_up_by_both_dims(module: ModuleType) -> None:
-    assert module.table_dim("dkdv_bias", 192, 128) == module.table_dim("units_dkdv_pairs", 160, 160) == 160
-    assert module.table_dim("dq", 192, 128) == module.table_dim("units", 128, 192) == 192
+def test_gradients_of_keys_are_looked_up_by_both_dims() -> None:
+    assert table_dim("dkdv_bias", 192, 128) == table_dim("units_dkdv_pairs", 160, 160) == 160
+    assert table_dim("dq", 192, 128) == table_dim("units", 128, 192) == 192
 
 
-def test_links_before_the_rows_take_stages(module: ModuleType) -> None:
+def test_links_before_the_rows_take_stages() -> None:
     """A page table, or a list of blocks, costs one stage for every block loaded ahead; both cost two."""
-    q, paged = torch.zeros(1, 8, 256, 64, dtype=torch.bfloat16), module.Paged(torch.zeros(1, 4).int(), 64, 256)
-    direct = module.config_for("forward", q, 64)
+    q, paged = torch.zeros(1, 8, 256, 64, dtype=torch.bfloat16), Paged(torch.zeros(1, 4).int(), 64, 256)
+    direct = config_for("forward", q, 64)
     assert direct.num_stages == 3
-    assert module.config_for("forward", q, 64, paged).num_stages == 5
-    assert module.config_for("forward", q, 64, listed=True).num_stages == 5
-    assert module.config_for("forward", q, 64, paged, listed=True).num_stages == 5
+    assert config_for("forward", q, 64, paged).num_stages == 5
+    assert config_for("forward", q, 64, listed=True).num_stages == 5
+    assert config_for("forward", q, 64, paged, listed=True).num_stages == 5
 
 
 def test_unknown_dtype(module: ModuleType) -> None:
@@ -166,7 +168,7 @@ def test_unknown_dtype(module: ModuleType) -> None:
 def test_module_not_made_by_spdsl(tmp_path: Path) -> None:
     path = tmp_path / "other.py"
     path.write_text("PHASES = ()\n", encoding="utf-8")
-    with pytest.raises(RuntimeError, match="has no example_inputs and no launch: not made by spdsl"):
+    with pytest.raises(RuntimeError, match="has no MODULE and no example_inputs and no rt: not made by spdsl"):
         module_report.report(path)
 
 

@@ -29,7 +29,7 @@ import torch
 import triton
 import triton.language as tl
 
-KERNELS_ON_CPU = False
+from spdsl.runtime import rt
 
 
 class Strided(NamedTuple):
@@ -73,15 +73,11 @@ def reserved(keys, out, C):
     tl.store(out.data, keys.count)
 
 
-def launch(kernel, grid, *args, num_warps, num_stages, **constexprs):
-    kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constexprs)
-
-
 def run(k, group=4, count=64, spans=None, kind=Strided, grid=(8,)):
     out = torch.empty(64, dtype=torch.float32)
     keys = Keys(kind(k, k.stride(0), k.stride(1)), count, spans, tl.constexpr(group))
     constants = Const(tl.constexpr(64), tl.constexpr(tl.float32))
-    launch(sums, grid, keys, Strided(out, 64, 1), constants, num_warps=4, num_stages=1)
+    rt.launch(sums, grid, keys, Strided(out, 64, 1), constants, num_warps=4, num_stages=1)
 """
 
 

@@ -14,9 +14,13 @@ import pytest
 import torch
 
 import spdsl
+from spdsl.cli.output import write_package
+from spdsl.codegen.standalone import standalone
+from spdsl.runtime.version import RUNTIME
 from tests.module.patterns import PATTERNS, arguments, gradients, module_of
 
-ALLOWED = {*sys.stdlib_module_names, "torch", "triton"}
+ALLOWED = {*sys.stdlib_module_names, "torch", "spdsl"}
+HEAVY = {"lark", "sympy", "jinja2", "click", "rich", "ruff"}
 
 
 def run(code: str, *words: str, folder: Path) -> str:
@@ -38,19 +42,54 @@ def imported(path: Path, name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("path", sorted(PATTERNS.glob("*.spat")), ids=lambda path: path.stem)
-def test_a_module_needs_torch_and_triton_only(path: Path) -> None:
+def test_a_module_imports_torch_and_the_library(path: Path) -> None:
     tree = ast.parse(spdsl.compile(path).text)
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in names} <= ALLOWED
 
 
+def test_importing_a_module_loads_nothing_of_the_compiler(tmp_path: Path) -> None:
+    for name in ("causal", "nsa"):
+        (tmp_path / f"{name}.py").write_text(spdsl.compile(PATTERNS / f"{name}.spat").text)
+    loaded = (
+        "{name.split('.')[0] for name in sys.modules} | {name for name in sys.modules if name.startswith('spdsl.')}"
+    )
+    code = f"import sys, torch; import causal, nsa; print(*sorted({loaded}))"
+    found = set(run(code, folder=tmp_path).split())
+    assert found & HEAVY == set()
+    parts = {name.split(".")[1] for name in found if name.startswith("spdsl.")}
+    assert parts == {"diagnostics", "runtime", "version"}
+
+
+def test_a_module_for_another_library_says_so(tmp_path: Path) -> None:
+    text = spdsl.compile(PATTERNS / "causal.spat").text
+    (tmp_path / "older.py").write_text(text.replace(f"runtime={RUNTIME}", "runtime=0"))
+    with pytest.raises(ImportError, match=rf"causal was made for runtime 0, this is {RUNTIME}: run `spdsl compile`"):
+        imported(tmp_path / "older.py", "older")
+
+
+def test_lines() -> None:
+    """Modules are short enough to be read."""
+    lines = {path.stem: spdsl.compile(path).text.count("\n") for path in PATTERNS.glob("*.spat")}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES[name]} == {}
+    assert lines["causal"] < 700
+    assert lines["nsa"] < 2200
+
+
+MOST_LINES = {
+    "alibi": 800, "big_bird": 830, "block_sparse": 800, "causal": 699, "dilated": 1090, "document": 780,
+    "infllm_v2": 2280, "longformer": 1440, "moba": 910, "msa_minimax": 1200, "nsa": 2199, "prefix_lm": 780,
+    "seer_attention": 1340, "sink_attention": 720, "sliding_window": 700, "sparse_transformer": 740,
+    "streaming_llm": 740,
+}  # fmt: skip
+
 WITHOUT_TRITON = """
 import importlib.abc, sys
 
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("triton", "spdsl"):
+        if name.split(".")[0] in REFUSED:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 import torch
@@ -67,14 +106,20 @@ cache = m.Cache(2, 64, kv_heads=2, qk_dim=16, v_dim=16)
 first = m.prefill(*(y[:, :, :39] for y in (q, x["k"], x["v"])), cache)
 last = m.decode(*(y[:, :, 39:] for y in (q, x["k"], x["v"])), cache)
 torch.testing.assert_close(torch.cat((first, last), 2), out, rtol=1e-5, atol=1e-5)
-assert not [name for name in sys.modules if name.split(".")[0] in ("triton", "spdsl")]
+assert not [name for name in sys.modules if name.split(".")[0] in REFUSED]
 print("same")
 """
 
 
 def test_the_cpu_path_needs_no_triton(tmp_path: Path) -> None:
     (tmp_path / "streaming_llm.py").write_text(spdsl.compile(PATTERNS / "streaming_llm.spat", window=9).text)
-    assert run(WITHOUT_TRITON, folder=tmp_path) == "same\n"
+    assert run("REFUSED = ('triton',)" + WITHOUT_TRITON, folder=tmp_path) == "same\n"
+
+
+def test_nor_does_a_standalone_package_need_spdsl(tmp_path: Path) -> None:
+    files = standalone(spdsl.compile(PATTERNS / "streaming_llm.spat", window=9).text)
+    write_package(tmp_path, "streaming_llm", files)
+    assert run("REFUSED = ('triton', 'spdsl')" + WITHOUT_TRITON, folder=tmp_path) == "same\n"
 
 
 def test_importing_spdsl_is_light() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -11,46 +10,41 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from tests.module.patterns import arguments, gradients, module_of, with_gradients
 from tests.numerics.strides import FORMS
 
 
-class Recorded:
-    """Runs an operator and keeps the arguments of its calls."""
+class Recorded(TorchDispatchMode):
+    """Keeps the arguments of the first call of each operator of a module."""
 
-    def __init__(self, operator: Callable[..., Any]) -> None:
-        self.operator, self.calls = operator, list[tuple[Any, ...]]()
+    def __init__(self, module: ModuleType) -> None:
+        super().__init__()
+        self.namespace, self.calls = module.MODULE.namespace, dict[str, tuple[Any, ...]]()
 
-    def __call__(self, *given: Any) -> Any:
-        self.calls.append(given)
-        return self.operator(*given)
-
-
-def recorded(monkeypatch: pytest.MonkeyPatch, module: ModuleType, ending: str) -> list[Recorded]:
-    """The operators of a module by their ending, replaced by recording ones."""
-    found = []
-    for name in [name for name in vars(module) if name.endswith(ending)]:
-        found.append(Recorded(getattr(module, name)))
-        monkeypatch.setattr(module, name, found[-1])
-    return found
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == self.namespace:
+            self.calls.setdefault(func._opname, args)
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("form", ["dense", "tokens_innermost", "one_number"])
-def test_opcheck_of_every_operator(module: ModuleType, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opcheck_of_every_operator(module: ModuleType, form: str) -> None:
     given = {name: x if name == "q" else FORMS[form](x) for name, x in arguments(module).items()}
-    with monkeypatch.context() as patch:
-        forward, backward = (recorded(patch, module, ending) for ending in ("_forward_op", "_backward_op"))
-        wanted = {name for name, x in given.items() if x.dim() == 4 and x.is_floating_point()}
-        own = {name: x.detach().requires_grad_(name in wanted) for name, x in given.items()}
+    wanted = {name for name, x in given.items() if x.dim() == 4 and x.is_floating_point()}
+    own = {name: x.detach().requires_grad_(name in wanted) for name, x in given.items()}
+    with Recorded(module) as seen:
         module.attention(**own).square().sum().backward()
-    assert forward
-    assert len(forward) == len(backward)
-    for one in [*forward, *backward]:
-        assert one.calls, "an operator that attention never calls"
-        given = [x.detach() if isinstance(x, Tensor) and one in backward else x for x in one.calls[0]]
-        verdicts = opcheck(one.operator, given)
+    assert len([name for name in seen.calls if name.endswith("_forward")]) * 2 == len(seen.calls) > 0
+    for name, found in seen.calls.items():
+        learns = name.endswith("_forward")
+        arguments_of = [x.detach() if isinstance(x, Tensor) else x for x in found]
+        for x in arguments_of:
+            if learns and isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point():
+                x.requires_grad_()
+        verdicts = opcheck(getattr(getattr(torch.ops, seen.namespace), name).default, arguments_of)
         assert set(verdicts.values()) == {"SUCCESS"}, verdicts
 
 

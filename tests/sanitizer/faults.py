@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.library import in_library
 from tests.sanitizer.views import Array, View
 
 
@@ -44,10 +45,11 @@ class Access(NamedTuple):
 
 
 def lines(file: str) -> Iterator[str]:
-    """The lines of a module that are being run, the innermost first."""
+    """The lines that are being run of a file with kernels and of the library, the innermost first."""
     frame: Any = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_filename == file:
-            text = linecache.getline(file, frame.f_lineno).strip()
+        own = frame.f_code.co_filename
+        if own == file or in_library(own):
+            text = linecache.getline(own, frame.f_lineno).strip()
             yield f"line {frame.f_lineno} in {frame.f_code.co_name}: {text}"
         frame = frame.f_back

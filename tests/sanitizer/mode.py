@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.library import in_library
 from tests.sanitizer.launches import Launch
 from tests.sanitizer.poison import poison_what_is_allocated
 from tests.sanitizer.views import key_of, tensors_of
@@ -33,8 +34,8 @@ class Sanitizer:
         self.launched: set[tuple[str, str]] = set()
 
     def kernels(self, file: str) -> set[str]:
-        """The kernels of a module that were launched."""
-        return {kernel for own, kernel in self.launched if own == file}
+        """The kernels of a module, and of its library, that were launched."""
+        return {kernel for own, kernel in self.launched if own == file or in_library(own)}
 
 
 @contextmanager

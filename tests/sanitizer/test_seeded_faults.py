@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import spdsl
+from spdsl.codegen.standalone import standalone
 from spdsl.ir.pattern import Pattern
-from tests.numerics.patterns import module_from, mutated, pattern_of, text_of
+from tests.library import broken, package_from
+from tests.numerics.patterns import pattern_of, text_of
 from tests.sanitizer.cases import Case, packed, paged, train
 from tests.sanitizer.faults import Fault
 from tests.sanitizer.mode import sanitized
@@ -78,7 +80,7 @@ def causal() -> str:
 @pytest.mark.interpret
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: seed.title.replace(" ", "_"))
 def test_a_fault_is_seen(seed: Seed, tmp_path: Path) -> None:
-    module = module_from(mutated(causal(), seed.old, seed.new), tmp_path / "generated.py")
+    module = broken(causal(), seed.old, seed.new, tmp_path)
     with sanitized(), pytest.raises(Fault, match=seed.wrong):
         seed.case(module, pattern_of("causal"))
 
@@ -87,7 +89,7 @@ def test_a_fault_is_seen(seed: Seed, tmp_path: Path) -> None:
 def test_results_that_nobody_writes_are_seen(tmp_path: Path) -> None:
     """No kernel reads them, but the caller will."""
     old, new = "lse = q.new_full(q.shape[:3], -torch.inf,", "lse = q.new_empty(q.shape[:3],"
-    module = module_from(mutated(causal(), old, new), tmp_path / "generated.py")
+    module = broken(causal(), old, new, tmp_path)
     with sanitized(), pytest.raises(AssertionError, match="never written"):
         packed(module, pattern_of("causal"))
 
@@ -96,4 +98,4 @@ def test_results_that_nobody_writes_are_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", [middle, packed], ids=lambda case: case.__name__)
 def test_the_same_calls_pass_without_a_fault(case: Case, tmp_path: Path) -> None:
     with sanitized():
-        case(module_from(causal(), tmp_path / "generated.py"), pattern_of("causal"))
+        case(package_from(standalone(causal()), tmp_path), pattern_of("causal"))

@@ -11,8 +11,10 @@ from spdsl import targets
 from spdsl.machine import tune
 from spdsl.machine.crosscompile import compile_launch
 from spdsl.machine.launches import Launch, specialise
-from spdsl.machine.record import replaced
+from spdsl.runtime.tuning import tuner
+from spdsl.runtime.tuning.buckets import bucket_candidates
 from tests.crosscompile.kernels import load
+from tests.library import tables
 
 pytestmark = [pytest.mark.crosscompile, pytest.mark.full]
 
@@ -28,21 +30,21 @@ def launches(pattern: str, target: targets.Target, phases: tuple[str, ...]) -> l
     def try_all(run: Callable[[], object], search: Any) -> object:
         result = run()
         for bucket, default in list(search.asked.items()):
-            for config in module.bucket_candidates(bucket, default):
+            for config in bucket_candidates(bucket, default):
                 search.trial[bucket] = config
                 run()
             search.trial[bucket] = default
         return result
 
     sizes = tune.Sizes(batch=2, heads=8, kv_heads=2, dim=128)
-    state = {"on_gpu": lambda args: True, "may_search": lambda: True, "known_winners": dict}
-    module.use_tables(target.architecture, target.sm_count)
-    try:
-        with replaced(module, launch=note, KERNELS_ON_CPU=True, find_all=try_all, **state):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuner, "on_gpu", lambda args: True)
+        patch.setattr(tuner, "find_all", try_all)
+        patch.setattr(module.MODULE.tuner, "may_search", lambda: True)
+        patch.setattr(module.MODULE.tuner, "known", dict)
+        with tables(target.architecture, target.sm_count), module.rt.launching(note):
             for _, call in tune._calls(module, [256], phases, sizes, "cpu"):
                 call()
-    finally:
-        module.use_tables(None)
     return list(found.values())
 
 

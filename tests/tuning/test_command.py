@@ -17,7 +17,10 @@ from spdsl.cli import main
 from spdsl.cli.numbers import lengths
 from spdsl.machine import tune
 from spdsl.machine.module_report import loaded
-from spdsl.machine.record import replaced
+from spdsl.runtime.tuning import search, tuner
+from spdsl.runtime.tuning.configs import Config
+from spdsl.runtime.tuning.tuned_store import Winner, read_winners, write_winners
+from tests.library import tables
 
 pytestmark = pytest.mark.crosscompile
 
@@ -61,7 +64,11 @@ def test_the_model_alone(module: Path) -> None:
     assert "streaming_llm.tuned.json" in done.output
 
 
-def test_the_module_takes_what_was_ranked(module: Path) -> None:
+def nobody(*args: object, **named: object) -> None:
+    """Starts no kernel."""
+
+
+def test_the_module_takes_what_was_ranked(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(module, "--length", "256", "--phase", "train", *OFFLINE).exit_code == 0
     used: list[int] = []
 
@@ -69,10 +76,10 @@ def test_the_module_takes_what_was_ranked(module: Path) -> None:
         used.extend(x.BLOCK_M.value for x in args if hasattr(x, "BLOCK_M"))
 
     key = next(key for key in stored(module) if "kernel=forward" in key)
-    with loaded(module) as made:
-        made.use_tables("sm_90", 132)
+    monkeypatch.setattr(tuner, "on_gpu", lambda args: True)
+    with loaded(module) as made, tables("sm_90", 132):
         made.tuning("stored")
-        with replaced(made, launch=launch, KERNELS_ON_CPU=True, on_gpu=lambda args: True):
+        with made.rt.launching(launch):
             made.attention(**made.example_inputs(1, 200, dtype=torch.bfloat16))
     config = stored(module)[key]["config"]
     assert isinstance(config, list)
@@ -82,10 +89,9 @@ def test_the_module_takes_what_was_ranked(module: Path) -> None:
 def test_a_measured_winner_stays(module: Path) -> None:
     assert run(module, "--length", "256", *OFFLINE).exit_code == 0
     with loaded(module) as made:
-        store = made.store_beside(module)
-        key = next(iter(made.read_winners(store)))
-        measured = made.Winner(made.Config(32, 32, 4, 1), 1.0, 2.0, 3, "a GPU")
-        made.write_winners(store, {key: measured})
+        store = made.MODULE.tuner.store_for(module.with_name("streaming_llm.tuned.json"))
+        key = next(iter(read_winners(store)))
+        write_winners(store, {key: Winner(Config(32, 32, 4, 1), 1.0, 2.0, 3, "a GPU")})
     assert run(module, "--length", "256", *OFFLINE).exit_code == 0
     assert stored(module)[key]["config"] == [32, 32, 4, 1]
 
@@ -112,14 +118,14 @@ def test_rows_as_json(module: Path) -> None:
 @pytest.mark.parametrize(
     "phase, kernels", [("train", {"forward", "dq", "dkdv"}), ("prefill", {"forward"}), ("decode", {"decode"})]
 )
-def test_what_is_called_on_a_gpu(module: Path, phase: str, kernels: set[str]) -> None:
+def test_what_is_called_on_a_gpu(module: Path, phase: str, kernels: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = tune.Sizes(batch=2, heads=4, kv_heads=2, dim=32, dtype="fp16")
-    with loaded(module) as made:
-        quiet = {"launch": lambda *args, **named: None, "KERNELS_ON_CPU": True, "on_gpu": lambda args: True}
-        clock = {"milliseconds": lambda run, most=0.0: 1.0, "difference": lambda wanted, found: ""}
-        with replaced(made, **quiet, **clock):
-            (call,) = [call for _, call in tune._calls(made, [300], [phase], sizes, "cpu")]
-            found = made.tune(call, store=module.with_name("x.json"))
+    monkeypatch.setattr(tuner, "on_gpu", lambda args: True)
+    monkeypatch.setattr(search, "milliseconds", lambda run, most=0.0: 1.0)
+    monkeypatch.setattr(search, "difference", lambda wanted, found: "")
+    with loaded(module) as made, made.rt.launching(nobody):
+        (call,) = [call for _, call in tune._calls(made, [300], [phase], sizes, "cpu")]
+        found = made.tune(call, store=module.with_name("x.json"))
     assert {bucket.kernel for bucket in found} == kernels
     assert {(bucket.keys, bucket.dtype, bucket.qk) for bucket in found} == {(512, "float16", 32)}
     tune.table(found)
@@ -132,11 +138,12 @@ def test_the_command_on_a_gpu(module: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     @contextmanager
     def quiet(path: Path) -> Iterator[ModuleType]:
-        with real(path) as made:
-            vars(made).update(launch=lambda *args, **named: None, KERNELS_ON_CPU=True, on_gpu=lambda args: True)
-            vars(made).update(milliseconds=lambda run, most=0.0: next(times), difference=lambda wanted, found: "")
+        with real(path) as made, made.rt.launching(nobody):
             yield made
 
+    monkeypatch.setattr(tuner, "on_gpu", lambda args: True)
+    monkeypatch.setattr(search, "milliseconds", lambda run, most=0.0: next(times))
+    monkeypatch.setattr(search, "difference", lambda wanted, found: "")
     monkeypatch.setattr(tune, "loaded", quiet)
     monkeypatch.setattr(tune, "_calls", lambda *most: calls(*most[:-1], "cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -14,6 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from spdsl.runtime.launch.launch import with_triton
+from spdsl.runtime.tuning import search, tuner
+from spdsl.runtime.tuning.buckets import Bucket, bucket_candidates
+from spdsl.runtime.tuning.configs import Config
+from tests.library import launches
 from tests.numerics.patterns import module_of
 from tests.numerics.selected import by_rank
 
@@ -28,6 +33,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Each load is a module of its own from the same file, as in a process that starts."""
     monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("SPDSL_TUNE", raising=False)
+    monkeypatch.setattr(tuner, "on_gpu", lambda args: True)
     names: list[str] = []
 
     def loaded(pattern: str) -> ModuleType:
@@ -40,9 +46,8 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
         names.append(name)
         sys.modules[name] = module
         spec.loader.exec_module(module)
-        if not module.INTERPRETED:
+        if not launches(module).INTERPRETED:
             pytest.skip("needs TRITON_INTERPRET=1")
-        vars(module).update(KERNELS_ON_CPU=True, on_gpu=lambda args: True)
         return module
 
     yield loaded
@@ -54,7 +59,17 @@ def leaves(x: object) -> list[Tensor]:
     return [x] if isinstance(x, Tensor) else [leaf for part in x for leaf in leaves(part)]  # type: ignore[attr-defined]
 
 
-def compared(module: ModuleType) -> Counter[str]:
+@pytest.fixture
+def candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warps and stages are nothing to the interpreter."""
+
+    def tiles(bucket: Bucket, default: Config) -> list[Config]:
+        return list({x[:2]: x for x in reversed(bucket_candidates(bucket, default))}.values())[::-1]
+
+    monkeypatch.setattr(search, "bucket_candidates", tiles)
+
+
+def compared(patch: pytest.MonkeyPatch) -> Counter[str]:
     """From now on every candidate seems faster than those before it, and its results are compared with the default's.
 
     -> how many candidates of each kernel have been.
@@ -63,7 +78,7 @@ def compared(module: ModuleType) -> Counter[str]:
     times = iter(range(10**6, 0, -1))
 
     def difference(wanted: object, found: object) -> str:
-        *_, bucket = module._present.search.trial  # the last one is on trial now
+        *_, bucket = search._present.search.trial  # the last one is on trial now
         seen[bucket.kernel] += 1
         for a, b in zip(leaves(wanted), leaves(found), strict=True):
             torch.testing.assert_close(b, a, rtol=0, atol=1e-10, equal_nan=True)
@@ -72,12 +87,8 @@ def compared(module: ModuleType) -> Counter[str]:
     def milliseconds(run: object, most: float = math.inf) -> float:
         return 0.9 ** (10**6 - next(times))
 
-    def tiles(bucket: object, default: object) -> list[object]:
-        """Warps and stages are nothing to the interpreter."""
-        return list({x[:2]: x for x in reversed(candidates(bucket, default))}.values())[::-1]
-
-    candidates = module.bucket_candidates
-    vars(module).update(difference=difference, milliseconds=milliseconds, bucket_candidates=tiles)
+    patch.setattr(search, "difference", difference)
+    patch.setattr(search, "milliseconds", milliseconds)
     return seen
 
 
@@ -105,10 +116,11 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize("form", PATTERNS)
-def test_every_candidate_gives_the_same_numbers(load: Load, form: str) -> None:
+@pytest.mark.usefixtures("candidates")
+def test_every_candidate_gives_the_same_numbers(load: Load, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pattern, kernels = PATTERNS[form]
     module = load(pattern)
-    seen = compared(module)
+    seen = compared(monkeypatch)
     given = inputs(module, 34 if form == "units" else 20)
     first = trained(module, given)
     assert set(seen) == kernels
@@ -121,57 +133,60 @@ def test_every_candidate_gives_the_same_numbers(load: Load, form: str) -> None:
 
 
 @pytest.mark.parametrize("page", [None, 32])
-def test_a_decode_step_is_tuned_and_its_rows_stay(load: Load, page: int | None) -> None:
+@pytest.mark.usefixtures("candidates")
+def test_a_decode_step_is_tuned_and_its_rows_stay(
+    load: Load, page: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = load(PATTERNS["ranges"][0])
     given = inputs(module, 40)
     cache = module.Cache(1, 64, kv_heads=1, qk_dim=16, v_dim=16, page=page, dtype=torch.float64)
     module.tuning("off")
     module.prefill(**{name: x[:, :, :38] for name, x in given.items()}, cache=cache)
     module.tuning("on")
-    seen = compared(module)
+    seen = compared(monkeypatch)
     for step in (38, 39):
         out = module.decode(**{name: x[:, :, step : step + 1] for name, x in given.items()}, cache=cache)
         wanted = module.reference(**{name: x[:, :, : step + 1] for name, x in given.items()})[:, :, -1:]
         torch.testing.assert_close(out, wanted, rtol=0, atol=1e-10)
     assert set(seen) == {"decode"}
-    (key,) = module.known_winners()
+    (key,) = module.MODULE.tuner.known()
     assert "queries=1 keys=128" in key
-    config = module.known_winners()[key].config
+    config = module.MODULE.tuner.known()[key].config
     assert config.block_m == 16
     assert page is None or config.block_n <= page
 
 
-def narrow(module: ModuleType) -> None:
+def narrow(patch: pytest.MonkeyPatch) -> None:
     """From now on blocks of 32 keys seem the fastest, whatever else; nothing runs for it."""
 
     def milliseconds(run: object, most: float = math.inf) -> float:
-        search = module._present.search
-        return 1.0 + sum((search.trial.get(x, default).block_n != 32) for x, default in search.asked.items())
+        own = search._present.search
+        return 1.0 + sum((own.trial.get(x, default).block_n != 32) for x, default in own.asked.items())
 
-    vars(module).update(milliseconds=milliseconds, difference=lambda wanted, found: "")
+    patch.setattr(search, "milliseconds", milliseconds)
+    patch.setattr(search, "difference", lambda wanted, found: "")
 
 
-def test_a_new_process_starts_with_what_was_found(load: Load) -> None:
+def test_a_new_process_starts_with_what_was_found(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load(PATTERNS["ranges"][0])
-    narrow(module)
+    narrow(monkeypatch)
     trained(module, inputs(module, 20))
     again = load(PATTERNS["ranges"][0])
-    seen, used = compared(again), set()
-    launch = again.launch
+    seen, used = compared(monkeypatch), set()
 
     def noting(kernel: object, grid: tuple[int, ...], *args: object, **named: object) -> None:
         used.update((type(x).__name__, x.BLOCK_N.value) for x in args if hasattr(x, "BLOCK_N"))
-        launch(kernel, grid, *args, **named)
+        with_triton(kernel, grid, *args, **named)
 
-    vars(again)["launch"] = noting
-    trained(again, inputs(again, 33))  # another length of the same bucket
+    with again.rt.launching(noting):
+        trained(again, inputs(again, 33))  # another length of the same bucket
     assert not seen
     assert used == {("Const", 32), ("Const", 16)}  # of delta, which is not tuned
 
 
-def test_tuning_ahead_of_time_covers_the_backward_pass(load: Load) -> None:
+def test_tuning_ahead_of_time_covers_the_backward_pass(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load(PATTERNS["ranges"][0])
-    narrow(module)
+    narrow(monkeypatch)
     given = inputs(module, 20)
     found = module.tune(lambda: trained(module, given))
     assert {bucket.kernel for bucket in found} == {"forward", "dq", "dkdv"}

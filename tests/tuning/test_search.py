@@ -17,17 +17,21 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.sequences import Layout
-from spdsl.runtime.tuning import buckets, trials, tuned_store, tuning
+from spdsl.runtime.tuning import buckets, search, trials, tuned_store, tuner
 from spdsl.runtime.tuning import candidates as choice
+from spdsl.runtime.tuning.buckets import length_bucket
 from spdsl.runtime.tuning.candidates import candidates, rank
 from spdsl.runtime.tuning.configs import TABLES, Config, Tables, lookup, plain_name, table_dim, tables_for
 from spdsl.runtime.tuning.footprint import KernelShape, fits
 from spdsl.runtime.tuning.gpu import Gpu
+from spdsl.runtime.tuning.search import tuned_config
 from spdsl.runtime.tuning.tuned_store import Winner
+from spdsl.runtime.tuning.tuner import Tuner
 from spdsl.runtime.tuning.unit_configs import UNIT_TABLES, fitted
 from spdsl.runtime.tuning.warps import product_repeats, without_repeats
 
 ROOT = Path(__file__).parents[2]
+LIBRARY = "l" * 64  # its digest
 GPU = Gpu("sm_90", 132)
 DEFAULT = Config(64, 64, 4, 2)
 DIMS = (*((d, d) for d in (16, 24, 40, 64, 72, 80, 96, 112, 128, 144, 160, 192, 256)), (192, 128))
@@ -36,19 +40,20 @@ NARROW = Config(64, 32, 4, 2)
 
 
 class Host:
-    """A host function that notes its configurations; some make it slow, wrong or fail."""
+    """A host function of a module that notes its configurations; some make it slow, wrong or fail."""
 
-    def __init__(self, *kernels: str) -> None:
-        self.kernels = kernels or ("forward",)
+    def __init__(self, module: Path) -> None:
+        self.tuner = Tuner(str(module), LIBRARY)
+        self.kernels: tuple[str, ...] = ("forward",)
         self.used: list[tuple[Config, ...]] = []
         self.times: dict[Config, float] = {}
         self.wrong: dict[Config, Tensor] = {}
         self.failing: dict[Config, str] = {}
         self.default = DEFAULT
-        self.call = tuning.tuned(self.run)
+        self.call = self.tuner.tuned(self.run)
 
     def run(self, q: Tensor, layout: Layout, page: int = 0) -> list[Tensor]:
-        used = tuple(tuning.tuned_config(x, q, 64, GPU, 1, page, False, False, self.default) for x in self.kernels)
+        used = tuple(tuned_config(x, q, 64, GPU, 1, page, False, False, self.default) for x in self.kernels)
         self.used.append(used)
         for config in used:
             if config in self.failing:
@@ -73,6 +78,10 @@ class Host:
         self(queries, keys, **more)
         return len(self.used) > before + 1
 
+    def restart(self) -> None:
+        """What a new process knows: nothing but the files."""
+        self.tuner._winners = None
+
 
 @pytest.fixture(autouse=True)
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Path:
@@ -81,26 +90,20 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     monkeypatch.delenv("SPDSL_TUNE", raising=False)
     path = tmp_path / "module.py"
     path.write_text("")
-    for name, value in {"__file__": str(path), "_winners": None, "_mode": None, "on_gpu": lambda args: True}.items():
-        monkeypatch.setattr(tuning, name, value)
+    monkeypatch.setattr(tuner, "on_gpu", lambda args: True)
     monkeypatch.setattr(tuned_store, "_said", set())
     caplog.set_level(logging.WARNING, "spdsl")
     return path
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+def host(module: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """All neighbours of the default are candidates."""
-    found = Host()
-    for module in (choice, buckets):
-        monkeypatch.setattr(module, "fits", lambda *args: True)
-    monkeypatch.setattr(tuning, "milliseconds", lambda *args: found.milliseconds(*args))
+    found = Host(module)
+    for each in (choice, buckets):
+        monkeypatch.setattr(each, "fits", lambda *args: True)
+    monkeypatch.setattr(search, "milliseconds", lambda *args: found.milliseconds(*args))
     return found
-
-
-def restarted() -> None:
-    """What a new process knows: nothing but the files."""
-    tuning._winners = None
 
 
 def test_the_fastest_is_used_from_the_second_call_on(host: Host) -> None:
@@ -115,7 +118,7 @@ def test_the_fastest_is_used_from_the_second_call_on(host: Host) -> None:
 def test_a_new_process_uses_what_was_found(host: Host) -> None:
     host.times = {WIDE: 3.0}
     host()
-    restarted()
+    host.restart()
     assert not host.tunes()
     assert host.last == (WIDE,)
 
@@ -123,13 +126,21 @@ def test_a_new_process_uses_what_was_found(host: Host) -> None:
 def test_another_text_of_the_module_is_tuned_anew(host: Host, module: Path) -> None:
     host()
     module.write_text("changed = 1\n")
-    restarted()
+    host.restart()
+    assert host.tunes()
+
+
+def test_another_library_is_tuned_anew(host: Host) -> None:
+    """Its kernels are part of every module."""
+    host()
+    host.restart()
+    host.tuner.library = "m" * 64
     assert host.tunes()
 
 
 @pytest.mark.parametrize("length, bucket", [(0, 1), (1, 1), (2, 128), (128, 128), (129, 256), (4096, 4096)])
 def test_length_buckets(length: int, bucket: int) -> None:
-    assert tuning.length_bucket(length) == bucket
+    assert length_bucket(length) == bucket
 
 
 def test_a_new_length_in_a_known_bucket_is_not_tuned(host: Host) -> None:
@@ -229,11 +240,11 @@ def test_none_left_says_why(host: Host) -> None:
 
 def test_memory_that_runs_out_is_the_callers_error(host: Host) -> None:
     def run(q: Tensor, layout: Layout) -> Tensor:
-        tuning.tuned_config("forward", q, 64, GPU, 1, 0, False, False, DEFAULT)
+        tuned_config("forward", q, 64, GPU, 1, 0, False, False, DEFAULT)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        tuning.tuned(run)(torch.ones(1, 1, 4, 64), Layout(None, None, None, None, 4, 4))
+        host.tuner.tuned(run)(torch.ones(1, 1, 4, 64), Layout(None, None, None, None, 4, 4))
 
 
 def test_never_during_a_capture(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +267,7 @@ def test_modes(host: Host, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
         if how == "environment":
             monkeypatch.setenv("SPDSL_TUNE", mode)
         else:
-            tuning.tuning(mode)
+            host.tuner.tuning(mode)
 
     host.times = {WIDE: 1.0}
     switch("stored")
@@ -274,7 +285,7 @@ def test_modes(host: Host, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
 def test_an_unknown_mode_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="mode: expected on, stored, off or None, got sometimes"):
-        tuning.tuning("sometimes")
+        host.tuner.tuning("sometimes")
     monkeypatch.setenv("SPDSL_TUNE", "yes")
     with pytest.raises(ValueError, match="SPDSL_TUNE: expected on, stored or off, got yes"):
         host()
@@ -284,20 +295,20 @@ def test_tensors_of_the_cpu_are_not_tuned(host: Host, monkeypatch: pytest.Monkey
     monkeypatch.undo()
     assert not host.tunes()
     with pytest.raises(RuntimeError, match="launched no kernel on a GPU"):
-        tuning.tune(host)
+        host.tuner.tune(host)
 
 
 def test_tune_finds_anew_and_writes_where_it_is_told(host: Host, tmp_path: Path) -> None:
     host.times = {WIDE: 3.0}
     host()
     host.times = {NARROW: 2.0}
-    tuning.tuning("off")
-    found = tuning.tune(host, store=tmp_path / "module.tuned.json")
+    host.tuner.tuning("off")
+    found = host.tuner.tune(host, store=tmp_path / "module.tuned.json")
     ((bucket, winner),) = found.items()
     assert winner == Winner(NARROW, 2.0, 5.0, winner.tried, "no GPU")
     assert (bucket.kernel, bucket.queries, bucket.keys, bucket.dtype) == ("forward", 256, 256, "float32")
-    tuning.tuning(None)
-    restarted()
+    host.tuner.tuning(None)
+    host.restart()
     assert not host.tunes()
     assert host.last == (NARROW,)  # the file beside the module comes before the cache
 
@@ -306,10 +317,10 @@ def test_a_winner_that_does_not_fit_is_not_used(host: Host, module: Path, monkey
     host()
     monkeypatch.setattr(buckets, "fits", fits)
     large = Config(512, 512, 4, 8)
-    (key,) = tuning.known_winners()
-    tuned_store.write_winners(tuned_store.store_beside(module), {key: Winner(large, 1.0, 2.0, 1, "")})
-    restarted()
-    tuning.tuning("stored")
+    (key,) = host.tuner.known()
+    tuned_store.write_winners(tuned_store.store_beside(module, LIBRARY), {key: Winner(large, 1.0, 2.0, 1, "")})
+    host.restart()
+    host.tuner.tuning("stored")
     host()
     assert host.last == (DEFAULT,)
 
@@ -320,17 +331,17 @@ def test_a_call_that_cannot_be_timed_keeps_its_results(
     def milliseconds(run: object, most: float = 0.0) -> float:
         raise torch.OutOfMemoryError("no room to empty the cache")
 
-    monkeypatch.setattr(tuning, "milliseconds", milliseconds)
+    monkeypatch.setattr(search, "milliseconds", milliseconds)
     assert host()[0].sum() == 256
     assert not host.tunes()  # nor again in this process
     assert host.last == (DEFAULT,)
-    assert tuned_store.stored_winners(module) == {}
+    assert tuned_store.stored_winners(module, LIBRARY) == {}
 
 
 def test_a_search_ends_in_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "_SEARCH_SECONDS", -1.0)
+    monkeypatch.setattr(search, "_SEARCH_SECONDS", -1.0)
     host()
-    assert next(iter(tuning.known_winners().values())).tried == 1
+    assert next(iter(host.tuner.known().values())).tried == 1
 
 
 def test_candidates_are_near_and_fit() -> None:
@@ -385,8 +396,8 @@ def test_the_search_reaches_what_is_best_elsewhere() -> None:
 
 def test_a_stored_winner_that_computes_twice_is_not_used(host: Host) -> None:
     host()
-    (key,) = tuning.known_winners()
-    tuning.known_winners()[key] = Winner(Config(64, 64, 8, 2), 1.0, 2.0, 2, "")
+    (key,) = host.tuner.known()
+    host.tuner.known()[key] = Winner(Config(64, 64, 8, 2), 1.0, 2.0, 2, "")
     host.tunes()
     assert host.used[-1] != (Config(64, 64, 8, 2),)
 

@@ -34,6 +34,7 @@ from tests.tuning.writer import DIGEST, winner
 
 ROOT = Path(__file__).parents[2]
 WRITER = Path(__file__).with_name("writer.py")
+LIBRARY = "l" * 64  # its digest
 
 
 @pytest.fixture
@@ -247,14 +248,17 @@ def test_the_file_beside_the_module_comes_first(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "cache"))
     module = tmp_path / "module.py"
     module.write_text("text = 1\n")
-    assert default_store(module) == store_in_cache(module)
-    write_winners(store_in_cache(module), {"a": winner(1), "b": winner(1)})
-    write_winners(store_beside(module), {"a": winner(2)})
-    assert default_store(module) == store_beside(module)
-    assert stored_winners(module) == {"a": winner(2), "b": winner(1)}
-    assert stat.S_IMODE(store_beside(module).path.stat().st_mode) == 0o644
+    assert default_store(module, LIBRARY) == store_in_cache(module, LIBRARY)
+    write_winners(store_in_cache(module, LIBRARY), {"a": winner(1), "b": winner(1)})
+    write_winners(store_beside(module, LIBRARY), {"a": winner(2)})
+    assert default_store(module, LIBRARY) == store_beside(module, LIBRARY)
+    assert stored_winners(module, LIBRARY) == {"a": winner(2), "b": winner(1)}
+    assert stat.S_IMODE(store_beside(module, LIBRARY).path.stat().st_mode) == 0o644
     module.write_text("text = 2\n")  # another text: what was found says nothing about it
-    assert stored_winners(module) == {}
+    assert stored_winners(module, LIBRARY) == {}
+    module.write_text("text = 1\n")
+    assert stored_winners(module, LIBRARY) == {"a": winner(2), "b": winner(1)}
+    assert stored_winners(module, "m" * 64) == {}  # nor about the kernels of another library
 
 
 def test_the_cache_is_where_modules_are_loaded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +269,6 @@ def test_the_cache_is_where_modules_are_loaded_from(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("SPDSL_CACHE_DIR", raising=False)
     if sys.platform == "linux":
-        assert store_in_cache(module).path.parent == cache_folder()
+        assert store_in_cache(module, LIBRARY).path.parent == cache_folder()
     monkeypatch.setenv("SPDSL_CACHE_DIR", str(tmp_path / "mine"))
-    assert store_in_cache(module).path.parent == cache_folder() == tmp_path / "mine"
+    assert store_in_cache(module, LIBRARY).path.parent == cache_folder() == tmp_path / "mine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,3 +40,8 @@ def _per_row(condition: Tensor, layout: Layout, rows: int) -> Tensor:
         return condition
     sequence = torch.bucketize(torch.arange(rows, device=ends.device), ends, right=True).clamp(max=len(ends) - 1)
     return condition[sequence].view(1, 1, rows)
+
+
+def finish(part: tuple[Tensor, Tensor], return_lse: bool) -> Any:
+    """What a call gives of one result: out, or (out, lse)."""
+    return part if return_lse else part[0]

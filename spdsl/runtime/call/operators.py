@@ -14,8 +14,8 @@ from torch import Tensor
 
 from spdsl.runtime.entries.entries import Cells, compress, entry_room, pool_max, pool_mean, pool_weighted
 from spdsl.runtime.entries.entry_kernels import entries_backward, entries_forward
-from spdsl.runtime.launch.branches import stacked_lse
-from spdsl.runtime.launch.gating import gate_backward, gate_forward, gated_sum
+from spdsl.runtime.launch.branches import gated_sum, stacked_lse
+from spdsl.runtime.launch.gating import gate_backward, gate_forward
 from spdsl.runtime.launch.launch import room_like, uses_kernels, wide
 from spdsl.runtime.module import Module
 from spdsl.runtime.sequences import Layout
@@ -211,8 +211,9 @@ def compress_operator(module: Module) -> Callable[..., Tensor]:
     def entries_of(x: Tensor, cells: Cells, layout: Layout, by: str, *weights: Tensor) -> Tensor:
         if uses_kernels(x):
             weight, position = weights or (None, None)
-            return made(x, weight, position, *cells, by, *layout)
-        pools = {"mean": pool_mean, "max": pool_max, "weighted": pool_weighted}
+            found: Tensor = made(x, weight, position, *cells, by, *layout)
+            return found
+        pools: dict[str, Run] = {"mean": pool_mean, "max": pool_max, "weighted": pool_weighted}
         return compress(x, cells, layout, lambda c, there: pools[by](c, there, *weights))
 
     return entries_of

@@ -1,0 +1,303 @@
+"""The arguments of a pattern as a table, from which calls check and prepare them.
+
+`Inputs` is the named tuple of a module: the tensors of a call by name. A module says of each what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.cache.cache import CacheStore
+from spdsl.runtime.cache.cache_arguments import expect_cache
+from spdsl.runtime.call.arguments import (
+    autocast,
+    check_attention,
+    check_given,
+    check_sinks,
+    check_tensor,
+    check_values,
+    given_argument,
+    random_argument,
+    refuse_gradient,
+    tensor_argument,
+)
+from spdsl.runtime.call.weights import check_chosen, check_weight, chosen_argument
+from spdsl.runtime.launch.launch import wide
+from spdsl.runtime.sequences import Layout, expect, expect_flag, expect_tensor, sizes_of
+
+Inputs = TypeVar("Inputs", bound=Any)
+
+
+class QueryArgument(NamedTuple):
+    """[B, heads, N, dim]; None: as the call has it."""
+
+    name: str
+    heads: int | None = None
+    dim: int | None = None
+
+
+class StreamArgument(NamedTuple):
+    """Keys [B, heads, M, D] that `query` asks, and their values [B, heads, M, dim]; v "": they have none."""
+
+    name: str
+    k: str
+    v: str
+    query: str
+    heads: int | None = None
+    v_dim: int | None = None
+
+
+class WeightArgument(NamedTuple):
+    """A learned tensor for the entries of the argument `of`. An axis is a number, or "heads", "dim" or "hidden".
+
+    like: the weight whose last axis its `hidden` must be.
+    """
+
+    name: str
+    axes: tuple[str | int, ...]
+    of: str
+    like: str = ""
+
+
+class TensorArgument(NamedTuple):
+    """A tensor over heads, kv heads, tokens, queries. sink: logits of the query heads. learns: may want a gradient."""
+
+    name: str
+    axes: tuple[str | int, ...]
+    kind: str
+    optional: bool = False
+    kept: bool = False  # a cache keeps it for its tokens
+    sink: bool = False
+    learns: bool = True
+
+
+class GivenArgument(NamedTuple):
+    """Lists of units for tiles of rows, by query head ("head") or kv head."""
+
+    name: str
+    by: str
+    rows: int
+    unit: int
+    optional: bool = False
+
+
+class DrawnArgument(NamedTuple):
+    """Units that the module draws itself."""
+
+    name: str
+    by: str
+    rows: int
+    unit: int
+    number: int
+    seed: int
+    causal: bool
+
+
+class ChosenArgument(NamedTuple):
+    """Units of a choice: the module chooses them, or the caller gives them."""
+
+    name: str
+    by: str
+    unit: int
+
+
+class Arguments(NamedTuple):
+    """All of a pattern. sums: by phase, the values that become one result and so have one dim."""
+
+    queries: tuple[QueryArgument, ...]
+    streams: tuple[StreamArgument, ...]
+    weights: tuple[WeightArgument, ...] = ()
+    tensors: tuple[TensorArgument, ...] = ()
+    maps: tuple[GivenArgument | DrawnArgument, ...] = ()
+    chosen: tuple[ChosenArgument, ...] = ()
+    sums: Mapping[str, tuple[tuple[str, ...], ...]] = {}
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The arguments with a head dim."""
+        streams = (name for x in self.streams for name in (x.k, x.v) if name)
+        return (*(x.name for x in self.queries), *streams)
+
+    def q(self, inputs: Any) -> Tensor:
+        return getattr(inputs, self.queries[0].name)  # type: ignore[no-any-return]
+
+    def k(self, inputs: Any) -> Tensor:
+        return getattr(inputs, self.streams[0].k)  # type: ignore[no-any-return]
+
+
+def _with(inputs: Inputs, changed: Mapping[str, Any]) -> Inputs:
+    made: Inputs = type(inputs)(*[changed.get(name, x) for name, x in zip(inputs._fields, inputs, strict=True)])
+    return made
+
+
+def checked(arguments: Arguments, inputs: Inputs, phase: str, return_lse: object = False, cast: bool = True) -> Inputs:
+    """The inputs, with `cast` under autocast, after all that can be said of vectors and weights by themselves."""
+    inputs = _cast(arguments, inputs) if cast else inputs
+    expect_flag("return_lse", return_lse)
+    _check_vectors(arguments, inputs)
+    _check_sums(arguments, inputs, phase)
+    return inputs
+
+
+def _cast(arguments: Arguments, inputs: Inputs) -> Inputs:
+    names = arguments.vectors
+    return _with(inputs, dict(zip(names, autocast(*[getattr(inputs, name) for name in names]), strict=True)))
+
+
+def _check_vectors(arguments: Arguments, inputs: Any) -> None:
+    own = inputs._asdict()
+    check_attention(
+        {x.name: (own[x.name], x.heads, x.dim) for x in arguments.queries},
+        {x.k: (own[x.k], x.heads, x.query) for x in arguments.streams},
+        {x.v: (own[x.v], x.v_dim, x.k) for x in arguments.streams if x.v},
+    )
+    for weight in arguments.weights:
+        of, x = own[weight.of], own[weight.name]
+        sizes = {"heads": of.shape[1], "dim": of.shape[3], "hidden": None}
+        check_weight(weight.name, x, [sizes[axis] if isinstance(axis, str) else axis for axis in weight.axes], of)
+        if weight.like:
+            wanted = own[weight.like].shape[3]
+            expect(x.shape[1] == wanted, weight.name, "hidden dim {} like {}", x.shape[1], wanted, weight.like)
+
+
+def _check_sums(arguments: Arguments, inputs: Any, phase: str) -> None:
+    for group in arguments.sums.get(phase, ()):
+        check_values({name: getattr(inputs, name) for name in group})
+
+
+def _sizes(arguments: Arguments, inputs: Any, tokens: int) -> dict[str, int]:
+    q, k = arguments.q(inputs), arguments.k(inputs)
+    return {"head": q.shape[1], "kv_head": k.shape[1], "token": tokens, "query": q.shape[2], "batch": q.shape[0]}
+
+
+def check_lookups(arguments: Arguments, inputs: Any) -> None:
+    """Of new tokens, before they are in the cache."""
+    q, own = arguments.q(inputs), inputs._asdict()
+    sizes = _sizes(arguments, inputs, q.shape[2])
+    for tensor in arguments.tensors:
+        x = own[tensor.name]
+        if x is None and tensor.optional:
+            continue
+        if tensor.sink:
+            check_sinks(tensor.name, x, q)
+            continue
+        if "token" in tensor.axes:
+            expect_tensor(tensor.name, x)
+            fits = x.dim() == 2 and x.shape[1] == q.shape[2]
+            expect(fits, tensor.name, "[batch, {}]", list(x.shape), q.shape[2])
+        check_tensor(tensor.name, x, tensor.axes, tensor.kind, sizes, q)
+    for given in arguments.maps:
+        if isinstance(given, GivenArgument) and not (given.optional and own[given.name] is None):
+            check_given(given.name, own[given.name], sizes[given.by], given.rows, q)
+    for chosen in arguments.chosen:
+        if own[chosen.name] is not None:
+            check_chosen(chosen.name, own[chosen.name], sizes[chosen.by], q)
+
+
+def prepared(arguments: Arguments, inputs: Inputs, layout: Layout, tokens: int = -1, keys: int = -1) -> Inputs:
+    """Tensors batch first and sets of units as maps. `keys` bounds the keys of a sequence, `tokens` sizes token axes;
+    by default those of the call.
+    """
+    q, k, own = arguments.q(inputs), arguments.k(inputs), inputs._asdict()
+    if tokens < 0:
+        tokens, keys = sizes_of(q, k, layout)
+    sizes, changed = _sizes(arguments, inputs, tokens), dict[str, Any]()
+    for tensor in arguments.tensors:
+        x = own[tensor.name]
+        if x is None and tensor.optional:
+            continue
+        if tensor.sink:
+            check_sinks(tensor.name, x, q)
+            changed[tensor.name] = x.contiguous()  # kernels read one logit after another
+            continue
+        changed[tensor.name] = tensor_argument(tensor.name, x, tensor.axes, tensor.kind, sizes, q)
+        if not tensor.learns:
+            refuse_gradient(tensor.name, changed[tensor.name])
+    for units in arguments.maps:
+        if isinstance(units, DrawnArgument):
+            drawn = (units.number, units.seed, sizes[units.by], units.rows, units.unit, units.causal)
+            found = random_argument(*drawn, q, k, layout, keys)
+        elif units.optional and own[units.name] is None:
+            continue
+        else:
+            x = own[units.name]
+            found = given_argument(units.name, x, sizes[units.by], units.rows, units.unit, q, k, layout, keys)
+        changed[units.name], changed[f"{units.name}_first"] = found
+    return _with(inputs, changed)
+
+
+def with_choices(arguments: Arguments, inputs: Inputs, layout: Layout) -> Inputs:
+    """The choices that the caller passes, as lists that kernels walk."""
+    expect(not layout.k_offset, "k_offset", "0 where units are chosen", layout.k_offset)
+    q, sizes = arguments.q(inputs), _sizes(arguments, inputs, 0)
+    return _with(
+        inputs,
+        {
+            x.name: chosen_argument(x.name, getattr(inputs, x.name), sizes[x.by], x.unit, q, layout)
+            for x in arguments.chosen
+        },
+    )
+
+
+def checked_step(
+    arguments: Arguments, inputs: Inputs, phase: str, cache: CacheStore, kind: type, return_lse: object
+) -> Inputs:
+    """The same as `checked` for new tokens, and whether the cache is one for them."""
+    inputs = _cast(arguments, inputs)
+    expect_flag("return_lse", return_lse)
+    expect_cache(cache, kind)
+    _check_vectors(arguments, inputs)
+    own, q = inputs._asdict(), arguments.q(inputs)
+    first = arguments.queries[0].name
+    expect(q.shape[0] == cache.batch, first, "batch {} like the cache", q.shape[0], cache.batch)
+    k = arguments.streams[0].k
+    expect(q.shape[2] == own[k].shape[2], k, "{} tokens like {}", own[k].shape[2], q.shape[2], first)
+    for stream in arguments.streams:
+        cache.expect_fits(stream.k, cache.k[stream.name], own[stream.k])
+        if stream.v:
+            cache.expect_fits(stream.v, cache.v[stream.name], own[stream.v])
+    _check_sums(arguments, inputs, phase)
+    check_lookups(arguments, inputs)
+    return inputs
+
+
+def append(arguments: Arguments, inputs: Any, cache: CacheStore) -> None:
+    """Adds the new tokens to the cache."""
+    own = inputs._asdict()
+    cache.append(
+        {x.name: own[x.k] for x in arguments.streams},
+        {x.name: own[x.v] for x in arguments.streams if x.v},
+        {x.name: own[x.name] for x in arguments.tensors if x.kept},
+    )
+
+
+def from_cache(arguments: Arguments, inputs: Inputs, cache: CacheStore) -> tuple[Inputs, Layout]:
+    """The inputs of a step with the kept tensors of all tokens in place of those of the new ones; and its layout."""
+    q = arguments.q(inputs)
+    layout = Layout(None, cache.spans, None, None, q.shape[2], cache.capacity)
+    changed: dict[str, Any] = {}
+    for tensor in arguments.tensors:
+        if "token" not in tensor.axes:
+            continue
+        if not tensor.kept:
+            changed[tensor.name] = None  # no phase with a cache reads it
+        elif getattr(inputs, tensor.name) is not None:
+            kept = cache.tokens[tensor.name][:, : cache.capacity]
+            changed[tensor.name] = kept.view(torch.bool) if tensor.kind == "bool" else kept
+    return prepared(arguments, _with(inputs, changed), layout, cache.capacity, cache.capacity), layout
+
+
+def kept_dtypes(arguments: Arguments, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """How a cache keeps the tensors over tokens."""
+    dtypes = {"bool": torch.uint8, "int": torch.int64, "float": wide(dtype)}
+    return {x.name: dtypes[x.kind] for x in arguments.tensors if x.kept}
+
+
+def in_float64(inputs: Inputs) -> Inputs:
+    """Floating point inputs in float64."""
+    made: Inputs = type(inputs)(*[x.double() if x is not None and x.is_floating_point() else x for x in inputs])
+    return made

@@ -1,0 +1,274 @@
+"""One softmax without kernels: on the CPU path, over a cache, and as the float64 meaning.
+
+A module says of a softmax what its pattern says, as a `Form`; everything here follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.call.lists import tiles_of
+from spdsl.runtime.call.reference import dense_softmax
+from spdsl.runtime.cpu.cpu import Logits, Part, sparse_backward, sparse_forward
+from spdsl.runtime.cpu.cpu_step import sparse_step, step_of_units
+from spdsl.runtime.cpu.cpu_units import units_backward, units_forward
+from spdsl.runtime.cpu.visits import CPU_BLOCK, visits_of_blocks, visits_of_ranges
+from spdsl.runtime.entries.entries import Cells
+from spdsl.runtime.entries.entry_corners import entry_corners
+from spdsl.runtime.launch.launch import room_like, wide
+from spdsl.runtime.select.scores import unit_products
+from spdsl.runtime.sequences import Corner, Layout, corners
+from spdsl.runtime.units.units import unit_mask
+
+Keys = Sequence[tuple[Tensor, Tensor]]
+Ranges = list[tuple[int, int, int, int]]
+
+
+class Sweep(NamedTuple):
+    """The keys of one stream. All take the tensors that the softmax reads last, where it reads any.
+
+    mask: the element test (q, k, heads, length). visits: key ranges (first, end, full_first, full_end) of the rows
+    q_first..q_last at a length; `decode` of one row. tiles: in the list form, (may, must) of tiles and heads.
+    """
+
+    mask: Callable[..., Tensor]
+    visits: Callable[[int, int, int], Ranges] | None = None
+    decode: Callable[[int, int], Ranges] | None = None
+    tiles: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+
+class Form(NamedTuple):
+    """What the pattern says of one softmax. scale None: D ** -0.5. cells: of its entries; None: tokens.
+
+    bias: added to logits, of (q, k, heads, length). reads_of: of all tensors that it reads, those of some sequences.
+    unit: tokens of the units of the choice that it walks, 0: none.
+    """
+
+    sweeps: tuple[Sweep, ...]
+    scale: float | None = None
+    softcap: float | None = None
+    bias: Callable[..., Tensor] | None = None
+    cells: Cells | None = None
+    reads_of: Callable[..., Any] | None = None
+    unit: int = 0
+
+    def logits(self, q: Tensor, q_origin: int) -> Logits:
+        return Logits(self.scale_of(q), self.softcap, q_origin)
+
+    def scale_of(self, q: Tensor) -> float:
+        return float(q.shape[-1] ** -0.5) if self.scale is None else self.scale
+
+    def corners(self, q: Tensor, layout: Layout) -> Iterator[Corner]:
+        return iter(corners(q, layout) if self.cells is None else entry_corners(q, layout, self.cells))
+
+    def own(self, t: Any, corner: Corner, layout: Layout) -> tuple[Any, ...]:
+        """What the functions of the sweeps take last."""
+        if self.reads_of is None:
+            return ()
+        return (self.reads_of(t, corner.sequences, None if layout.q_spans is None else corner.tokens),)
+
+
+def parts_of(form: Form, heads: int, keys: Keys, corner: Corner, own: tuple[Any, ...]) -> list[Part]:
+    """The streams for the CPU engine; `keys` and `own` belong to the corner's sequences."""
+    h = torch.arange(heads).view(1, -1, 1, 1)
+    return [_part(form, sweep, pair, h, corner, own) for sweep, pair in zip(form.sweeps, keys, strict=True)]
+
+
+def _part(
+    form: Form, sweep: Sweep, pair: tuple[Tensor, Tensor], h: Tensor, corner: Corner, own: tuple[Any, ...]
+) -> Part:
+    def visits(first: int, end: int) -> list[tuple[int, int, bool]]:
+        q_first, q_last = corner.q_origin + first, corner.q_origin + end - 1
+        if sweep.visits is not None:
+            return visits_of_ranges(sweep.visits(q_first, q_last, corner.length), corner)
+        assert sweep.tiles is not None
+        count = corner.keys.stop - corner.keys.start
+        bounds = [torch.tensor([x]) for x in (q_first, end - first, corner.k_origin, count)]
+        sizes = (1, end - first, -(-count // CPU_BLOCK), CPU_BLOCK)
+        tiles = tiles_of(bounds[0], bounds[1], bounds[2], bounds[3], sizes)
+        return visits_of_blocks(*sweep.tiles(tiles, h, *own), CPU_BLOCK, count)
+
+    def on_pairs(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda q, k: function(q[None, None], k[None, None] + corner.k_origin, h, corner.length, *own)
+
+    bias = None if form.bias is None else on_pairs(form.bias)
+    return Part(*pair, visits, on_pairs(sweep.mask), bias)
+
+
+def _seen(form: Form, corner: Corner, own: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The element test and the bias on query positions, key numbers and heads, for units."""
+
+    def on_pairs(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        return lambda q, k, h: function(q, k + corner.k_origin, h, corner.length, *own)
+
+    return on_pairs(form.sweeps[0].mask), None if form.bias is None else on_pairs(form.bias)
+
+
+def cpu_forward(
+    form: Form, q: Tensor, keys: Keys, layout: Layout, sink: Tensor | None, t: Any = None, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """-> out, lse; rows in no sequence keep out = 0, lse = -inf. chosen: the units that it walks."""
+    out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
+    for corner in form.corners(q, layout):
+        rows, columns = (corner.batch, slice(None), corner.rows), (corner.batch, slice(None), corner.keys)
+        here, own = [(k[columns], v[columns]) for k, v in keys], form.own(t, corner, layout)
+        logits = form.logits(q, corner.q_origin)
+        if chosen is not None:
+            seen = _seen(form, corner, own)
+            out[rows], lse[rows] = units_forward(q[rows], *here[0], chosen[rows], form.unit, *seen, logits, sink)
+        else:
+            parts = parts_of(form, q.shape[1], here, corner, own)
+            out[rows], lse[rows] = sparse_forward(q[rows], parts, logits, sink)
+    return out, lse
+
+
+def cpu_backward(
+    form: Form,
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    keys: Keys,
+    out: Tensor,
+    lse: Tensor,
+    layout: Layout,
+    t: Any = None,
+    chosen: Tensor | None = None,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """-> dq, (dk, dv) of each stream; out and lse may be those of a joint softmax."""
+    dq = room_like(q).zero_()
+    grads = [(room_like(k).zero_(), room_like(v).zero_()) for k, v in keys]
+    for corner in form.corners(q, layout):
+        rows, columns = (corner.batch, slice(None), corner.rows), (corner.batch, slice(None), corner.keys)
+        here, own = [(k[columns], v[columns]) for k, v in keys], form.own(t, corner, layout)
+        logits, own_dlse = form.logits(q, corner.q_origin), None if dlse is None else dlse[rows]
+        if chosen is not None:
+            given = (dout[rows], own_dlse, q[rows], *here[0], out[rows], lse[rows], chosen[rows], form.unit)
+            dq[rows], own_dk, own_dv = units_backward(*given, *_seen(form, corner, own), logits)
+            pairs = [(own_dk, own_dv)]
+        else:
+            parts = parts_of(form, q.shape[1], here, corner, own)
+            dq[rows], pairs = sparse_backward(dout[rows], own_dlse, q[rows], parts, out[rows], lse[rows], logits)
+        for (dk, dv), pair in zip(grads, pairs, strict=True):
+            dk[columns], dv[columns] = pair
+    return dq, grads
+
+
+def cached_attention(
+    form: Form,
+    q: Tensor,
+    keys: Keys,
+    cache: Any,
+    layout: Layout,
+    sink: Tensor | None,
+    t: Any = None,
+    chosen: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """New queries over the keys in the cache: out, lse. Of one query the keys are read where they lie."""
+    out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
+    for corner in form.corners(q, layout):
+        s, own = corner.sequences.start, form.own(t, corner, layout)
+        row = slice(s, s + 1)
+        logits, seen = form.logits(q, corner.q_origin), _seen(form, corner, own)
+        if form.cells is not None:
+            here = [(k[row, :, corner.keys], v[row, :, corner.keys]) for k, v in keys]
+            found = sparse_forward(q[row], parts_of(form, q.shape[1], here, corner, own), logits, sink)
+        elif q.shape[2] == 1 and chosen is not None:
+            found = step_of_units(q[row], *keys[0], chosen[row], form.unit, *seen, cache.homes(s), logits, sink)
+        elif q.shape[2] == 1:
+            parts = parts_of(form, q.shape[1], keys, corner, own)
+            found = sparse_step(q[row], parts, _step_ranges(form, corner, own), cache.homes(s), logits, sink)
+        else:
+            here = [(cache.rows(k, s, corner.length), cache.rows(v, s, corner.length)) for k, v in keys]
+            if chosen is not None:
+                found = units_forward(q[row], *here[0], chosen[row], form.unit, *seen, logits, sink)
+            else:
+                found = sparse_forward(q[row], parts_of(form, q.shape[1], here, corner, own), logits, sink)
+        out[row], lse[row] = found
+    return out, lse
+
+
+def dense_attention(
+    form: Form,
+    q: Tensor,
+    keys: Keys,
+    layout: Layout,
+    sink: Tensor | None,
+    t: Any = None,
+    chosen: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The meaning in float64: every pair of query and key is tested."""
+    h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
+    out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3], dtype=torch.float64)
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.float64)
+    for corner in form.corners(q, layout):
+        rows, columns = (corner.batch, slice(None), corner.rows), (corner.batch, slice(None), corner.keys)
+        count, own = corner.keys.stop - corner.keys.start, form.own(t, corner, layout)
+        q_at = (corner.q_origin + torch.arange(q[rows].shape[2], device=q.device)).view(1, 1, -1, 1)
+        k_at = (corner.k_origin + torch.arange(count, device=q.device)).view(1, 1, 1, -1)
+        place = (q_at, k_at, h, corner.length, *own)
+        bias = None if form.bias is None else form.bias(*place)
+        masks = [sweep.mask(*place) for sweep in form.sweeps]
+        if chosen is not None:
+            masks = [masks[0] & unit_mask(chosen[rows], form.unit, count, q.shape[1])]
+        streams = [(k[columns], v[columns], mask, bias) for (k, v), mask in zip(keys, masks, strict=True)]
+        found = dense_softmax(q[rows], streams, form.scale_of(q), form.softcap, sink)
+        if layout.k_spans is None:
+            return found
+        out[rows], lse[rows] = found
+    return out, lse
+
+
+def _step_ranges(form: Form, corner: Corner, own: tuple[Any, ...]) -> list[list[tuple[int, int, bool]]]:
+    """For each stream the positions that one query may see."""
+    decodes = [sweep.decode for sweep in form.sweeps if sweep.decode is not None]
+    return [visits_of_ranges(decode(corner.q_origin, corner.length), corner) for decode in decodes]
+
+
+def logits_of(
+    form: Form, q: Tensor, k: Tensor, corner: Corner, own: tuple[Any, ...] = (), chosen: Tensor | None = None
+) -> Callable[[int, int], Tensor]:
+    """Rows first..end - 1 of the logits for one sequence, [B, Hq, rows, keys]; hidden keys are -inf."""
+    h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
+    k_at = torch.arange(k.shape[2], device=q.device).view(1, 1, 1, -1) + corner.k_origin
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)
+
+    def logits(first: int, end: int) -> Tensor:
+        q_at = (corner.q_origin + torch.arange(first, end, device=q.device)).view(1, 1, -1, 1)
+        found = (q[:, :, first:end] @ k).to(wide(q.dtype)) * form.scale_of(q)
+        found, seen = _finished(form, found, (q_at, k_at, h, corner.length, *own))
+        if chosen is not None:
+            seen = seen & unit_mask(chosen[:, :, first:end], form.unit, k.shape[3], q.shape[1])
+        return found.masked_fill(~seen, -torch.inf)
+
+    return logits
+
+
+def logits_of_units(
+    form: Form, q: Tensor, k: Tensor, corner: Corner, own: tuple[Any, ...], chosen: Tensor, unit: int
+) -> Callable[[int, int], Tensor]:
+    """The same on the units that each query chose, [B, Hq, rows, n * unit]."""
+    h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
+
+    def logits(first: int, end: int) -> Tensor:
+        q_at = (corner.q_origin + torch.arange(first, end, device=q.device)).view(1, 1, -1, 1)
+        found, number = unit_products(q[:, :, first:end], k, chosen[:, :, first:end], unit)
+        place = (q_at, number.clamp(min=0) + corner.k_origin, h, corner.length, *own)
+        found, seen = _finished(form, found.to(wide(q.dtype)) * form.scale_of(q), place)
+        return found.masked_fill(~seen | (number < 0), -torch.inf)
+
+    return logits
+
+
+def _finished(form: Form, found: Tensor, place: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """Scaled products -> logits, and which of them the first stream sees."""
+    if form.softcap:
+        found = form.softcap * torch.tanh(found / form.softcap)
+    if form.bias is not None:
+        found = found + form.bias(*place).to(found.dtype)
+    return found, form.sweeps[0].mask(*place)
