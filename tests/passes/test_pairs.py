@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import sympy
 
 import spdsl
 from spdsl.diagnostics import Source
@@ -139,7 +140,8 @@ def _branch(branch: Branch) -> str:
 
 
 def _range(found: Range) -> str:
-    return f"[{found.first}, {found.end}) full [{found.full_first}, {found.full_end})"
+    full = "none" if found.full is sympy.false else f"[{found.full_first}, {found.full_end})"
+    return f"[{found.first}, {found.end}), full {full}" + f" if {found.condition}" * (found.condition is not sympy.true)
 
 
 def _pair(body: str, lines: Iterable[str]) -> str:
