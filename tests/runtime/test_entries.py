@@ -16,9 +16,8 @@ from spdsl.runtime.entries.entries import (
     entry_counts,
     entry_room,
     entry_spans,
-    pool_max,
-    pool_mean,
 )
+from spdsl.runtime.pools.table import POOLS
 from spdsl.runtime.sequences import layout_of
 from tests.runtime.entry_cases import (
     DIM,
@@ -45,8 +44,9 @@ def entry(kind: str, c: Tensor, places: slice, weights: Weights, z: Tensor) -> T
     """One entry [B, H, D] of the tokens of one cell [B, H, tokens, D] at some of its places, by the formulas."""
     if kind == "mean":
         return c.sum(2) / c.shape[2]
-    if kind == "max":
-        return torch.stack([c[:, :, w] for w in range(c.shape[2])]).amax(0)
+    if kind in ("max", "min"):
+        tokens = torch.stack([c[:, :, w] for w in range(c.shape[2])])
+        return tokens.amax(0) if kind == "max" else tokens.amin(0)
     if kind == "softmax":
         e = torch.exp(z)
         return (e * c).sum(2) / e.sum(2)
@@ -134,7 +134,7 @@ def test_no_length_is_read_on_the_host(cells: Cells, layout_kind: str) -> None:
     x, layout, _ = case_of(layout_kind)
     x.requires_grad_()
     with NoSync():
-        found = compress(x, cells, layout, pool_mean)
+        found = compress(x, cells, layout, POOLS["mean"].entries)
         torch.autograd.grad(found.sum(), x)
 
 
@@ -178,7 +178,7 @@ def test_gradients_are_finite_and_zero_outside_of_sequences(cells: Cells, kind: 
 
 def test_the_first_maximum_takes_the_gradient() -> None:
     x = torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0, 2.0]).view(1, 1, 6, 1).requires_grad_()
-    found = compress(x, Cells(4, 2), dense(x), pool_max)
+    found = compress(x, Cells(4, 2), dense(x), POOLS["max"].entries)
     (dx,) = torch.autograd.grad(found.sum(), x)
     assert dx.flatten().tolist() == [0, 1, 1, 0, 0, 0]
 
