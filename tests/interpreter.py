@@ -61,7 +61,8 @@ def _rewrite_once_per_code(interpreter: Any) -> None:
             found = rewrite(self)
             known[fn.__code__] = found.__code__
             return found
-        fn.__globals__.setdefault("interpreter_semantic", interpreter.interpreter_semantic)
+        for name, value in vars(interpreter).items():  # what rewritten code calls, as the interpreter puts it there
+            fn.__globals__.setdefault(name, value)
         code = code.replace(co_filename=fn.__code__.co_filename)
         copy = FunctionType(code, fn.__globals__, fn.__name__, fn.__defaults__)
         copy.__annotations__, copy.__kwdefaults__ = fn.__annotations__, fn.__kwdefaults__

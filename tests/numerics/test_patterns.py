@@ -10,6 +10,6 @@ from tests.numerics.patterns import CATALOGUE, NAMES
 from tests.quick import quick
 
 
-@pytest.mark.parametrize("name", quick(NAMES, CATALOGUE))
+@pytest.mark.parametrize("name", quick(NAMES, (*CATALOGUE, "merge", "gate", "two_streams")))
 def test_every_pattern(engine: Engine, name: str) -> None:
     checked(name, Shape(), module=engine(name))
