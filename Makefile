@@ -10,14 +10,15 @@ NEWEST := .venv-newest
 BIN    := $(VENV)/bin
 
 # `make test` leaves out what takes long; `make test-all` runs it too.
-QUICK  := and not slow and not full
+USUAL  := and not slow and not full
 
-.PHONY: help demo test lint test-all test-gpu test-oldest test-newest fuzz bench-cpu bench-gpu clean
+.PHONY: help demo quick test lint test-all test-gpu test-oldest test-newest fuzz bench-cpu bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo         train, generate and check a small language model on sparse attention (about 3 minutes)'
-	@echo 'make test         everything that CI runs'
+	@echo 'make quick        syntax, messages, goldens, each pattern once and each form of kernels once (within a minute)'
+	@echo 'make test         everything that CI runs (within 20 minutes on two cores)'
 	@echo 'make test-all     the same with the slow tests and the full product'
 	@echo 'make test-gpu     the numerics on a GPU'
 	@echo 'make test-oldest  the tests on torch 2.11.0 with triton 3.6.0'
@@ -30,8 +31,15 @@ help:
 demo: $(VENV)/.ready
 	$(BIN)/python -m examples.demo
 
+# The two processes of `pytest`, below, at the same time; the second prints when both are done.
+quick: $(VENV)/.ready
+	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT; \
+	$(INTERPRETED) $(BIN)/python -m pytest -q -m 'quick and interpret' >"$$log" 2>&1 & other=$$!; \
+	$(COMPILED) $(BIN)/python -m pytest -q -m 'quick and not interpret'; own=$$?; \
+	wait $$other; interpreted=$$?; cat "$$log"; exit $$((own + interpreted))
+
 test: lint
-	$(call pytest,$(VENV),$(QUICK))
+	$(call pytest,$(VENV),$(USUAL))
 
 test-all: lint
 	$(call pytest,$(VENV),)
@@ -46,10 +54,10 @@ lint: $(VENV)/.ready
 	$(BIN)/lint-imports
 
 test-oldest: $(OLDEST)/.ready
-	$(call pytest,$(OLDEST),$(QUICK))
+	$(call pytest,$(OLDEST),$(USUAL))
 
 test-newest: $(NEWEST)/.ready
-	$(call pytest,$(NEWEST),$(QUICK))
+	$(call pytest,$(NEWEST),$(USUAL))
 
 fuzz: $(VENV)/.ready
 	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),60) --seed $(or $(SEED),0) $(if $(CORPUS),--corpus $(CORPUS))
@@ -69,9 +77,12 @@ clean:
 # Triton reads TRITON_INTERPRET when it is imported, so one process interprets kernels and another compiles them; the
 # second also runs the CPU path, which CPU tensors do not take under the interpreter.
 # A selection without a test is an error (pytest's exit code 5). One thread for each worker: they share the cores.
+INTERPRETED := OMP_NUM_THREADS=1 TRITON_INTERPRET=1
+COMPILED    := OMP_NUM_THREADS=1 env -u TRITON_INTERPRET
+
 define pytest
-OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'interpret and not gpu $(2)'
-OMP_NUM_THREADS=1 env -u TRITON_INTERPRET $(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'not interpret and not gpu $(2)'
+$(INTERPRETED) $(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'interpret and not gpu $(2)'
+$(COMPILED) $(1)/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'not interpret and not gpu $(2)'
 endef
 
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,12 +11,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.interpreter import replace_once_per_kernel
+from tests.interpreter import hasten
+from tests.quick import WHOLE
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 settings.register_profile("unhurried", deadline=None)  # other work on the machine is no failure
 settings.load_profile("unhurried")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write what is printed over the files that are kept")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,7 +34,22 @@ def pytest_configure(config: pytest.Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
     if INTERPRETS:
-        replace_once_per_kernel()
+        hasten()
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers select
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        cheap = item.path.relative_to(Path(__file__).parent).as_posix().startswith(WHOLE)
+        if cheap and not (item.get_closest_marker("slow") or item.get_closest_marker("full")):
+            item.add_marker("quick")
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays until the end: looking for garbage in it took a quarter of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -20,6 +20,7 @@ def only(text: str, **params: int) -> str:
     return shown(found)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "text, wanted",
     [

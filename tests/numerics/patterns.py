@@ -83,8 +83,18 @@ def text_of(name: str) -> str:
 
 
 @cache
+def compiled(name: str, **params: int) -> spdsl.Module:
+    return spdsl.compile(text_of(name), **{**CATALOGUE.get(name, {}), **params})
+
+
+@cache
 def module_of(name: str, **params: int) -> ModuleType:
-    return spdsl.load(text_of(name), **{**CATALOGUE.get(name, {}), **params})
+    return compiled(name, **params).load()
+
+
+def printed(name: str) -> str:
+    """The text of the module, for changes of it."""
+    return compiled(name).text
 
 
 @cache

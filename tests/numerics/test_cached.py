@@ -12,6 +12,7 @@ from spdsl.oracle import dense
 from tests.numerics.cases import Found, Shape, assert_same, cached, inputs_of, joined, nan_cache
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import pattern_of
+from tests.quick import quick
 
 # One unconditional result, no `length` in a set, one row per choice: what a row sees does not depend on the chunks.
 CHUNKABLE = [
@@ -24,7 +25,7 @@ SHAPE = Shape(rows=41, keys=41, batch=2, qk=24, v=16)
 
 
 @pytest.mark.parametrize("page", [None, 16], ids=["contiguous", "paged"])
-@pytest.mark.parametrize("name", CHUNKABLE)
+@pytest.mark.parametrize("name", quick(CHUNKABLE, ("streaming_llm", "document", "dilated")))
 def test_prefill_and_decode_are_attention(engine: Engine, name: str, page: int | None) -> None:
     if engine.name == "interpreted" and page is None and name not in ("streaming_llm", "document", "softcap_sink"):
         pytest.skip("pairwise: the interpreter runs the paged form of this pattern")

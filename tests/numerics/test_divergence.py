@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,6 @@ import pytest
 import torch
 from torch.library import opcheck
 
-import spdsl
 from spdsl.oracle import dense
 from tests.library import broken
 from tests.module.test_operators import recorded
@@ -31,7 +29,7 @@ from tests.numerics.cases import (
     separate,
 )
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import pattern_of, text_of
+from tests.numerics.patterns import pattern_of, printed
 from tests.numerics.test_further_results import listed
 
 PLAIN = listed()
@@ -213,7 +211,7 @@ BY_TORCH = {
 
 @pytest.mark.parametrize("name", BY_TORCH)
 def test_torch_keeps_what_kernels_do_not_take(name: str) -> None:
-    assert "_result_1_dk" not in spdsl.compile(text_of(BY_TORCH[name])).text
+    assert "_result_1_dk" not in printed(BY_TORCH[name])
 
 
 class Bug(NamedTuple):
@@ -261,11 +259,6 @@ BUGS = [
 ]  # fmt: skip
 
 
-@cache
-def text(body: str) -> str:
-    return spdsl.compile(text_of(body)).text
-
-
 # Much like others.
 SELDOM = (
     "the gradient of one head for all", "the score of the first head for all", "keys one further on",
@@ -280,7 +273,7 @@ SELDOM = (
 )
 def test_a_bug_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
     body = PLAIN if bug.check is plain else FIRST
-    seeded = broken(text(body), bug.old, bug.new, tmp_path)
+    seeded = broken(printed(body), bug.old, bug.new, tmp_path)
     with pytest.raises(AssertionError):
         bug.check(kernels(seeded))
 

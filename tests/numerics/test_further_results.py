@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import spdsl
 from spdsl.oracle import dense
 from tests.library import broken
 from tests.numerics.cases import Found, Inputs, Shape, assert_same, evaluated, generated, inputs_of, parts_of
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import pattern_of, text_of
+from tests.numerics.patterns import pattern_of, printed
 from tests.numerics.selected import SELECTED
 from tests.numerics.test_selection_choices import scrambled
 from tests.numerics.test_selection_layouts import check_packed
@@ -115,7 +114,7 @@ def test_divergence_beside_lists(engine: Engine, name: str) -> None:
     if engine.name == "interpreted" and name not in ("group", "heads apart"):
         pytest.skip("torch on the same lists")
     body = (ON_LISTS | ON_ALL)[name]
-    assert ("fine_logits_of_units" in spdsl.compile(text_of(body)).text) == (name in ON_LISTS)
+    assert ("fine_logits_of_units" in printed(body)) == (name in ON_LISTS)
     check(body, engine(body))
 
 
@@ -181,6 +180,6 @@ SEEDED = [
 @pytest.mark.parametrize("title, old, new", SEEDED, ids=[title for title, *_ in SEEDED])
 def test_a_bug_is_seen(cpu: Engine, title: str, old: str, new: str, tmp_path: Path) -> None:
     body = ON_LISTS["group"]
-    seeded = broken(spdsl.compile(text_of(body)).text, old, new, tmp_path)
+    seeded = broken(printed(body), old, new, tmp_path)
     with pytest.raises(AssertionError):
         check(body, cpu(seeded))

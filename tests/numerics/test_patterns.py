@@ -6,9 +6,10 @@ import pytest
 
 from tests.numerics.cases import Shape, checked
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import NAMES
+from tests.numerics.patterns import CATALOGUE, NAMES
+from tests.quick import quick
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick(NAMES, (*CATALOGUE, "merge", "gate", "two_streams")))
 def test_every_pattern(engine: Engine, name: str) -> None:
     checked(name, Shape(), module=engine(name))

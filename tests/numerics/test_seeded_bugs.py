@@ -11,12 +11,11 @@ from typing import NamedTuple
 import pytest
 import torch
 
-import spdsl
 from spdsl.oracle import dense
 from tests.library import broken
 from tests.numerics.cases import Found, Shape, assert_same, cached, checked, generated, inputs_of, nan_cache, separate
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import CATALOGUE, pattern_of, text_of
+from tests.numerics.patterns import pattern_of, printed
 from tests.numerics.test_cached import check_rows
 
 Check = Callable[[str, ModuleType], None]
@@ -163,8 +162,7 @@ UNBROKEN = sorted({(bug.pattern, bug.check.__name__) for bug in [*KERNELS, *CPU]
 
 
 def _broken(bug: Bug, folder: Path) -> ModuleType:
-    text = spdsl.compile(text_of(bug.pattern), **CATALOGUE.get(bug.pattern, {})).text
-    return broken(text, bug.old, bug.new, folder)
+    return broken(printed(bug.pattern), bug.old, bug.new, folder)
 
 
 @pytest.mark.parametrize("bug", KERNELS, ids=lambda bug: bug.title.replace(" ", "_"))

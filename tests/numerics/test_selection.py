@@ -10,7 +10,8 @@ import pytest
 from tests.numerics.cases import Found, Shape, assert_same, generated, guarded, inputs_of, meant
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import pattern_of
-from tests.numerics.selected import SELECTED, expect_lists, nsa, recorded
+from tests.numerics.selected import PUBLISHED, SELECTED, expect_lists, nsa, recorded
+from tests.quick import quick
 
 
 def checked(body: str, shape: Shape, module: ModuleType, **how: bool) -> Found:
@@ -30,7 +31,7 @@ def shape_of(body: str, rows: int, **more: int) -> Shape:
     return Shape(rows, rows, **{**more, **({"heads": 4, "kv_heads": 2} if "heads query" in body else {})})
 
 
-@pytest.mark.parametrize("name", SELECTED)
+@pytest.mark.parametrize("name", quick(SELECTED, PUBLISHED))
 def test_every_pattern(engine: Engine, name: str) -> None:
     body = SELECTED[name]
     rows = 21 if engine.name == "interpreted" else 83

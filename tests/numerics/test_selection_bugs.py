@@ -10,13 +10,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
-import spdsl
 from spdsl.oracle import dense
 from spdsl.runtime.tuning.unit_configs import JOB_TILES_INTERPRETED, PARTS_BYTES_INTERPRETED
 from tests.library import broken, launches
 from tests.numerics.cases import Shape, assert_same, generated, inputs_of, meant
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import pattern_of, text_of
+from tests.numerics.patterns import pattern_of, printed
 from tests.numerics.selected import by_rank, expect_lists, picked
 from tests.numerics.test_selection import checked
 from tests.numerics.test_selection_choices import scrambled
@@ -283,8 +282,7 @@ UNBROKEN = sorted({(bug.pattern, bug.check.__name__) for bug in [*BOTH, *KERNELS
 
 
 def _broken(bug: Bug, folder: Path) -> ModuleType:
-    text = spdsl.compile(text_of(bug.pattern)).text
-    return broken(text, bug.old, bug.new, folder)
+    return broken(printed(bug.pattern), bug.old, bug.new, folder)
 
 
 @pytest.mark.parametrize("bug", [*BOTH, *KERNELS, *PAIRS], ids=lambda bug: bug.title.replace(" ", "_"))

@@ -143,8 +143,9 @@ def test_decode_of_every_token_is_attention(cpu: Engine, name: str, page: int | 
 @pytest.mark.parametrize(
     "name, page, chunks, decoded",
     [
-        ("nsa", 16, [17], 5), ("moba", 16, [3, 1, 30], 4), ("threshold of at least", 16, [17, 16], 2),
-        ("msa_minimax", 16, [1, 15, 16], 2), ("sink", 16, [32], 2),
+        pytest.param("nsa", 16, [17], 5, marks=pytest.mark.quick),
+        pytest.param("moba", 16, [3, 1, 30], 4, marks=pytest.mark.quick),
+        ("threshold of at least", 16, [17, 16], 2), ("msa_minimax", 16, [1, 15, 16], 2), ("sink", 16, [32], 2),
         *(pytest.param(*case, marks=pytest.mark.full) for case in (
             ("infllm_v2", 16, [16, 18], 3), ("nsa", None, [3, 31], 3), ("msa_minimax", None, [33], 2),
             ("units of four cells", 16, [64, 1], 3),

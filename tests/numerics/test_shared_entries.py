@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import spdsl
 from spdsl.ir.pattern import Stream
 from spdsl.ir.plan import ChoicePlan
 from spdsl.passes.selection import selection
@@ -20,7 +19,7 @@ from spdsl.runtime.entries.entries import Cells, entry_count
 from tests.library import broken, launches
 from tests.numerics.cases import Shape, inputs_of
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import pattern_of, text_of
+from tests.numerics.patterns import pattern_of, printed
 from tests.numerics.selected import by_rank, expect_lists, lists_of
 
 pytestmark = pytest.mark.interpret
@@ -168,6 +167,5 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.title.replace(" ", "_"))
 def test_a_bug_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
-    text = spdsl.compile(text_of(bug.body)).text
-    module = kernels(broken(text, bug.old, bug.new, tmp_path))
+    module = kernels(broken(printed(bug.body), bug.old, bug.new, tmp_path))
     assert not torch.equal(bug.call.lists(bug.body, module, True), bug.call.lists(bug.body, module, False))

@@ -205,7 +205,8 @@ def prepared(arguments: Arguments, inputs: Inputs, layout: Layout, tokens: int =
     q, k, own = arguments.q(inputs), arguments.k(inputs), inputs._asdict()
     if tokens < 0:
         tokens, keys = sizes_of(q, k, layout)
-    sizes, changed = _sizes(arguments, inputs, tokens), dict[str, Any]()
+    sizes = _sizes(arguments, inputs, tokens)
+    changed: dict[str, Any] = {}
     for tensor in arguments.tensors:
         x = own[tensor.name]
         if x is None and tensor.optional:

@@ -25,7 +25,7 @@ from spdsl.runtime.select.scores import unit_products
 from spdsl.runtime.sequences import Corner, Layout, corners
 from spdsl.runtime.units.units import unit_mask
 
-Keys = Sequence[tuple[Tensor, Tensor]]
+KeyValues = Sequence[tuple[Tensor, Tensor]]
 Ranges = list[tuple[int, int, int, int]]
 
 
@@ -75,7 +75,7 @@ class Form(NamedTuple):
         return (self.reads_of(t, corner.sequences, None if layout.q_spans is None else corner.tokens),)
 
 
-def parts_of(form: Form, heads: int, keys: Keys, corner: Corner, own: tuple[Any, ...]) -> list[Part]:
+def streams_of(form: Form, heads: int, keys: KeyValues, corner: Corner, own: tuple[Any, ...]) -> list[Part]:
     """The streams for the CPU engine; `keys` and `own` belong to the corner's sequences."""
     h = torch.arange(heads).view(1, -1, 1, 1)
     return [_part(form, sweep, pair, h, corner, own) for sweep, pair in zip(form.sweeps, keys, strict=True)]
@@ -112,7 +112,13 @@ def _seen(form: Form, corner: Corner, own: tuple[Any, ...]) -> tuple[Any, Any]:
 
 
 def cpu_forward(
-    form: Form, q: Tensor, keys: Keys, layout: Layout, sink: Tensor | None, t: Any = None, chosen: Tensor | None = None
+    form: Form,
+    q: Tensor,
+    keys: KeyValues,
+    layout: Layout,
+    sink: Tensor | None,
+    t: Any = None,
+    chosen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """-> out, lse; rows in no sequence keep out = 0, lse = -inf. chosen: the units that it walks."""
     out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
@@ -125,7 +131,7 @@ def cpu_forward(
             seen = _seen(form, corner, own)
             out[rows], lse[rows] = units_forward(q[rows], *here[0], chosen[rows], form.unit, *seen, logits, sink)
         else:
-            parts = parts_of(form, q.shape[1], here, corner, own)
+            parts = streams_of(form, q.shape[1], here, corner, own)
             out[rows], lse[rows] = sparse_forward(q[rows], parts, logits, sink)
     return out, lse
 
@@ -135,7 +141,7 @@ def cpu_backward(
     dout: Tensor,
     dlse: Tensor | None,
     q: Tensor,
-    keys: Keys,
+    keys: KeyValues,
     out: Tensor,
     lse: Tensor,
     layout: Layout,
@@ -154,7 +160,7 @@ def cpu_backward(
             dq[rows], own_dk, own_dv = units_backward(*given, *_seen(form, corner, own), logits)
             pairs = [(own_dk, own_dv)]
         else:
-            parts = parts_of(form, q.shape[1], here, corner, own)
+            parts = streams_of(form, q.shape[1], here, corner, own)
             dq[rows], pairs = sparse_backward(dout[rows], own_dlse, q[rows], parts, out[rows], lse[rows], logits)
         for (dk, dv), pair in zip(grads, pairs, strict=True):
             dk[columns], dv[columns] = pair
@@ -164,7 +170,7 @@ def cpu_backward(
 def cached_attention(
     form: Form,
     q: Tensor,
-    keys: Keys,
+    keys: KeyValues,
     cache: Any,
     layout: Layout,
     sink: Tensor | None,
@@ -180,18 +186,18 @@ def cached_attention(
         logits, seen = form.logits(q, corner.q_origin), _seen(form, corner, own)
         if form.cells is not None:
             here = [(k[row, :, corner.keys], v[row, :, corner.keys]) for k, v in keys]
-            found = sparse_forward(q[row], parts_of(form, q.shape[1], here, corner, own), logits, sink)
+            found = sparse_forward(q[row], streams_of(form, q.shape[1], here, corner, own), logits, sink)
         elif q.shape[2] == 1 and chosen is not None:
             found = step_of_units(q[row], *keys[0], chosen[row], form.unit, *seen, cache.homes(s), logits, sink)
         elif q.shape[2] == 1:
-            parts = parts_of(form, q.shape[1], keys, corner, own)
+            parts = streams_of(form, q.shape[1], keys, corner, own)
             found = sparse_step(q[row], parts, _step_ranges(form, corner, own), cache.homes(s), logits, sink)
         else:
             here = [(cache.rows(k, s, corner.length), cache.rows(v, s, corner.length)) for k, v in keys]
             if chosen is not None:
                 found = units_forward(q[row], *here[0], chosen[row], form.unit, *seen, logits, sink)
             else:
-                found = sparse_forward(q[row], parts_of(form, q.shape[1], here, corner, own), logits, sink)
+                found = sparse_forward(q[row], streams_of(form, q.shape[1], here, corner, own), logits, sink)
         out[row], lse[row] = found
     return out, lse
 
@@ -199,7 +205,7 @@ def cached_attention(
 def dense_attention(
     form: Form,
     q: Tensor,
-    keys: Keys,
+    keys: KeyValues,
     layout: Layout,
     sink: Tensor | None,
     t: Any = None,
