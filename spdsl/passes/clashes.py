@@ -15,11 +15,13 @@ from spdsl.passes.names import Names
 # Names in the functions of a module that take the inputs as arguments.
 ARGUMENT_WORDS = frozenset(
     """
-    ARGUMENTS Any C Cache Callable Cells Corner INTERPRETED Inputs Layout Logits MODULE NamedTuple rt Paged Sequence Splits Tensor
+    ARGUMENTS Any C Cache Callable Cells Corner INTERPRETED Inputs Layout Logits MODULE NamedTuple rt Paged Sequence
+    Splits Tensor
     Tiles U add_parts add_rows attention autocast batch bool buffer by_class cache call call_of certain check_attention
     check_sinks check_weight chosen_argument close_mlp close_streamed columns combine condition config config_for
     constants corner corners ctx cu_seqlens decode decode_config delta delta_of dict dk dlse dout dq dv end
-    entry_corners entry_source expect expect_gates finish first form found gate gated gates given given_argument gpu_of grads
+    entry_corners entry_source expect expect_gates finish first form found gate gated gates given given_argument
+    gpu_of grads
     group h heads inputs int inverse inverse_of job_tiles jobs k k_at k_first k_last k_offset k_spans key_extremes keys
     kv_heads lanes last launch layout layout_of len length lengths list lists lists_of logits longest lse lse_of max
     max_seqlen maximum may merge merge_parts merged_part merged_parts min minimum most_visited must one_query out own
