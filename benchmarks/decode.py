@@ -37,7 +37,7 @@ def step_of(q: Any, k: Any, v: Any, page: int | None) -> Any:
     cache = module.Cache(1, tokens, kv_heads=k.shape[1], qk_dim=k.shape[3], v_dim=v.shape[3], page=page)
     for first in range(0, tokens - 1, CHUNK):
         own = slice(first, min(first + CHUNK, tokens - 1))
-        cache.append({"kv": k[:, :, own]}, {"kv": v[:, :, own]}, {})
+        cache.append_tokens({"kv": k[:, :, own]}, {"kv": v[:, :, own]}, {})
 
     def step() -> Any:
         cache.lengths.fill_(tokens - 1)

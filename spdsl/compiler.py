@@ -1,7 +1,7 @@
 """The compiler: from a source to modules, stage by stage.
 
-Source -> tree -> pattern -> plan -> module
-          written  meant     what the GPU does   text
+Source -> tree -> pattern -> plan -> steps -> module
+          written  meant     what the GPU does, what a call starts, text
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from spdsl.checks.view import NOTHING_MORE, Setting, views
 from spdsl.codegen import render as rendering
 from spdsl.codegen.context import context
 from spdsl.diagnostics import Diagnostic, Report, Severity, Source, Span, SpatError, did_you_mean
-from spdsl.ir import show
+from spdsl.ir import show, show_steps
 from spdsl.ir.plan import Plan
 from spdsl.limits import CHECK_STEPS, ESTIMATE_STEPS, RENDER_STEPS
 from spdsl.passes.aligned import aligned
 from spdsl.passes.check import check as check_meaning
 from spdsl.passes.lower import lower
 from spdsl.passes.partition import partition
+from spdsl.passes.schedule import schedule
+from spdsl.passes.schedule import stages as scheduled
 from spdsl.passes.split import split
 from spdsl.syntax.overrides import divided
 from spdsl.syntax.parse import parse
@@ -104,6 +106,7 @@ def _stages(
             report.add(found)
     report.check()
     yield "plan", plan
+    yield "steps", tuple(schedule(plan, stage) for stage in scheduled(plan))
     yield "module", rendering.render(context(plan), source, source.text[tree.span.start : tree.span.end])
 
 
@@ -124,14 +127,16 @@ def plan_of(source: Source, pattern: str | None, params: Params) -> Plan:
 
 
 def emit(source: Source, pattern: str | None, params: Params, stage: str) -> str:
-    """The printed form of one stage: tree, pattern, aligned, plan or module."""
+    """The printed form of one stage: tree, pattern, aligned, plan, steps or module."""
     report = Report(source)
     for name, result in stages(source, _chosen(source, pattern, report), params, report):
         if name == stage:
             if isinstance(result, rendering.GeneratedModule):
                 return result.text
+            if isinstance(result, tuple):
+                return show_steps.steps(result)
             return show.plan(result, ranges=stage == "plan") if isinstance(result, Plan) else show.form(result)
-    raise ValueError(f"unknown stage {stage!r}: tree, pattern, aligned, plan or module")
+    raise ValueError(f"unknown stage {stage!r}: tree, pattern, aligned, plan, steps or module")
 
 
 def check(

@@ -21,7 +21,9 @@ settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write what is printed over the files that are kept")
+    parser.addoption(
+        "--update-golden", action="store_true", help="write what is generated or counted over what is kept"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

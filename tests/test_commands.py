@@ -92,6 +92,15 @@ def test_emit_prints_the_tree(spdsl: Command) -> None:
     assert (done.returncode, done.stdout.count("text=window")) == (0, 2), "declared, and used"
 
 
+def test_emit_prints_the_steps(spdsl: Command, tmp_path: Path) -> None:
+    done = spdsl("compile", str(PATTERNS / "nsa.spat"), "--emit", "steps")
+    assert done.returncode == 0, done.stderr
+    heads = [line for line in done.stdout.splitlines() if line in ("forward", "backward", "prefill", "decode")]
+    assert heads == ["forward", "backward", "prefill", "decode"]
+    assert "    merge_ranks: a list, over the ranks of its programs" in done.stdout
+    assert files(tmp_path) == []
+
+
 def test_emit_prints_the_module(spdsl: Command, tmp_path: Path) -> None:
     done = spdsl("compile", str(PATTERNS / "streaming_llm.spat"), "--emit", "module")
     assert done.returncode == 0, done.stderr

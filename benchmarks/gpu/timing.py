@@ -84,7 +84,7 @@ def decode(case: Case) -> Case:
     step = lambda: module.decode(**given, cache=store)  # noqa: E731
     store.lengths.fill_(tokens)
     step_ms = clock.milliseconds(step if once else clock.captured(step)[0], once)
-    append = lambda: store.append({"kv": given["k"]}, {"kv": given["v"]}, {})  # noqa: E731
+    append = lambda: store.append_tokens({"kv": given["k"]}, {"kv": given["v"]}, {})  # noqa: E731
     store.at_least = 0
     append_ms = clock.milliseconds(append if once else clock.captured(append)[0], once)
     size = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -150,15 +152,23 @@ def dense_decode(case: Case) -> Case:
 def counted(case: Case) -> Case:
     """Exact FLOPs of the kernels, and the keys and bytes of a decode step: no device, no tensors."""
     from spdsl.compiler import as_params, plan_of
+    from spdsl.cost.machine import Machine
+    from spdsl.cost.phases import Stage, kernels
+    from spdsl.cost.reads import step_reads
     from spdsl.diagnostics import Source
-    from spdsl.passes.count import Count, shape_of
-    from spdsl.passes.published import published
-    from spdsl.passes.work import backward, forward
+    from spdsl.passes.count import shape_of
 
     plan = plan_of(Source(arguments.text(case)), None, as_params(case.get("params", {})))
-    count = Count(plan, case["tokens"], shape_of(plan.pattern))
-    step, formula = count.step(), published(plan, case["tokens"])
-    flops: dict[str, Any] = {work.kernel: work.flops.value for work in forward(count) + backward(count) if work.flops}
+    shape, flops = shape_of(plan.pattern), dict[str, Any]()
+    for stage in (Stage.FORWARD, Stage.BACKWARD):
+        for one in kernels(plan, stage, case["tokens"], shape, Machine("sm_90", 132)):
+            name = "entries_compress" if one.part == "compress" else re.sub("_(dq|dkdv)$", "_backward", one.name)
+            if one.flops.value and (stage is Stage.FORWARD or one.part != "compress"):
+                flops[name] = flops.get(name, 0) + one.flops.value
+    step, params = step_reads(plan, case["tokens"], shape), {name: int(str(x)) for name, x in plan.pattern.params}
+    # (s - l) / d + n l' + w (arXiv 2502.11089, section 3) has one entry less than there are.
+    formula = Fraction(case["tokens"] - params["width"], params["stride"])
+    formula += params["count"] * params["block"] + params["window"]
     pairs, dims = case["tokens"] * (case["tokens"] + 1) // 2, (case["dim"], case["v_dim"])
     flops["dense_forward"] = 2 * case["heads"] * pairs * sum(dims)
     flops["dense_backward"] = 2 * case["heads"] * pairs * (3 * dims[0] + 2 * dims[1])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from spdsl.checks.view import Setting
     from spdsl.targets import Target
 
-_STAGES = ["tree", "pattern", "aligned", "plan", "module"]
+_STAGES = ["tree", "pattern", "aligned", "plan", "steps", "module"]
 _EPILOG = """Exit codes: 0 all is written (warnings are printed), 1 a source has errors or
 a kernel what --deny refuses, 2 the command cannot be carried out.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import sympy
@@ -19,17 +19,21 @@ from spdsl.ir.pattern import (
     Extra,
     Gate,
     Kl,
-    Phase,
     Pooled,
     Query,
-    Softmax,
     Stream,
     Tensor,
     Weight,
 )
-from spdsl.ir.plan import ChoicePlan, Form, Plan, Range, Role, SoftmaxPlan, Sweep
+from spdsl.ir.plan import ChoicePlan, Form, Plan, Range, SoftmaxPlan, Sweep
+from spdsl.ir.schedule import Stage, Walk
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
-from spdsl.passes.divergence import list_of, walked_by
+from spdsl.passes.resident import resident
+from spdsl.passes.schedule import schedule, stages
+from spdsl.passes.schedule.buffers import sides
+from spdsl.passes.schedule.extras import extra_of
+
+Call = SoftmaxText | JointText | ChoiceText
 
 
 def context(plan: Plan) -> ModuleText:
@@ -39,22 +43,25 @@ def context(plan: Plan) -> ModuleText:
     by_name = {found.name: found for found in whole}
     chosen = {found.choice.name: _choice(found, by_name) for found in plan.choices}
     softmaxes = tuple(one for found in whole for one in (found, found.of_class) if one)
-    joints = {found.parts: JointText(found.name, tuple(by_name[x] for x in found.parts)) for found in plan.joints}
+    joints = tuple(JointText(found.name, tuple(by_name[x] for x in found.parts)) for found in plan.joints)
+    texts: dict[str, Call] = {**by_name, **chosen, **{found.name: found for found in joints}}
     phases = {
-        phase.value: tuple(_case(case, plan, by_name, chosen, joints) for case in pattern.cases_of(phase))
-        for phase in Phase
-        if pattern.cases_of(phase)
+        stage.phase.value: tuple(
+            _case(i, case, plan, stage, texts) for i, case in enumerate(pattern.cases_of(stage.phase))
+        )
+        for stage in stages(plan)
+        if stage is not Stage.BACKWARD
     }
     gates = [branch for case in pattern.cases for branch in (case.branch, *case.extras) if isinstance(branch, Gate)]
     return ModuleText(
-        pattern, softmaxes, tuple(joints.values()),
+        pattern, softmaxes, joints,
         tuple(found for found in pattern.inputs if isinstance(found, Query)),
         tuple(found for found in pattern.inputs if isinstance(found, Stream) and found.compress is None),
         tuple(_entries(found, plan) for found in pattern.inputs if isinstance(found, Stream) and found.compress),
         tuple(found for found in pattern.inputs if isinstance(found, Weight)),
         tuple(found for found in pattern.inputs if isinstance(found, Tensor)),
         tuple(found for found in pattern.inputs if isinstance(found, Choice) and not found.selected),
-        tuple(chosen.values()), len(gates[0].branches) if gates else 0, phases,
+        tuple(chosen.values()), len(gates[0].branches) if gates else 0, phases, resident(plan),
     )  # fmt: skip
 
 
@@ -165,73 +172,47 @@ def _entries(stream: Stream, plan: Plan) -> EntriesText:
     assert isinstance(source, Stream)
     assert logits is None or isinstance(logits, Stream)
     weights = tuple(x for x in plan.pattern.inputs if isinstance(x, Weight) and x.stream == stream.name)
-    branches = [found for found in plan.softmaxes if found.role is Role.BRANCH]
-    read = any(sweep.stream.name == stream.name for found in branches for sweep in found.sweeps)
-    return EntriesText(stream, source, logits, weights, read)
+    return EntriesText(stream, source, logits, weights, sides(plan, stream))
 
 
-def _case(
-    case: Case,
-    plan: Plan,
-    softmaxes: dict[str, SoftmaxText],
-    choices: dict[str, ChoiceText],
-    joints: dict[tuple[str, ...], JointText],
-) -> CaseText:
-    steps = plan.pattern.steps(case)
-    named: list[SoftmaxText | ChoiceText] = [
-        choices[step.name] if isinstance(step, Choice) else softmaxes[step.name]
-        for step in steps
-        if isinstance(step, Softmax) or step.selected
-    ]
-    calls = tuple(step for step in named if isinstance(step, ChoiceText) or step.is_computed)
+def _case(number: int, case: Case, plan: Plan, stage: Stage, texts: Mapping[str, Call]) -> CaseText:
+    """How a call answers: what the steps of its schedule belong to, in their order, then its results."""
     condition = "" if case.condition is None else expression(case.condition, TORCH, lambda read, _: lookup_name(read))
     uses_length = case.condition is not None and LENGTH in case.condition.free_symbols
     scalars = () if case.condition is None else tuple(lookup_name(read) for read in lookups(case.condition))
     gated = any(isinstance(branch, Gate) for branch in (case.branch, *case.extras))
-    plans = {found.name: found for found in plan.softmaxes}
-    found = [_extra(i, extra, softmaxes, plans) for i, extra in enumerate(case.extras, 1)]
+    extras = [_extra(i, extra, plan, texts) for i, extra in enumerate(case.extras, 1)]
+    joints = {tuple(part.name for part in one.parts): one for one in texts.values() if isinstance(one, JointText)}
+    parts = dict.fromkeys(step.part for step in schedule(plan, stage).steps if step.case == number)
+    calls = tuple(texts[name] for name in parts if name in texts)
+    alone = tuple(part for call in calls for part in (call.parts if isinstance(call, JointText) else (call,)))
 
-    def answer(
-        calls: tuple[SoftmaxText | JointText | ChoiceText, ...], text: Callable[[Branch], str], scores: bool = True
-    ) -> AnswerText:
-        extras = (text(one) if isinstance(one, Branch) else one for one in found if scores or isinstance(one, Branch))
-        return AnswerText(calls, text(case.branch), tuple(extras))
+    def answer(calls: tuple[Call, ...], text: Callable[[Branch], str], scores: bool = True) -> AnswerText:
+        own = (text(one) if isinstance(one, Branch) else one for one in extras if scores or isinstance(one, Branch))
+        return AnswerText(calls, text(case.branch), tuple(own))
 
-    return CaseText(
-        condition, uses_length, scalars, gated, answer(calls, branch_text),
-        answer(_joined_calls(calls, joints), lambda branch: branch_text(branch, joints)),
-        answer(calls, cached_text, scores=False),
+    own = (
+        answer(calls, lambda branch: branch_text(branch, joints)) if stage is Stage.FORWARD
+        else answer(calls, cached_text, scores=False)
     )  # fmt: skip
+    return CaseText(condition, uses_length, scalars, gated, answer(alone, branch_text), own)
 
 
-def _joined_calls(
-    calls: tuple[SoftmaxText | ChoiceText, ...], joints: dict[tuple[str, ...], JointText]
-) -> tuple[SoftmaxText | JointText | ChoiceText, ...]:
-    """A joint stands where the last of its parts stood: by then all is there that they read."""
-    names = [call.name for call in calls]
-    last = {max(parts, key=names.index): joint for parts, joint in joints.items() if set(parts) <= set(names)}
-    inside = {name for parts in joints for name in parts}
-    return tuple(last.get(call.name, call) for call in calls if call.name in last or call.name not in inside)
+def _extra(number: int, extra: Extra, plan: Plan, texts: Mapping[str, Call]) -> Branch | ExtraText:
+    """A score or a divergence, walked by kernels or computed by torch as the schedule says."""
+    found = extra_of(plan, number, extra)
+    if found is None or isinstance(extra, Branch):
+        assert isinstance(extra, Branch)
+        return extra
+    grains = {"target": extra.target, "score": extra.score} if isinstance(extra, Kl) else {"score": extra}
+    parts = tuple(_pooled(name, side, texts) for name, side in grains.items())
+    return ExtraText(f"result_{number}", parts, found.choice, isinstance(found, Walk))
 
 
-def _extra(
-    number: int,
-    extra: Extra,
-    softmaxes: dict[str, SoftmaxText],
-    plans: dict[str, SoftmaxPlan],
-) -> Branch | ExtraText:
-    if isinstance(extra, Pooled):
-        return ExtraText(f"result_{number}", (_pooled("score", extra, softmaxes),))
-    if isinstance(extra, Kl):
-        parts = (_pooled("target", extra.target, softmaxes), _pooled("score", extra.score, softmaxes))
-        target, score = (plans[side.score.softmax.name] for side in (extra.target, extra.score))
-        walked = walked_by(extra, target, score) is not None
-        return ExtraText(f"result_{number}", parts, list_of(extra, target, score), walked)
-    return extra
-
-
-def _pooled(prefix: str, pooled: Pooled, softmaxes: dict[str, SoftmaxText]) -> PooledText:
+def _pooled(prefix: str, pooled: Pooled, texts: Mapping[str, Call]) -> PooledText:
+    softmax = texts[pooled.score.softmax.name]
+    assert isinstance(softmax, SoftmaxText)
     return PooledText(
-        prefix, softmaxes[pooled.score.softmax.name], pooled.score.probability, pooled.unit, pooled.rows, pooled.share,
+        prefix, softmax, pooled.score.probability, pooled.unit, pooled.rows, pooled.share,
         pooled.heads_by, pooled.rows_by, pooled.unit_by,
     )  # fmt: skip

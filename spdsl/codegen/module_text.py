@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from spdsl.codegen.texts import ChoiceText, JointText, SoftmaxText, cells_of
-from spdsl.ir.pattern import Branch, Choice, Pattern, Phase, Query, Stream, Tensor, Values, Weight
+from spdsl.ir.pattern import Branch, Choice, Pattern, Phase, Query, Stream, Tensor, Weight
 from spdsl.ir.pool import Pool
 from spdsl.passes.joint import leaves
 from spdsl.primitives.pools import POOLS
@@ -21,7 +21,7 @@ class EntriesText:
     source: Stream
     logits: Stream | None
     weights: tuple[Weight, ...]
-    has_values: bool  # some result reads them
+    made: tuple[str, ...]  # keys, and values where a result reads them
 
     @property
     def name(self) -> str:
@@ -39,8 +39,7 @@ class EntriesText:
     @property
     def sides(self) -> tuple[tuple[str, str, str, str, tuple[str, ...]], ...]:
         """(k or v, argument, argument of the source, of the logits, weights) of what is computed."""
-        own = self.source.value is Values.OWN and self.has_values
-        return tuple(self._side(side) for side in ("k", "v")[: 1 + own])
+        return tuple(self._side(side) for side in self.made)
 
     def _side(self, side: str) -> tuple[str, str, str, str, tuple[str, ...]]:
         logits = ""
@@ -117,18 +116,37 @@ class CaseText:
     scalars: tuple[str, ...]  # of the condition
     gated: bool
     dense: AnswerText  # of `reference`
-    train: AnswerText  # of `attention`: joints stand in place of their parts
-    cached: AnswerText  # of `prefill` and `decode`: one query leaves splits, and no score is a result
+    answer: AnswerText  # of `attention`: joints in place of their parts; with a cache parts of one query are splits
 
     @property
     def reads(self) -> frozenset[str]:
         """The tensors and choices that its results are made of."""
         extras = [part.softmax for x in self.dense.extras if isinstance(x, ExtraText) for part in x.parts]
-        calls = [call.softmax if isinstance(call, ChoiceText) else call for call in (*self.dense.calls, *extras)]
-        chosen = [call.plan.reads for call in self.dense.calls if isinstance(call, ChoiceText)]
-        return frozenset(
-            (*self.scalars, *(name for call in calls for name in call.tensors), *(x.name for x in sum(chosen, ())))
-        )
+        return frozenset(self.scalars) | read_by(*self.dense.calls, *extras)
+
+    @property
+    def without_scores(self) -> CaseText:
+        """As the phases with a cache answer."""
+        branches = tuple(extra for extra in self.dense.extras if isinstance(extra, str))
+        return replace(self, dense=replace(self.dense, extras=branches))
+
+
+def read_by(*steps: SoftmaxText | JointText | ChoiceText) -> frozenset[str]:
+    """The tensors and choices that the steps read."""
+    softmaxes = [step.softmax if isinstance(step, ChoiceText) else step for step in steps]
+    chosen = [x.name for step in steps if isinstance(step, ChoiceText) for x in step.plan.reads]
+    return frozenset((*(name for step in softmaxes for name in step.tensors), *chosen))
+
+
+@dataclass(frozen=True, slots=True)
+class MeaningText:
+    """What `reference` or `choices` computes in phases that mean the same."""
+
+    name: str
+    phases: tuple[str, ...]
+    cases: tuple[CaseText, ...] = ()  # of the reference
+    steps: tuple[SoftmaxText | ChoiceText, ...] = ()  # of the choices
+    needs: tuple[str, ...] = ()  # arguments that the signature lets one leave out, and these phases read
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +163,13 @@ class ModuleText:
     selected: tuple[ChoiceText, ...]
     gated: int  # branches of the gate, 0: no gate
     phases: dict[str, tuple[CaseText, ...]]
+    resident: tuple[int, int] | None  # first tokens and window, where later queries read no others
 
     @property
     def extras(self) -> tuple[ExtraText, ...]:
         """Scores that `attention` returns."""
         cases = self.phases.get("train", ())
-        return tuple(extra for case in cases for extra in case.train.extras if isinstance(extra, ExtraText))
+        return tuple(extra for case in cases for extra in case.answer.extras if isinstance(extra, ExtraText))
 
     @property
     def operators(self) -> tuple[SoftmaxText | JointText, ...]:
@@ -164,17 +183,49 @@ class ModuleText:
         return tuple(extra for extra in self.extras if extra.walked)
 
     @property
-    def choosing(self) -> tuple[SoftmaxText | ChoiceText, ...]:
-        """What all choices together take, each step after what it reads."""
+    def first_phase(self) -> str:
+        """Whose arguments `reference` and `choices` have."""
+        return next(iter(self.phases))
+
+    @property
+    def meanings(self) -> tuple[MeaningText, ...]:
+        """What `reference` computes."""
+        meant = {
+            phase: cases if phase == "train" else tuple(case.without_scores for case in cases)
+            for phase, cases in self.phases.items()
+        }
+        answers = {phase: tuple((case.condition, case.dense) for case in cases) for phase, cases in meant.items()}
+        return tuple(
+            MeaningText(name, phases, meant[phases[0]], needs=self._needs(*(case.reads for case in meant[phases[0]])))
+            for name, phases in _shared("_reference", answers)
+        )
+
+    @property
+    def choosing(self) -> tuple[MeaningText, ...]:
+        """What `choices` computes; in a phase without choices it does not."""
+        steps = {phase: self._choosing(phase) for phase in self.phases if self._choosing(phase)}
+        return tuple(
+            MeaningText(name, phases, steps=steps[phases[0]], needs=self._needs(read_by(*steps[phases[0]])))
+            for name, phases in _shared("_choices", steps)
+        )
+
+    def _choosing(self, phase: str) -> tuple[SoftmaxText | ChoiceText, ...]:
+        """What all choices of a phase take, each step after what it reads."""
         calls = [
             call
-            for case in self.phases.get("train", ())
+            for case in self.phases[phase]
             for call in case.dense.calls
             if isinstance(call, SoftmaxText | ChoiceText)
         ]
-        needed = {found.softmax.name for found in self.selected if found.probability}
+        chosen = [call for call in calls if isinstance(call, ChoiceText)]
+        needed = {found.softmax.name for found in chosen if found.probability}
         steps = [call for call in calls if isinstance(call, ChoiceText) or call.name in needed]
         return tuple({step.name: step for step in steps}.values())
+
+    def _needs(self, *reads: frozenset[str]) -> tuple[str, ...]:
+        """Of the tensors that are read, those that may be left out of the first phase."""
+        read = frozenset().union(*reads)
+        return tuple(name for name in self.unread(self.first_phase) if name in read)
 
     @property
     def kept(self) -> tuple[EntriesText, ...]:
@@ -189,7 +240,7 @@ class ModuleText:
     @property
     def streamed(self) -> bool:
         """Whether kernels make entries: torch makes those of a network."""
-        return any(found.pool.kernels for found in self.entries)
+        return any(found.pool.backward for found in self.entries)
 
     @property
     def scored(self) -> frozenset[str]:
@@ -259,9 +310,22 @@ class ModuleText:
         return frozenset(x.name for x in self.tensors if "token" in x.axes and x.name in read)
 
     @property
+    def paged_phase(self) -> str:
+        """The phase that answers over adopted pages; "": none, as it is not clear which, or entries are read."""
+        cached = [phase for phase in ("prefill", "decode") if phase in self.phases]
+        same = len(cached) == 1 or (len(cached) == 2 and self.phases["prefill"] == self.phases["decode"])
+        return cached[0] if same and not self.kept else ""
+
+    @property
     def required(self) -> tuple[str, ...]:
         """The arguments that every call has."""
         return (*self.vectors, *(x.name for x in self.weights))
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The arguments that a cache keeps: keys and values, weights of its entries are those of the call."""
+        arguments = (name for x in self.streams for name in (x.key_argument, x.value_argument))
+        return tuple(name for name in arguments if name)
 
     @property
     def prepared(self) -> tuple[str, ...]:
@@ -286,7 +350,7 @@ class ModuleText:
         """Of entries, those that they are made of."""
         names = {leaf for branch in branches for leaf in leaves(branch)}
         read = {sweep.stream.name for s in self.softmaxes if s.name in names for sweep in s.sweeps}
-        read |= {found.source.name for found in self.entries if found.name in read and found.has_values}
+        read |= {found.source.name for found in self.entries if found.name in read and "v" in found.made}
         return tuple(x.value_argument for x in self.streams if x.name in read and x.value_argument)
 
     @property
@@ -343,3 +407,12 @@ class ModuleText:
         lines += [f"{', '.join(unread)}: not read here, may be left out"] if unread else []
         text = textwrap.fill("; ".join(lines) + ". -> out [B, Hq, N, Dv] in the dtype of q.", 110)
         return textwrap.indent(text, "    ")
+
+
+def _shared(name: str, answers: Mapping[str, object]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """A name, and the phases that answer alike: one function for all of them, or one for each answer."""
+    phases: dict[object, list[str]] = {}
+    for phase, answer in answers.items():
+        phases.setdefault(answer, []).append(phase)
+    for group in phases.values():
+        yield name if len(phases) == 1 else f"{name}_{group[0]}", tuple(group)

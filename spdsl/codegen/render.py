@@ -22,7 +22,7 @@ from spdsl.version import __version__
 
 LINE = 120
 PUBLIC = frozenset(
-    {"attention", "choices", "reference", "prefill", "decode", "Cache", "example_inputs"}
+    {"attention", "choices", "reference", "prefill", "decode", "attend_paged", "Cache", "example_inputs"}
     | {"tune", "tuning", "use_tables", "__getattr__"}
 )
 
@@ -115,7 +115,7 @@ def formatted(text: str) -> str:
     RuntimeError if it is no Python: a template's mistake.
     """
     fixed = _ruff(text, "check", "--select", "F401,I", "--fix", "--exit-zero", "--quiet")
-    return _ruff(fixed, "format")
+    return _ruff(fixed, "format", "--config", "format.skip-magic-trailing-comma=true")
 
 
 def _ruff(text: str, *command: str) -> str:

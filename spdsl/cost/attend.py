@@ -2,122 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from spdsl.cost.kernels import Call, Kernel, listed
+from spdsl.cost.kernels import NONE, Call, Kernel
 from spdsl.cost.machine import padded_group
 from spdsl.cost.visits import key_tiles, row_tiles, step_blocks
 from spdsl.ir.pattern import Phase
 from spdsl.ir.plan import Role, SoftmaxPlan
+from spdsl.ir.schedule import Stage, Step
 from spdsl.passes.count import Number
 from spdsl.runtime.launch.splits import lengths_to_try
-from spdsl.runtime.tuning.configs import table_dim
-
-FORWARD_STEPS = 2  # the results are filled before the launch
-BACKWARD_STEPS = 1  # dQ is filled; and dK, dV for each stream
-STREAM_STEPS = 2
-LIST_STEPS = 44  # for the lists of one softmax; what its test reads comes on top
-CLASS_STEPS, CLASS_BACKWARD_STEPS = 82, 12  # reordering by residue class, forward and backward
+from spdsl.runtime.tuning.configs import Config, table_dim
 
 
-def forward(call: Call, softmax: SoftmaxPlan) -> Iterator[Kernel]:
+def walked(call: Call, softmax: SoftmaxPlan) -> SoftmaxPlan:
+    """Whole sequences go by residue class where there is a step."""
+    return softmax.of_class if softmax.of_class is not None and call.phase is Phase.TRAIN else softmax
+
+
+def config_of(call: Call, step: Step[SoftmaxPlan]) -> Config:
+    (qk, v), size = call.dims(step.of), call.shape.size
+    if step.table == "decode":
+        return call.machine.config("decode", table_dim("decode", qk, v or 16), size)
+    bias = step.of.softmax.bias is not None
+    return call.machine.config(step.table, table_dim(step.table, qk, v or 16), size, bias)
+
+
+def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     """Train and prefill."""
+    softmax, config = step.of, config_of(call, step)
     qk, v = call.dims(softmax)
-    own = _walked(call, softmax)
-    config = call.machine.config(
-        "forward", table_dim("forward", qk, v or 16), call.shape.size, softmax.softmax.bias is not None
-    )
-    tiles = _row_tiles(call, own, config.block_m, config.block_n)
-    area = config.block_m * config.block_n
+    own = walked(call, softmax)
+    tiles, area = _row_tiles(call, own, config.block_m, config.block_n), config.block_m * config.block_n
     moved = call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax)
-    lists = LIST_STEPS if listed(own) else 0
-    yield Kernel(
-        f"{own.name}_forward", "attend" if softmax.role is Role.BRANCH else "score", "forward",
-        steps=FORWARD_STEPS + lists + (CLASS_STEPS if own is not softmax else 0),
+    return Kernel(
+        step.name, "attend" if softmax.role is Role.BRANCH else "score", "forward",
         flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
         machine=tiles * (2 * area * sum(call.tile_dims(softmax))), exps=tiles * area,
         bytes=moved, moved=moved + _class_bytes(call, softmax, own),
     )  # fmt: skip
 
 
-def backward(call: Call, softmax: SoftmaxPlan) -> Iterator[Kernel]:
-    """delta, dQ, and dK and dV of each stream: seven products of tiles for the five of the algorithm."""
+def dq(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    softmax, config = step.of, config_of(call, step)
     (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
-    own, pairs = _walked(call, softmax), call.pairs(softmax)
-    rows = call.rows_bytes(softmax, qk + v)
-    yield delta(call, softmax)
-    bias = softmax.softmax.bias is not None
-    config = call.machine.config("dq", table_dim("dq", qk, v), call.shape.size, bias)
-    tiles, area = _row_tiles(call, own, config.block_m, config.block_n), config.block_m * config.block_n
-    lists = LIST_STEPS if listed(own) else 0
-    classes = CLASS_BACKWARD_STEPS if own is not softmax else 0
+    tiles = _row_tiles(call, walked(call, softmax), config.block_m, config.block_n)
+    area, rows = config.block_m * config.block_n, call.rows_bytes(softmax, qk + v)
     moved = rows + rows + call.keys_bytes(softmax)
-    yield Kernel(
-        f"{own.name}_dq", "backward", "backward", steps=BACKWARD_STEPS + lists + classes,
-        flops=pairs * (2 * (2 * qk + v) * call.shape.batch),
+    return Kernel(
+        step.name, "backward", "backward", flops=call.pairs(softmax) * (2 * (2 * qk + v) * call.shape.batch),
         machine=tiles * (2 * area * (2 * wide_qk + wide_v)), exps=tiles * area, bytes=moved, moved=moved,
     )  # fmt: skip
-    config = call.machine.config("dkdv", table_dim("dkdv", qk, v), call.shape.size, bias)
-    area = config.block_m * config.block_n
-    for i, sweep in enumerate(own.sweeps):
-        entries = call.count.entries(sweep.stream)
-
-        def over(length: int, i: int = i) -> int:
-            return _key_tiles(call, own, i, length, config.block_m, config.block_n)
-
-        tiles = call.thinned(softmax, call.many(_over_classes(call, own, over)))
-        heads, keys_qk, keys_v = call.count.stream(sweep.stream)
-        gradients = call.many(2 * heads * entries * (keys_qk + keys_v) * call.shape.size)
-        name = own.name if len(own.sweeps) == 1 else f"{own.name}_{sweep.stream.name}"
-        yield Kernel(
-            f"{name}_dkdv", "backward", "backward", launches=int(entries > 0),
-            steps=STREAM_STEPS + (lists if i == 0 else 0),
-            flops=pairs * (2 * (qk + v) * call.shape.batch) if i == 0 else Number(0),
-            machine=tiles * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=tiles * area,
-            bytes=rows + gradients, moved=rows + gradients,
-        )  # fmt: skip
 
 
-def delta(call: Call, softmax: SoftmaxPlan) -> Kernel:
-    _, v = call.dims(softmax)
-    moved = call.rows_bytes(softmax, 2 * v)
-    return Kernel("row_delta", "backward", "copy", bytes=moved, moved=moved)
+def dkdv(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    """One stream; the pairs of all of them count with the first."""
+    softmax, config = step.of, config_of(call, step)
+    (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
+    own, area = walked(call, softmax), config.block_m * config.block_n
+
+    def over(length: int) -> int:
+        return _key_tiles(call, own, step.index, length, config.block_m, config.block_n)
+
+    tiles, stream = call.thinned(softmax, call.many(_over_classes(call, own, over))), own.sweeps[step.index].stream
+    heads, keys_qk, keys_v = call.count.stream(stream)
+    gradients = call.many(2 * heads * call.count.entries(stream) * (keys_qk + keys_v) * call.shape.size)
+    moved = call.rows_bytes(softmax, qk + v) + gradients
+    return Kernel(
+        step.name, "backward", "backward",
+        flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch) if step.index == 0 else NONE,
+        machine=tiles * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=tiles * area, bytes=moved, moved=moved,
+    )  # fmt: skip
 
 
-def decode(call: Call, softmax: SoftmaxPlan) -> Iterator[Kernel]:
-    """One query of each sequence, the heads of a group as rows; then the merge of the splits."""
+def delta(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    moved = call.rows_bytes(step.of, 2 * call.dims(step.of)[1])
+    return Kernel(step.name, "backward", "copy", bytes=moved, moved=moved)
+
+
+def by_torch(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    """Lists of tiles and the order of classes: small beside what their kernels read, which counts the copies."""
+    role = "attend" if step.of.role is Role.BRANCH else "score"
+    return Kernel(step.name, role if call.stage is not Stage.BACKWARD else "backward", "copy")
+
+
+def add_front(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    """dV, read, and the front of dK, read and written."""
+    stream = step.of.sweeps[step.index].stream
+    heads, qk, v = call.count.stream(stream)
+    moved = call.many(3 * heads * call.count.entries(stream) * (v or qk) * call.shape.size)
+    return Kernel(step.name, "backward", "copy", bytes=moved, moved=moved)
+
+
+def decode(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    """One query of each sequence, the heads of a group as rows."""
+    softmax, config = step.of, config_of(call, step)
     qk, v = call.dims(softmax)
-    heads = call.count.heads(softmax.softmax)
-    streams = [call.count.stream(sweep.stream) for sweep in softmax.sweeps]
-    group = max(1, min(heads // own for own, _, _ in streams))  # heads that are not declared may not divide
-    config = call.machine.config("decode", table_dim("decode", qk, v or 16), call.shape.size)
+    heads, group = call.count.heads(softmax.softmax), _group(call, softmax)
     rows, programs = padded_group(group), heads // group
     blocks, moved = 0, 0
-    for sweep, (_, keys_qk, keys_v) in zip(softmax.sweeps, streams, strict=True):
-        keys = call.count.entries(sweep.stream)
-        found = step_blocks(sweep, keys, call.length, config.block_n)
-        blocks += found
+    for sweep in softmax.sweeps:
+        (_, keys_qk, keys_v), keys = call.count.stream(sweep.stream), call.count.entries(sweep.stream)
+        visited = step_blocks(sweep, keys, call.length, config.block_n)
+        blocks += visited
         row = keys_qk + (keys_v if v else 16)
-        moved += programs * min(keys, found * config.block_n) * row * call.shape.size
-    tiles = call.thinned(softmax, call.many(programs * blocks))
-    area = rows * config.block_n
-    read = call.count.read(softmax)
+        moved += programs * min(keys, visited * config.block_n) * row * call.shape.size
+    tiles, area = call.thinned(softmax, call.many(programs * blocks)), rows * config.block_n
     pairs = call.thinned(softmax, call.many(step_pairs(call, softmax)))
     own = call.rows_bytes(softmax, qk + v)
-    yield Kernel(
-        f"{softmax.name}_decode", "attend" if softmax.role is Role.BRANCH else "score", "decode",
-        flops=pairs * (2 * (qk + v)),
+    return Kernel(
+        step.name, "attend" if softmax.role is Role.BRANCH else "score", "decode", flops=pairs * (2 * (qk + v)),
         machine=tiles * (2 * area * sum(call.tile_dims(softmax))), exps=tiles * area,
-        bytes=call.thinned(softmax, read.bytes) + own,
+        bytes=call.thinned(softmax, call.count.read(softmax).bytes) + own,
         moved=call.thinned(softmax, call.many(moved)) + own,
     )  # fmt: skip
 
 
+def _group(call: Call, softmax: SoftmaxPlan) -> int:
+    """Query heads of a program; heads that are not declared may not divide."""
+    heads = call.count.heads(softmax.softmax)
+    return max(1, min(heads // call.count.stream(sweep.stream)[0] for sweep in softmax.sweeps))
+
+
 def splits(call: Call, softmax: SoftmaxPlan) -> int:
     """In how many parts the keys of a step are visited, if the cache has room for no more."""
-    heads = call.count.heads(softmax.softmax)
-    streams = [sweep.stream for sweep in softmax.sweeps]
-    group = max(1, min(heads // call.count.stream(stream)[0] for stream in streams))
+    heads, group = call.count.heads(softmax.softmax), _group(call, softmax)
     visited = sum(
         max(step_blocks(sweep, call.count.entries(sweep.stream), length, 1) for length in lengths_to_try(call.length))
         for sweep in softmax.sweeps
@@ -133,14 +142,9 @@ def step_pairs(call: Call, softmax: SoftmaxPlan) -> int:
     return sum(call.count.keys(softmax, last, range(head, head + 1)).value for head in range(heads))
 
 
-def _walked(call: Call, softmax: SoftmaxPlan) -> SoftmaxPlan:
-    """Whole sequences go by residue class where there is a step."""
-    return softmax.of_class if softmax.of_class is not None and call.phase is Phase.TRAIN else softmax
-
-
 def _over_classes(call: Call, softmax: SoftmaxPlan, tiles: Callable[[int], int]) -> int:
     """The sum over sequences: one, or one for each residue class."""
-    step = next((one.step for one in call.softmaxes if one.of_class is softmax), 1)
+    step = next((one.step for one in call.softmaxes if one.of_class == softmax), 1)
     if step == 1:
         return tiles(call.length)
     short, longer = divmod(call.length, step)

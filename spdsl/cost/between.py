@@ -57,7 +57,7 @@ def between(known: Mapping[int, Sequence[Kernel]], length: int, whole: int) -> l
     if len(near) < _DEGREE + 2 or not near[0] < length < near[-1]:
         return None
     rows = [known[one] for one in near]
-    if len({tuple((one.name, one.launches, one.steps) for one in row) for row in rows}) > 1:
+    if len({tuple((one.name, one.launches, one.operators) for one in row) for row in rows}) > 1:
         return None
     found = [_kernel(near, kernels, length) for kernels in zip(*rows, strict=True)]
     return [one for one in found if one is not None] if None not in found else None

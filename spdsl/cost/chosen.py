@@ -1,33 +1,47 @@
-"""chosen: the kernels that choose units and those that walk them, and the lists that torch makes for them."""
+"""chosen: the kernels that choose units and those that walk them, and the lists that torch makes for them.
+
+A softmax over units and a divergence over them walk alike: `Walked` is what they have in common.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
-from spdsl.cost.attend import delta, step_pairs
+from spdsl.cost.attend import step_pairs
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
 from spdsl.cost.machine import padded
 from spdsl.cost.unions import select_steps, tile_units
 from spdsl.ir.pattern import Choice, Phase
 from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
+from spdsl.ir.schedule import Step, Walk
 from spdsl.passes.count import Number
-from spdsl.passes.selection import ranked
 from spdsl.passes.series import Trace
 from spdsl.passes.spans import size
 from spdsl.runtime.tuning.configs import table_dim
 from spdsl.runtime.tuning.unit_configs import MOST_UNIT, UnitShape, cut_pieces, tile_of_lists
 
-# Operators of torch, as the tests count them in generated modules.
-UNION_STEPS, CACHED_UNION_STEPS = 47, 59
-INVERSE_STEPS = 50
-FILL_STEPS, BACKWARD_STEPS = 2, 3  # results; dQ, dK and dV
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """Whose lists are walked, in tiles of which shape."""
+
+    choice: Choice
+    softmax: SoftmaxPlan  # whose heads have the lists
+    shape: UnitShape
 
 
-def _shape(call: Call, softmax: SoftmaxPlan, choice: Choice, kernel: str) -> UnitShape:
-    qk, v = call.dims(softmax)
-    group = call.group(choice, softmax)
+def walked(call: Call, step: Step[SoftmaxPlan] | Step[Walk], table: str = "") -> Walked:
+    """In the tiles of `table`, by default those of the step."""
+    of = step.of
+    if isinstance(of, Walk):
+        softmax, choice, dims = of.target, of.choice, (call.dims(of.target)[0], call.dims(of.score)[0])
+    else:
+        assert of.units is not None
+        softmax, choice, dims = of, of.units, call.dims(of)
     make = call.machine.unit_step if call.phase is Phase.DECODE else call.machine.unit_shape
-    return make(kernel, table_dim(kernel, qk, v), call.shape.size, group, choice.unit)
+    name = table or step.table
+    shape = make(name, table_dim(name, *dims), call.shape.size, call.group(choice, softmax), choice.unit)
+    return Walked(choice, softmax, shape)
 
 
 def union_of(call: Call, choice: Choice, softmax: SoftmaxPlan, lanes: int) -> Number:
@@ -44,80 +58,97 @@ def union_bytes(call: Call, softmax: SoftmaxPlan, choice: Choice, lanes: int) ->
     return call.list_bytes(choice, softmax) + out
 
 
-def forward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
-    (qk, v), shape = call.dims(softmax), _shape(call, softmax, choice, "units")
-    config = shape.config
-    blocks = union_of(call, choice, softmax, shape.lanes) * (choice.unit // config.block_n)
-    area = config.block_m * config.block_n
-    steps = UNION_STEPS if call.phase is Phase.TRAIN else CACHED_UNION_STEPS
-    lists = union_bytes(call, softmax, choice, shape.lanes)
-    yield Kernel(f"{softmax.name} unions", "lists", "copy", launches=0, steps=steps, bytes=lists, moved=lists)
-    moved = call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax)
-    yield Kernel(
-        f"{softmax.name}_forward", "attend", "units", steps=FILL_STEPS,
-        flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
+def mapped(call: Call, step: Step[Choice]) -> Kernel:
+    """A byte for each unit of each tile of rows; drawn ones are alike for all sequences."""
+    choice, given = step.of, step.of.given
+    heads = call.shape.heads if choice.share == "head" else call.shape.kv_heads
+    tiles, units = -(-call.queries // choice.rows), -(-call.length // choice.unit)
+    moved = Number(heads * tiles * units * (call.shape.batch if given else 1))
+    return Kernel(step.name, "lists", "copy", bytes=moved, moved=moved)
+
+
+def unions(call: Call, step: Step[SoftmaxPlan] | Step[Walk]) -> Kernel:
+    found = walked(call, step)
+    moved = union_bytes(call, found.softmax, found.choice, found.shape.lanes)
+    return Kernel(step.name, "lists", "copy", bytes=moved, moved=moved)
+
+
+def other_tiles(call: Call, step: Step[SoftmaxPlan] | Step[Walk]) -> bool:
+    """Whether the tiles of dK and dV hold other queries than those of dQ."""
+    return walked(call, step).shape.lanes != walked(call, step, "units_dq").shape.lanes
+
+
+def inverse(call: Call, step: Step[SoftmaxPlan] | Step[Walk]) -> Kernel:
+    """Sorted by unit: numbers and masks, read and written."""
+    found = walked(call, step)
+    moved = union_of(call, found.choice, found.softmax, found.shape.lanes) * (3 * (INDEX_BYTES + 8))
+    return Kernel(step.name, "lists", "copy", bytes=moved, moved=moved)
+
+
+def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    (qk, v), softmax, found = call.dims(step.of), step.of, walked(call, step)
+    blocks, area = _blocks(call, found), _area(found)
+    moved, lanes = call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax), found.shape.lanes
+    return Kernel(
+        step.name, "attend", "units", flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
         machine=blocks * (2 * area * sum(call.tile_dims(softmax))), exps=blocks * area,
-        bytes=moved + call.list_bytes(choice, softmax), moved=moved + lists,
+        bytes=moved + call.list_bytes(found.choice, softmax),
+        moved=moved + union_bytes(call, softmax, found.choice, lanes),
     )  # fmt: skip
 
 
-def backward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
+def dq(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    softmax, found = step.of, walked(call, step)
     (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
-    shape, pairs = _shape(call, softmax, choice, "units_dq"), call.pairs(softmax)
-    per_unit = choice.unit // shape.config.block_n
-    blocks, area = union_of(call, choice, softmax, shape.lanes) * per_unit, shape.config.block_m * shape.config.block_n
+    blocks, area = _blocks(call, found), _area(found)
     rows, keys = call.rows_bytes(softmax, qk + v), call.keys_bytes(softmax)
-    yield delta(call, softmax)
-    lists = union_bytes(call, softmax, choice, shape.lanes)
-    yield Kernel(f"{softmax.name} unions", "lists", "copy", launches=0, steps=UNION_STEPS, bytes=lists, moved=lists)
-    yield Kernel(
-        f"{softmax.name}_dq", "backward", "units_backward", steps=BACKWARD_STEPS,
-        flops=pairs * (2 * (2 * qk + v) * call.shape.batch),
+    lists = union_bytes(call, softmax, found.choice, found.shape.lanes)
+    return Kernel(
+        step.name, "backward", "units_backward", flops=call.pairs(softmax) * (2 * (2 * qk + v) * call.shape.batch),
         machine=blocks * (2 * area * (2 * wide_qk + wide_v)), exps=blocks * area,
         bytes=rows + rows + keys, moved=rows + rows + keys + lists,
     )  # fmt: skip
-    lanes, shape = shape.lanes, _shape(call, softmax, choice, "units_dkdv")
-    again = UNION_STEPS if shape.lanes != lanes else 0
-    visits = union_of(call, choice, softmax, shape.lanes)
-    area = shape.config.block_m * shape.config.block_n
-    blocks = visits * (choice.unit // shape.config.block_n)
-    inverse = visits * (3 * (INDEX_BYTES + 8))  # sorted by unit: numbers and masks, read and written
-    yield Kernel(
-        f"{softmax.name} inverse lists", "lists", "copy", launches=0, steps=INVERSE_STEPS + again,
-        bytes=inverse, moved=inverse,
-    )  # fmt: skip
-    yield Kernel(
-        f"{softmax.name}_dkdv", "backward", "units_backward",
-        flops=pairs * (2 * (qk + v) * call.shape.batch),
-        machine=blocks * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=blocks * area,
-        bytes=rows + keys * 2, moved=rows + keys * 2,
-    )  # fmt: skip
-    yield from added_slots(call, choice, softmax, shape.lanes, call.machine.job_tiles(choice.unit))
 
 
-def added_slots(call: Call, choice: Choice, softmax: SoftmaxPlan, lanes: int, longest: int) -> Iterator[Kernel]:
-    """The parts of units that several jobs of `longest` tiles share: their room is known from sizes alone."""
-    heads, qk, v = call.count.stream(softmax.sweeps[0].stream)
+def dkdv(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    softmax, found = step.of, walked(call, step)
+    (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
+    blocks, area = _blocks(call, found), _area(found)
+    moved = call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax) * 2
+    return Kernel(
+        step.name, "backward", "units_backward", flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
+        machine=blocks * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=blocks * area, bytes=moved, moved=moved,
+    )  # fmt: skip
+
+
+def _blocks(call: Call, found: Walked) -> Number:
+    """Blocks of keys of all tiles."""
+    units = union_of(call, found.choice, found.softmax, found.shape.lanes)
+    return units * (found.choice.unit // found.shape.config.block_n)
+
+
+def _area(found: Walked) -> int:
+    return found.shape.config.block_m * found.shape.config.block_n
+
+
+def slots(call: Call, choice: Choice, lists: int, lanes: int, longest: int) -> int:
+    """Room of a key head for the parts of units that several jobs of `longest` tiles share: sizes alone tell."""
     tiles = call.shape.batch * -(-call.length // lanes)
     width = max(1, min(call.capacity(choice) * lanes, -(-call.length // choice.unit)))
-    lists = max(1, call.lists(choice, softmax) // heads)
-    if slots := 2 * (tiles * width * lists // longest):
-        parts = Number(heads * slots * choice.unit * (qk + (v or qk)) * LSE_BYTES, exact=False)
-        yield Kernel("add_slots", "backward", "copy", bytes=parts, moved=parts)
+    return 2 * (tiles * width * lists // longest)
 
 
-def decode(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
-    (qk, v), shape = call.dims(softmax), _shape(call, softmax, choice, "units_decode")
+def decode(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    softmax, found = step.of, walked(call, step)
+    (qk, v), choice = call.dims(softmax), found.choice
     lists = call.lists(choice, softmax)
     sets = call.count.units(choice, call.length - 1, 0, Trace())
     units = min(sets.room, size(sets.forced) + size(sets.free))
-    blocks = call.many(lists * units * (choice.unit // shape.config.block_n), choice.sized)
-    area, row = shape.config.block_m * shape.config.block_n, (qk + v) * call.shape.size
-    listed = call.list_bytes(choice, softmax)
-    read = call.count.read(softmax)
-    own = call.rows_bytes(softmax, qk + v)
-    yield Kernel(
-        f"{softmax.name}_decode", "attend", "decode",
+    blocks = call.many(lists * units * (choice.unit // found.shape.config.block_n), choice.sized)
+    area, row = _area(found), (qk + v) * call.shape.size
+    listed, own, read = call.list_bytes(choice, softmax), call.rows_bytes(softmax, qk + v), call.count.read(softmax)
+    return Kernel(
+        step.name, "attend", "decode",
         flops=call.many(step_pairs(call, softmax), read.keys.exact) * (2 * (qk + v)),
         machine=blocks * (2 * area * sum(call.tile_dims(softmax))), exps=blocks * area,
         bytes=call.thinned(softmax, read.bytes) + own + listed,
@@ -133,81 +164,72 @@ def splits(call: Call, softmax: SoftmaxPlan) -> int:
     return call.machine.splits(call.shape.batch * call.lists(choice, softmax), min(call.length, width * choice.unit))
 
 
-def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
-    """Scores again what the coarse softmax scored, each entry once, and some ahead of a program's first units."""
-    yield from (_ranked if ranked(plan.choice) else _cut)(call, plan)
-
-
-def _ranked(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
+def select(call: Call, step: Step[ChoicePlan]) -> Kernel:
     """One kernel that scores and ranks."""
-    choice, softmax = plan.choice, _scoring(call, plan)
-    shape, most = _select_shape(call, plan), call.capacity(choice)
-    kept = 1 << max(1, (most - 1).bit_length())
-    splits = _splits(call, plan)
-    lists = call.list_bytes(choice, softmax)
-    yield _scores(call, plan, shape, max(shape.config.block_n, kept, 16), lists, 1)
-    if splits > 1:
-        found = call.many(call.lists(choice, softmax) * splits * kept * 8)
-        yield Kernel("merge_ranks", "select", "copy", bytes=found, moved=found)
+    softmax, ranks = scoring(call, step.of), max(_select_shape(call, step).config.block_n, _kept(call, step), 16)
+    return _scores(call, step, ranks, call.list_bytes(step.of.choice, softmax))
 
 
-def _cut(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
-    """One kernel that scores, one that cuts lists, in pieces of the rows. What is read again, caches have."""
-    choice, softmax = plan.choice, _scoring(call, plan)
-    shape, lists = _select_shape(call, plan), call.lists(choice, softmax)
-    units = max(1, -(-call.length // choice.unit))
+def merge_ranks(call: Call, step: Step[ChoicePlan]) -> Kernel:
+    lists = call.lists(step.of.choice, scoring(call, step.of))
+    moved = call.many(lists * select_splits(call, step) * _kept(call, step) * 8)
+    return Kernel(step.name, "select", "copy", bytes=moved, moved=moved)
+
+
+def score_units(call: Call, step: Step[ChoicePlan]) -> Kernel:
+    """The scores of all units, in memory."""
+    return _scores(call, step, max(_select_shape(call, step).config.block_n, 16), _scores_bytes(call, step))
+
+
+def cut(call: Call, step: Step[ChoicePlan]) -> Kernel:
+    """Lists of scores. What is read again, caches have."""
+    out = call.list_bytes(step.of.choice, scoring(call, step.of))
+    return Kernel(step.name, "select", "copy", bytes=out, moved=_scores_bytes(call, step) + out)
+
+
+def pieces(call: Call, step: Step[ChoicePlan]) -> int:
+    """Turns of rows whose scores have room together."""
+    choice, shape = step.of.choice, _select_shape(call, step)
+    lists, units = call.lists(choice, scoring(call, step.of)), max(1, -(-call.length // choice.unit))
     tiles, each = -(-call.queries // shape.lanes) * call.shape.batch, shape.lanes
     if choice.rows > 1:  # a call may begin within a tile
         tiles, each = (call.queries + 2 * choice.rows - 2) // choice.rows * call.shape.batch, 1
-    pieces = len(list(cut_pieces(tiles, lists * each * units, call.machine.architecture is None)))
-    scores = call.many(lists * -(-call.queries // choice.rows) * units * LSE_BYTES, exact=False)
-    yield _scores(call, plan, shape, max(shape.config.block_n, 16), scores, pieces)
-    out = call.list_bytes(choice, softmax)
-    yield Kernel("cut_lists", "select", "copy", launches=pieces, bytes=out, moved=scores + out)
+    return len(list(cut_pieces(tiles, lists * each * units, call.machine.architecture is None)))
 
 
-def _select_shape(call: Call, plan: ChoicePlan) -> UnitShape:
-    choice, softmax = plan.choice, _scoring(call, plan)
-    qk, _ = call.dims(softmax)
-    make = call.machine.unit_step if call.phase is Phase.DECODE else call.machine.unit_shape
-    shape = make("select", max(qk, 16), call.shape.size, call.group(choice, softmax), MOST_UNIT)
-    return shape if choice.rows == 1 else tile_of_lists(shape, choice.rows)
+def _scores_bytes(call: Call, step: Step[ChoicePlan]) -> Number:
+    choice = step.of.choice
+    lists, units = call.lists(choice, scoring(call, step.of)), max(1, -(-call.length // choice.unit))
+    return call.many(lists * -(-call.queries // choice.rows) * units * LSE_BYTES, exact=False)
 
 
-def _splits(call: Call, plan: ChoicePlan) -> int:
-    """Programs that share the units of one query."""
-    if call.phase is not Phase.DECODE:
-        return 1
-    units = -(-call.length // plan.choice.unit)
-    return call.machine.select_splits(call.shape.batch * call.lists(plan.choice, _scoring(call, plan)), units)
+def _scores(call: Call, step: Step[ChoicePlan], ranks: int, out: Number) -> Kernel:
+    """The kernel that scores `ranks` units at once, each entry once, and some ahead of a program's first units.
 
-
-def _scores(call: Call, plan: ChoicePlan, shape: UnitShape, ranks: int, out: Number, launches: int) -> Kernel:
-    """The kernel that scores `ranks` units at once; `out` are the bytes that it writes."""
-    choice, softmax = plan.choice, _scoring(call, plan)
-    qk, _ = call.dims(softmax)
-    steps, programs = _select_steps(call, plan, shape, ranks)
+    `out` are the bytes that it writes.
+    """
+    plan, softmax = step.of, scoring(call, step.of)
+    choice, (qk, _), shape = plan.choice, call.dims(softmax), _select_shape(call, step)
+    steps, programs = _select_steps(call, step, ranks)
     ahead = plan.reach * (len(plan.weights) - plan.ahead)
     lists = call.lists(choice, softmax)
     products = call.many((steps * (len(plan.weights) - plan.shared) + programs * ahead) * lists)
-    area = shape.config.block_m * ranks
+    area, read = shape.config.block_m * ranks, call.rows_bytes(softmax, qk) + scored_bytes(call, softmax)
     assert choice.score is not None
-    exps = products * area if choice.score.probability else NONE
-    read = call.rows_bytes(softmax, qk) + scored_bytes(call, softmax)
     return Kernel(
-        f"{choice.name}_select", "select", "select", launches=launches, flops=_scored_pairs(call, softmax) * (2 * qk),
-        machine=products * (2 * area * padded(qk)), exps=exps,
+        step.name, "select", "select", flops=_scored_pairs(call, softmax) * (2 * qk),
+        machine=products * (2 * area * padded(qk)), exps=products * area if choice.score.probability else NONE,
         bytes=read + call.list_bytes(choice, softmax), moved=read + out,
     )  # fmt: skip
 
 
-def _select_steps(call: Call, plan: ChoicePlan, shape: UnitShape, ranks: int) -> tuple[int, int]:
+def _select_steps(call: Call, step: Step[ChoicePlan], ranks: int) -> tuple[int, int]:
     """Rows of units, and programs, of one list: as often as a tile of queries that choose together has products."""
-    choice, length = plan.choice, call.count.length
+    choice, length, shape = step.of.choice, call.count.length, _select_shape(call, step)
     units = -(-length // choice.unit)
     most = -(-units // ranks)
     if call.phase is Phase.DECODE:
-        return most, _splits(call, plan)
+        return most, select_splits(call, step)
     rows = shape.lanes if choice.rows == 1 else choice.rows
     steps, tiles = select_steps(call.count, choice, rows, ranks, call.plan.pattern.causal), -(-length // rows)
     chunks, last = -(-rows // shape.lanes), -(-(length - (tiles - 1) * rows) // shape.lanes)
@@ -215,10 +237,31 @@ def _select_steps(call: Call, plan: ChoicePlan, shape: UnitShape, ranks: int) ->
     return steps * chunks - behind * most, tiles * chunks - behind
 
 
-def _scoring(call: Call, plan: ChoicePlan) -> SoftmaxPlan:
+def scoring(call: Call, plan: ChoicePlan) -> SoftmaxPlan:
+    """The softmax whose logits are the score."""
     assert plan.choice.score is not None
     name = plan.choice.score.softmax.name
     return next(one for one in call.count.plan.softmaxes if one.name == name)
+
+
+def select_splits(call: Call, step: Step[ChoicePlan]) -> int:
+    """Programs that share the units of a query."""
+    if call.phase is not Phase.DECODE:
+        return 1
+    choice = step.of.choice
+    groups = call.shape.batch * call.lists(choice, scoring(call, step.of))
+    return call.machine.select_splits(groups, -(-call.length // choice.unit))
+
+
+def _kept(call: Call, step: Step[ChoicePlan]) -> int:
+    return 1 << max(1, (call.capacity(step.of.choice) - 1).bit_length())
+
+
+def _select_shape(call: Call, step: Step[ChoicePlan]) -> UnitShape:
+    softmax, choice = scoring(call, step.of), step.of.choice
+    make = call.machine.unit_step if call.phase is Phase.DECODE else call.machine.unit_shape
+    shape = make("select", max(call.dims(softmax)[0], 16), call.shape.size, call.group(choice, softmax), MOST_UNIT)
+    return shape if choice.rows == 1 else tile_of_lists(shape, choice.rows)
 
 
 def _scored_pairs(call: Call, softmax: SoftmaxPlan) -> Number:

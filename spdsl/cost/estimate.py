@@ -57,8 +57,8 @@ class Point:
         return sum(one.launches for one in self.kernels)
 
     @property
-    def steps(self) -> int:
-        return sum(one.steps for one in self.kernels)
+    def operators(self) -> int:
+        return sum(one.operators for one in self.kernels)
 
     @property
     def exact(self) -> bool:

@@ -9,7 +9,8 @@ from functools import cached_property, lru_cache
 from spdsl.cost.machine import Machine, padded
 from spdsl.cost.relaxed import depends, relaxed
 from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Tensor, Values
-from spdsl.ir.plan import ChoicePlan, Form, Plan, Role, SoftmaxPlan
+from spdsl.ir.plan import Plan, Role, SoftmaxPlan
+from spdsl.ir.schedule import Stage
 from spdsl.passes.count import Count, Number, Shape
 
 LSE_BYTES = 4  # float32
@@ -28,8 +29,8 @@ class Kernel:
     name: str
     part: str  # compress, score, select, attend, backward, combine, cache, lists or extra
     rate: str  # which measured efficiency it is timed by
-    launches: int = 1
-    steps: int = 0  # operators of torch
+    launches: int = 0
+    operators: int = 0  # of torch
     flops: Number = NONE
     machine: Number = NONE
     exps: Number = NONE
@@ -60,8 +61,8 @@ def count_of(plan: Plan, length: int, shape: Shape) -> Count:
 class Call:
     """One call of a compiled pattern on one machine: its counts, and the sizes that kernels have in common."""
 
-    def __init__(self, plan: Plan, phase: Phase, length: int, shape: Shape, machine: Machine, options: Options) -> None:
-        self.plan, self.phase, self.length, self.shape = plan, phase, length, shape
+    def __init__(self, plan: Plan, stage: Stage, length: int, shape: Shape, machine: Machine, options: Options) -> None:
+        self.plan, self.stage, self.phase, self.length, self.shape = plan, stage, stage.phase, length, shape
         self.machine, self.options = machine, options
         self.count = count_of(plan, length, shape)
 
@@ -69,10 +70,6 @@ class Call:
     def softmaxes(self) -> list[SoftmaxPlan]:
         names = {step.name for step in self.count.computed(self.phase) if isinstance(step, Softmax)}
         return [one for one in self.count.plan.softmaxes if one.name in names]
-
-    @cached_property
-    def choices(self) -> list[ChoicePlan]:
-        return [one for one in self.count.plan.choices if one.choice in self.count.computed(self.phase)]
 
     @property
     def queries(self) -> int:
@@ -83,11 +80,6 @@ class Call:
     def streams(self) -> list[Stream]:
         """Streams of tokens that the pattern takes: all of them are cached."""
         return [one for one in self.plan.pattern.inputs if isinstance(one, Stream) and one.compress is None]
-
-    @property
-    def compressed(self) -> list[Stream]:
-        """Streams of entries."""
-        return [one for one in self.plan.pattern.inputs if isinstance(one, Stream) and one.compress is not None]
 
     @property
     def token_tensors(self) -> list[Tensor]:
@@ -149,10 +141,6 @@ class Call:
 
     def capacity(self, choice: Choice) -> int:
         return choice.capacity or max(1, -(-self.length // choice.unit))
-
-
-def listed(softmax: SoftmaxPlan) -> bool:
-    return any(sweep.form is Form.LISTS for sweep in softmax.sweeps)
 
 
 def added(numbers: Iterable[Number]) -> Number:

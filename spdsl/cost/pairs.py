@@ -2,76 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from spdsl.cost.attend import delta
-from spdsl.cost.chosen import BACKWARD_STEPS, FILL_STEPS, added_slots
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, Call, Kernel
 from spdsl.cost.unions import tile_units
-from spdsl.ir.pattern import Choice, Phase
+from spdsl.ir.pattern import Choice
 from spdsl.ir.plan import SoftmaxPlan
+from spdsl.ir.schedule import Stage, Step
 from spdsl.passes.count import Number
 from spdsl.passes.series import Trace
 from spdsl.passes.spans import size
 from spdsl.runtime.tuning.configs import Config, table_dim
 
-# Operators of torch for each turn of heads, as the tests count them in generated modules.
-LIST_STEPS, CACHED_LIST_STEPS = 98, 119
+
+def lists(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    """Lists in; sorted by query, then by unit, each time read and written as 8 bytes."""
+    choice = _choice(step)
+    moved = call.list_bytes(choice, step.of) + _pairs(call, step.of, choice) * 64
+    return Kernel(step.name, "lists", "copy", bytes=moved, moved=moved)
 
 
-def forward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
-    (qk, v), config = call.dims(softmax), _config(call, softmax, choice, "units")
-    pairs, turns = _pairs(call, softmax, choice), _turns(call, softmax, choice, v)
+def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    softmax, choice, config = step.of, _choice(step), _config(call, step)
+    (qk, v), pairs = call.dims(softmax), _pairs(call, softmax, choice)
     blocks, area = _blocks(call, softmax, choice, pairs, config), config.block_m * config.block_n
-    yield _lists(call, softmax, choice, pairs, turns)
     rows = pairs * (qk * call.shape.size)  # gathered for each unit
-    parts = pairs * ((v + 1) * LSE_BYTES)
-    yield Kernel(
-        f"{softmax.name}_forward", "attend", "units", launches=turns, steps=FILL_STEPS,
-        flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
+    return Kernel(
+        step.name, "attend", "units", flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
         machine=blocks * (2 * area * sum(call.tile_dims(softmax))), exps=blocks * area,
         bytes=call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax) + call.list_bytes(choice, softmax),
-        moved=rows + parts + call.keys_bytes(softmax) + pairs * INDEX_BYTES,
+        moved=rows + pairs * ((v + 1) * LSE_BYTES) + call.keys_bytes(softmax) + pairs * INDEX_BYTES,
     )  # fmt: skip
-    merged = parts + call.rows_bytes(softmax, v)
-    yield Kernel("merge_pairs", "attend", "copy", launches=turns, moved=merged)
 
 
-def backward(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Iterator[Kernel]:
+def merge_pairs(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    _, v = call.dims(step.of)
+    parts = _pairs(call, step.of, _choice(step)) * ((v + 1) * LSE_BYTES)
+    return Kernel(step.name, "attend", "copy", moved=parts + call.rows_bytes(step.of, v))
+
+
+def dq(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    softmax, choice, config = step.of, _choice(step), _config(call, step)
     (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
-    pairs, visible = _pairs(call, softmax, choice), call.pairs(softmax)
-    rows, keys = call.rows_bytes(softmax, qk + v), call.keys_bytes(softmax)
-    gathered = pairs * ((qk + v) * call.shape.size + 2 * LSE_BYTES + INDEX_BYTES)
-    yield delta(call, softmax)
-
-    config, turns = _config(call, softmax, choice, "units_dq"), _turns(call, softmax, choice, qk)
+    pairs, keys, rows = _pairs(call, softmax, choice), call.keys_bytes(softmax), call.rows_bytes(softmax, qk + v)
     blocks, area = _blocks(call, softmax, choice, pairs, config), config.block_m * config.block_n
-    parts = pairs * (qk * LSE_BYTES)
-    yield _lists(call, softmax, choice, pairs, turns)
-    yield Kernel(
-        f"{softmax.name}_dq", "backward", "units_backward", launches=turns, steps=BACKWARD_STEPS,
-        flops=visible * (2 * (2 * qk + v) * call.shape.batch),
+    return Kernel(
+        step.name, "backward", "units_backward", flops=call.pairs(softmax) * (2 * (2 * qk + v) * call.shape.batch),
         machine=blocks * (2 * area * (2 * wide_qk + wide_v)), exps=blocks * area,
-        bytes=rows + rows + keys, moved=gathered + parts + keys,
+        bytes=rows + rows + keys, moved=_gathered(call, softmax, pairs) + pairs * (qk * LSE_BYTES) + keys,
     )  # fmt: skip
-    yield Kernel("add_pairs", "backward", "copy", launches=turns, moved=parts + call.rows_bytes(softmax, qk))
 
-    config = _config(call, softmax, choice, "units_dkdv")
+
+def add_pairs(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    qk, _ = call.dims(step.of)
+    parts = _pairs(call, step.of, _choice(step)) * (qk * LSE_BYTES)
+    return Kernel(step.name, "backward", "copy", moved=parts + call.rows_bytes(step.of, qk))
+
+
+def dkdv(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    softmax, choice, config = step.of, _choice(step), _config(call, step)
+    (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
+    pairs, keys, rows = _pairs(call, softmax, choice), call.keys_bytes(softmax), call.rows_bytes(softmax, qk + v)
     groups, area = call.count.stream(softmax.sweeps[0].stream)[0] * call.shape.batch, config.block_m * config.block_n
     blocks = _tiles(call, choice, pairs, groups, config.block_m) * (groups * choice.unit // config.block_n)
-    yield _lists(call, softmax, choice, pairs, 1)
-    yield Kernel(
-        f"{softmax.name}_dkdv", "backward", "units_backward",
-        flops=visible * (2 * (qk + v) * call.shape.batch),
+    return Kernel(
+        step.name, "backward", "units_backward", flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
         machine=blocks * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=blocks * area,
-        bytes=rows + keys * 2, moved=gathered + keys * 2,
+        bytes=rows + keys * 2, moved=_gathered(call, softmax, pairs) + keys * 2,
     )  # fmt: skip
-    longest = call.machine.job_tiles(choice.unit) * config.block_m
-    yield from added_slots(call, choice, softmax, 1, longest)
 
 
-def _config(call: Call, softmax: SoftmaxPlan, choice: Choice, kernel: str) -> Config:
-    return call.machine.pair_shape(kernel, table_dim(kernel, *call.dims(softmax)), call.shape.size, choice.unit).config
+def tiles_of_job(call: Call, step: Step[SoftmaxPlan]) -> int:
+    """Pairs of the longest job of dK and dV."""
+    return call.machine.job_tiles(_choice(step).unit) * _config(call, step).block_m
+
+
+def turns(call: Call, step: Step[SoftmaxPlan]) -> int:
+    """Heads go one after the other where the parts of all of them would need too much memory."""
+    (qk, v), choice = call.dims(step.of), _choice(step)
+    dim = qk if call.stage is Stage.BACKWARD else v
+    size = call.shape.batch * call.queries * call.capacity(choice) * (dim + 1) * max(LSE_BYTES, call.shape.size)
+    return -(-call.lists(choice, step.of) // max(1, call.machine.parts_bytes // size))
+
+
+def _choice(step: Step[SoftmaxPlan]) -> Choice:
+    assert step.of.units is not None
+    return step.of.units
+
+
+def _config(call: Call, step: Step[SoftmaxPlan]) -> Config:
+    dim, unit = table_dim(step.table, *call.dims(step.of)), _choice(step).unit
+    return call.machine.pair_shape(step.table, dim, call.shape.size, unit).config
+
+
+def _gathered(call: Call, softmax: SoftmaxPlan, pairs: Number) -> Number:
+    """Rows of each pair, their lse, delta and number."""
+    return pairs * (sum(call.dims(softmax)) * call.shape.size + 2 * LSE_BYTES + INDEX_BYTES)
 
 
 def _pairs(call: Call, softmax: SoftmaxPlan, choice: Choice) -> Number:
@@ -118,17 +142,3 @@ def _spared(call: Call, choice: Choice, config: Config) -> int:
     return own * whole + sum(
         hidden(min(end, rest)) for end in range(config.block_m, rest + config.block_m, config.block_m)
     )
-
-
-def _turns(call: Call, softmax: SoftmaxPlan, choice: Choice, dim: int) -> int:
-    """Heads go one after the other where the parts of all of them would need too much memory."""
-    lists = call.lists(choice, softmax)
-    size = call.shape.batch * call.queries * call.capacity(choice) * (dim + 1) * max(LSE_BYTES, call.shape.size)
-    return -(-lists // max(1, call.machine.parts_bytes // size))
-
-
-def _lists(call: Call, softmax: SoftmaxPlan, choice: Choice, pairs: Number, turns: int) -> Kernel:
-    """Lists in; sorted by query, then by unit, each time read and written as 8 bytes."""
-    moved = call.list_bytes(choice, softmax) + pairs * 64
-    own = LIST_STEPS if call.phase is Phase.TRAIN else CACHED_LIST_STEPS
-    return Kernel(f"{softmax.name} pairs", "lists", "copy", launches=0, steps=turns * own, bytes=moved, moved=moved)

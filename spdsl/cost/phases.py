@@ -1,98 +1,62 @@
-"""phases: the kernels of training forward and backward, of prefill and of a decode step."""
+"""phases: what a call starts, as kernels with their work: the steps of its schedule that its sizes let start."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from enum import Enum
+from itertools import groupby
+from typing import Any
 
 import sympy
 
-from spdsl.cost import around, attend, chosen, extras, join, pairs, together
+from spdsl.cost.conditions import starts, turns
 from spdsl.cost.kernels import NONE, USUAL, Call, Kernel, Options
 from spdsl.cost.machine import Machine
+from spdsl.cost.operators import operators
+from spdsl.cost.work import WORK
 from spdsl.ir.pattern import Phase
-from spdsl.ir.plan import Plan, Role
+from spdsl.ir.plan import Plan
+from spdsl.ir.schedule import Stage, Step
 from spdsl.ir.symbols import LENGTH
 from spdsl.passes.count import Shape
+from spdsl.passes.schedule import schedule, stages
 
-
-class Stage(Enum):
-    """What is costed: a call, or the backward of one."""
-
-    FORWARD = "forward"
-    BACKWARD = "backward"
-    PREFILL = "prefill"
-    DECODE = "decode"
-
-    @property
-    def phase(self) -> Phase:
-        return {"prefill": Phase.PREFILL, "decode": Phase.DECODE}.get(self.value, Phase.TRAIN)
-
-
-def stages(plan: Plan) -> list[Stage]:
-    """Those that the pattern answers."""
-    return [stage for stage in Stage if plan.pattern.cases_of(stage.phase)]
+__all__ = ["Stage", "kernel", "kernels", "launches", "stages", "started"]
 
 
 def kernels(
     plan: Plan, stage: Stage, length: int, shape: Shape, machine: Machine, options: Options = USUAL
 ) -> list[Kernel]:
     """Of a call with `length` tokens for each sequence: all new, or in a decode step the last. Raises DependsOnData."""
-    call = Call(plan, stage.phase, length, shape, machine, options)
-    return {
-        Stage.FORWARD: _train, Stage.BACKWARD: _backward, Stage.PREFILL: _cached, Stage.DECODE: _cached,
-    }[stage](call)  # fmt: skip
+    call = Call(plan, stage, length, shape, machine, options)
+    return [kernel(call, step) for step in started(call)]
 
 
-def _train(call: Call) -> list[Kernel]:
-    return [*around.compress(call), *_attention(call), *together.forward(call), *extras.forward(call)]
-
-
-def _cached(call: Call) -> list[Kernel]:
-    results = (join.results if call.phase is Phase.DECODE else together.forward)(call)
-    return [*around.cached(call), *_attention(call), *results, *together.settled(call)]
-
-
-def _attention(call: Call) -> list[Kernel]:
-    """In the order in which each needs the other."""
-    found: list[Kernel] = []
-    softmaxes = {one.name: one for one in call.softmaxes}
-    choices = {one.choice: one for one in call.choices}
-    for step in call.count.computed(call.phase):
-        if step in choices:
-            found += chosen.select(call, choices[step])
-        elif step.name in softmaxes:
-            found += _softmax(call, step.name)
+def launches(call: Call) -> list[str]:
+    """The kernels that the call launches, in order."""
+    found: list[str] = []
+    for _, group in groupby(started(call), key=lambda step: (step.turns_of, step.part if step.turns_of else "")):
+        steps = list(group)
+        names = [step.kernel for step in steps if step.kernel]
+        found += names * turns(call, steps[0])
     return found
 
 
-def _softmax(call: Call, name: str) -> list[Kernel]:
-    softmax = next(one for one in call.softmaxes if one.name == name)
-    if softmax.role is Role.LOGITS:
-        return []
-    one_query = call.phase is Phase.DECODE
-    if softmax.units is not None:
-        whole = pairs.forward if softmax.pairs else chosen.forward
-        found = list((chosen.decode if one_query else whole)(call, softmax, softmax.units))
-    else:
-        found = list((attend.decode if one_query else attend.forward)(call, softmax))
-    asks = one_query or not softmax.pairs  # programs that gather the queries of a unit do not
-    answers = softmax.wanted.xreplace({LENGTH: sympy.Integer(call.length)}) is not sympy.false
-    return found if answers or not asks else [_idle(kernel) for kernel in found]
+def started(call: Call) -> Iterator[Step[Any]]:
+    """The steps that the call starts: with a cache those of every case, else of the one that answers."""
+    cases = call.plan.pattern.cases_of(call.phase)
+    answering = cases.index(call.count.case(call.phase)) if call.phase is Phase.TRAIN else None
+    for step in schedule(call.count.plan, call.stage).steps:
+        if (answering is None or step.case in (None, answering)) and starts(call, step):
+            yield step
 
 
-def _idle(kernel: Kernel) -> Kernel:
-    """Its programs return at once: another result answers at this length."""
-    return replace(kernel, flops=NONE, machine=NONE, exps=NONE, bytes=NONE, moved=NONE)
-
-
-def _backward(call: Call) -> list[Kernel]:
-    found: list[Kernel] = [*extras.backward(call), *together.backward(call)]
-    for softmax in reversed(call.softmaxes):
-        if softmax.role is not Role.BRANCH:
-            continue
-        if softmax.units is not None:
-            found += (pairs if softmax.pairs else chosen).backward(call, softmax, softmax.units)
-        else:
-            found += attend.backward(call, softmax)
-    return found + list(around.compress_backward(call))
+def kernel(call: Call, step: Step[Any]) -> Kernel:
+    """A step with its work; programs whose result another one answers return at once."""
+    work = WORK[step.kind](call, step)
+    if step.wanted.xreplace({LENGTH: sympy.Integer(call.length)}) is sympy.false:
+        work = replace(work, flops=NONE, machine=NONE, exps=NONE, bytes=NONE, moved=NONE)
+    times = turns(call, step)
+    return replace(
+        work, launches=times if step.kernel else 0, operators=len(step.filled) + times * operators(call, step)
+    )

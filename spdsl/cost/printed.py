@@ -53,7 +53,7 @@ def printed(
     units = sorted({one.choice.unit for one in plan.choices} | {_stride(plan)})
     whole = period(plan, shape, target)
     for i, (own, double) in enumerate(zip(once, twice, strict=True)):
-        yield f"  {own.name}: {own.launches} launches, {own.steps} operators of torch"
+        yield f"  {own.name}: {own.launches} launches, {own.operators} operators of torch"
         for field, label in _LABELS.items():
             count = _counted(known, own.name, i, field)
             found = _of_length(count, units, whole) if varied is None else _of_both(count, varied, whole)

@@ -49,7 +49,7 @@ def _row(point: Point) -> tuple[str, ...]:
         number(point.machine),
         number(point.moved),
         f"{point.launches}",
-        f"{point.steps}" if point.steps else "",
+        f"{point.operators}" if point.operators else "",
     )
 
 
@@ -163,7 +163,7 @@ def _point(point: Point, curve: Curve) -> dict[str, Any]:
         "machine": point.machine.value,
         "moved": point.moved.value,
         "launches": point.launches,
-        "torch": point.steps,
+        "torch": point.operators,
         "kernels": [_kernel(kernel, curve) for kernel in point.kernels],
     }
 
@@ -174,7 +174,7 @@ def _kernel(kernel: Kernel, curve: Curve) -> dict[str, Any]:
         "name": kernel.name,
         "part": kernel.part,
         "launches": kernel.launches,
-        "torch": kernel.steps,
+        "torch": kernel.operators,
         **counts,
         "exact": kernel.machine.exact and kernel.moved.exact,
         "seconds": time(kernel, curve.target, curve.shape.size).seconds,

@@ -38,7 +38,7 @@ def time(kernel: Kernel, target: Target, size: int) -> Time:
         kernel.machine.value / (matrix_rate(target, size) * products),
         kernel.exps.value / target.exponentials if target.exponentials else 0.0,
         kernel.moved.value / (target.bandwidth * moved),
-        (kernel.launches + kernel.steps) * launch_seconds(),
+        (kernel.launches + kernel.operators) * launch_seconds(),
         exact,
     )
 

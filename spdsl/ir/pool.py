@@ -20,36 +20,18 @@ class Closing(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Operators:
-    """The operators of torch that make the entries of one side, K or V, as the tests count them in modules.
-
-    `clipped` and `clipped_backward` come on top where cells may be clipped: absent tokens are masked. For a chunk in a
-    cache (`Closing.CELLS`) they are `closing`, `closing_clipped` more, and `closing_alone` less for a batch of 1.
-    """
-
-    forward: int
-    backward: int
-    clipped: int = 0
-    clipped_backward: int = 0
-    closing: int = 0
-    closing_clipped: int = 0
-    closing_alone: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Pool:
     """weights: of each role the axes, `heads`, `width`, `dim` (of the side) and `hidden` (any size).
 
-    `weighs` pools are written `name(stream)`: keys of that stream weigh the tokens. In `attention` kernels make the
-    entries of a side, `kernels` = (forward, backward) of them, or torch does, with `operators`. An entry takes
-    `flops(width, dim, hidden)`, or `each` for a number of a token.
+    `weighs` pools are written `name(stream)`: keys of that stream weigh the tokens. In `attention` a kernel makes the
+    entries of a side, and those of `backward` its gradients, in this order; without them torch does both. An entry
+    takes `flops(width, dim, hidden)`, or `each` for a number of a token.
     """
 
     name: str
     weights: tuple[tuple[str, tuple[str, ...]], ...] = ()
     weighs: bool = False
-    kernels: tuple[int, int] | None = None
-    operators: Operators | None = None
+    backward: tuple[str, ...] = ()
     closing: Closing = Closing.STREAMED
     each: int = 1
     flops: Callable[[int, int, int], int] | None = None

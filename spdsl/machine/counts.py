@@ -1,20 +1,24 @@
-"""What a plan counts, as tables: keys and bytes of a decode step by length, FLOPs and bytes of a forward pass."""
+"""What a plan costs by the cost model, as tables: a decode step by length, the steps of a forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 from functools import partial
 from typing import TypeVar
 
 from spdsl.budget import TooMuch, at_most
+from spdsl.cost.kernels import USUAL, Call
+from spdsl.cost.machine import machine_of
+from spdsl.cost.phases import kernel, started
+from spdsl.cost.reads import StepReads, step_reads
 from spdsl.cost.report import sizes
 from spdsl.ir.plan import Plan
-from spdsl.passes.count import Count, Number, Shape, Step, shape_of
-from spdsl.passes.published import published
+from spdsl.ir.schedule import Stage
+from spdsl.passes.count import Number, Shape, shape_of
 from spdsl.passes.visible import DependsOnData
-from spdsl.passes.work import forward
 from spdsl.tables import Column, Fitted
+from spdsl.targets import USUAL as USUAL_TARGET
+from spdsl.targets import find
 
 LENGTHS = (8192, 16384, 32768, 65536)
 FORWARD = 8192  # tokens of the forward pass
@@ -25,20 +29,16 @@ Counted = TypeVar("Counted")
 
 
 def tables(plan: Plan) -> tuple[Fitted, Fitted]:
-    """Decode steps at LENGTHS, and the kernels of a forward pass at FORWARD tokens, in bf16."""
+    """Decode steps at LENGTHS, and the steps of a forward pass at FORWARD tokens, in bf16."""
     shape = shape_of(plan.pattern)
     with at_most(MOST_STEPS):
         return _steps(plan, shape), _forward(plan, shape)
 
 
 def _steps(plan: Plan, shape: Shape) -> Fitted:
-    found = {length: _known(Count(plan, length, shape).step) for length in LENGTHS}
-    formulas = {length: _known(partial(published, plan, length)) for length in LENGTHS}
-    shown = any(isinstance(formula, Fraction) for formula in formulas.values())
-    table = Fitted(f"one decode step, one layer: {sizes(shape)}", _columns(shown))
-    for length, step in found.items():
-        formula = [_plain(formulas[length])] if shown else []
-        table.add_row(f"{length:,}", *_cells(step, formula))
+    table = Fitted(f"one decode step, one layer: {sizes(shape)}", _columns())
+    for length in LENGTHS:
+        table.add_row(f"{length:,}", *_cells(_known(partial(step_reads, plan, length, shape))))
     return table
 
 
@@ -52,43 +52,49 @@ def _known(count: Callable[[], Counted]) -> Counted | str:
         return UNCOUNTED
 
 
-def _columns(formula: bool) -> list[Column]:
-    published = [Column("(s - l)/d + n l' + w", "the published count of those tokens", spare=1)]
+def _columns() -> list[Column]:
     return [
         Column("tokens", "in the cache"),
         Column("KV tokens", "keys and values that the step reads"),
         Column("of which", words=True),
-        *(published if formula else []),
         Column("KV bytes"),
         Column("of dense", "share of what dense attention reads"),
     ]
 
 
-def _cells(step: Step | str, formula: list[str]) -> list[str]:
+def _cells(step: StepReads | str) -> list[str]:
     if isinstance(step, str):
-        return [step, "", *formula, "", ""]
+        return [step, "", "", ""]
     parts = ", ".join(f"{read.softmax} {_number(read.keys)}" for read in step.reads)
     share = f"{'' if step.bytes.exact else '<= '}{step.bytes.value / step.dense_bytes:.1%}"
-    return [_number(step.keys), parts, *formula, _number(step.bytes), share]
+    return [_number(step.keys), parts, _number(step.bytes), share]
 
 
 def _forward(plan: Plan, shape: Shape) -> Fitted:
-    columns = (Column("kernel", words=True), Column("FLOPs"), Column("bytes, each tensor once"))
+    """The steps that move bytes; FLOPs of the visible pairs."""
+    columns = (Column("step", words=True), Column("FLOPs"), Column("bytes, each tensor once"))
     table = Fitted(f"forward pass of {FORWARD:,} tokens: {sizes(shape)}", columns)
-    works = _known(lambda: forward(Count(plan, FORWARD, shape)))
-    if isinstance(works, str):
-        table.add_row(works, "", "")
-        return table
-    for row in works:
-        table.add_row(row.kernel, UNKNOWN if row.flops is None else _number(row.flops), f"{row.bytes:,}")
+    call = Call(plan, Stage.FORWARD, FORWARD, shape, machine_of(find(USUAL_TARGET)), USUAL)
+    for row in _rows(call):
+        table.add_row(*row)
     return table
+
+
+def _rows(call: Call) -> list[tuple[str, str, str]]:
+    found: list[tuple[str, str, str]] = []
+    steps = _known(lambda: list(started(call)))
+    if isinstance(steps, str):
+        return [(steps, "", "")]
+    for step in steps:
+        own = _known(partial(kernel, call, step))
+        if own == UNCOUNTED:
+            return [*found, (UNCOUNTED, "", "")]
+        if isinstance(own, str):
+            found.append((step.name, own, ""))
+        elif own.flops.value or own.bytes.value:
+            found.append((own.name, _number(own.flops), _number(own.bytes)))
+    return found
 
 
 def _number(number: Number) -> str:
     return f"{'' if number.exact else '<= '}{number.value:,}"
-
-
-def _plain(number: Fraction | str | None) -> str:
-    if not isinstance(number, Fraction):
-        return number or ""
-    return f"{number.numerator:,}" if number.denominator == 1 else f"{float(number):,.2f}"

@@ -55,23 +55,6 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A decode step at a length, and the bytes that dense attention reads there."""
-
-    length: int
-    reads: tuple[Read, ...]
-    dense_bytes: int
-
-    @property
-    def keys(self) -> Number:
-        return sum((read.keys for read in self.reads), Number(0))
-
-    @property
-    def bytes(self) -> Number:
-        return sum((read.bytes for read in self.reads), Number(0))
-
-
-@dataclass(frozen=True, slots=True)
 class UnitSets:
     """The units of one query: forced, those that a score may choose, and how many a list holds."""
 
@@ -288,12 +271,6 @@ class Count:
         return union(((trace.most(a, 0), trace.least(b, units)) for a, b in parts), trace)
 
     # ---- a decode step
-
-    def step(self) -> Step:
-        """What one new token at the end of the sequence reads."""
-        reads = tuple(self.read(softmax) for softmax in self.softmaxes(Phase.DECODE))
-        row = self.shape.kv_heads * (self.shape.qk + self.shape.v) * self.shape.size
-        return Step(self.length, reads, self.shape.batch * self.length * row)
 
     def read(self, softmax: SoftmaxPlan) -> Read:
         """What it reads for the last token."""

@@ -20,8 +20,8 @@ _BEFORE, _BEHIND = re.compile(r"([A-Za-z0-9_]+-)+\Z"), re.compile(r"(-[A-Za-z0-9
 PREDECLARED = ("q", "kv", "all", "length", "prompt", "train", "prefill", "decode")
 # Arguments and attributes of every generated module: a binding of that name would hide one.
 MODULE_WORDS = frozenset(
-    "gates return_lse cu_seqlens max_seqlen lengths q_offset k_offset page capacity batch attention reference launch"
-    " Cache tensors spans".split()
+    "gates return_lse phase cu_seqlens max_seqlen lengths q_offset k_offset page capacity batch attention reference"
+    " launch Cache tensors spans".split()
 )
 
 

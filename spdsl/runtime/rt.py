@@ -5,10 +5,14 @@ A module begins with `from spdsl.runtime import rt`. What a name is stands at it
 
 from __future__ import annotations
 
-from spdsl.runtime.cache.cache import CacheStore, EntryShape, EntryStore, StreamShape
-from spdsl.runtime.cache.paged import paged_entries, paged_of
+from spdsl.runtime.cache.adopted import from_pages, packed_queries, unpacked
+from spdsl.runtime.cache.cache import CacheStore, StreamShape
+from spdsl.runtime.cache.cache_arguments import expect_sizes
+from spdsl.runtime.cache.steps import Closes, answer, append_alone, step
+from spdsl.runtime.cache.storage import EntryShape, Storage, paged_entries, paged_of
 from spdsl.runtime.call.cases import finish, settle
-from spdsl.runtime.call.examples import check_example, example_tensor, example_units, example_weight, expect_gates
+from spdsl.runtime.call.example_arguments import Sizes, example_arguments
+from spdsl.runtime.call.examples import expect_gates
 from spdsl.runtime.call.lists import (
     BlockLists,
     Tiles,
@@ -33,6 +37,7 @@ from spdsl.runtime.call.operators import (
     divergence_operator,
     gate_operator,
 )
+from spdsl.runtime.call.phases import choices_in, expect_phase, reference_in
 from spdsl.runtime.call.residues import by_class
 from spdsl.runtime.call.table import (
     Arguments,
@@ -43,10 +48,7 @@ from spdsl.runtime.call.table import (
     StreamArgument,
     TensorArgument,
     WeightArgument,
-    append,
     checked,
-    checked_step,
-    from_cache,
     in_float64,
     kept_dtypes,
     prepared,
@@ -79,12 +81,15 @@ from spdsl.runtime.launch.launch import (
     constants,
     decode_config,
     delta_of,
+    empty_rows,
+    gradient_room,
     launch,
     launching,
     page_of,
     room_like,
     rows_contiguous,
     source,
+    split_room,
     strided,
     uses_kernels,
     wide,
@@ -105,9 +110,9 @@ from spdsl.runtime.select.cut_launch import cut_constants, cut_units, most_units
 from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.ranking import (
     NOT_RANKED,
+    heads_that_see,
     load_entries,
     of_list_head,
-    of_some_head,
     ranked,
     shared_tokens,
     store_ranks,
@@ -115,7 +120,7 @@ from spdsl.runtime.select.ranking import (
     there,
 )
 from spdsl.runtime.select.scores import divergence, pooled_scores
-from spdsl.runtime.sequences import Corner, Layout, checked_layout, corners, expect, expect_number, length_of
+from spdsl.runtime.sequences import Corner, Layout, checked_layout, corners, expect, expect_tensor, length_of
 from spdsl.runtime.tiles.blocks import jump, sequence_keys, to_blocks, visit_lists
 from spdsl.runtime.tiles.combine import Splits
 from spdsl.runtime.tiles.kernel import LN2, LOG2E, HeadRows, KeyBlock, RangeVisit, RowGrads, Rows, jit
@@ -236,13 +241,13 @@ __all__ = [
     "CacheStore",
     "Cells",
     "ChosenArgument",
+    "Closes",
     "Compared",
     "Config",
     "Corner",
     "CutTiles",
     "DrawnArgument",
     "EntryShape",
-    "EntryStore",
     "Form",
     "GivenArgument",
     "HeadRows",
@@ -256,7 +261,9 @@ __all__ = [
     "RowGrads",
     "Rows",
     "Selection",
+    "Sizes",
     "Splits",
+    "Storage",
     "StreamArgument",
     "StreamShape",
     "Sweep",
@@ -268,7 +275,8 @@ __all__ = [
     "add_parts",
     "add_rows",
     "add_values",
-    "append",
+    "answer",
+    "append_alone",
     "at",
     "attention_operators",
     "block_lists",
@@ -279,11 +287,10 @@ __all__ = [
     "by_class",
     "cached_attention",
     "call_of",
-    "check_example",
     "checked",
     "checked_layout",
-    "checked_step",
     "choice_operator",
+    "choices_in",
     "choose",
     "chose",
     "close_mlp",
@@ -307,23 +314,26 @@ __all__ = [
     "divergence_step",
     "dot_columns",
     "dot_rows",
+    "empty_rows",
     "entries_by_torch",
     "entry_corners",
     "entry_source",
     "exact",
-    "example_tensor",
-    "example_units",
-    "example_weight",
+    "example_arguments",
     "expect",
     "expect_gates",
-    "expect_number",
+    "expect_phase",
+    "expect_sizes",
+    "expect_tensor",
     "finish",
     "floor_div",
     "floor_mod",
-    "from_cache",
+    "from_pages",
     "gate_operator",
     "gated",
     "gpu_of",
+    "gradient_room",
+    "heads_that_see",
     "in_float64",
     "inverse_of",
     "jit",
@@ -372,9 +382,9 @@ __all__ = [
     "of_list_head",
     "of_pooled",
     "of_queries",
-    "of_some_head",
     "one_query",
     "packed_constants",
+    "packed_queries",
     "page_of",
     "paged_entries",
     "paged_of",
@@ -397,6 +407,7 @@ __all__ = [
     "ranked",
     "ranks_kept",
     "read",
+    "reference_in",
     "reporting",
     "room_like",
     "root",
@@ -420,8 +431,10 @@ __all__ = [
     "source",
     "span",
     "split_count",
+    "split_room",
     "start_divergence",
     "start_softmax",
+    "step",
     "step_lists",
     "step_lse",
     "store_bits",
@@ -450,6 +463,7 @@ __all__ = [
     "unit_inverse",
     "unit_lists",
     "unit_shape",
+    "unpacked",
     "use_tables",
     "uses_kernels",
     "visit_lists",

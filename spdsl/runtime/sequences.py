@@ -235,12 +235,10 @@ def corners(q: Tensor, layout: Layout) -> Iterator[Corner]:
 
 
 def _expect_inside(spans: list[list[int]], rows: int, layout: Layout) -> None:
-    """What only the host can check: spans one after the other or at the end, none longer than stated."""
+    """What only the host can check: spans inside of the tensor, none longer than stated."""
     inside = all(start >= 0 and count >= 0 and start + count <= rows for start, count in spans)
-    ends = [*(start for start, _ in spans[:1]), *(start + count for start, count in spans)]
-    placed = all(end == rows for end in ends[1:]) or ends[:-1] == [start for start, _ in spans]
     name, expected = "cu_seqlens, lengths", f"rising numbers from 0 to at most {rows}"
-    expect(inside and placed, name, expected, f"[start, count] {spans[:8]}")
+    expect(inside, name, expected, f"[start, count] {spans[:8]}")
     longest = max((count for _, count in spans), default=0)
     expect(layout.q_spans is None or longest <= layout.longest, "max_seqlen", f"at least {longest}", layout.longest)
 

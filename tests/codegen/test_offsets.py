@@ -20,6 +20,12 @@ WRITTEN = {
         chosen = top_k(2, score = rank, share = head, unit = max(16))
         return attend(chosen)
     }""",
+    "cut": """pattern p {
+        coarse = attend(compress(16))
+        chosen = top_k(300, score = mass(coarse))
+        tiled = threshold(0.1, score = mass(coarse), share = head, unit = max(16), rows = max(16))
+        return gate(attend(chosen), attend(tiled))
+    }""",
 }
 PATTERNS = ["streaming_llm", "document", "nsa", "seer_attention", "msa_minimax"]
 
@@ -62,6 +68,17 @@ SEEDED = {
 @pytest.mark.parametrize("name", SEEDED)
 def test_a_narrow_product_is_seen(name: str) -> None:
     assert narrow_products(f"@jit\ndef f(x, h, i, stride, C):\n    {SEEDED[name]}\n")
+
+
+def test_a_narrow_call_of_a_record_is_seen() -> None:
+    """What a kernel passes to a field of a record is passed to all functions that stand there."""
+    text = (
+        "class Pool(NamedTuple):\n    start: Any\n    add: Any\n\n\n"
+        "@jit\ndef f(x, i):\n    return x.data + i * x.token\n\n\n"
+        "MAX = Pool(None, f)\n\n\n@jit\ndef g(x, i, C):\n    return C.POOL.add(x, i{})\n"
+    )
+    assert narrow_products(text.format(".to(tl.int64)")) == []
+    assert narrow_products(text.format("")) == ["f:8: i * x.token"]
 
 
 def test_one_narrow_call_is_seen() -> None:

@@ -1,123 +1,58 @@
-"""The kernels and torch operators of the model are those that generated modules start."""
+"""What generated modules start is what their schedules say: kernels in order, operators of torch by number."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-from spdsl.cost.kernels import Options
+from spdsl.cost.kernels import Call, Options
 from spdsl.cost.machine import Machine
-from spdsl.cost.phases import Stage, kernels
-from spdsl.machine import survey
-from spdsl.passes.count import shape_of
-from tests.cost.launched import Started, started
-from tests.cost.plans import module_of, plan, plan_of_text, text_of
+from spdsl.cost.phases import kernels, launches
+from spdsl.resources import folder
+from spdsl.runtime.tuning import unit_configs
+from tests.cost import calls
+from tests.cost.calls import TOKENS, both, case, recorded
 
 pytestmark = pytest.mark.crosscompile  # it records what would be compiled
 
-MEANS = """
-pattern means {
-    causal
-    coarse = compress(32, 16, by = mean)
-    return gate(attend(coarse), attend(sliding(64)))
-}
-"""
-POOLS = """
-pattern pools {
-    causal
-    sums = compress(32, 16, by = weighted)
-    high = compress(32, 16, by = max)
-    low  = compress(32, 16, by = min)
-    return gate(attend(sums), attend(high), attend(low), attend(sliding(64)))
-}
-"""
-EARLY = """
-pattern early {
-    causal
-    z = stream(value = none)
-    a = compress(32, 16, before = 16, by = mean)
-    b = compress(32, 16, before = 16, by = max)
-    c = compress(32, 16, before = 16, by = weighted)
-    d = compress(32, 16, before = 16, by = mlp)
-    e = compress(32, 16, before = 16, by = softmax(z))
-    return gate(attend(a), attend(b), attend(c), attend(d), attend(e))
-}
-"""
-UNION = """
-pattern union {
-    causal
-    means = compress(32, 16)
-    chosen = top_k(2, score = softmax(dot(means)), share = sum(group), unit = sum(64))
-    return attend(chosen | sliding(64))
-}
-"""
-LONG = """
-pattern long {
-    causal
-    coarse = attend(compress(32, 16))
-    chosen = top_k(300, score = mass(coarse), share = group, unit = 64, force = last(1))
-    every = threshold(0.1, score = dot(compress(16)), share = head, unit = max(16), least = 2)
-    return gate(coarse, attend(chosen), attend(every))
-}
-"""
-TILED = """
-pattern tiled {
-    chosen = top_k(2, score = softmax(dot(compress(32, 16))), share = sum(group), unit = 64, rows = max(48))
-    return attend(chosen)
-}
-"""
-SUNK = """
-pattern sunk {
-    causal
-    s = tensor(head)
-    z = tensor(head)
-    both = merge(attend(sliding(16), sink_logit = s), attend(sink(4) - sliding(16), sink_logit = z))
-    return gate(both, attend(all)), merge(attend(sliding(8)), attend(sink(2) - sliding(8)))
-}
-"""
-CASES = {
-    "causal": {}, "streaming_llm": {}, "dilated": {}, "nsa": {}, "moba": {"block": 16}, "infllm_v2": {}, "document": {},
-    "sparse_transformer": {}, "msa_minimax": {"block": 16}, MEANS: {}, POOLS: {}, EARLY: {}, UNION: {}, SUNK: {},
-    LONG: {}, TILED: {}, "sink_attention": {},
-}  # fmt: skip
-TOKENS = 256
-PHASES = {"train": (Stage.FORWARD, Stage.BACKWARD), "prefill": (Stage.PREFILL,), "decode": (Stage.DECODE,)}
-LISTED = ("document",)  # torch builds lists from what the test reads: more operators than the model's least
+MACHINE = Machine("sm_90", 1)
+PATTERNS = sorted(path.stem for path in folder("patterns").glob("*.spat"))
+TEXTS = (
+    calls.MEANS, calls.POOLS, calls.EARLY, calls.UNION, calls.SUNK, calls.BOTH_CASES, calls.KEYS, calls.APART,
+    calls.THREE, calls.GIVEN, calls.DRAWN, calls.LONG, calls.TILED, calls.COSINE,
+)  # fmt: skip
+# Torch runs more than the schedule counts: what tests of tiles read, casts of arguments, scores as results.
+MORE = ("alibi", "big_bird", "block_sparse", "document", "longformer", "prefix_lm", "seer_attention", calls.DRAWN)
 
 
-OPEN_DIM = 64  # the head dim where a pattern leaves it open: tables go by it, and jobs are as long as their tiles
+@pytest.mark.parametrize("name", [*PATTERNS, *TEXTS], ids=lambda name: name.split("{")[0].strip()[-18:])
+def test_launches_are_those_of_the_schedule(name: str) -> None:
+    """Every kernel of every phase, in its order; and as many operators of torch."""
+    module, found, shape = case(name)
+    for phase in module.PHASES:
+        for stage, names, operators in both(recorded(module, shape, phase), phase):
+            assert launches(Call(found, stage, TOKENS, shape, MACHINE, Options())) == names, stage
+            own = sum(one.operators for one in kernels(found, stage, TOKENS, shape, MACHINE))
+            assert own <= operators if name in MORE else own == operators, stage
 
 
-def run(name: str, phase: str) -> Started:
-    text = name if name.strip().startswith("pattern") else text_of(name)
-    module = module_of(text, **CASES[name])
-    heads, kv_heads = survey._heads(module)
-    ((qk, v),) = survey._open_dims(module, [(OPEN_DIM, OPEN_DIM)])
-    return started(module, phase, TOKENS, survey._Sizes(heads, kv_heads, qk, v, torch.bfloat16))
+def test_heads_go_by_turns_where_their_parts_need_much_memory() -> None:
+    tokens, (module, found, shape) = 2048, case("moba", count=128)
+    for stage, names, _ in both(recorded(module, shape, "train", tokens), "train"):
+        assert launches(Call(found, stage, tokens, shape, MACHINE, Options())) == names
+        assert sum(name in ("merge_pairs", "add_pairs") for name in names) > 1
 
 
-@pytest.mark.parametrize("name", CASES, ids=lambda name: name.split("{")[0].strip()[-10:])
-def test_every_launch_is_in_the_model(name: str) -> None:
-    found = plan_of_text(name) if name.strip().startswith("pattern") else plan(name, **CASES[name])
-    shape = shape_of(found.pattern)
-    qk, v = found.pattern.qk_dim or OPEN_DIM, found.pattern.v_dim or OPEN_DIM
-    shape = type(shape)(survey.BATCH, shape.heads, shape.kv_heads, qk, v, shape.size)
-    for phase, stages in {
-        "train": (Stage.FORWARD, Stage.BACKWARD),
-        "prefill": (Stage.PREFILL,),
-        "decode": (Stage.DECODE,),
-    }.items():
-        real = run(name, phase)
-        for stage, names, steps in zip(
-            stages, (real.kernels, real.back_kernels), (real.steps, real.back_steps), strict=False
-        ):
-            own = kernels(found, stage, TOKENS, shape, Machine("sm_90", 1), Options())
-            assert sum(one.launches for one in own) == len(names), stage
-            of_model = {one.name for one in own if one.launches and "entries" not in one.name}
-            # the model has the kernels that make entries, and those of their gradients, under other names
-            assert of_model == {one for one in names if "entries" not in one and one != "weight_sums"}, stage
-            least, counted = sum(one.steps for one in own), sum(steps.values())
-            if name in LISTED:
-                assert least <= counted <= 3 * least, stage
-            elif name not in (MEANS, POOLS, EARLY, LONG) or stage is not Stage.BACKWARD:
-                assert least == counted, stage
+def test_rows_go_by_turns_where_their_scores_need_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit_configs, "CUT_BYTES", 1 << 14)
+    module, found, shape = case(calls.LONG)
+    for stage, names, _ in both(recorded(module, shape, "prefill"), "prefill"):
+        assert launches(Call(found, stage, TOKENS, shape, MACHINE, Options())) == names
+        assert names.count("cut_lists") > 4
+
+
+def test_what_has_no_entries_starts_no_kernels() -> None:
+    """Of a sequence shorter than a cell."""
+    tokens, (module, found, shape) = 16, case(calls.MEANS)
+    for phase in ("train", "prefill"):
+        for stage, names, _ in both(recorded(module, shape, phase, tokens), phase):
+            assert launches(Call(found, stage, tokens, shape, MACHINE, Options())) == names, stage

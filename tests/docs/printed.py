@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from spdsl.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").glob("*.md")))
 COLUMNS = 80
 _BLOCK = re.compile(r"^```\n\$ spdsl (.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
 _SOURCE = re.compile(r"^```spat\n((?:.*\n)*?)^```$", re.MULTILINE)
@@ -42,12 +42,12 @@ def beside(page: Path) -> Iterator[Path]:
 
 
 def output(page: Path, arguments: str) -> str:
-    """What the command prints, without spaces at the ends of lines."""
+    """What the command prints, without spaces at the ends of lines and empty lines at its end."""
     with beside(page):
         done = CliRunner().invoke(main, shlex.split(arguments), env={"COLUMNS": str(COLUMNS)})
     if done.exit_code:
         raise RuntimeError(f"spdsl {arguments}: {done.output}")
-    return "".join(f"{line.rstrip()}\n" for line in done.output.splitlines())
+    return "".join(f"{line.rstrip()}\n" for line in done.output.rstrip().splitlines())
 
 
 def rewrite(page: Path) -> None:

@@ -16,7 +16,7 @@ from tests.docs.printed import PAGES, ROOT, beside
 
 SOURCES = ("nsa", "near", "window")  # files that the documents take for granted
 DIFFERENT = {"--dry", "--quick", "--suite", "--part", "--retries"}  # of the benchmarks and of pip
-TOOLS = re.compile(r"examples/|benchmarks\.run|pip install|make ")
+TOOLS = re.compile(r"examples/|benchmarks\.run|pip install|make |-->")
 
 
 def commands(page: Path) -> Iterator[str]:

@@ -29,6 +29,9 @@ class Recorded(TorchDispatchMode):
             self.calls.setdefault(func._opname, args)
         return func(*args, **(kwargs or {}))
 
+    def operator(self, name: str) -> Any:
+        return getattr(getattr(torch.ops, self.namespace), name).default
+
 
 @pytest.mark.parametrize("form", ["dense", "tokens_innermost", "one_number"])
 def test_opcheck_of_every_operator(module: ModuleType, form: str) -> None:
@@ -44,7 +47,7 @@ def test_opcheck_of_every_operator(module: ModuleType, form: str) -> None:
         for x in arguments_of:
             if learns and isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point():
                 x.requires_grad_()
-        verdicts = opcheck(getattr(getattr(torch.ops, seen.namespace), name).default, arguments_of)
+        verdicts = opcheck(seen.operator(name), arguments_of)
         assert set(verdicts.values()) == {"SUCCESS"}, verdicts
 
 

@@ -152,6 +152,10 @@ WORDS = {
     "tiles of 24 rows": by_rank(
         "top_k(3, score = rank, share = max(group), unit = max(16), rows = max(24), force = last(1))", more=""
     ),
+    "heads that see apart": (
+        "causal near = attend(where(h % 2 == 0) | sliding(8)) "
+        "chosen = top_k(2, score = mass(near), share = mean(group), unit = mean(16)) return gate(near, attend(chosen))"
+    ),
     "part of the chosen": by_rank(
         "top_k(2, score = rank, share = max(group), unit = max(16), force = last(1))", keys="chosen - sliding(5)"
     ),

@@ -41,7 +41,8 @@ def cut_module(body: str, folder: Path) -> ModuleType:
 # Several entries to a unit and units to an entry, entries that begin early, a limit that forced units pass, biases.
 ALL = ["nsa", "mean", "forced above room", "threshold of at least", "units of 48", "cells that begin early", "bias"]
 LONG = ["moba", "infllm_v2", "msa_minimax", "max", "weighted", "within", "two choices", "units of tokens", "threshold",
-        "least and most", "units of four cells", "heads apart, all words", "no order", "sink"]  # fmt: skip
+        "least and most", "units of four cells", "heads apart, all words", "no order", "sink",
+        "heads that see apart"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*ALL, *(pytest.param(name, marks=pytest.mark.full) for name in LONG)])
@@ -69,7 +70,7 @@ def test_steps_of_a_threshold_without_most(kernels: Engine, name: str) -> None:
 
 TILES = {
     "of four": ("top_k(2, score = rank, share = max(group), unit = max(16), rows = sum(4), force = last(1))", ""),
-    "of three": ("threshold(0.05, score = softmax(rank), unit = mean(16), rows = mean(3), least = 1, most = 3)", ""),
+    "of three": ("threshold(0.105, score = softmax(rank), unit = mean(16), rows = mean(3), least = 1, most = 3)", ""),
     "causal": ("top_k(3, score = rank, share = mean(group), unit = sum(16), rows = max(9), force = sink(1))", "causal"),
     "of a head": ("threshold(-0.2, score = rank, share = head, unit = max(16), rows = max(7))", "causal"),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from torch.library import opcheck
 
 from spdsl.oracle import dense
 from tests.library import broken
-from tests.module.test_operators import recorded
+from tests.module.test_operators import Recorded
 from tests.numerics.cases import (
     Found,
     Inputs,
@@ -179,17 +179,17 @@ def test_other_types(kernels: Engine, dtype: torch.dtype, bound: float) -> None:
         torch.testing.assert_close(found.grads[name].double(), wanted.grads[name], rtol=bound, atol=4 * bound)
 
 
-def test_as_pytorch_sees_it(kernels: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_pytorch_sees_it(kernels: Engine) -> None:
     """Operators pass opcheck, make one graph with attention, and refuse second derivatives by name."""
     pattern, module = pattern_of(READ), kernels(READ)
     inputs = inputs_of(pattern, Shape(6, 6, 2, 4, 2), torch.float32)
-    with monkeypatch.context() as patch:
-        operators = recorded(patch, module, "result_1_forward_op") + recorded(patch, module, "result_1_backward_op")
+    with Recorded(module) as seen:
         own = found_by(module, pattern, inputs)
-    for one in operators:
-        (given,) = one.calls
-        given = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in given)
-        assert set(opcheck(one.operator, given).values()) == {"SUCCESS"}
+    operators = [name for name in seen.calls if "result_1" in name]
+    assert len(operators) == 2, seen.calls.keys()
+    for name in operators:
+        given = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in seen.calls[name])
+        assert set(opcheck(seen.operator(name), given).values()) == {"SUCCESS"}
     whole = torch.compile(module.attention, fullgraph=True, backend="aot_eager")
     compiled = evaluated(lambda x: [whole(**x)[1]], pattern, inputs)
     assert torch.equal(own.parts[0], compiled.parts[0])

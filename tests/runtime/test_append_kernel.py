@@ -11,8 +11,9 @@ from torch import Tensor
 from spdsl import targets
 from spdsl.machine.crosscompile import compile_launch
 from spdsl.machine.launches import Launch, specialise
-from spdsl.runtime.cache import append_kernel, cache
+from spdsl.runtime.cache import append_kernel, storage
 from spdsl.runtime.cache.cache import CacheStore, StreamShape
+from spdsl.runtime.cache.storage import NewTokens
 
 BATCH, HEADS, CAPACITY = 3, 2, 72
 STARTS = [0, 13, 50]
@@ -61,8 +62,8 @@ def tokens_of(count: int, dtype: torch.dtype, qk: int = 24, v: int = 80) -> tupl
 def both(added: int, page: int | None, dtype: torch.dtype) -> tuple[CacheStore, CacheStore]:
     """The same tokens by kernels and by torch."""
     found, wanted = store_of(page, dtype), store_of(page, dtype)
-    found._append_by_kernels(*tokens_of(added, dtype), added)
-    wanted._append_by_torch(*tokens_of(added, dtype), added)
+    found._add_by_kernels(*tokens_of(added, dtype), NewTokens(added))
+    wanted._add_by_torch(*tokens_of(added, dtype), NewTokens(added))
     return found, wanted
 
 
@@ -111,7 +112,7 @@ def test_a_table_of_many_entries(monkeypatch: pytest.MonkeyPatch) -> None:
         found = CacheStore(
             1, 160, {"kv": StreamShape(1, 1, 0)}, {}, page=16, device="cpu", dtype=torch.float32, page_table=holed
         )
-        found._append_by_kernels({"kv": torch.ones(1, 1, 160, 1)}, {}, {}, 160)
+        found._add_by_kernels({"kv": torch.ones(1, 1, 160, 1)}, {}, {}, NewTokens(160))
         assert (found.lengths.item(), found.dropped.item()) == (16 * hole, 160 - 16 * hole)
 
 
@@ -123,7 +124,7 @@ def test_a_table_whose_rows_lie_apart() -> None:
         page_table=TABLE.T.contiguous().T,
     )  # fmt: skip
     new = torch.randn(3, 1, 20, 4)
-    found._append_by_kernels({"kv": new}, {}, {}, 20)
+    found._add_by_kernels({"kv": new}, {}, {}, NewTokens(20))
     assert torch.equal(found.rows(found.k["kv"], 1, 20), new[1:2])
 
 
@@ -132,8 +133,8 @@ def test_cpu_tensors_take_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> Non
     started: list[str] = []
     monkeypatch.setattr(append_kernel, "launch", lambda kernel, *_, **__: started.append(kernel.fn.__name__))
     for interpreted in (False, True):
-        monkeypatch.setattr(cache, "uses_kernels", lambda _, uses=interpreted: uses)
-        store_of(16, torch.float32).append(*tokens_of(5, torch.float32))
+        monkeypatch.setattr(storage, "uses_kernels", lambda _, uses=interpreted: uses)
+        store_of(16, torch.float32).append_tokens(*tokens_of(5, torch.float32))
         assert started == ["append_rows", "append_lengths"] * interpreted
 
 
@@ -147,7 +148,7 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, added: int, page: int | None, d
 
     monkeypatch.setattr(append_kernel, "launch", note)
     k, v, tokens = tokens_of(added, dtype, 192, 128)
-    store_of(page, dtype, 192, 128)._append_by_kernels(k, v, {"mark": tokens["mark"]}, added)
+    store_of(page, dtype, 192, 128)._add_by_kernels(k, v, {"mark": tokens["mark"]}, NewTokens(added))
     return found
 
 

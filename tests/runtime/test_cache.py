@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spdsl.runtime.cache.cache import EntryShape, EntryStore, StreamShape
+from spdsl.runtime.cache.cache import CacheStore, StreamShape
+from spdsl.runtime.cache.storage import EntryShape
 from spdsl.runtime.entries.entries import Cells, cells_of, compress, entry_count
 from spdsl.runtime.pools.pool import Pool
 from spdsl.runtime.pools.table import POOLS
@@ -28,10 +29,10 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def store_of(cells: Cells, page: int | None, table: Tensor | None = None, capacity: int = CAPACITY) -> EntryStore:
+def store_of(cells: Cells, page: int | None, table: Tensor | None = None, capacity: int = CAPACITY) -> CacheStore:
     """A cache whose memory is full of NaN."""
     shape = StreamShape(HEADS, QK, V)
-    cache = EntryStore(
+    cache = CacheStore(
         BATCH,
         capacity,
         {"kv": shape, "bare": StreamShape(HEADS, QK, 0), "full": shape, "narrow": StreamShape(HEADS, 1, 0)},
@@ -54,8 +55,9 @@ def tokens_of(count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return k, v
 
 
-def append(cache: EntryStore, k: dict[str, Tensor], v: dict[str, Tensor], part: slice) -> int:
-    cache.append({name: x[:, :, part] for name, x in k.items()}, {name: x[:, :, part] for name, x in v.items()}, {})
+def append(cache: CacheStore, k: dict[str, Tensor], v: dict[str, Tensor], part: slice) -> int:
+    new_k, new_v = ({name: x[:, :, part] for name, x in side.items()} for side in (k, v))
+    cache.append_tokens(new_k, new_v, {})
     return part.stop - part.start
 
 
@@ -240,6 +242,6 @@ def test_bad_entries_are_refused() -> None:
             store_of(cells, None)
     shape, entry = StreamShape(HEADS, QK, V), EntryShape(HEADS, QK, V, Cells(8, 4))
     with pytest.raises(ValueError, match="a name that no stream has"):
-        EntryStore(
+        CacheStore(
             BATCH, 8, {"kv": shape}, {}, {"kv": entry}, page=None, device="cpu", dtype=torch.float32, page_table=None
         )

@@ -11,8 +11,9 @@ from torch import Tensor
 from spdsl import targets
 from spdsl.machine.crosscompile import compile_launch
 from spdsl.machine.launches import Launch, specialise
-from spdsl.runtime.cache import cache
-from spdsl.runtime.cache.cache import EntryShape, EntryStore, StreamShape
+from spdsl.runtime.cache import storage
+from spdsl.runtime.cache.cache import CacheStore, StreamShape
+from spdsl.runtime.cache.storage import EntryShape, NewTokens
 from spdsl.runtime.entries import close_kernel, close_mlp, close_streamed
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.pools.pool import Pool
@@ -56,11 +57,11 @@ def weights_of(way: Way, side: str, width: int, dtype: torch.dtype, heads: int =
     return tuple(torch.randn(heads, *shape, dtype=torch.float64).to(dtype) for shape in shapes.get(way.pool.name, []))
 
 
-def store_of(cells: Cells, page: int | None, starts: list[int], added: int, dtype: torch.dtype) -> EntryStore:
+def store_of(cells: Cells, page: int | None, starts: list[int], added: int, dtype: torch.dtype) -> CacheStore:
     """Sequences of different lengths behind `added` new tokens; all that holds no token is NaN."""
     batch, shape = len(starts), StreamShape(HEADS, QK, V)
     table = None if page is None or batch != len(TABLE) else TABLE
-    found = EntryStore(
+    found = CacheStore(
         batch,
         CAPACITY,
         {"kv": shape, "bare": StreamShape(HEADS, QK, 0), "full": shape, "narrow": StreamShape(HEADS, 1, 0)},
@@ -80,19 +81,19 @@ def store_of(cells: Cells, page: int | None, starts: list[int], added: int, dtyp
         dims = {"kv": QK, "bare": QK, "full": QK, "narrow": 1}
         k = {name: torch.randn(batch, HEADS, count, dim).to(dtype) for name, dim in dims.items()}
         v = {name: torch.randn(batch, HEADS, count, V).to(dtype) for name in ("kv", "full")}
-        found._append_by_torch(k, v, {}, count)
+        found._add_by_torch(k, v, {}, NewTokens(count))
     return found
 
 
 def closed(
     way: str, cells: Cells, page: int | None, added: int, name: str = "cmp", starts: list[int] = STARTS,
     dtype: torch.dtype = torch.float64, exact: torch.dtype | None = None, learned: torch.dtype | None = None,
-) -> tuple[EntryStore, EntryStore]:  # fmt: skip
+) -> tuple[CacheStore, CacheStore]:  # fmt: skip
     """The same entries closed by kernels and by torch, there in the dtype `exact`."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
         for by_kernels in (True, False):
-            patch.setattr(cache, "uses_kernels", lambda _, uses=by_kernels: uses)
+            patch.setattr(storage, "uses_kernels", lambda _, uses=by_kernels: uses)
             store, own = store_of(cells, page, starts, added, dtype), WAYS[way]
             torch.manual_seed(7)
             of_k, of_v = (weights_of(own, side, cells.width, learned or dtype) for side in ("k", "v"))
@@ -105,7 +106,7 @@ def closed(
     return found[0], found[1]
 
 
-def same_entries(found: EntryStore, wanted: EntryStore, name: str = "cmp") -> None:
+def same_entries(found: CacheStore, wanted: CacheStore, name: str = "cmp") -> None:
     """All entries but the spare one, which torch alone writes."""
     for own, other in ((found.k, wanted.k), (found.v, wanted.v)):
         if name in own:
@@ -174,11 +175,11 @@ def test_weights_of_another_dtype(way: str) -> None:
 @pytest.mark.parametrize("kind", ["max", "min"])
 def test_the_maximum_of_nan_is_nan(kind: str) -> None:
     x = torch.tensor([1.0, torch.nan, 3.0, -torch.inf, -torch.inf, 5.0, -0.0, torch.nan]).view(1, 1, 8, 1)
-    store = EntryStore(
+    store = CacheStore(
         1, 8, {"kv": StreamShape(1, 1, 0)}, {}, {"cmp": EntryShape(1, 1, 0, Cells(2, 1))},
         page=None, device="cpu", dtype=torch.float32, page_table=None,
     )  # fmt: skip
-    store._append_by_torch({"kv": x}, {}, {}, 8)
+    store._add_by_torch({"kv": x}, {}, {}, NewTokens(8))
     store.close("cmp", "kv", 8, POOLS[kind])
     wanted = POOLS[kind].entries(x.unfold(2, 2, 1).transpose(3, 4), None)
     torch.testing.assert_close(store.k["cmp"][:, :, :-1], wanted, rtol=0, atol=0, equal_nan=True)
@@ -236,10 +237,10 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, way: str, added: int, page: int
 
     for place in (close_kernel, close_streamed, close_mlp):
         monkeypatch.setattr(place, "launch", note)
-    monkeypatch.setattr(cache, "uses_kernels", lambda _: True)
+    monkeypatch.setattr(storage, "uses_kernels", lambda _: True)
     cells, own = Cells(32, 16, before=16), WAYS[way]
     shape = StreamShape(4, 192, 128)
-    store = EntryStore(
+    store = CacheStore(
         2, 4096, {"kv": shape, "full": shape}, {}, {"cmp": EntryShape(4, 192, 128, cells)},
         page=page, device="cpu", dtype=torch.bfloat16, page_table=None,
     )  # fmt: skip

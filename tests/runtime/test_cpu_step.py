@@ -59,7 +59,7 @@ def filled(module: Any, k: Tensor, v: Tensor, page: int | None, shuffled: bool, 
     )
     for store in (*cache.k.values(), *cache.v.values()):
         store.fill_(torch.nan)
-    cache.append({"kv": k[:, :, :-1]}, {"kv": v[:, :, :-1]}, {})
+    cache.append_tokens({"kv": k[:, :, :-1]}, {"kv": v[:, :, :-1]}, {})
     return cache
 
 

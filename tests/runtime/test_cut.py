@@ -39,7 +39,7 @@ def bits_of(scores: Tensor, forced: Tensor, rule: Rule) -> Tensor:
 
 def constants(rule: Rule, rows: int, lanes: int, chunk: int, causal: bool) -> CutConst:
     passing = level_bits(rule.level) - 1 if rule.level is not None and rule.least else NOT_CUT.value
-    values = (UNIT, rows, lanes, 16, rule.most, rule.least, passing, 1, 0, 1, 1, causal, chunk)
+    values = (UNIT, rows, lanes, 16, rule.least, passing, 1, 0, 1, 1, causal, chunk)
     return CutConst(*(tl.constexpr(value) for value in values))
 
 
@@ -53,7 +53,7 @@ def cut_by_kernel(bits: Tensor, rule: Rule, tokens: int, chunk: int = 256) -> Te
     call = Call(queries, tokens, None, None, None, None, tl.constexpr(False))
     launch(
         cut_lists, (batch * tiles * 4, heads), rows, strided(found), call,
-        CutTiles(None, tiles, batch, 0, batch * tiles * 4, units), constants(rule, 1, 4, chunk, False),
+        CutTiles(None, tiles, batch, 0, batch * tiles * 4, units, rule.most), constants(rule, 1, 4, chunk, False),
         num_warps=1, num_stages=1,
     )  # fmt: skip
     return found
@@ -142,7 +142,7 @@ def test_a_tile_of_queries_has_one_list(rows: int) -> None:
     scores, forced = random_scores("ties", (1, 1, many, units), make)
     spans = torch.stack([starts, counts], 1).int()
     found = torch.full((1, 1, 86, 3), -7, dtype=torch.int32)
-    tiles = CutTiles((each.cumsum(0) - each).int(), 0, 4, 0, many, units)
+    tiles = CutTiles((each.cumsum(0) - each).int(), 0, 4, 0, many, units, rule.most)
     call = Call(86, 86, spans, spans, None, None, tl.constexpr(False))
     launch(
         cut_lists, (many, 1), bits_of(scores, forced, rule)[0].contiguous(), strided(found, 4), call, tiles,

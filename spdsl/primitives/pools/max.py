@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from spdsl.ir.pool import Pool
 
-POOL = Pool("max", kernels=(1, 2))  # backward: the places of the maxima are found again, then spread
+POOL = Pool("max", backward=("pool_entries", "spread_entries"))  # the places of the maxima are found again

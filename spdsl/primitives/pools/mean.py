@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from spdsl.ir.pool import Pool
 
-POOL = Pool("mean", kernels=(1, 1))
+POOL = Pool("mean", backward=("spread_entries",))

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from spdsl.ir.pool import Pool
 
-POOL = Pool("min", kernels=(1, 2))  # as of `max`
+POOL = Pool("min", backward=("pool_entries", "spread_entries"))  # as of `max`

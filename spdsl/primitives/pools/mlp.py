@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spdsl.ir.pool import Closing, Operators, Pool
+from spdsl.ir.pool import Closing, Pool
 
 
 def _flops(width: int, dim: int, hidden: int) -> int:
@@ -15,10 +15,6 @@ POOL = Pool(
         ("position", ("heads", "width", "dim")),
         ("up", ("heads", "width", "dim", "hidden")),
         ("down", ("heads", "hidden", "dim")),
-    ),
-    operators=Operators(
-        forward=8, backward=8, clipped=14, clipped_backward=1, closing=8, closing_clipped=3,
-        closing_alone=2,  # cells put heads first, a copy where both batch and entries are more than one
     ),
     closing=Closing.NETWORK,
     flops=_flops,

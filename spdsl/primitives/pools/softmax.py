@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from spdsl.ir.pool import Operators, Pool
+from spdsl.ir.pool import Pool
 
 POOL = Pool(
     "softmax",
     weighs=True,
-    operators=Operators(forward=5, backward=8, clipped=12, clipped_backward=3),
     each=4,
 )

@@ -7,6 +7,6 @@ from spdsl.ir.pool import Pool
 POOL = Pool(
     "weighted",
     weights=(("weight", ("heads", "width")), ("position", ("heads", "width", "dim"))),
-    kernels=(1, 2),  # backward: of the tokens, and of the weights
+    backward=("spread_entries", "weight_sums"),
     each=3,
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from spdsl.runtime.language import tl, triton
 from spdsl.runtime.launch.launch import launch, rows_contiguous, strided
 from spdsl.runtime.tiles.kernel import Strided, jit
-from spdsl.runtime.tiles.positions import cached_homes, cached_rows
+from spdsl.runtime.tiles.positions import cached_homes, cached_rows, row_of, span
 from spdsl.runtime.tiles.tiles import at
 
 _APPENDED = 32  # new tokens of a program; a decode step has one
@@ -22,13 +22,19 @@ _TABLE_ENTRIES = 64  # entries of the page table that are looked at at once
 
 
 class Append(NamedTuple):
-    """`added` tokens behind the last one of each sequence: spans int32 [S, 2] = (0, length), pages [S, page_width]."""
+    """`added` tokens behind the last one of each sequence: spans int32 [S, 2] = (0, length), pages [S, page_width].
+
+    new_spans int32 [S, 2] = (start, count): where a sequence's own tokens lie in the call, if not all are. row_of int32
+    [S]: its row in what is not in pages, if not its own number.
+    """
 
     spans: torch.Tensor
     pages: torch.Tensor | None
     page_width: int
     capacity: int
     added: int
+    new_spans: torch.Tensor | None
+    row_of: torch.Tensor | None
 
 
 class Appended(NamedTuple):
@@ -48,12 +54,13 @@ class Appended(NamedTuple):
 
 @jit
 def append_places(call, s, BLOCK: tl.constexpr, PAGE: tl.constexpr):
-    """The new tokens of a program: number, position, home (page or sequence), slot, and whether it has room: [BLOCK]"""
+    """The new tokens of a program: row in the call, position, home (page or row), slot, whether it has room: [BLOCK]"""
+    start, count = span(call.new_spans, s, call.added)
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     position = tl.load(call.spans + 2 * s + 1) + token
-    room = (token < call.added) & (position < call.capacity)
+    room = (token < count) & (position < call.capacity)
     home, slot, room = cached_homes(call, s, position, room, PAGE)
-    return token, position, home, slot, room
+    return start + token, position, home, slot, room
 
 
 @jit
@@ -78,10 +85,11 @@ def append_head(stream, s, row, token, home, slot, room):
 
 
 @jit
-def copy_values(new, store, s, token, position, room):
+def copy_values(new, store, call, s, token, position, room):
     """One value per token, never in pages."""
     value = tl.load(at(new, s, 0, 0).data + token * new.token, mask=room, other=0)
-    tl.store(at(store, s, 0, 0).data + position * store.token, value.to(store.data.dtype.element_ty), mask=room)
+    store = at(store, row_of(call, s), 0, 0)
+    tl.store(store.data + position * store.token, value.to(store.data.dtype.element_ty), mask=room)
 
 
 @jit
@@ -99,7 +107,7 @@ def append_rows(
         append_head(streams[i], s, row, token, home, slot, room)
     for i in tl.static_range(VALUES):
         if row == 0:
-            copy_values(values[i][0], values[i][1], s, token, position, room)
+            copy_values(values[i][0], values[i][1], call, s, token, position, room)
 
 
 @jit
@@ -107,7 +115,8 @@ def append_lengths(dropped, call, ENTRIES: tl.constexpr, PAGE: tl.constexpr):
     """Lengths grow up to the capacity or the first hole in the pages; other tokens count as dropped.  Grid (S,)."""
     s = tl.program_id(0)
     length = tl.load(call.spans + 2 * s + 1).to(tl.int64)
-    end = tl.minimum(length + call.added, call.capacity)
+    _, count = span(call.new_spans, s, call.added)
+    end = tl.minimum(length + count, call.capacity)
     if PAGE:
         last = ((end + (PAGE - 1)) // PAGE).to(tl.int32)
         hole = last
@@ -117,7 +126,7 @@ def append_lengths(dropped, call, ENTRIES: tl.constexpr, PAGE: tl.constexpr):
             hole = tl.minimum(hole, tl.min(tl.where(page < 0, entry, last), 0))
         end = tl.maximum(length, tl.minimum(end, hole.to(tl.int64) * PAGE))
     tl.store(call.spans + 2 * s + 1, end.to(tl.int32))
-    tl.store(dropped + s, tl.load(dropped + s) + (call.added - (end - length)).to(tl.int32))
+    tl.store(dropped + s, tl.load(dropped + s) + (count - (end - length)).to(tl.int32))
 
 
 def append_block(call: Append) -> int:
@@ -136,36 +145,39 @@ class NewRows(NamedTuple):
 def launch_rows(
     streams: Sequence[NewRows], values: Sequence[tuple[Tensor, Tensor]], call: Append, page: int
 ) -> None:  # fmt: skip
-    """The new rows of all streams, and of values (new [B, T], store [B, tokens]), one per token."""
-    block, heads = append_block(call), [stream.k.shape[1] for stream in streams]
+    """The new rows of all streams, and of values (new [B, T], store [B, tokens]), one per token.
+
+    What is new may lie in one batch row for all sequences.
+    """
+    block, heads, sequences = append_block(call), [stream.k.shape[1] for stream in streams], len(call.spans)
     firsts = [sum(heads[:i]) for i in range(len(heads))]
     launch(
-        append_rows, (triton.cdiv(call.added, block), sum(heads), len(call.spans)),
-        tuple(_appended(stream, first) for stream, first in zip(streams, firsts, strict=True)),
-        tuple((_token_values(new, store), _rows(store)) for new, store in values) or None, call,
+        append_rows, (triton.cdiv(call.added, block), sum(heads), sequences),
+        tuple(_appended(stream, first, sequences) for stream, first in zip(streams, firsts, strict=True)),
+        tuple((_token_values(new, store, sequences), _rows(store)) for new, store in values) or None, call,
         num_warps=1 if block == 1 else 4, num_stages=1,
         STREAMS=len(streams), VALUES=len(values), BLOCK=block, PAGE=page,
     )  # fmt: skip
 
 
-def _appended(stream: NewRows, first: int) -> Appended:
+def _appended(stream: NewRows, first: int, sequences: int) -> Appended:
     new_k, k, new_v, v = stream
     qk, v_dim = k.shape[3], 0 if v is None else v.shape[3]
     sizes = (first, k.shape[1], qk, triton.next_power_of_2(qk), v_dim, triton.next_power_of_2(max(1, v_dim)))
     return Appended(
-        strided(rows_contiguous(new_k)), strided(k),
-        None if new_v is None else strided(rows_contiguous(new_v)), None if v is None else strided(v),
+        strided(rows_contiguous(new_k), sequences), strided(k),
+        None if new_v is None else strided(rows_contiguous(new_v), sequences), None if v is None else strided(v),
         *(tl.constexpr(size) for size in sizes),
     )  # fmt: skip
 
 
-def _token_values(new: Tensor, store: Tensor) -> Strided:
-    return _rows((new.view(torch.uint8) if new.dtype == torch.bool else new).to(store.dtype))
+def _token_values(new: Tensor, store: Tensor, sequences: int) -> Strided:
+    return _rows((new.view(torch.uint8) if new.dtype == torch.bool else new).to(store.dtype), sequences)
 
 
-def _rows(x: Tensor) -> Strided:
-    """[B, tokens]"""
-    return Strided(x, x.stride(0), 0, x.stride(1))
+def _rows(x: Tensor, sequences: int = 0) -> Strided:
+    """[B, tokens]; with `sequences`, a batch of 1 is shared by all of them."""
+    return Strided(x, 0 if sequences and x.shape[0] == 1 else x.stride(0), 0, x.stride(1))
 
 
 def launch_lengths(dropped: Tensor, call: Append, page: int) -> None:

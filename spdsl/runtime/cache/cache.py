@@ -1,22 +1,31 @@
-"""The cache of a model layer: the keys and values of every stream, in pages or in one piece per sequence.
+"""The cache of a model layer: the states of every stream, in pages or in one piece per sequence.
 
-Appending reads no length on the host and allocates nothing that a CUDA graph could not replay.
+A step reads no length on the host and allocates nothing that a CUDA graph could not replay; nor does any other change
+of what the cache holds, unless its arguments are numbers in a tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from spdsl.runtime.cache.append_kernel import Append, NewRows, launch_lengths, launch_rows
-from spdsl.runtime.cache.cache_arguments import check_cache, check_page_table, row_index
-from spdsl.runtime.entries.close_kernel import Close, Closing, StoredSide
-from spdsl.runtime.entries.entries import Cells, entry_count, entry_counts
-from spdsl.runtime.launch.launch import uses_kernels
-from spdsl.runtime.pools.pool import Pool
+from spdsl.runtime.cache.cache_arguments import (
+    check_cache,
+    check_exported,
+    check_page_table,
+    checked_ring,
+    expect_rows,
+    length_argument,
+    row_index,
+)
+from spdsl.runtime.cache.ring import Ring, put_slots, row_pages, slots_of
+from spdsl.runtime.cache.sharing import references, with_own_pages
+from spdsl.runtime.cache.states import Kept, State, kept_of, stream_states
+from spdsl.runtime.cache.storage import EntryShape, NewTokens, Storage
+from spdsl.runtime.entries.entries import entry_count, entry_counts
 from spdsl.runtime.sequences import expect
 
 
@@ -26,14 +35,18 @@ class StreamShape(NamedTuple):
     v_dim: int  # 0: no values of its own
 
 
-class CacheStore:
+class CacheStore(Storage):
     """`batch` sequences of at most `capacity` tokens.
 
     Paged (`page` tokens, a power of two >= 16): k[stream] [pages, heads, page, qk], page_table int32
     [batch, pages per sequence] (-1: none). `page=None`: k[stream] [batch, heads, capacity, qk].
     `lengths` and `dropped` (tokens that found no room) are int32 [batch] on the device and updated in place; `lengths`
     is the second column of `spans` [batch, 2] = (0, length), which is what kernels read. Copies (pickle, deepcopy,
-    `torch.save`) are caches of their own.
+    `torch.save`) are caches of their own. `states` is the table of all buffers.
+
+    Entries of compressed streams are never in pages: k[name] [batch, heads, entry_count(capacity) + 1, qk], and v[name]
+    if they have values. The last place is for what has no home and is never read. Which entries are there follows from
+    `lengths`.
     """
 
     def __init__(
@@ -42,32 +55,37 @@ class CacheStore:
         capacity: int,
         streams: Mapping[str, StreamShape],
         tokens: Mapping[str, torch.dtype],
+        entries: Mapping[str, EntryShape] | None = None,
         *,
         page: int | None,
         device: torch.device | str,
         dtype: torch.dtype,
         page_table: Tensor | None,
+        keep: tuple[int, int, int] | None = None,
     ) -> None:
         batch, capacity, page = check_cache(batch, capacity, page, page_table, dtype)
-        for name, shape in streams.items():
-            fits = min(shape.heads, shape.qk_dim) > 0 and shape.v_dim >= 0
-            expect(fits, name, "positive heads and dims", tuple(shape))
+        self.ring = None if keep is None else checked_ring(*keep, page, page_table)
+        self.entries = dict(entries or {})
+        _check_shapes(streams, self.entries)
         self.batch, self.capacity, self.page = batch, capacity, page
-        self.at_least = 0  # tokens that every sequence holds for certain, known without asking the device
-        self.spans = torch.zeros(batch, 2, dtype=torch.int32, device=device)
+        # Tokens that every sequence holds for certain, and may hold, known without asking the device.
+        self.at_least, self.at_most = 0, 0
+        self.highest = 0  # of all times since all were emptied
+        with torch.inference_mode(False):  # a tensor that counts its changes
+            self.spans = torch.zeros(batch, 2, dtype=torch.int32, device=device)
+        self._changes = self.spans._version
         self.dropped = torch.zeros(batch, dtype=torch.int32, device=device)
+        # (0, number of entries) of each sequence, as the kernels of the last close left it.
+        self.entry_spans = {name: torch.zeros_like(self.spans) for name in self.entries}
+        self.row_of = None
+        self.has_holes, self.shares = page_table is not None, False
         self.page_table = self._table(page_table, device)
-        # One home more than there are tokens: what finds no room is written there and never read.
-        homes = batch if self.page_table is None else self._pages() + 1
-        rows = capacity + 1 if page is None else page
-        self.k = {name: _storage(homes, s.heads, rows, s.qk_dim, device, dtype) for name, s in streams.items()}
-        self.v = {
-            name: _storage(homes, s.heads, rows, s.v_dim, device, dtype) for name, s in streams.items() if s.v_dim
-        }
-        self.tokens = {
-            name: torch.zeros(batch, capacity + 1, dtype=kind, device=device) for name, kind in tokens.items()
-        }
-        self.maps: dict[str, Tensor] = {}  # of drawn choices, made at first use
+        self.owned = self._owned_pages()
+        self.states = _states(streams, tokens, self.entries, dtype)
+        self.k, self.v, self.tokens = {}, {}, {}
+        for state in self.states:
+            side, name = state.of
+            getattr(self, side)[name] = self._allocated(state)
 
     @property
     def lengths(self) -> Tensor:
@@ -78,102 +96,330 @@ class CacheStore:
     def lengths(self, lengths: Tensor) -> None:
         self.spans[:, 1] = lengths
 
+    def _known(self) -> tuple[int, int]:
+        """Least and most tokens of any sequence as far as the host knows: nothing, if others wrote to `lengths`."""
+        if not torch.compiler.is_compiling() and self.spans._version != self._changes:
+            self.at_least, self.at_most, self._changes = 0, self.capacity, self.spans._version
+        return self.at_least, self.at_most
+
+    def _knows(self, at_least: int, at_most: int) -> None:
+        self.at_least, self.at_most = min(at_least, self.capacity), min(at_most, self.capacity)
+        self.highest = max(self.highest, self.at_most)
+        if not torch.compiler.is_compiling():
+            self._changes = self.spans._version
+
     def _table(self, table: Tensor | None, device: torch.device | str) -> Tensor | None:
         if self.page is None:
             return None
         width = -(-self.capacity // self.page)
+        if self.ring is not None:
+            return self.ring.table(self.batch, width, device)
         if table is None:
             return torch.arange(self.batch * width, dtype=torch.int32, device=device).view(self.batch, width)
         check_page_table(table, self.batch, width)
         return table.to(device, copy=True).contiguous()
 
-    def _pages(self) -> int:
+    def _owned_pages(self) -> Tensor | None:
+        """bool [pages]: those that the table named at first, and storage was made for."""
         table = self.page_table
-        assert table is not None
-        return max(table.numel(), int(table.max()) + 1 if table.numel() else 0)
+        if table is None:
+            return None
+        if not self.has_holes:
+            pages = table.numel() if self.ring is None else self.batch * self.ring.pages
+            return torch.ones(pages, dtype=torch.bool, device=table.device)
+        pages = max(table.numel(), int(table.max()) + 1 if table.numel() else 0)
+        return references(table, pages) > 0
 
-    def append(self, k: Mapping[str, Tensor], v: Mapping[str, Tensor], tokens: Mapping[str, Tensor]) -> None:
-        """Adds T tokens behind each sequence's own last one: k[stream] [B, heads, T, qk], tokens[name] [B, T].
+    def _allocated(self, state: State) -> Tensor:
+        device, sizes = self.spans.device, [size for _, size in state.axes]
+        if state.grid == "row":
+            return torch.zeros(self.batch, self.capacity + 1, *sizes, dtype=state.dtype, device=device)
+        # One home more than there are tokens: what finds no room is written there and never read.
+        if state.grid != "token":
+            rows = entry_count(self.capacity, self.entries[state.grid].cells) + 1
+            return _storage(self.batch, sizes[0], rows, sizes[1], device, state.dtype)
+        if self.owned is None or self.page is None:
+            return _storage(self.batch, sizes[0], self.capacity + 1, sizes[1], device, state.dtype)
+        return _storage(len(self.owned) + 1, sizes[0], self.page, sizes[1], device, state.dtype)
 
+    def buffer(self, state: State) -> Tensor:
+        side, name = state.of
+        found: Tensor = getattr(self, side)[name]
+        return found
+
+    def kept(self) -> dict[str, Kept]:
+        """The shape and the bytes of every state, by name, and those of the tables beside them."""
+        tables = {"lengths": self.spans, "dropped": self.dropped, "page_table": self.page_table, "owned": self.owned}
+        tables |= {f"entry_lengths.{name}": spans for name, spans in self.entry_spans.items()}
+        buffers = {state.name: self.buffer(state) for state in self.states}
+        return {name: kept_of(x) for name, x in {**buffers, **tables}.items() if x is not None}
+
+    # Appending -----------------------------------------------------------------------------------------------------
+
+    def append_tokens(
+        self,
+        k: Mapping[str, Tensor],
+        v: Mapping[str, Tensor],
+        tokens: Mapping[str, Tensor],
+        new: NewTokens | None = None,
+        rows: Tensor | None = None,
+    ) -> Storage:
+        """Adds new tokens behind each sequence's own last one: k[stream] [B, heads, T, qk], tokens[name] [B, T].
+
+        -> what the call reads then: the cache, or those of its `rows`.
         Raises ValueError when every sequence is certain to overflow; otherwise tokens without room count as dropped.
         """
-        added = next(iter(k.values())).shape[2]
-        free = self.capacity - self.at_least
-        expect(added <= free, "k", "at most {} more tokens (capacity {})", added, free, self.capacity)
-        tokens = {name: x.expand(self.batch, -1) for name, x in tokens.items()}
-        append = self._append_by_kernels if uses_kernels(self.lengths) else self._append_by_torch
-        append(k, v, tokens, added)
-        capturing = self.lengths.is_cuda and torch.cuda.is_current_stream_capturing()
+        new = new or NewTokens(next(iter(k.values())).shape[2])
+        at_least, at_most = self._known()
+        free = self.capacity - at_least
+        if self.ring is not None:
+            expect(
+                new.longest <= self.ring.spare, "k", "at most {} tokens at once (ring)", new.longest, self.ring.spare
+            )
+        certain = new.spans is None
+        fits = not certain or new.longest <= free
+        expect(fits, "k", "at most {} more tokens (capacity {})", new.longest, free, self.capacity)
+        own = self if rows is None else self.part(rows)
+        if certain:
+            tokens = {name: x.expand(len(own.spans), -1) for name, x in tokens.items()}
+        own.add(k, v, tokens, new)
+        if rows is not None:
+            self.spans.index_copy_(0, rows, own.spans)
+            self.dropped.index_copy_(0, rows, own.dropped)
+        capturing = self.spans.is_cuda and torch.cuda.is_current_stream_capturing()
         if not capturing:  # a capture records the step without running it
-            self.at_least = min(self.at_least + added, self.capacity)
+            self._knows(at_least + new.longest * (certain and rows is None), at_most + new.longest)
+        return own
 
-    def _append_by_kernels(
-        self, k: Mapping[str, Tensor], v: Mapping[str, Tensor], tokens: Mapping[str, Tensor], added: int
-    ) -> None:
-        width = 0 if self.page_table is None else self.page_table.shape[1]
-        call, page = Append(self.spans, self.page_table, width, self.capacity, added), self.page or 0
-        streams = [
-            NewRows(new, self.k[name], v.get(name), self.v[name] if name in v else None) for name, new in k.items()
-        ]
-        launch_rows(streams, [(new, self.tokens[name]) for name, new in tokens.items()], call, page)
-        launch_lengths(self.dropped, call, page)
+    def may_overflow(self, added: int) -> bool:
+        """Whether one of `added` more tokens might find no room, as far as is known without asking the device."""
+        capturing = self.spans.is_cuda and torch.cuda.is_current_stream_capturing()
+        return self.has_holes or capturing or self._known()[1] + added > self.capacity
 
-    def _append_by_torch(
-        self, k: Mapping[str, Tensor], v: Mapping[str, Tensor], tokens: Mapping[str, Tensor], added: int
-    ) -> None:
-        position = self.lengths.long()[:, None] + torch.arange(added, device=self.lengths.device)
-        home, slot, room = self._places(position)
-        for store, new in [(self.k[name], x) for name, x in k.items()] + [(self.v[name], x) for name, x in v.items()]:
-            store[home, :, slot] = new.transpose(1, 2).to(store.dtype)
-        for name, values in tokens.items():
-            spot = torch.where(room, position, self.capacity)
-            self.tokens[name].scatter_(1, spot, values.to(self.tokens[name].dtype))
-        kept = room.int().cumprod(1).sum(1, dtype=torch.int32)  # a length never covers a hole
-        self.lengths.add_(kept)
-        self.dropped += added - kept
+    def closed(self, own: Storage, rows: Tensor | None) -> None:
+        """After the entries of all streams are closed in `own`."""
+        if rows is not None:
+            for name, spans in self.entry_spans.items():
+                spans.index_copy_(0, rows, own.entry_spans[name])
 
     def expect_fits(self, name: str, store: Tensor, new: Tensor) -> None:
         """New keys or values [B, heads, T, dim] against the cache of their stream."""
         heads, dim = store.shape[1], store.shape[3]
-        fits = new.shape[0] == self.batch and new.shape[1] == heads and new.shape[3] == dim
-        expect(fits, name, "[{}, {}, tokens, {}] like the cache", list(new.shape), self.batch, heads, dim)
+        fits = new.shape[1] == heads and new.shape[3] == dim
+        expect(fits, name, "[{}, {}, tokens, {}] like the cache", list(new.shape), new.shape[0], heads, dim)
         expect(new.dtype == store.dtype, name, f"dtype {store.dtype} like the cache", new.dtype)
         expect(new.device == store.device, name, f"device {store.device} like the cache", new.device)
 
-    def _places(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> (home, slot, room) of each position; without room the home or slot that is never read."""
-        room = position < self.capacity
-        if self.page_table is None or self.page is None:
-            sequence = torch.arange(self.batch, device=position.device)[:, None].expand_as(position)
-            return sequence, torch.where(room, position, self.capacity), room
-        entry = (position // self.page).clamp(max=self.page_table.shape[1] - 1)
-        page = self.page_table.long().gather(1, entry)
-        room = room & (page >= 0)
-        last = next(iter(self.k.values())).shape[0] - 1
-        return torch.where(room, page, last), position % self.page, room
+    def part(self, rows: Tensor) -> Storage:
+        """Some of the rows, int64 [n], each once: buffers are the same, lengths are copies."""
+        own = Storage()
+        own.k, own.v, own.tokens, own.entries = self.k, self.v, self.tokens, self.entries
+        own.page, own.capacity, own.row_of = self.page, self.capacity, rows.int()
+        own.spans, own.dropped = self.spans.index_select(0, rows), self.dropped.index_select(0, rows)
+        own.page_table = None if self.page_table is None else self.page_table.index_select(0, rows)
+        own.entry_spans = {name: x.index_select(0, rows) for name, x in self.entry_spans.items()}
+        return own
 
-    def rows(self, store: Tensor, sequence: int, length: int) -> Tensor:
-        """The first rows [1, heads, length, dim] of `k[stream]` or `v[stream]`; of pages a copy."""
-        if self.page_table is None or self.page is None:
-            return store[sequence : sequence + 1, :, :length]
-        pages = self.page_table[sequence, : -(-length // self.page)].long()
-        return store[pages].transpose(0, 1).flatten(1, 2)[:, :length].unsqueeze(0)
-
-    def homes(self, sequence: int) -> list[int]:
-        """Where tokens of `sequence` lie in `k[stream]`, home after home (host side)."""
-        return [sequence] if self.page_table is None else self.page_table[sequence].tolist()
+    # What is kept of it ----------------------------------------------------------------------------------------------
 
     def reset(self, rows: int | Sequence[int] | Sequence[bool] | Tensor | None = None) -> None:
         """Empties all sequences, or those of `rows`: their numbers (negative ones count from the end), or bool [batch].
 
         Numbers in a tensor are read on the host; a mask is not.
         """
-        chosen = slice(None) if rows is None else row_index(rows, self.batch, self.spans.device)
-        self.at_least = 0
-        self.lengths[chosen] = 0
-        self.dropped[chosen] = 0
-        for tokens in self.tokens.values():  # a read past the end of a sequence is 0, not a token of an earlier one
-            tokens[chosen] = 0
+        device = self.spans.device
+        chosen = None if rows is None else row_index(rows, self.batch, device)
+        if chosen is None:
+            emptied = torch.ones(self.batch, dtype=torch.bool, device=device)
+        elif chosen.dtype == torch.bool:
+            emptied = chosen
+        else:
+            emptied = torch.zeros(self.batch, dtype=torch.bool, device=device).index_fill_(0, chosen, True)
+        most = 0 if rows is None else self._known()[1]
+        self.highest = 0 if rows is None else self.highest
+        self.dropped.masked_fill_(emptied, 0)
+        self._set_lengths(self.lengths.masked_fill(emptied, 0))
+        self.shares = self.shares and rows is not None
+        self._knows(0, most)
+
+    def truncate(self, lengths: int | Sequence[int] | Tensor) -> None:
+        """Takes tokens back: each sequence keeps its first ones, as many as said, or all where it has no more.
+
+        lengths: one number for all, or int [batch]; a tensor is not read on the host, and counts as 0 below 0. Of a
+        ring, the last `spare` tokens can be taken back, and only by numbers that the host knows.
+        """
+        kept, least, most = length_argument(lengths, self.batch, self.capacity, self.spans.device)
+        if self.ring is not None:
+            first = max(self.highest, self._known()[1]) - self.ring.spare
+            expect(least >= first, "lengths", "numbers from {} on (ring)", lengths, first)
+        at_least, at_most = self._known()
+        self._set_lengths(self.lengths.minimum(kept))
+        self._knows(min(at_least, least), min(at_most, most))
+
+    def select(self, rows: Sequence[int] | Tensor) -> None:
+        """Row i goes on with what row rows[i] holds; rows may repeat, and be left out; `batch` is then their number.
+
+        rows: numbers from 0, a list or a tensor int [n], which is not read on the host. Pages are shared until one of
+        the sequences writes to them; what is in no page is copied.
+        """
+        chosen, known = expect_rows(rows, self.batch, self.spans.device), self._known()
+        if len(chosen) > self.batch and self.owned is not None:
+            self._grow(len(chosen))
+        if self.ring is not None:
+            self._turn(chosen, self.ring)
+        for state in self.states:
+            if state.grid != "token" or self.page_table is None:
+                side, name = state.of
+                getattr(self, side)[name] = _selected(self.buffer(state), chosen)
+        self.spans, self.dropped = _selected(self.spans, chosen), _selected(self.dropped, chosen)
+        self.entry_spans = {name: _selected(spans, chosen) for name, spans in self.entry_spans.items()}
+        if self.page_table is not None and self.ring is None:
+            self.page_table = _selected(self.page_table, chosen)
+        self.batch, self.shares = len(chosen), self.ring is None
+        self._part_pages()
+        self._knows(0 if self.has_holes else known[0], known[1])
+
+    def _set_lengths(self, lengths: Tensor) -> None:
+        """No more than before; all states follow."""
+        self.lengths.copy_(lengths)
+        self._part_pages()
+        for state in self.states:
+            if state.grid == "row":  # a read past the end of a sequence is 0, not a token of an earlier one
+                past = torch.arange(self.capacity + 1, device=lengths.device) >= self.lengths[:, None]
+                self.buffer(state).masked_fill_(past, 0)
+        for name, spans in self.entry_spans.items():
+            spans[:, 1] = entry_counts(self.lengths, self.entries[name].cells)
+
+    def _part_pages(self) -> None:
+        """Pages that will be written belong to one sequence each; what is in them goes along."""
+        if self.page_table is None or self.page is None or self.owned is None or not self.shares:
+            return
+        moved = with_own_pages(self.page_table, self.lengths, self.page, self.owned)
+        for state in self.states:
+            if state.grid == "token":
+                store = self.buffer(state)
+                store[moved.target] = store[moved.source]
+        self.page_table.copy_(moved.table)
+        self.dropped += self.lengths - moved.lengths
+        self.lengths.copy_(moved.lengths)
+
+    def _grow(self, batch: int) -> None:
+        """Storage for the pages of more sequences."""
+        table, owned = self.page_table, self.owned
+        assert table is not None
+        assert owned is not None
+        width = table.shape[1] if self.ring is None else self.ring.pages
+        room = self.batch * width if self.has_holes else len(owned)
+        more = max(0, batch * width - room)
+        self.owned = torch.cat([owned, owned.new_ones(more)])
+        for state in self.states:
+            if state.grid == "token":
+                old, new = self.buffer(state), self._allocated(state)
+                new[: len(owned)].copy_(old[:-1])
+                side, name = state.of
+                getattr(self, side)[name] = new
+
+    def _turn(self, rows: Tensor, ring: Ring) -> None:
+        """Rows of a ring have pages of their own, in which all may change: they are copied."""
+        assert self.page_table is not None
+        for state in self.states:
+            if state.grid == "token":
+                store = self.buffer(state)
+                store[: len(rows) * ring.pages] = store.index_select(0, row_pages(rows, ring))
+        table = ring.table(len(rows), self.page_table.shape[1], rows.device)
+        self.page_table = self.page_table.copy_(table) if len(rows) == self.batch else table
+
+    # All of it -------------------------------------------------------------------------------------------------------
+
+    def export_states(self) -> dict[str, Tensor]:
+        """Copies of all states by name, whatever pages they lie in, 0 behind what a sequence has.
+
+        `lengths` and `dropped` int32 [batch]; `k.<stream>`, `v.<stream>` [batch, heads, capacity or entries, dim], of a
+        ring [batch, heads, slots, dim] as it is;
+        `tokens.<tensor>` [batch, capacity].
+        """
+        found = {"lengths": self.lengths.clone(), "dropped": self.dropped.clone()}
+        for state, count, places in self._grids():
+            inside = places < count[:, None]
+            if state.grid == "row":
+                found[state.name] = self.buffer(state)[:, : self.capacity].clone()
+                continue
+            if state.grid == "token" and self.ring is not None:
+                found[state.name] = slots_of(self.buffer(state), self.batch, self.ring)
+                continue
+            if state.grid == "token":
+                x = self.rows_at(self.buffer(state), places.expand(self.batch, -1))
+            else:
+                x = self.buffer(state)[:, :, : len(places)]
+            found[state.name] = x.masked_fill(~inside[:, None, :, None], 0)
+        return found
+
+    def import_states(self, states: Mapping[str, Tensor]) -> None:
+        """Takes over what `export_states` of a cache with the same streams, batch and capacity gave.
+
+        Raises ValueError for a state that is missing, unknown, or of another shape or dtype; nothing is changed then.
+        """
+        check_exported(states, self)
+        self.reset()
+        self.lengths.copy_(states["lengths"])
+        self.dropped.copy_(states["dropped"])
+        for state, count, places in self._grids():
+            x = states[state.name].to(self.spans.device)
+            if state.grid == "row":
+                self.buffer(state)[:, : self.capacity].copy_(x)
+            elif state.grid == "token" and self.ring is not None:
+                put_slots(self.buffer(state), x, self.ring)
+            elif state.grid == "token":
+                home, slot, _ = self.places(places.expand(self.batch, -1), places < count[:, None])
+                self.buffer(state)[home, :, slot] = x.transpose(1, 2)
+            else:
+                self.buffer(state)[:, :, : len(places)].copy_(x)
+        for name, spans in self.entry_spans.items():
+            spans[:, 1] = self.entry_lengths(name)
+        self._knows(0, self.capacity)
+
+    def _grids(self) -> Iterator[tuple[State, Tensor, Tensor]]:
+        """Each state, how many places of its grid each sequence has, and all that it may have."""
+        for state in self.states:
+            counts, most = self.lengths, self.capacity
+            if state.grid in self.entries:
+                counts, most = self.entry_lengths(state.grid), entry_count(most, self.entries[state.grid].cells)
+            yield state, counts, torch.arange(most, device=counts.device)
+
+
+def _states(
+    streams: Mapping[str, StreamShape],
+    tokens: Mapping[str, torch.dtype],
+    entries: Mapping[str, EntryShape],
+    dtype: torch.dtype,
+) -> tuple[State, ...]:
+    """The table of all buffers."""
+    found = [x for name, shape in streams.items() for x in stream_states(name, *shape, "token", "append", dtype)]
+    found += [State(f"tokens.{name}", "row", (), kind, "append") for name, kind in tokens.items()]
+    for name, shape in entries.items():
+        found += stream_states(name, *shape[:3], name, "close", dtype)
+    return tuple(found)
+
+
+def _check_shapes(streams: Mapping[str, StreamShape], entries: Mapping[str, EntryShape]) -> None:
+    for name, shape in streams.items():
+        expect(min(shape.heads, shape.qk_dim) > 0 and shape.v_dim >= 0, name, "positive heads and dims", tuple(shape))
+    for name, made in entries.items():
+        expect(name not in streams, name, "a name that no stream has", name)
+        width, stride, before, partial = made.cells
+        expect(min(made.heads, made.qk_dim, width, stride) > 0, name, "positive heads, dims and cells", made)
+        expect(0 <= before < width and not partial, name, "cells that close with their last token", made.cells)
+
+
+def _selected(x: Tensor, rows: Tensor) -> Tensor:
+    """x at `rows`, in the memory of x if there are as many."""
+    found = x.index_select(0, rows)
+    if len(rows) == len(x):
+        return x.copy_(found)
+    if x.dim() < 4:
+        return found
+    _, heads, places, dim = x.shape
+    return _storage(len(rows), heads, places, dim, x.device, x.dtype).copy_(found)
 
 
 def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
@@ -183,113 +429,3 @@ def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device |
     """
     room = rows if rows & (rows - 1) == 0 else -(-rows // 64) * 64
     return torch.zeros(homes, heads, room, -(-dim // 16) * 16, device=device, dtype=dtype)[:, :, :rows, :dim]
-
-
-class EntryShape(NamedTuple):
-    """A compressed stream: entries made of cells of another stream, each once its last token is there."""
-
-    heads: int
-    qk_dim: int
-    v_dim: int  # 0: no values of its own
-    cells: Cells
-
-
-class EntryStore(CacheStore):
-    """A cache with compressed streams, too.
-
-    Their entries are never in pages: k[name] [batch, heads, entry_count(capacity) + 1, qk], and v[name] if they have
-    values. The last place is for what has no home and is never read. Which entries are there follows from `lengths`.
-    """
-
-    def __init__(
-        self,
-        batch: int,
-        capacity: int,
-        streams: Mapping[str, StreamShape],
-        tokens: Mapping[str, torch.dtype],
-        entries: Mapping[str, EntryShape],
-        *,
-        page: int | None,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        page_table: Tensor | None,
-    ) -> None:
-        super().__init__(batch, capacity, streams, tokens, page=page, device=device, dtype=dtype, page_table=page_table)
-        self.entries = dict(entries)
-        # (0, number of entries) of each sequence, as the kernels of the last close left it.
-        self.entry_spans = {name: torch.zeros_like(self.spans) for name in entries}
-        for name, shape in entries.items():
-            expect(name not in streams, name, "a name that no stream has", name)
-            width, stride, before, partial = shape.cells
-            expect(min(shape.heads, shape.qk_dim, width, stride) > 0, name, "positive heads, dims and cells", shape)
-            expect(0 <= before < width and not partial, name, "cells that close with their last token", shape.cells)
-            rows = entry_count(capacity, shape.cells) + 1
-            self.k[name] = _storage(batch, shape.heads, rows, shape.qk_dim, device, dtype)
-            if shape.v_dim:
-                self.v[name] = _storage(batch, shape.heads, rows, shape.v_dim, device, dtype)
-
-    def entry_lengths(self, name: str) -> Tensor:
-        """The entries of a compressed stream, int32 [batch]."""
-        expect(name in self.entries, "name", "one of {}", name, ", ".join(self.entries))
-        return entry_counts(self.lengths, self.entries[name].cells)
-
-    def rows_at(self, store: Tensor, positions: Tensor) -> Tensor:
-        """Rows [batch, heads, n, dim] of k[stream] or v[stream] of tokens at positions int64 [batch, n].
-
-        Positions are clamped to the capacity; what stands behind a sequence's length is arbitrary.
-        """
-        home, slot, _ = self._places(positions.clamp(0, self.capacity - 1))
-        return store[home, :, slot].transpose(1, 2)
-
-    def close(
-        self,
-        name: str,
-        source: str,
-        added: int,
-        pool: Pool,
-        weights_k: tuple[Tensor, ...] = (),
-        weights_v: tuple[Tensor, ...] | None = None,
-        *,
-        logits: str | None = None,
-    ) -> None:
-        """Writes the entries of `name` that closed with the last `added` tokens of stream `source`, once appended.
-
-        With `logits`, a stream on tokens, the pool is called with its cells, too: its keys, and for values its values,
-        or its keys where it has none. Then come the weights of keys or values (None: no values are made). How many
-        entries are attempted depends on `added` only; one that was there gets the same value.
-        """
-        found = {} if logits is None else {"k": self.k[logits], "v": self.v.get(logits, self.k[logits])}
-        sides = [StoredSide(self.k[source], self.k[name], found.get("k"), weights_k)]
-        if weights_v is not None:
-            sides.append(StoredSide(self.v[source], self.v[name], found.get("v"), weights_v))
-        if uses_kernels(self.lengths):
-            pool.close(self._closing(name, added, pool, sides))
-        else:
-            self._close_by_torch(name, added, pool, sides)
-
-    def _closing(self, name: str, added: int, pool: Pool, sides: Sequence[StoredSide]) -> Closing:
-        width = 0 if self.page_table is None else self.page_table.shape[1]
-        call = Close(self.spans, self.entry_spans[name], self.page_table, width, self.batch, added)
-        cells = self.entries[name].cells
-        return Closing(pool, sides, call, -(-added // cells.stride), cells, self.page or 0)
-
-    def _close_by_torch(self, name: str, added: int, pool: Pool, sides: Sequence[StoredSide]) -> None:
-        cells = self.entries[name].cells
-        number = torch.arange(-(-added // cells.stride), device=self.lengths.device)
-        entry = entry_counts(self.lengths - added, cells)[:, None] + number
-        first = entry[:, :, None] * cells.stride - cells.before
-        positions = first + torch.arange(cells.width, device=entry.device)
-        there = positions >= 0 if cells.before else None
-        spare = self.k[name].shape[2] - 1
-        slot = torch.where(entry < self.entry_lengths(name)[:, None], entry, spare)
-        sequence = torch.arange(self.batch, device=entry.device)[:, None]
-
-        def taken(store: Tensor) -> Tensor:
-            rows = self.rows_at(store, positions.flatten(1))
-            rows = rows.reshape(*rows.shape[:2], *positions.shape[1:], rows.shape[3])
-            return rows if there is None else rows.masked_fill(~there[:, None, :, :, None], 0)
-
-        for side in sides:
-            others = () if side.logits is None else (taken(side.logits),)
-            entries = pool.entries(taken(side.tokens), there, *others, *side.weights)
-            side.entries[sequence, :, slot] = entries.transpose(1, 2).to(side.entries.dtype)

@@ -1,15 +1,17 @@
-"""Checking the arguments of a cache: its sizes, its page table, and the rows that it empties."""
+"""Checking the arguments of a cache: its sizes, its page table, rows and lengths of its sequences, states to import."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spdsl.runtime.sequences import INT32_MOST, expect, expect_dtype, expect_number, expect_tensor
+from spdsl.runtime.cache.ring import Ring, ring_of
+from spdsl.runtime.launch.launch import uses_kernels
+from spdsl.runtime.sequences import INT32_MOST, expect, expect_dtype, expect_number, expect_tensor, on_host
 
 _SPARE_PAGES = 1024  # storage reaches to the largest page of a table: so far beyond its entries a number is a mistake
 
@@ -26,6 +28,20 @@ def check_cache(
     expect(page is not None or table is None, "page_table", "None, as page is None", type(table).__name__)
     expect_dtype(dtype)
     return batch, capacity, page
+
+
+def expect_sizes(kv_heads: int, qk_dim: int, v_dim: int) -> None:
+    """Those of streams that do not say their own: heads and dims of which there may be none are checked by stream."""
+    for name, size in (("kv_heads", kv_heads), ("qk_dim", qk_dim), ("v_dim", v_dim)):
+        expect_number(name, size, "a number >= 1", 1 if name == "v_dim" else 0)
+
+
+def checked_ring(sink: int, window: int, spare: int, page: int | None, table: Tensor | None) -> Ring:
+    """The ring for `spare` new tokens of a call."""
+    spare = expect_number("ring", spare, "a number of tokens >= 1", 1)
+    expect(page is not None, "page", "a number, as there is a ring", page)
+    expect(table is None, "page_table", "None, as there is a ring", type(table).__name__)
+    return ring_of(sink, window, spare, page or 1)
 
 
 def expect_cache(cache: object, kind: type) -> None:
@@ -63,6 +79,68 @@ def row_index(rows: int | Sequence[int] | Sequence[bool] | Tensor, batch: int, d
     outside = [row for row in found.reshape(-1).tolist() if not -batch <= row < batch]
     expect(not outside, "rows", expected, outside[:8])
     return (found.reshape(-1).long() % max(1, batch)).to(device)
+
+
+def length_argument(
+    lengths: int | Sequence[int] | Tensor, batch: int, capacity: int, device: torch.device
+) -> tuple[Tensor, int, int]:
+    """-> int32 [batch] or [1] on the device, 0 to capacity; and the least and the most of them that the host knows."""
+    expected = f"a number >= 0 or int [{batch}]"
+    if not isinstance(lengths, Tensor):
+        several = isinstance(lengths, Sequence) and not isinstance(lengths, str | bytes)
+        numbers = [expect_number("lengths", x, expected, 0) for x in (lengths if several else [lengths])]  # type: ignore[union-attr]
+        expect(not several or len(numbers) == batch, "lengths", expected, f"{len(numbers)} numbers")
+        least, most = min(numbers, default=0), max(numbers, default=0)
+        return torch.tensor(numbers, dtype=torch.int64, device=device).clamp(max=capacity).int(), least, most
+    expect_tensor("lengths", lengths)
+    whole = lengths.dtype in (torch.int32, torch.int64) and list(lengths.shape) == [batch]
+    expect(whole, "lengths", expected, f"{lengths.dtype} {list(lengths.shape)}")
+    expect(not lengths.is_meta or device.type == "meta", "lengths", f"a tensor on {device} or the host", lengths.device)
+    return lengths.to(device).clamp(0, capacity).int(), 0, capacity
+
+
+def expect_rows(rows: Sequence[int] | Tensor, batch: int, device: torch.device, once: bool = False) -> Tensor:
+    """Row numbers, int64 [n] on the device, 0 to batch - 1; of a list checked, a tensor is not read on the host.
+
+    once: no row twice.
+    """
+    expected = f"numbers from 0 to {batch - 1}" + (", each once" if once else "")
+    if isinstance(rows, Tensor):
+        expect_tensor("rows", rows)
+        whole = rows.dtype in (torch.int32, torch.int64) and rows.dim() == 1
+        expect(whole, "rows", f"{expected}, as int [n]", f"{rows.dtype} {list(rows.shape)}")
+        expect(not rows.is_meta or device.type == "meta", "rows", f"a tensor on {device} or the host", rows.device)
+        found = rows.tolist() if on_host(rows) and not uses_kernels(rows) else None
+    else:
+        is_list = isinstance(rows, Sequence) and not isinstance(rows, str | bytes)
+        found = [expect_number("rows", row, expected) for row in (rows if is_list else [rows])]
+    if found is not None:
+        outside = [row for row in found if not 0 <= row < batch]
+        expect(not outside, "rows", expected, outside[:8])
+        expect(not once or len(set(found)) == len(found), "rows", expected, "a row twice")
+    numbers = torch.tensor(found, dtype=torch.int64) if found is not None else rows.long().clamp(0, max(0, batch - 1))  # type: ignore[union-attr]
+    return numbers.to(device)
+
+
+def check_exported(states: object, cache: Any) -> None:
+    """What `export_states` gave: every state of this cache and no other, of its shape and dtype."""
+    if not isinstance(states, Mapping):
+        raise TypeError(f"states: expected what export_states gave, got {type(states).__name__}")
+    wanted = {"lengths": ([cache.batch], torch.int32), "dropped": ([cache.batch], torch.int32)}
+    for state in cache.states:
+        buffer = cache.buffer(state)
+        sizes = [size for _, size in state.axes]
+        places = buffer.shape[2] - 1 if state.grid in cache.entries else cache.capacity
+        if state.grid == "token" and cache.ring is not None:
+            places = cache.ring.pages * cache.page
+        shape = [cache.batch, places] if state.grid == "row" else [cache.batch, sizes[0], places, sizes[1]]
+        wanted[state.name] = (shape, state.dtype)
+    missing, unknown = sorted(wanted.keys() - states.keys()), sorted(map(str, states.keys() - wanted.keys()))
+    expect(not missing and not unknown, "states", ", ".join(wanted), f"{missing} missing, {unknown} unknown")
+    for name, (shape, dtype) in wanted.items():
+        expect_tensor(name, states[name])
+        got = (list(states[name].shape), states[name].dtype)
+        expect(got == (shape, dtype), name, "{} of {}", f"{got[0]} of {got[1]}", shape, dtype)
 
 
 def _row_tensor(rows: Any) -> Tensor:

@@ -22,22 +22,20 @@ def settle(
     gated = any(own.dim() == 4 for _, (_, own) in pending) or lse.dim() == 4
     lse = lse[..., None] if gated and lse.dim() == 3 else lse
     for condition, (own_out, own_lse) in reversed(pending):
-        holds = _per_row(condition, layout, rows)
+        holds = _per_row(condition, layout, rows, out.shape[0])
         own_lse = own_lse[..., None] if gated and own_lse.dim() == 3 else own_lse
         out = torch.where(holds[..., None], own_out, out)
         lse = torch.where(holds[..., None] if gated else holds, own_lse, lse)
     return out, lse
 
 
-def _per_row(condition: Tensor, layout: Layout, rows: int) -> Tensor:
+def _per_row(condition: Tensor, layout: Layout, rows: int, batch: int) -> Tensor:
     """[S] or [] -> [batch or 1, 1, rows or 1]; packed sequences spread over their tokens."""
     condition = condition.reshape(-1, 1, 1)
     packed = layout.q_spans is not None and layout.q_spans.shape[0] > 1 and condition.shape[0] > 1
-    if layout.q_spans is None or not packed:
+    if layout.q_spans is None or not packed or batch > 1:  # every sequence has a batch row of its own
         return condition
     ends = (layout.q_spans[:, 0] + layout.q_spans[:, 1]).contiguous()
-    if bool((layout.q_spans[1:, 0] < ends[:-1]).any()):  # padded: every sequence has a batch row of its own
-        return condition
     sequence = torch.bucketize(torch.arange(rows, device=ends.device), ends, right=True).clamp(max=len(ends) - 1)
     return condition[sequence].view(1, 1, rows)
 

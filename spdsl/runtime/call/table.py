@@ -11,8 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from spdsl.runtime.cache.cache import CacheStore
-from spdsl.runtime.cache.cache_arguments import expect_cache
 from spdsl.runtime.call.arguments import (
     autocast,
     check_attention,
@@ -41,7 +39,7 @@ class QueryArgument(NamedTuple):
 
 
 class StreamArgument(NamedTuple):
-    """Keys [B, heads, M, D] that `query` asks, and their values [B, heads, M, dim]; v "": they have none."""
+    """Keys [B, heads, M, qk] that `query` asks, and their values [B, heads, M, v_dim]; v "": they have none."""
 
     name: str
     k: str
@@ -49,6 +47,7 @@ class StreamArgument(NamedTuple):
     query: str
     heads: int | None = None
     v_dim: int | None = None
+    qk: int | None = None
 
 
 class WeightArgument(NamedTuple):
@@ -106,7 +105,7 @@ class ChosenArgument(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """All of a pattern. sums: by phase, the values that become one result and so have one dim."""
+    """All of a pattern. sums: by phase, the values that become one result and so have one dim. gates: of a query."""
 
     queries: tuple[QueryArgument, ...]
     streams: tuple[StreamArgument, ...]
@@ -115,6 +114,7 @@ class Arguments(NamedTuple):
     maps: tuple[GivenArgument | DrawnArgument, ...] = ()
     chosen: tuple[ChosenArgument, ...] = ()
     sums: Mapping[str, tuple[tuple[str, ...], ...]] = {}
+    gates: int = 0
 
     @property
     def vectors(self) -> tuple[str, ...]:
@@ -129,32 +129,38 @@ class Arguments(NamedTuple):
         return getattr(inputs, self.streams[0].k)  # type: ignore[no-any-return]
 
 
-def _with(inputs: Inputs, changed: Mapping[str, Any]) -> Inputs:
+def changed_in(inputs: Inputs, changed: Mapping[str, Any]) -> Inputs:
+    """The inputs with other tensors by name."""
     made: Inputs = type(inputs)(*[changed.get(name, x) for name, x in zip(inputs._fields, inputs, strict=True)])
     return made
 
 
 def checked(arguments: Arguments, inputs: Inputs, phase: str, return_lse: object = False, cast: bool = True) -> Inputs:
     """The inputs, with `cast` under autocast, after all that can be said of vectors and weights by themselves."""
-    inputs = _cast(arguments, inputs) if cast else inputs
+    inputs = under_autocast(arguments, inputs) if cast else inputs
     expect_flag("return_lse", return_lse)
-    _check_vectors(arguments, inputs)
-    _check_sums(arguments, inputs, phase)
+    check_vectors(arguments, inputs)
+    check_sums(arguments, inputs, phase)
     return inputs
 
 
-def _cast(arguments: Arguments, inputs: Inputs) -> Inputs:
+def under_autocast(arguments: Arguments, inputs: Inputs) -> Inputs:
     names = arguments.vectors
-    return _with(inputs, dict(zip(names, autocast(*[getattr(inputs, name) for name in names]), strict=True)))
+    return changed_in(inputs, dict(zip(names, autocast(*[getattr(inputs, name) for name in names]), strict=True)))
 
 
-def _check_vectors(arguments: Arguments, inputs: Any) -> None:
+def check_vectors(arguments: Arguments, inputs: Any) -> None:
     own = inputs._asdict()
     check_attention(
         {x.name: (own[x.name], x.heads, x.dim) for x in arguments.queries},
         {x.k: (own[x.k], x.heads, x.query) for x in arguments.streams},
         {x.v: (own[x.v], x.v_dim, x.k) for x in arguments.streams if x.v},
     )
+    check_weights(arguments, inputs)
+
+
+def check_weights(arguments: Arguments, inputs: Any) -> None:
+    own = inputs._asdict()
     for weight in arguments.weights:
         of, x = own[weight.of], own[weight.name]
         sizes = {"heads": of.shape[1], "dim": of.shape[3], "hidden": None}
@@ -164,14 +170,15 @@ def _check_vectors(arguments: Arguments, inputs: Any) -> None:
             expect(x.shape[1] == wanted, weight.name, "hidden dim {} like {}", x.shape[1], wanted, weight.like)
 
 
-def _check_sums(arguments: Arguments, inputs: Any, phase: str) -> None:
+def check_sums(arguments: Arguments, inputs: Any, phase: str) -> None:
     for group in arguments.sums.get(phase, ()):
         check_values({name: getattr(inputs, name) for name in group})
 
 
-def _sizes(arguments: Arguments, inputs: Any, tokens: int) -> dict[str, int]:
+def _sizes(arguments: Arguments, inputs: Any, tokens: int, batch: int = -1) -> dict[str, int]:
     q, k = arguments.q(inputs), arguments.k(inputs)
-    return {"head": q.shape[1], "kv_head": k.shape[1], "token": tokens, "query": q.shape[2], "batch": q.shape[0]}
+    batch = q.shape[0] if batch < 0 else batch
+    return {"head": q.shape[1], "kv_head": k.shape[1], "token": tokens, "query": q.shape[2], "batch": batch}
 
 
 def check_lookups(arguments: Arguments, inputs: Any) -> None:
@@ -198,14 +205,16 @@ def check_lookups(arguments: Arguments, inputs: Any) -> None:
             check_chosen(chosen.name, own[chosen.name], sizes[chosen.by], q)
 
 
-def prepared(arguments: Arguments, inputs: Inputs, layout: Layout, tokens: int = -1, keys: int = -1) -> Inputs:
-    """Tensors batch first and sets of units as maps. `keys` bounds the keys of a sequence, `tokens` sizes token axes;
-    by default those of the call.
+def prepared(
+    arguments: Arguments, inputs: Inputs, layout: Layout, tokens: int = -1, keys: int = -1, batch: int = -1
+) -> Inputs:
+    """Tensors batch first and sets of units as maps. `keys` bounds the keys of a sequence, `tokens` sizes token axes,
+    `batch` is the number of sequences that tensors may tell apart; by default those of the call.
     """
     q, k, own = arguments.q(inputs), arguments.k(inputs), inputs._asdict()
     if tokens < 0:
         tokens, keys = sizes_of(q, k, layout)
-    sizes = _sizes(arguments, inputs, tokens)
+    sizes = _sizes(arguments, inputs, tokens, batch)
     changed: dict[str, Any] = {}
     for tensor in arguments.tensors:
         x = own[tensor.name]
@@ -228,68 +237,20 @@ def prepared(arguments: Arguments, inputs: Inputs, layout: Layout, tokens: int =
             x = own[units.name]
             found = given_argument(units.name, x, sizes[units.by], units.rows, units.unit, q, k, layout, keys)
         changed[units.name], changed[f"{units.name}_first"] = found
-    return _with(inputs, changed)
+    return changed_in(inputs, changed)
 
 
 def with_choices(arguments: Arguments, inputs: Inputs, layout: Layout) -> Inputs:
     """The choices that the caller passes, as lists that kernels walk."""
     expect(not layout.k_offset, "k_offset", "0 where units are chosen", layout.k_offset)
     q, sizes = arguments.q(inputs), _sizes(arguments, inputs, 0)
-    return _with(
+    return changed_in(
         inputs,
         {
             x.name: chosen_argument(x.name, getattr(inputs, x.name), sizes[x.by], x.unit, q, layout)
             for x in arguments.chosen
         },
     )
-
-
-def checked_step(
-    arguments: Arguments, inputs: Inputs, phase: str, cache: CacheStore, kind: type, return_lse: object
-) -> Inputs:
-    """The same as `checked` for new tokens, and whether the cache is one for them."""
-    inputs = _cast(arguments, inputs)
-    expect_flag("return_lse", return_lse)
-    expect_cache(cache, kind)
-    _check_vectors(arguments, inputs)
-    own, q = inputs._asdict(), arguments.q(inputs)
-    first = arguments.queries[0].name
-    expect(q.shape[0] == cache.batch, first, "batch {} like the cache", q.shape[0], cache.batch)
-    k = arguments.streams[0].k
-    expect(q.shape[2] == own[k].shape[2], k, "{} tokens like {}", own[k].shape[2], q.shape[2], first)
-    for stream in arguments.streams:
-        cache.expect_fits(stream.k, cache.k[stream.name], own[stream.k])
-        if stream.v:
-            cache.expect_fits(stream.v, cache.v[stream.name], own[stream.v])
-    _check_sums(arguments, inputs, phase)
-    check_lookups(arguments, inputs)
-    return inputs
-
-
-def append(arguments: Arguments, inputs: Any, cache: CacheStore) -> None:
-    """Adds the new tokens to the cache."""
-    own = inputs._asdict()
-    cache.append(
-        {x.name: own[x.k] for x in arguments.streams},
-        {x.name: own[x.v] for x in arguments.streams if x.v},
-        {x.name: own[x.name] for x in arguments.tensors if x.kept},
-    )
-
-
-def from_cache(arguments: Arguments, inputs: Inputs, cache: CacheStore) -> tuple[Inputs, Layout]:
-    """The inputs of a step with the kept tensors of all tokens in place of those of the new ones; and its layout."""
-    q = arguments.q(inputs)
-    layout = Layout(None, cache.spans, None, None, q.shape[2], cache.capacity)
-    changed: dict[str, Any] = {}
-    for tensor in arguments.tensors:
-        if "token" not in tensor.axes:
-            continue
-        if not tensor.kept:
-            changed[tensor.name] = None  # no phase with a cache reads it
-        elif getattr(inputs, tensor.name) is not None:
-            kept = cache.tokens[tensor.name][:, : cache.capacity]
-            changed[tensor.name] = kept.view(torch.bool) if tensor.kind == "bool" else kept
-    return prepared(arguments, _with(inputs, changed), layout, cache.capacity, cache.capacity), layout
 
 
 def kept_dtypes(arguments: Arguments, dtype: torch.dtype) -> dict[str, torch.dtype]:

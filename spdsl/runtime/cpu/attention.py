@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spdsl.runtime.cache.storage import Storage
 from spdsl.runtime.call.lists import tiles_of
 from spdsl.runtime.call.reference import dense_softmax
 from spdsl.runtime.cpu.cpu import Logits, Part, sparse_backward, sparse_forward
@@ -171,29 +172,30 @@ def cached_attention(
     form: Form,
     q: Tensor,
     keys: KeyValues,
-    cache: Any,
+    held: Storage,
     layout: Layout,
     sink: Tensor | None,
     t: Any = None,
     chosen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """New queries over the keys in the cache: out, lse. Of one query the keys are read where they lie."""
+    """New queries over the keys in a cache, or in pages: out, lse. Of one query the keys are read where they lie."""
     out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
     lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
+    one_query = q.shape[2] == 1 and layout.q_spans is None  # of each sequence
     for corner in form.corners(q, layout):
         s, own = corner.sequences.start, form.own(t, corner, layout)
-        row = slice(s, s + 1)
+        row = (corner.batch, slice(None), corner.rows)
         logits, seen = form.logits(q, corner.q_origin), _seen(form, corner, own)
         if form.cells is not None:
-            here = [(k[row, :, corner.keys], v[row, :, corner.keys]) for k, v in keys]
+            here = [(held.entry_rows(k, s, corner.keys), held.entry_rows(v, s, corner.keys)) for k, v in keys]
             found = sparse_forward(q[row], streams_of(form, q.shape[1], here, corner, own), logits, sink)
-        elif q.shape[2] == 1 and chosen is not None:
-            found = step_of_units(q[row], *keys[0], chosen[row], form.unit, *seen, cache.homes(s), logits, sink)
-        elif q.shape[2] == 1:
+        elif one_query and chosen is not None:
+            found = step_of_units(q[row], *keys[0], chosen[row], form.unit, *seen, held.homes(s), logits, sink)
+        elif one_query:
             parts = streams_of(form, q.shape[1], keys, corner, own)
-            found = sparse_step(q[row], parts, _step_ranges(form, corner, own), cache.homes(s), logits, sink)
+            found = sparse_step(q[row], parts, _step_ranges(form, corner, own), held.homes(s), logits, sink)
         else:
-            here = [(cache.rows(k, s, corner.length), cache.rows(v, s, corner.length)) for k, v in keys]
+            here = [(held.rows(k, s, corner.length), held.rows(v, s, corner.length)) for k, v in keys]
             if chosen is not None:
                 found = units_forward(q[row], *here[0], chosen[row], form.unit, *seen, logits, sink)
             else:

@@ -13,14 +13,15 @@ from spdsl.runtime.language import tl, triton
 from spdsl.runtime.launch.launch import launch, rows_contiguous, strided
 from spdsl.runtime.pools.pool import Pool
 from spdsl.runtime.tiles.kernel import Strided, jit
-from spdsl.runtime.tiles.positions import cached_homes, cached_rows
+from spdsl.runtime.tiles.positions import cached_homes, cached_rows, row_of
 from spdsl.runtime.tiles.tiles import at
 
 
 class Close(NamedTuple):
     """What the last `added` tokens closed: token spans int32 [S, 2] = (0, length), pages [S, page_width].
 
-    `entry_spans` int32 [S, 2] = (0, entries) gets the number of entries that are there now.
+    `entry_spans` int32 [S, 2] = (0, entries) gets the number of entries that are there now. row_of int32 [S]: the row
+    of a sequence's entries, if not its own number.
     """
 
     spans: torch.Tensor
@@ -29,6 +30,7 @@ class Close(NamedTuple):
     page_width: int
     sequences: int
     added: int
+    row_of: torch.Tensor | None
 
 
 class StoredSide(NamedTuple):
@@ -96,11 +98,11 @@ def take_cells(
 
 
 @jit
-def put_rows(new, store, s, h, row, entry, inside, DIM: tl.constexpr, DIM_PADDED: tl.constexpr):
+def put_rows(new, store, call, s, h, row, entry, inside, DIM: tl.constexpr, DIM_PADDED: tl.constexpr):
     column = tl.arange(0, DIM_PADDED)[None, :]
     mask = inside[:, None] & (column < DIM)
     new = at(new, s, h, 0)
-    store = at(store, s, h, 0)
+    store = at(store, row_of(call, s), h, 0)
     value = tl.load(new.data + row[:, None] * new.token + column, mask=mask, other=0)
     tl.store(store.data + entry[:, None] * store.token + column, value.to(store.data.dtype.element_ty), mask=mask)
 
@@ -118,9 +120,9 @@ def put_entries(
     count = whole_cells(length, WIDTH, STRIDE, BEFORE)
     entry = whole_cells(length - call.added, WIDTH, STRIDE, BEFORE) + row
     inside = (row < number) & (entry < count)
-    put_rows(new_k, k, s, h, row, entry, inside, QK_DIM, QK_PADDED)
+    put_rows(new_k, k, call, s, h, row, entry, inside, QK_DIM, QK_PADDED)
     if V_DIM:
-        put_rows(new_v, v, s, h, row, entry, inside, V_DIM, V_PADDED)
+        put_rows(new_v, v, call, s, h, row, entry, inside, V_DIM, V_PADDED)
     if (tl.program_id(0) == 0) & (h == 0):
         tl.store(call.entry_spans + 2 * s + 1, count)
 

@@ -112,7 +112,7 @@ def close_hidden(sides, call, C):
 
 
 @jit
-def entry_columns(side, s, entry, closes, h, C):
+def entry_columns(side, call, s, entry, closes, h, C):
     """hidden @ down, to its place."""
     tile = tl.program_id(1) - side.FIRST
     if (tile >= 0) & (tile < side.TILES):
@@ -126,7 +126,10 @@ def entry_columns(side, s, entry, closes, h, C):
             known = (n < side.HIDDEN)[:, None] & (column < side.DIM)
             down = tl.load(side.down + row * side.DIM + column, mask=known, other=0).to(x.dtype)
             total = dot(x, down, total, C)
-        place = s * side.entries.batch + tl.cast(h, tl.int64) * side.entries.head + entry * side.entries.token
+        own = s
+        if call.row_of is not None:
+            own = tl.load(call.row_of + s, mask=closes, other=0).to(tl.int64)
+        place = own * side.entries.batch + tl.cast(h, tl.int64) * side.entries.head + entry * side.entries.token
         pointers = side.entries.data + place[:, None] + column
         mask = closes[:, None] & (column < side.DIM)
         tl.store(pointers, total.to(side.entries.data.dtype.element_ty), mask=mask)
@@ -140,7 +143,7 @@ def close_outputs(sides, call, C):
         tl.store(call.entry_spans + 2 * s + 1, count, mask=s < call.sequences)
     if tl.max(closes.to(tl.int32), 0) > 0:
         for i in tl.static_range(C.SIDES):
-            entry_columns(sides[i], s, entry, closes, tl.program_id(2), C)
+            entry_columns(sides[i], call, s, entry, closes, tl.program_id(2), C)
 
 
 def close_mlp(closing: Closing) -> None:

@@ -15,7 +15,7 @@ from spdsl.runtime.launch.launch import launch, strided, wide
 from spdsl.runtime.pools.pool import Closed
 from spdsl.runtime.sequences import expect
 from spdsl.runtime.tiles.kernel import Strided, jit
-from spdsl.runtime.tiles.positions import cached_homes, cached_rows
+from spdsl.runtime.tiles.positions import cached_homes, cached_rows, row_of
 from spdsl.runtime.tiles.tiles import at, token_pointer
 
 
@@ -74,7 +74,7 @@ def close_cell(side, call, s, h, entry, C):
         state = C.POOL.add(state, value, side, h, w, home, slot, there, C)
     value = C.POOL.finish(state, first, C)
     column = tl.arange(0, side.DIM_PADDED)
-    pointers = token_pointer(at(side.entries, s, h, 0), entry) + column
+    pointers = token_pointer(at(side.entries, row_of(call, s), h, 0), entry) + column
     tl.store(pointers, value.to(side.entries.data.dtype.element_ty), mask=column < side.DIM)
 
 

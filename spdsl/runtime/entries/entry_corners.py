@@ -34,8 +34,10 @@ def entry_layout(q: Tensor, layout: Layout, cells: Cells) -> Layout:
 def entry_source(
     q: Tensor, k: Tensor, v: Tensor, sequences: int, layout: Layout, cells: Cells, paged: Paged | None = None
 ) -> Source:
-    """Compressed keys for a kernel; in a cache they are never in pages, and it knows how many there are."""
+    """Compressed keys for a kernel; a cache knows how many there are, and in which row they lie."""
     k, v = rows_contiguous(k), rows_contiguous(v)
     spans = entry_layout(q, layout, cells).k_spans if paged is None else paged.spans
     group = tl.constexpr(q.shape[1] // k.shape[1])
+    if paged is not None and paged.table is not None:
+        return Source(strided(k), strided(v), 0, spans, paged.table, paged.table.stride(0), group)
     return Source(strided(k, sequences), strided(v, sequences), k.shape[2], spans, None, 0, group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from spdsl.runtime.tuning.configs import (
     TABLES,
     Config,
     Tables,
+    block_room,
     chained,
     lookup,
     plain_name,
@@ -105,12 +106,14 @@ def config_for(
 ) -> Config:
     """The configuration of `forward`, `dq`, `dkdv` or `decode` for these dims: tuned, or that of the tables.
 
-    group: heads that are rows of one tile. A block of keys lies in one page, and has at most `most_n` keys.
+    group: heads that are rows of one tile. A block of keys lies in one page, or each key in its own, and has at most
+    `most_n` keys.
     """
     gpu, page = gpu_of(q.device), page_of(paged)
     dim = table_dim(kernel, q.shape[-1], v_dim)
     found = SMALL if INTERPRETED else lookup(kernel, gpu.architecture, dim, q.element_size(), tables)
-    bound = min(page or most_n, most_n or page)
+    room = block_room(page)
+    bound = min(room or most_n, most_n or room)
     found = found._replace(block_n=min(found.block_n, bound or found.block_n))
     if not INTERPRETED:
         shape = KernelShape(plain_name(kernel), q.shape[-1], v_dim, q.element_size(), group)
@@ -158,6 +161,27 @@ def room_like(x: Tensor) -> Tensor:
     """Memory in the shape of x whose last stride is 1, as kernels store: in the layout of x where that has it."""
     found = torch.empty_like(x)
     return found if found.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def one_query(q: Tensor, layout: Layout) -> bool:
+    """Whether each sequence has one query: a step of decode."""
+    return q.shape[2] == 1 and layout.q_spans is None
+
+
+def empty_rows(q: Tensor, v_dim: int) -> tuple[Tensor, Tensor]:
+    """Out and lse of rows without a key: 0 and -inf."""
+    return q.new_zeros(*q.shape[:3], v_dim), q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
+
+
+def split_room(q: Tensor, splits: int, v_dim: int) -> tuple[Tensor, Tensor]:
+    """Room for the outs [B, Hq, splits, v_dim] and lses of a step in splits."""
+    partial = torch.empty(*q.shape[:2], splits, v_dim, device=q.device, dtype=wide(q.dtype))
+    return partial, partial.new_empty(*q.shape[:2], splits)
+
+
+def gradient_room(q: Tensor, keys: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Zeros for dq and the (dk, dv) of each stream."""
+    return room_like(q).zero_(), [(room_like(k).zero_(), room_like(v).zero_()) for k, v in keys]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

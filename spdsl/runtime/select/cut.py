@@ -34,7 +34,6 @@ class CutConst(NamedTuple):
     ROWS: tl.constexpr  # queries that choose together: those with one position // ROWS
     LANES: tl.constexpr  # queries of a product
     RANKS: tl.constexpr  # units scored at once
-    WIDTH: tl.constexpr  # most units of a list
     LEAST: tl.constexpr  # places of a list that a unit takes without passing
     PASSING: tl.constexpr  # bits above which a score passes
     RATIO: tl.constexpr  # entries from one unit to the next
@@ -48,7 +47,7 @@ class CutConst(NamedTuple):
 class CutTiles(NamedTuple):
     """The tiles begin.. of a call, numbered over all sequences: lists of LANES queries, or one of ROWS.
 
-    Their bits are [list heads, rows, width].
+    Their bits are [list heads, rows, width]; a list has `most` units at the most.
     """
 
     first: torch.Tensor | None  # int32 [S]: the number of a sequence's first tile; None: each has `each`
@@ -57,6 +56,7 @@ class CutTiles(NamedTuple):
     begin: int
     rows: int
     width: int
+    most: int
 
 
 class CutRows(NamedTuple):
@@ -160,12 +160,12 @@ def units_above(own, end, levels, S):
 
 
 @jit
-def cut_of(own, end, S):
+def cut_of(own, end, most, S):
     """-> the bits above which every unit is taken, how many of those at these bits are, and how many are in all."""
     i = tl.arange(0, _LEVELS)
     count = units_above(own, end, tl.where(i == 0, NOT_CUT, S.PASSING), S)
     known, passing = tl.max(count, 0), tl.min(count, 0)
-    wanted = tl.minimum(tl.maximum(passing, tl.minimum(known, S.LEAST)), S.WIDTH)
+    wanted = tl.minimum(tl.maximum(passing, tl.minimum(known, S.LEAST)), most)
     cut, ties = tl.where(wanted == passing, S.PASSING, NOT_CUT), 0
     if (wanted != passing) & (wanted != known):
         cut = tl.full((), NOT_CUT, tl.int32)  # always: more than are wanted, or as many, lie above
@@ -191,7 +191,7 @@ def cut_lists(bits, chosen, call, tiles, S):
         return
     own = bits_of_row(bits, tiles, list_head, row)
     end = cut_end(sequence_length(call, rows.s), rows.last, S)
-    cut, ties, wanted = cut_of(own, end, S)
+    cut, ties, wanted = cut_of(own, end, tiles.most, S)
     chosen = at(chosen, rows.s, list_head, rows.start + rows.begin + lane)
     count = rows.count if S.ROWS > 1 else 1
     taken, equal = 0, 0
@@ -203,9 +203,9 @@ def cut_lists(bits, chosen, call, tiles, S):
         _store_list(chosen, count, taken + tl.cumsum(own_taken, 0) - 1, unit, own_taken > 0)
         taken += tl.sum(own_taken, 0)
         equal += tl.sum(tie, 0)
-    for first in tl.range(wanted, S.WIDTH, S.CHUNK):
+    for first in tl.range(wanted, tiles.most, S.CHUNK):
         place = first + tl.arange(0, S.CHUNK)
-        _store_list(chosen, count, place, tl.full((S.CHUNK,), -1, tl.int32), place < S.WIDTH)
+        _store_list(chosen, count, place, tl.full((S.CHUNK,), -1, tl.int32), place < tiles.most)
 
 
 @jit

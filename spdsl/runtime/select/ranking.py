@@ -88,9 +88,9 @@ def of_list_head(value, seen, BY: tl.constexpr, S, C):
 
 
 @jit
-def of_some_head(seen, S, C):
-    """Which pairs [LANES * heads, RANKS] some head of a list has -> [LANES, RANKS]."""
-    return tl.max(tl.reshape(seen.to(tl.int32), (S.LANES, C.BLOCK_M // S.LANES, S.RANKS)), 1) > 0
+def heads_that_see(seen, S, C):
+    """How many heads of a list have which pairs [LANES * heads, RANKS] -> [LANES, RANKS]."""
+    return tl.sum(tl.reshape(seen.to(tl.int32), (S.LANES, C.BLOCK_M // S.LANES, S.RANKS)), 1)
 
 
 @jit
@@ -115,6 +115,14 @@ def ranked(best, score, scored, passed, forced, unit, S):
     if tl.max((tl.max(rank, 1) > tl.min(best, 1)).to(tl.int32), 0) > 0:
         best = better(best, tl.topk(rank, S.KEPT), S.LANES, S.KEPT, S.STAGES)
     return best
+
+
+# `better` for rows of 4:  9 7 4 1  and  8 5 3 2
+# the second turned         2 3 5 8
+# the greater of each two   9 7 5 8   the four best of all eight: they fall, then they rise
+# halves  9 7 | 5 8         9 5 8 7   greater and less of 9 and 5, then greater and less of 7 and 8
+# halves  9 5 | 8 7         9 8 7 5   greater and less of 9 and 8, then greater and less of 5 and 7: they fall
+# A row of KEPT takes STAGES = log2(KEPT) such steps; a sort of it from nothing takes STAGES * (STAGES + 1) / 2.
 
 
 @jit

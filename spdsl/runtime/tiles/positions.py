@@ -63,6 +63,15 @@ def row_origin(call, s, q_count):
 
 
 @jit
+def row_of(call, s):
+    """The row of sequence s in what a cache has of each, if a call has only some of its rows."""
+    row = s
+    if call.row_of is not None:
+        row = tl.load(call.row_of + s)
+    return row
+
+
+@jit
 def cached_homes(call, s, position, there, PAGE: tl.constexpr):
     """Home (page or sequence) and slot of cached tokens, and whether they have one."""
     home, slot = tl.zeros_like(position) + s, position

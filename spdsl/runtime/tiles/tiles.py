@@ -36,11 +36,20 @@ def store_row_values(x, row, left, values, C):
 
 
 @jit
-def key_pointer(x, pages, block, C):
-    """First key of a block.  Paged: x is [pages, Hkv, PAGE, D] and BLOCK_N divides PAGE."""
+def key_pointer(x, pages, block, left, C):
+    """Where the keys of a block are loaded from, of which `left` are there; key i lies i * x.token behind.
+
+    Paged: x is [pages, Hkv, PAGE, D], and a block lies in one page, or each key has a page of its own: then that is a
+    pointer for each key [BLOCK_N, 1].
+    """
     start = tl.cast(block, tl.int64) * C.BLOCK_N
     data = x.data
-    if C.PAGE:
+    if C.PAGE == 1:
+        i = tl.arange(0, C.BLOCK_N)[:, None]
+        page = tl.load(pages + start + i, mask=i < left, other=0)
+        data += page.to(tl.int64) * x.batch - i.to(tl.int64) * x.token
+        start = tl.full((), 0, tl.int64)
+    elif C.PAGE:
         data += tl.load(pages + start // C.PAGE).to(tl.int64) * x.batch
         start = start % C.PAGE
     return data + start * x.token

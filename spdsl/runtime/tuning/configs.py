@@ -215,7 +215,12 @@ def chained(config: Config, page: int = 0, listed: bool = False) -> Config:
     """
     links = (page > 0) + listed
     stages = config.num_stages + min(links * (config.num_stages - 1), 2)
-    return config._replace(block_n=min(config.block_n, page or config.block_n), num_stages=stages)
+    return config._replace(block_n=min(config.block_n, block_room(page) or config.block_n), num_stages=stages)
+
+
+def block_room(page: int) -> int:
+    """The most keys of a block that never crosses the end of a page; 0: as many as one likes, also in pages of 1."""
+    return page & -page if page > 1 else 0
 
 
 def split_dim(dim: int) -> tuple[int, int]:

@@ -1,0 +1,101 @@
+"""operators: how many operators of torch a step runs, as counted in generated modules (`operators.toml`)."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from spdsl.cost.kernels import Call
+from spdsl.ir.pattern import Case, Choice, Merge, Phase, Stream
+from spdsl.ir.schedule import Gradient, Kind, Side, Step
+from spdsl.passes.joint import leaves
+from spdsl.passes.schedule.buffers import sides
+from spdsl.passes.schedule.entries import pool_of
+
+Counts = dict[str, int]
+
+
+def operators(call: Call, step: Step[Any]) -> int:
+    """Of one turn, beside filling what the step writes."""
+    if step.kernel or step.kind not in _RUN:
+        return 0
+    return _RUN[step.kind](call, step, table()[step.kind.value])
+
+
+@cache
+def table() -> dict[str, Counts]:
+    return tomllib.loads((Path(__file__).parent / "operators.toml").read_text(encoding="utf-8"))
+
+
+def _each(call: Call, step: Step[Any], counts: Counts) -> int:
+    return counts["each"]
+
+
+def _by_phase(call: Call, step: Step[Any], counts: Counts) -> int:
+    """Lists made from a cache mind the lengths of its sequences."""
+    if call.phase is Phase.TRAIN:
+        return counts["train"]
+    return counts["cached"] + counts.get("one_batch", 0) * (call.shape.batch == 1)
+
+
+def _settle(call: Call, step: Step[tuple[Case, ...]], counts: Counts) -> int:
+    return counts["each"] * len(step.of)
+
+
+def _sums(call: Call, step: Step[tuple[Gradient, ...]], counts: Counts) -> int:
+    return counts["each"] * len(step.of)
+
+
+def _map(call: Call, step: Step[Choice], counts: Counts) -> int:
+    """Of a causal pattern a set is drawn once for all calls."""
+    if not step.of.given and call.plan.pattern.causal:
+        return counts["drawn_before"]
+    source = "given" if step.of.given else "drawn"
+    return counts[f"{source}_{'train' if call.phase is Phase.TRAIN else 'cached'}"]
+
+
+def _merge(call: Call, step: Step[Merge], counts: Counts) -> int:
+    return counts["each"] + counts["part"] * len(leaves(step.of))
+
+
+def _side(call: Call, step: Step[Side], counts: Counts) -> int:
+    """By torch; where cells may be clipped, absent tokens are masked."""
+    return _pool(counts, step.of.stream)
+
+
+def _pools(call: Call, step: Step[Stream], counts: Counts) -> int:
+    """Where both batch and entries are more than one, cells put heads first."""
+    one = _pool(counts, step.of) + counts.get(f"{pool_of(step.of).name}_one_batch", 0) * (call.shape.batch == 1)
+    return one * len(sides(call.plan, step.of))
+
+
+def _pool(counts: Counts, stream: Stream) -> int:
+    name = pool_of(stream).name
+    return counts[name] + counts.get(f"{name}_clipped", 0) * stream.grid.is_clipped
+
+
+_RUN: dict[Kind, Callable[[Call, Step[Any], Counts], int]] = {
+    Kind.MAP: _map,
+    Kind.CLASSES: _by_phase,
+    Kind.CLASSES_BACK: _by_phase,
+    Kind.TILES: _by_phase,
+    Kind.UNIONS: _by_phase,
+    Kind.INVERSE: _by_phase,
+    Kind.PAIRS: _by_phase,
+    Kind.HOLDS: _each,
+    Kind.SETTLE: _settle,
+    Kind.LSES: _each,
+    Kind.MERGE_BY_TORCH: _merge,
+    Kind.MERGE_BACK: _merge,
+    Kind.ADD_FRONT: _each,
+    Kind.SINK_GRADIENT: _each,
+    Kind.SUMS: _sums,
+    Kind.KEY_PARTS: _each,
+    Kind.ENTRIES: _side,
+    Kind.SPREAD_ENTRIES: _side,
+    Kind.WEIGHTS_BACK: _each,
+    Kind.POOL_CELLS: _pools,
+}

@@ -1,0 +1,85 @@
+"""work: the one way from each kind of step to what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from spdsl.cost import attend, cache, chosen, divergence, entries, extras, pairs, results
+from spdsl.cost.conditions import slots
+from spdsl.cost.kernels import LSE_BYTES, Call, Kernel
+from spdsl.ir.plan import SoftmaxPlan
+from spdsl.ir.schedule import Kind, Step
+from spdsl.passes.count import Number
+
+
+def add_slots(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
+    """The parts of units that several jobs share: their room is known from sizes alone."""
+    softmax = step.of
+    assert softmax.units is not None
+    heads, qk, v = call.count.stream(softmax.sweeps[0].stream)
+    numbers = heads * slots(call, step) * softmax.units.unit * (qk + (v or qk))
+    parts = Number(numbers * LSE_BYTES, exact=False)
+    return Kernel(step.name, "backward", "copy", bytes=parts, moved=parts)
+
+
+WORK: dict[Kind, Callable[[Call, Step[Any]], Kernel]] = {
+    Kind.MAP: chosen.mapped,
+    Kind.APPEND_ROWS: cache.append_rows,
+    Kind.APPEND_LENGTHS: cache.append_lengths,
+    Kind.CLOSE_CELLS: cache.close_cells,
+    Kind.TAKE_CELLS: cache.take_cells,
+    Kind.POOL_CELLS: cache.pool_cells,
+    Kind.PUT_ENTRIES: cache.put_entries,
+    Kind.CLOSE_HIDDEN: cache.close_hidden,
+    Kind.CLOSE_OUTPUTS: cache.close_outputs,
+    Kind.ENTRIES: entries.entries,
+    Kind.FIND_MAXIMA: entries.beside,
+    Kind.SPREAD_ENTRIES: entries.spread_entries,
+    Kind.WEIGHT_SUMS: entries.beside,
+    Kind.WEIGHTS_BACK: entries.beside,
+    Kind.CLASSES: attend.by_torch,
+    Kind.TILES: attend.by_torch,
+    Kind.FORWARD: attend.forward,
+    Kind.DECODE: attend.decode,
+    Kind.DELTA: attend.delta,
+    Kind.DQ: attend.dq,
+    Kind.DKDV: attend.dkdv,
+    Kind.CLASSES_BACK: attend.by_torch,
+    Kind.ADD_FRONT: attend.add_front,
+    Kind.SINK_GRADIENT: results.sink_gradient,
+    Kind.UNIONS: chosen.unions,
+    Kind.UNIT_FORWARD: chosen.forward,
+    Kind.UNIT_DECODE: chosen.decode,
+    Kind.UNIT_DQ: chosen.dq,
+    Kind.INVERSE: chosen.inverse,
+    Kind.UNIT_DKDV: chosen.dkdv,
+    Kind.ADD_SLOTS: add_slots,
+    Kind.PAIRS: pairs.lists,
+    Kind.PAIR_FORWARD: pairs.forward,
+    Kind.MERGE_PAIRS: pairs.merge_pairs,
+    Kind.PAIR_DQ: pairs.dq,
+    Kind.ADD_PAIRS: pairs.add_pairs,
+    Kind.PAIR_DKDV: pairs.dkdv,
+    Kind.SELECT: chosen.select,
+    Kind.MERGE_RANKS: chosen.merge_ranks,
+    Kind.SCORE_UNITS: chosen.score_units,
+    Kind.CUT: chosen.cut,
+    Kind.HOLDS: results.small,
+    Kind.GATE: results.combined,
+    Kind.LSES: results.small,
+    Kind.MERGE: results.combined,
+    Kind.MERGE_BY_TORCH: results.combined,
+    Kind.JOIN: results.joined,
+    Kind.SETTLE: results.settled,
+    Kind.GATE_BACK: results.uncombined,
+    Kind.MERGE_BACK: results.uncombined,
+    Kind.SUMS: results.sums,
+    Kind.DIVERGENCE: divergence.forward,
+    Kind.DIVERGENCE_DQ: divergence.dq,
+    Kind.DIVERGENCE_DK: divergence.dk,
+    Kind.ADD_KEY_SLOTS: divergence.add_slots,
+    Kind.KEY_PARTS: divergence.key_parts,
+    Kind.SCORES: extras.forward,
+    Kind.SCORES_BACK: extras.backward,
+}

@@ -1,0 +1,66 @@
+"""choose: the steps that make the lists of a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spdsl.ir.pattern import Choice
+from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
+from spdsl.ir.schedule import Buffer, Event, Kind, Stage, Step, When
+from spdsl.passes.schedule.buffers import Buffers
+from spdsl.passes.selection import ranked
+
+
+def mapped(room: Buffers) -> Iterator[Step[Choice]]:
+    """Units that the caller gives, or that are drawn, as maps: what tests look up."""
+    event = Event.CLOSED if room.cached else Event.CALLED
+    for choice in room.plan.pattern.inputs:
+        if isinstance(choice, Choice) and not choice.selected:
+            writes = room.reads((choice,))
+            yield Step(Kind.MAP, f"{choice.name} map", choice, reads=room.given(choice), writes=writes, event=event)
+
+
+def choose(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
+    """A kernel scores and ranks in one pass; of lists that are too long for it scores are kept, and cut by another."""
+    choice, softmax = plan.choice, scoring(room, plan)
+    assert choice.score is not None
+    event, step = Event.CLOSED if room.cached else Event.CALLED, room.stage is Stage.DECODE
+    lse = (room.splits(softmax) if step else room.result(softmax.name))[1:] if choice.score.probability else ()
+    reads = (room.query(softmax), room.keys(softmax)[0], *room.reads(plan.reads), *lse)
+    name, found = f"{choice.name}_select", (room.list_of(choice),)
+    rows = "a share of the units" if step else "neighbouring queries of a list head"
+    visit = "all units that may be chosen"
+    if not ranked(choice):
+        axes = (room.list_heads(choice), "rows", f"M / {choice.unit}")
+        scores = (room.made(f"{choice.name}.scores", axes, "int32", "rows by CUT_BYTES"),)
+        yield Step(
+            Kind.SCORE_UNITS, name, plan, name, rows, visit, reads, scores, event=event, table="select",
+            turns_of="rows",
+        )  # fmt: skip
+        yield Step(
+            Kind.CUT, "cut_lists", plan, "cut_lists", "a list", "the scores of its row", scores, found, event=event,
+            turns_of="rows",
+        )  # fmt: skip
+        return
+    ranks = _ranks(room, plan)
+    yield Step(
+        Kind.SELECT, name, plan, name, rows, visit, reads, (*found, ranks) if step else found, event=event,
+        table="select",
+    )  # fmt: skip
+    if step:
+        yield Step(
+            Kind.MERGE_RANKS, "merge_ranks", plan, "merge_ranks", "a list", "the ranks of its programs", (ranks,),
+            found, event=event, when=When.SPLITS,
+        )  # fmt: skip
+
+
+def scoring(room: Buffers, plan: ChoicePlan) -> SoftmaxPlan:
+    """The softmax whose logits are the score."""
+    assert plan.choice.score is not None
+    name = plan.choice.score.softmax.name
+    return next(one for one in room.plan.softmaxes if one.name == name)
+
+
+def _ranks(room: Buffers, plan: ChoicePlan) -> Buffer:
+    heads, most = room.list_heads(plan.choice), f"ranks <= {plan.choice.capacity}, to a power of two"
+    return room.made(f"{plan.choice.name}.ranks", ("B", heads, "splits", "ranks"), "int64", most)

@@ -1,0 +1,67 @@
+"""sums: what a backward adds up: the gradients that several of its parts have of one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from spdsl.ir.pattern import Case, Extra, Gate, Merge, Softmax, Stream, Values
+from spdsl.ir.plan import SoftmaxPlan
+from spdsl.ir.schedule import Buffer, Gradient, Kind, Side, Step
+from spdsl.passes.joint import leaves
+from spdsl.passes.schedule.buffers import Buffers, sides, source_of
+from spdsl.passes.schedule.entries import weighing
+from spdsl.passes.schedule.results import is_joint
+
+
+def summed(
+    room: Buffers, case: Case, softmaxes: Sequence[SoftmaxPlan], entries: Sequence[Stream]
+) -> Iterator[Step[tuple[Gradient, ...]]]:
+    """One step for all of them: they are added as they come."""
+    found = [one for result in (case.branch, *case.extras) for one in _of_result(room, result, softmaxes)]
+    found += [one for softmax in softmaxes for one in _of_softmax(softmax)]
+    found += [one for stream in entries for one in _of_entries(room, stream)]
+    again = tuple(one for i, one in enumerate(found) if one.name in {other.name for other in found[:i]})
+    if again:
+        reads = tuple(buffer for one in again if (buffer := _buffer(room, one)) is not None)
+        yield Step(Kind.SUMS, "sums of gradients", again, reads=reads, writes=reads)
+
+
+def _of_result(room: Buffers, result: Extra, softmaxes: Sequence[SoftmaxPlan]) -> Iterator[Gradient]:
+    """The outputs that a result reads; those of a joint by its first part, for they are read together."""
+    if isinstance(result, Gate):
+        yield Gradient("gates")
+        for branch in result.branches:
+            yield from _of_result(room, branch, softmaxes)
+    elif isinstance(result, Softmax | Merge):
+        names = leaves(result)
+        for softmax in softmaxes:
+            if softmax.name in (names[:1] if is_joint(room, result) else names):
+                yield Gradient(f"{softmax.name}.out", softmax)
+
+
+def _of_softmax(softmax: SoftmaxPlan) -> Iterator[Gradient]:
+    yield Gradient(softmax.softmax.query, softmax)
+    if softmax.softmax.sink:
+        yield Gradient(softmax.softmax.sink, softmax)
+    for sweep in softmax.sweeps:
+        for name in ("k", "v") if sweep.stream.value is Values.OWN else ("k",):
+            yield Gradient(f"{name} of {sweep.stream.name}", side=Side(sweep.stream, name))
+
+
+def _of_entries(room: Buffers, stream: Stream) -> Iterator[Gradient]:
+    """They hand on what they get to the tokens that they are made of."""
+    for name in sides(room.plan, stream):
+        side = Side(source_of(room.plan, stream), name)
+        for own in (side, *weighing(room.plan, Side(stream, name))):
+            yield Gradient(f"{own.name} of {own.stream.name}", side=own)
+
+
+def _buffer(room: Buffers, gradient: Gradient) -> Buffer | None:
+    """None for gates and sinks."""
+    softmax, side = gradient.softmax, gradient.side
+    if side is not None:
+        return room.gradient(room.side(side.stream, side.name))
+    if softmax is None or gradient.name == softmax.softmax.sink:
+        return None
+    output = gradient.name == f"{softmax.name}.out"
+    return room.gradient(room.result(softmax.name)[0] if output else room.query(softmax))

@@ -1,0 +1,226 @@
+"""A call with a cache: which sequences it is for, where its tokens lie, what is known of them once appended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.cache.cache import CacheStore
+from spdsl.runtime.cache.cache_arguments import expect_cache, expect_rows
+from spdsl.runtime.cache.storage import NewTokens, Storage
+from spdsl.runtime.call.arguments import autocast, check_tensor
+from spdsl.runtime.call.cases import finish
+from spdsl.runtime.call.examples import expect_gates
+from spdsl.runtime.call.table import (
+    Arguments,
+    Inputs,
+    changed_in,
+    check_lookups,
+    check_sums,
+    check_vectors,
+    check_weights,
+    prepared,
+    under_autocast,
+)
+from spdsl.runtime.launch.launch import uses_kernels
+from spdsl.runtime.pools.pool import Pool
+from spdsl.runtime.sequences import Layout, checked_layout, expect, expect_flag, expect_tensor, layout_of
+
+
+class Step(NamedTuple):
+    """The tokens of a call, and the rows of the cache that get them, int64 [S]. None: all in order."""
+
+    new: NewTokens
+    rows: Tensor | None
+
+
+class Taken(NamedTuple):
+    """What a call reads once its tokens are appended. kept int32 [S]: how many found room; None: certainly all."""
+
+    own: Storage
+    layout: Layout
+    kept: Tensor | None
+
+
+class Closes(NamedTuple):
+    """A compressed stream whose entries close with the tokens of a call: see `Storage.close`."""
+
+    name: str
+    source: str
+    pool: Pool
+    weights_k: tuple[Tensor, ...] = ()
+    weights_v: tuple[Tensor, ...] | None = None
+    logits: str | None = None
+
+
+Closing = Callable[[Any], Sequence[Closes]]
+"""What closes, of the inputs of a call."""
+
+
+def _nothing(_: Any) -> Sequence[Closes]:
+    return ()
+
+
+def checked_step(
+    arguments: Arguments,
+    inputs: Inputs,
+    phase: str,
+    cache: CacheStore,
+    kind: type,
+    return_lse: object,
+    lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    rows: Sequence[int] | Tensor | None = None,
+) -> tuple[Inputs, Step]:
+    """The inputs under autocast and their step, after all checks of new tokens, and of the cache for them."""
+    inputs = under_autocast(arguments, inputs)
+    expect_flag("return_lse", return_lse)
+    expect_cache(cache, kind)
+    check_vectors(arguments, inputs)
+    q, k, own = arguments.q(inputs), arguments.streams[0].k, inputs._asdict()
+    first = arguments.queries[0].name
+    expect(q.shape[2] == own[k].shape[2], k, "{} tokens like {}", own[k].shape[2], q.shape[2], first)
+    check_new(arguments, inputs, cache)
+    check_sums(arguments, inputs, phase)
+    check_lookups(arguments, inputs)
+    return inputs, _step(cache, first, q, lengths, cu_seqlens, max_seqlen, rows)
+
+
+def step(
+    arguments: Arguments,
+    inputs: Inputs,
+    phase: str,
+    cache: CacheStore,
+    kind: type,
+    return_lse: object,
+    closes: Closing = _nothing,
+    gates: tuple[Tensor | None, int] = (None, 0),
+    **where: Any,
+) -> tuple[Inputs, Storage, Layout, Taken]:
+    """Checks a call, appends its tokens, and says what it computes with and reads then; gates and their number."""
+    inputs, own = checked_step(arguments, inputs, phase, cache, kind, return_lse, **where)
+    if gates[0] is not None:
+        expect_gates(gates[0], arguments.q(inputs), gates[1])
+    done = append(arguments, inputs, cache, own, closes(inputs))
+    return *from_cache(arguments, inputs, done), done
+
+
+def append_alone(
+    arguments: Arguments, inputs: Inputs, cache: CacheStore, closes: Closing = _nothing, **where: Any
+) -> None:
+    """Adds new tokens of a call without queries."""
+    names = [name for x in arguments.streams for name in (x.k, x.v) if name]
+    inputs = changed_in(
+        inputs, dict(zip(names, autocast(*[getattr(inputs, name) for name in names]), strict=True))
+    )  # fmt: skip
+    check_new(arguments, inputs, cache)
+    check_weights(arguments, inputs)
+    k = arguments.k(inputs)
+    for tensor in arguments.tensors:
+        if tensor.kept:
+            sizes = {"token": k.shape[2], "batch": k.shape[0]}
+            check_tensor(tensor.name, getattr(inputs, tensor.name), tensor.axes, tensor.kind, sizes, k)
+    append(arguments, inputs, cache, _step(cache, arguments.streams[0].k, k, **where), closes(inputs))
+
+
+def check_new(arguments: Arguments, inputs: Any, cache: CacheStore) -> None:
+    """New keys and values [B, heads, T, dim], against the buffers that they go to."""
+    own, first = inputs._asdict(), arguments.streams[0].k
+    for stream in arguments.streams:
+        for name, buffers in ((stream.k, cache.k), (stream.v, cache.v)):
+            if name:
+                x = own[name]
+                expect_tensor(name, x)
+                expect(x.dim() == 4, name, "4 dimensions [batch, heads, tokens, dim]", list(x.shape))
+                same = x.shape[0] == own[first].shape[0] and x.shape[2] == own[first].shape[2]
+                expect(same, name, "batch and tokens like {}", list(x.shape), first)
+                cache.expect_fits(name, buffers[stream.name], x)
+
+
+def _step(
+    cache: CacheStore,
+    name: str,
+    x: Tensor,
+    lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    rows: Sequence[int] | Tensor | None = None,
+) -> Step:
+    """Of new tokens x [B, heads, T, dim] of the argument `name`: dense, left-padded, or packed for S sequences.
+
+    On the CPU wrong numbers are refused; a GPU is not asked.
+    """
+    chosen = None if rows is None else expect_rows(rows, cache.batch, cache.spans.device, once=True)
+    sequences, whose = (cache.batch, "the cache") if chosen is None else (len(chosen), "rows")
+    look = layout_of if uses_kernels(x) else checked_layout
+    layout = look(x, x, cu_seqlens, max_seqlen, lengths, None, None)
+    if cu_seqlens is None:
+        expect(x.shape[0] == sequences, name, "batch {} like {}", x.shape[0], sequences, whose)
+    else:
+        expect(len(cu_seqlens) == sequences + 1, "cu_seqlens", "{} numbers", len(cu_seqlens), sequences + 1)
+    return Step(NewTokens(layout.longest, layout.q_spans), chosen)
+
+
+def append(
+    arguments: Arguments, inputs: Any, cache: CacheStore, step: Step, closes: Sequence[Closes] = ()
+) -> Taken:  # fmt: skip
+    """Adds the new tokens to the cache, and the entries that close with them; -> what the call reads."""
+    given, before = inputs._asdict(), _lengths_before(cache, step)
+    own = cache.append_tokens(
+        {x.name: given[x.k] for x in arguments.streams},
+        {x.name: given[x.v] for x in arguments.streams if x.v},
+        {x.name: given[x.name] for x in arguments.tensors if x.kept},
+        step.new,
+        step.rows,
+    )
+    for x in closes:
+        own.close(x.name, x.source, step.new.longest, x.pool, x.weights_k, x.weights_v, logits=x.logits)
+    cache.closed(own, step.rows)
+    return _taken(own, step.new, before)
+
+
+def _lengths_before(cache: CacheStore, step: Step) -> Tensor | None:
+    """The lengths until the call, if a sequence may get fewer tokens than the longest."""
+    if step.new.spans is None and not cache.may_overflow(step.new.longest):
+        return None
+    return cache.lengths.clone() if step.rows is None else cache.lengths.index_select(0, step.rows)
+
+
+def _taken(own: Storage, new: NewTokens, before: Tensor | None) -> Taken:
+    """The queries of a sequence are those at tokens that were kept: the others are in none. Of single tokens, one of
+    each sequence, all are asked, and `answer` empties the others.
+    """
+    kept, spans = None if before is None else own.lengths - before, None
+    if kept is not None and (new.longest > 1 or new.spans is not None):
+        start = torch.zeros_like(kept) if new.spans is None else new.spans[:, 0]
+        spans = torch.stack([start, kept], 1)
+    return Taken(own, Layout(spans, own.spans, None, None, new.longest, own.capacity), kept)
+
+
+def from_cache(arguments: Arguments, inputs: Inputs, done: Taken) -> tuple[Inputs, Storage, Layout]:
+    """The inputs of a step with the kept tensors of all tokens in place of those of the new ones; what it reads."""
+    own = done.own
+    changed: dict[str, Any] = {}
+    for tensor in arguments.tensors:
+        if tensor.kept:
+            kept = own.token_values(tensor.name)
+            changed[tensor.name] = kept.view(torch.bool) if tensor.kind == "bool" else kept
+        elif "token" in tensor.axes:
+            changed[tensor.name] = None  # no phase with a cache reads it
+    inputs = changed_in(inputs, changed)
+    sizes = (own.capacity, own.capacity, len(own.spans))
+    return prepared(arguments, inputs, done.layout, *sizes), own, done.layout
+
+
+def answer(part: tuple[Tensor, Tensor], done: Taken, return_lse: bool) -> Any:
+    """out, or (out, lse); a token that found no room has out 0 and lse -inf."""
+    out, lse = part
+    if done.kept is not None and done.layout.q_spans is None:
+        none = (done.kept == 0).view(-1, *[1] * (lse.dim() - 1))
+        out = out.masked_fill(none[..., None] if lse.dim() < out.dim() else none, 0)
+        lse = lse.masked_fill(none, -torch.inf)
+    return finish((out, lse), return_lse)

@@ -1,0 +1,186 @@
+"""Calls of the tests of launches: patterns of every kind of step, their sizes, and what their modules really start."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+from spdsl.ir.plan import Plan
+from spdsl.ir.pool import Pool
+from spdsl.ir.schedule import Stage
+from spdsl.machine import survey
+from spdsl.passes.count import Shape
+from tests.cost.launched import Started, started
+from tests.cost.plans import module_of, plan, plan_of_text, text_of
+
+MEANS = """
+pattern means {
+    causal
+    coarse = compress(32, 16, by = mean)
+    return gate(attend(coarse), attend(sliding(64)))
+}
+"""
+POOLS = """
+pattern pools {
+    causal
+    sums = compress(32, 16, by = weighted)
+    high = compress(32, 16, by = max)
+    low  = compress(32, 16, by = min)
+    return gate(attend(sums), attend(high), attend(low), attend(sliding(64)))
+}
+"""
+EARLY = """
+pattern early {
+    causal
+    z = stream(value = none)
+    a = compress(32, 16, before = 16, by = mean)
+    b = compress(32, 16, before = 16, by = max)
+    c = compress(32, 16, before = 16, by = weighted)
+    d = compress(32, 16, before = 16, by = mlp)
+    e = compress(32, 16, before = 16, by = softmax(z))
+    return gate(attend(a), attend(b), attend(c), attend(d), attend(e))
+}
+"""
+UNION = """
+pattern union {
+    causal
+    means = compress(32, 16)
+    chosen = top_k(2, score = softmax(dot(means)), share = sum(group), unit = sum(64))
+    return attend(chosen | sliding(64))
+}
+"""
+SUNK = """
+pattern sunk {
+    causal
+    s = tensor(head)
+    z = tensor(head)
+    both = merge(attend(sliding(16), sink_logit = s), attend(sink(4) - sliding(16), sink_logit = z))
+    return gate(both, attend(all)), merge(attend(sliding(8)), attend(sink(2) - sliding(8)))
+}
+"""
+BOTH_CASES = """
+pattern both_cases {
+    causal
+    near = attend(sliding(32))
+    return near if length < 100
+    return merge(near, attend(sink(4) - sliding(32)))
+}
+"""
+KEYS = """
+pattern keys {
+    causal
+    latent = stream(heads = 1, v = 32, value = key)
+    return gate(attend(latent), attend(latent[sliding(16)]))
+}
+"""
+APART = """
+pattern apart {
+    causal
+    a = attend(sliding(8))
+    b = attend(sink(2) - sliding(8))
+    return merge(a, b), a
+}
+"""
+THREE = """
+pattern three {
+    causal
+    a = attend(sliding(8))
+    b = attend(sink(2) - sliding(8))
+    return merge(a, b, attend(first(9) - sink(2) - sliding(8))), a
+}
+"""
+# Sets that decode reads alone: the maps are made in any phase.
+GIVEN = """
+pattern given_in_decode {
+    causal
+    tiles = given(rows = 64, unit = 64, share = head)
+    return attend(tiles) if decode
+    return attend(all)
+}
+"""
+DRAWN = """
+pattern drawn_in_decode {
+    allow(W404)
+    return attend(random(3, unit = 64, rows = 64, seed = 0, share = head)) if decode
+    return attend(all)
+}
+"""
+BEFORE = """
+pattern drawn_before {
+    causal
+    return attend(random(3, unit = 64, rows = 64, seed = 0, share = head)) if decode
+    return attend(all)
+}
+"""
+SUMS = """
+pattern sums {
+    causal
+    return gate(attend(sliding(16)), attend(all), attend(sliding(4)))
+}
+"""
+CASES = """
+pattern cases {
+    causal
+    return attend(sliding(16)) if length < 100
+    return attend(sliding(32)) if length < 200
+    return attend(all)
+}
+"""
+LONG = """
+pattern long {
+    causal
+    coarse = attend(compress(32, 16))
+    chosen = top_k(300, score = mass(coarse), share = group, unit = 64, force = last(1))
+    every = threshold(0.1, score = dot(compress(16)), share = head, unit = max(16), least = 2)
+    return gate(coarse, attend(chosen), attend(every))
+}
+"""
+COSINE = """
+pattern cosines {
+    causal
+    near = threshold(0.1, score = cosine(compress(16)), share = max(group), least = 2, most = 8, force = last(1))
+    return attend(near)
+}
+"""
+TILED = """
+pattern tiled {
+    chosen = top_k(2, score = softmax(dot(compress(32, 16))), share = sum(group), unit = 64, rows = max(48))
+    return attend(chosen)
+}
+"""
+PARAMS = {"moba": {"block": 16}, "msa_minimax": {"block": 16}}
+TOKENS = 256
+PHASES = {"train": (Stage.FORWARD, Stage.BACKWARD), "prefill": (Stage.PREFILL,), "decode": (Stage.DECODE,)}
+DIM = 64  # the head dim where a pattern leaves it open: tables go by it, and jobs are as long as their tiles
+
+
+def pooled(pool: Pool, clipped: bool) -> str:
+    """A pattern of the entries of one pool."""
+    by = f"{pool.name}(z)" if pool.weighs else pool.name
+    cells = f"compress(32, 16{', before = 16' if clipped else ''}, by = {by})"
+    z = "z = stream(value = none)" if pool.weighs else ""
+    name = f"pooled_{pool.name}{'_clipped' * clipped}"
+    return f"pattern {name} {{ causal {z} return gate(attend({cells}), attend(sliding(16))) }}"
+
+
+def case(name: str, **more: int) -> tuple[ModuleType, Plan, Shape]:
+    """A pattern by its name or its text, and the sizes of its call."""
+    is_text, params = name.strip().startswith("pattern"), {**PARAMS.get(name, {}), **more}
+    found = plan_of_text(name) if is_text else plan(name, **params)
+    module = module_of(name if is_text else text_of(name), **params)
+    heads, kv_heads = survey._heads(module)
+    ((qk, v),) = survey._open_dims(module, [(DIM, DIM)])
+    return module, found, Shape(survey.BATCH, heads, kv_heads, qk, v)
+
+
+def recorded(module: ModuleType, shape: Shape, phase: str, tokens: int = TOKENS) -> Started:
+    """In bf16 or float32, by the size of an element."""
+    dtype = {2: torch.bfloat16, 4: torch.float32}[shape.size]
+    return started(module, phase, tokens, survey._Sizes(shape.heads, shape.kv_heads, shape.qk, shape.v, dtype))
+
+
+def both(real: Started, phase: str) -> list[tuple[Stage, list[str], int]]:
+    """Kernels and the number of torch operators of each stage of a phase."""
+    found = zip((real.kernels, real.back_kernels), (real.steps, real.back_steps), strict=True)
+    return [(stage, names, sum(steps.values())) for stage, (names, steps) in zip(PHASES[phase], found, strict=False)]

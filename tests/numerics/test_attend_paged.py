@@ -1,0 +1,181 @@
+"""Attention over pages of somebody else equals attention of each request by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spdsl.ir.pattern import Pattern
+from spdsl.ir.pattern import Tensor as TensorInput
+from spdsl.oracle import dense
+from tests.numerics.cases import Found, Inputs, Shape, assert_same, inputs_of
+from tests.numerics.conftest import Engine
+from tests.numerics.patterns import pattern_of
+
+# (tokens of a request, its queries in the call, the request with which it shares the pages of its prefix or -1)
+Request = tuple[int, int, int]
+STATIC = [
+    "causal", "sliding_window", "streaming_llm", "document", "alibi", "sink_attention", "softcap_sink", "token_bias",
+    "dilated", "two_streams", "value_is_key", "gate", "merge", "own_query", "extras", "by_head",
+]  # fmt: skip
+
+
+@dataclass
+class Pages:
+    """The pages of all requests in any order, amid NaN."""
+
+    given: Inputs
+    own: list[Inputs]
+    counts: list[int]
+
+
+def filled(
+    pattern: Pattern, requests: Sequence[Request], page: int, layout: str = "NHD", spare: int = 2, seed: int = 0
+) -> Pages:
+    width = max(1, *(-(-tokens // page) for tokens, _, _ in requests)) + spare
+    own = [inputs_of(pattern, Shape(tokens, tokens, seed=seed + i)) for i, (tokens, _, _) in enumerate(requests)]
+    order = iter(torch.randperm(len(requests) * width + 5, generator=torch.Generator().manual_seed(seed)).tolist())
+    table = torch.full((len(requests), width), 2**31 - 1, dtype=torch.int32)  # what lies behind is never followed
+    for i, (tokens, _, source) in enumerate(requests):
+        shared = min(tokens, requests[source][0]) // page if source >= 0 else 0
+        for j in range(-(-tokens // page)):
+            table[i, j] = table[source, j] if j < shared else next(order)
+        if shared:
+            for name, x in own[i].items():
+                if is_over_tokens(pattern, name) or x.dim() == 4:
+                    part = (
+                        (slice(None), slice(None), slice(0, shared * page))
+                        if x.dim() == 4
+                        else (..., slice(0, shared * page))
+                    )
+                    x[part] = own[source][name][part]
+    given: Inputs = {"block_table": table, "seq_lens": torch.tensor([tokens for tokens, _, _ in requests])}
+    counts = [queries for _, queries, _ in requests]
+    given["cu_seqlens_q"] = torch.tensor([0, *counts]).cumsum(0).int()
+    for name, x in own[0].items():
+        rows = [part[name] for part in own]
+        if name in streams(pattern):
+            given[f"{name}_pages"] = stored(rows, table, page, len(requests) * width + 5, layout)
+        elif x.dim() == 4:
+            longer = [
+                torch.nn.functional.pad(row, (0, 0, max(0, count - row.shape[2]), 0), value=1.0)
+                for row, count in zip(rows, counts, strict=True)
+            ]
+            last = [row[:, :, row.shape[2] - count :] for row, count in zip(longer, counts, strict=True)]
+            given[name] = torch.cat(last, 2)[0].transpose(0, 1).contiguous()
+        elif is_over_tokens(pattern, name):
+            given[name] = torch.stack(
+                [torch.nn.functional.pad(row[0], (0, width * page - row.shape[-1])) for row in rows]
+            )
+        else:
+            given[name] = x
+            for part in own:
+                part[name] = x
+    return Pages(given, own, counts)
+
+
+def stored(rows: Sequence[Tensor], table: Tensor, page: int, pages: int, layout: str) -> Tensor:
+    """Keys or values [1, heads, tokens, dim] of each request, in pages [pages, page, heads, dim] of any strides."""
+    _, heads, _, dim = rows[0].shape
+    shape = (pages, heads, page, dim + 3) if layout == "HND" else (pages, page, heads, dim + 3)
+    found = torch.full(shape, torch.nan, dtype=rows[0].dtype)[..., :dim]
+    found = found.transpose(1, 2) if layout == "HND" else found
+    for row, own in zip(rows, table, strict=True):
+        for token in range(row.shape[2]):
+            found[own[token // page], token % page] = row[0, :, token]
+    return found
+
+
+def streams(pattern: Pattern) -> set[str]:
+    arguments = [(getattr(x, "key_argument", None), getattr(x, "value_argument", None)) for x in pattern.inputs]
+    return {name for pair in arguments for name in pair if name}
+
+
+def is_over_tokens(pattern: Pattern, name: str) -> bool:
+    return any(isinstance(x, TensorInput) and x.name == name and "token" in x.axes for x in pattern.inputs)
+
+
+def check(module: ModuleType, pattern: Pattern, pages: Pages, **how: Any) -> None:
+    answer = module.attend_paged(**pages.given, **how)
+    found = [answer] if isinstance(answer[0], Tensor) else list(answer)
+    first = 0
+    for own, count in zip(pages.own, pages.counts, strict=True):
+        parts = [
+            (out[first : first + count].transpose(0, 1)[None], lse[first : first + count].transpose(0, 1)[None])
+            for out, lse in found
+        ]
+        tokens = next(iter(own.values())).shape[2]
+        first += count
+        if not count:
+            continue
+        none, kept = max(0, count - tokens), min(count, tokens)  # queries before the first token, and the others
+        assert all((out[:, :, :none] == 0).all() and (lse[:, :, :none] == -torch.inf).all() for out, lse in parts)
+        if not kept:
+            continue
+        wanted = dense.results(pattern, own, "prefill")
+        parts = [(out[:, :, none:], lse[:, :, none:]) for out, lse in parts]
+        assert_same(Found(parts), Found([(out[:, :, -kept:], lse[:, :, -kept:]) for out, lse in wanted]))
+
+
+def edges(page: int) -> list[Request]:
+    """Lengths around a page, prompts and steps together, prefixes that are shared."""
+    page = max(page, 2)
+    return [
+        (page + 1, 1, -1), (page, 3, 0), (0, 1, -1), (1, 1, -1), (page - 1, page - 1, -1), (2 * page + 3, 5, -1),
+        (2 * page + 1, 1, 5), (0, 0, -1), (page + 5, 0, -1), (3, 3, -1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("page, layout", [(16, "NHD"), (16, "HND"), (1, "NHD"), (64, "HND"), (48, "NHD")])
+@pytest.mark.parametrize("name", STATIC)
+def test_prompts_and_steps_in_one_batch(cpu: Engine, name: str, page: int, layout: str) -> None:
+    if name not in ("causal", "streaming_llm", "document") and (page, layout) not in ((16, "HND"), (1, "NHD")):
+        pytest.skip("pairwise")
+    pattern = pattern_of(name)
+    check(cpu(name), pattern, filled(pattern, edges(page), page, layout))
+
+
+@pytest.mark.parametrize("page, layout", [(16, "NHD"), (1, "HND"), (48, "HND")])
+@pytest.mark.parametrize("name", ["streaming_llm", "document", "softcap_sink", "gate"])
+def test_prompts_and_steps_by_kernels(kernels: Engine, name: str, page: int, layout: str) -> None:
+    pattern = pattern_of(name)
+    requests = edges(page)[:7] if name == "streaming_llm" else [(17, 1, -1), (0, 1, -1), (20, 3, 0), (5, 5, -1)]
+    check(kernels(name), pattern, filled(pattern, requests, page, layout))
+
+
+@pytest.mark.parametrize("page", [16, 1])
+@pytest.mark.parametrize("name", ["causal", "streaming_llm", "document", "softcap_sink", "gate", "extras"])
+def test_single_queries(engine: Engine, name: str, page: int) -> None:
+    """They take the kernels of a step. One request has no query, one no token."""
+    pattern = pattern_of(name)
+    requests = [(33, 1, -1), (16, 0, -1), (0, 1, -1), (15, 1, -1), (17, 1, 0)]
+    if engine.name == "interpreted" and name in ("causal", "gate", "extras"):
+        requests = requests[:4]
+    check(engine(name), pattern, filled(pattern, requests, page), max_seqlen_q=1)
+
+
+def test_bad_arguments(cpu: Engine) -> None:
+    module, pattern = cpu("causal"), pattern_of("causal")
+    given = filled(pattern, [(20, 3, -1), (5, 1, -1)], 16).given
+    wrong = {
+        "q": [given["q"][None], given["q"][:, :, :8], given["q"].float()],
+        "k_pages": [given["k_pages"][0], given["k_pages"][:, :8], given["k_pages"].transpose(2, 3)],
+        "v_pages": [given["v_pages"][:3], given["v_pages"][:, :, [0, 0]], given["v_pages"].float()],
+        "block_table": [given["block_table"].long(), given["block_table"][:1], given["block_table"].T],
+        "seq_lens": [given["seq_lens"].float(), torch.tensor([20]), torch.tensor([20, 2000])],
+        "cu_seqlens_q": [torch.tensor([0, 3]), torch.tensor([0.0, 3.0, 4.0])],
+    }
+    for name, others in wrong.items():
+        for other in [*others, None, 3]:
+            with pytest.raises(
+                (ValueError, TypeError), match=rf"^({name}|seq_lens|block_table|k_pages|v_pages|v|k|q)\b"
+            ):
+                module.attend_paged(**{**given, name: other})
+    with pytest.raises(ValueError, match="max_seqlen_q"):
+        module.attend_paged(**given, max_seqlen_q=2)
