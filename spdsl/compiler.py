@@ -106,8 +106,9 @@ def _stages(
             report.add(found)
     report.check()
     yield "plan", plan
-    yield "steps", tuple(schedule(plan, stage) for stage in scheduled(plan))
-    yield "module", rendering.render(context(plan), source, source.text[tree.span.start : tree.span.end])
+    steps = tuple(schedule(plan, stage) for stage in scheduled(plan))
+    yield "steps", steps
+    yield "module", rendering.render(context(plan, steps), source, source.text[tree.span.start : tree.span.end])
 
 
 def compile(source: Source, pattern: str | None, params: Params, setting: Setting = NOTHING_MORE) -> GeneratedModule:

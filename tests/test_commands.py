@@ -109,6 +109,19 @@ def test_emit_prints_the_module(spdsl: Command, tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
+def test_standalone_writes_a_package(spdsl: Command, tmp_path: Path) -> None:
+    line = ("compile", str(PATTERNS / "causal.spat"), "--standalone", "packages")
+    for again in (False, True):
+        done = spdsl(*line)
+        assert (done.returncode, done.stdout.strip()) == (0, "packages/causal/__init__.py"), done.stderr
+        texts = [path.read_text(encoding="utf-8") for path in (tmp_path / "packages" / "causal").rglob("*.py")]
+        assert not any(re.search(r"^ *(from|import) spdsl", text, re.MULTILINE) for text in texts), again
+    (tmp_path / "packages" / "causal" / "__init__.py").write_text("mine = 1\n")
+    done = spdsl(*line)
+    assert (done.returncode, "was not made by spdsl" in done.stderr) == (2, True)
+    assert (tmp_path / "packages" / "causal" / "__init__.py").read_text() == "mine = 1\n"
+
+
 def test_check_tells_by_its_exit_code(spdsl: Command, tmp_path: Path) -> None:
     good = [str(path) for path in sorted(PATTERNS.glob("*.spat"))]
     done = spdsl("check", *good)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import sympy
@@ -26,18 +26,17 @@ from spdsl.ir.pattern import (
     Weight,
 )
 from spdsl.ir.plan import ChoicePlan, Form, Plan, Range, SoftmaxPlan, Sweep
-from spdsl.ir.schedule import Stage, Walk
+from spdsl.ir.schedule import Schedule, Stage, Walk
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
 from spdsl.passes.resident import resident
-from spdsl.passes.schedule import schedule, stages
 from spdsl.passes.schedule.buffers import sides
 from spdsl.passes.schedule.extras import extra_of
 
 Call = SoftmaxText | JointText | ChoiceText
 
 
-def context(plan: Plan) -> ModuleText:
-    """The texts of a plan."""
+def context(plan: Plan, schedules: Sequence[Schedule]) -> ModuleText:
+    """The texts of a plan and of what its calls start."""
     pattern = plan.pattern
     whole = tuple(_softmax(found) for found in plan.softmaxes)
     by_name = {found.name: found for found in whole}
@@ -46,11 +45,11 @@ def context(plan: Plan) -> ModuleText:
     joints = tuple(JointText(found.name, tuple(by_name[x] for x in found.parts)) for found in plan.joints)
     texts: dict[str, Call] = {**by_name, **chosen, **{found.name: found for found in joints}}
     phases = {
-        stage.phase.value: tuple(
-            _case(i, case, plan, stage, texts) for i, case in enumerate(pattern.cases_of(stage.phase))
+        own.stage.phase.value: tuple(
+            _case(i, case, plan, own, texts) for i, case in enumerate(pattern.cases_of(own.stage.phase))
         )
-        for stage in stages(plan)
-        if stage is not Stage.BACKWARD
+        for own in schedules
+        if own.stage is not Stage.BACKWARD
     }
     gates = [branch for case in pattern.cases for branch in (case.branch, *case.extras) if isinstance(branch, Gate)]
     return ModuleText(
@@ -175,7 +174,7 @@ def _entries(stream: Stream, plan: Plan) -> EntriesText:
     return EntriesText(stream, source, logits, weights, sides(plan, stream))
 
 
-def _case(number: int, case: Case, plan: Plan, stage: Stage, texts: Mapping[str, Call]) -> CaseText:
+def _case(number: int, case: Case, plan: Plan, schedule: Schedule, texts: Mapping[str, Call]) -> CaseText:
     """How a call answers: what the steps of its schedule belong to, in their order, then its results."""
     condition = "" if case.condition is None else expression(case.condition, TORCH, lambda read, _: lookup_name(read))
     uses_length = case.condition is not None and LENGTH in case.condition.free_symbols
@@ -183,7 +182,7 @@ def _case(number: int, case: Case, plan: Plan, stage: Stage, texts: Mapping[str,
     gated = any(isinstance(branch, Gate) for branch in (case.branch, *case.extras))
     extras = [_extra(i, extra, plan, texts) for i, extra in enumerate(case.extras, 1)]
     joints = {tuple(part.name for part in one.parts): one for one in texts.values() if isinstance(one, JointText)}
-    parts = dict.fromkeys(step.part for step in schedule(plan, stage).steps if step.case == number)
+    parts = dict.fromkeys(step.part for step in schedule.steps if step.case == number)
     calls = tuple(texts[name] for name in parts if name in texts)
     alone = tuple(part for call in calls for part in (call.parts if isinstance(call, JointText) else (call,)))
 
@@ -192,7 +191,7 @@ def _case(number: int, case: Case, plan: Plan, stage: Stage, texts: Mapping[str,
         return AnswerText(calls, text(case.branch), tuple(own))
 
     own = (
-        answer(calls, lambda branch: branch_text(branch, joints)) if stage is Stage.FORWARD
+        answer(calls, lambda branch: branch_text(branch, joints)) if schedule.stage is Stage.FORWARD
         else answer(calls, cached_text, scores=False)
     )  # fmt: skip
     return CaseText(condition, uses_length, scalars, gated, answer(alone, branch_text), own)

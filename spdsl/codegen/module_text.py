@@ -311,15 +311,22 @@ class ModuleText:
 
     @property
     def paged_phase(self) -> str:
-        """The phase that answers over adopted pages; "": none, as it is not clear which, or entries are read."""
+        """The phase that answers over adopted pages; "": none, as it is not clear which."""
         cached = [phase for phase in ("prefill", "decode") if phase in self.phases]
         same = len(cached) == 1 or (len(cached) == 2 and self.phases["prefill"] == self.phases["decode"])
-        return cached[0] if same and not self.kept else ""
+        return cached[0] if same else ""
 
     @property
     def required(self) -> tuple[str, ...]:
         """The arguments that every call has."""
         return (*self.vectors, *(x.name for x in self.weights))
+
+    @property
+    def paged_sources(self) -> tuple[str, ...]:
+        """The arguments of which entries in adopted pages are made."""
+        read = {x.name for e in self.kept for x in (e.source, e.logits) if x is not None}
+        arguments = (name for x in self.streams if x.name in read for name in (x.key_argument, x.value_argument))
+        return tuple(name for name in arguments if name)
 
     @property
     def stored(self) -> tuple[str, ...]:

@@ -22,7 +22,18 @@ from spdsl.version import __version__
 
 LINE = 120
 PUBLIC = frozenset(
-    {"attention", "choices", "reference", "prefill", "decode", "attend_paged", "Cache", "example_inputs"}
+    {
+        "attention",
+        "choices",
+        "reference",
+        "prefill",
+        "decode",
+        "attend_paged",
+        "paged_states",
+        "update_states",
+        "Cache",
+        "example_inputs",
+    }
     | {"tune", "tuning", "use_tables", "__getattr__"}
 )
 
@@ -114,7 +125,8 @@ def formatted(text: str) -> str:
 
     RuntimeError if it is no Python: a template's mistake.
     """
-    fixed = _ruff(text, "check", "--select", "F401,I", "--fix", "--exit-zero", "--quiet")
+    own = 'lint.isort.known-first-party = ["spdsl"]'  # wherever the command runs, not only beside a folder spdsl
+    fixed = _ruff(text, "check", "--select", "F401,I", "--config", own, "--fix", "--exit-zero", "--quiet")
     return _ruff(fixed, "format", "--config", "format.skip-magic-trailing-comma=true")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -46,9 +47,14 @@ def started(call: Call) -> Iterator[Step[Any]]:
     """The steps that the call starts: with a cache those of every case, else of the one that answers."""
     cases = call.plan.pattern.cases_of(call.phase)
     answering = cases.index(call.count.case(call.phase)) if call.phase is Phase.TRAIN else None
-    for step in schedule(call.count.plan, call.stage).steps:
+    for step in _steps(call.count.plan, call.stage):
         if (answering is None or step.case in (None, answering)) and starts(call, step):
             yield step
+
+
+@lru_cache(maxsize=64)
+def _steps(plan: Plan, stage: Stage) -> tuple[Step[Any], ...]:
+    return schedule(plan, stage).steps
 
 
 def kernel(call: Call, step: Step[Any]) -> Kernel:

@@ -16,23 +16,22 @@ from spdsl.passes.names import Names
 ARGUMENT_WORDS = frozenset(
     """
     ARGUMENTS Any C Cache Callable Cells Corner INTERPRETED Inputs Layout Logits MODULE NamedTuple rt Paged Sequence
-    Splits Tensor
-    Tiles U add_parts add_rows attention autocast batch bool buffer by_class cache call call_of certain check_attention
-    check_sinks check_weight chosen_argument close_mlp close_streamed columns combine condition config config_for
-    constants corner corners ctx cu_seqlens decode decode_config delta delta_of dict dk dlse dout dq dv end
-    entry_corners entry_source expect expect_gates finish first form found gate gated gates given given_argument
-    gpu_of grads
-    group h heads inputs int inverse inverse_of job_tiles jobs k k_at k_first k_last k_offset k_spans key_extremes keys
-    kv_heads lanes last launch layout layout_of len length lengths list lists lists_of logits longest lse lse_of max
-    max_seqlen maximum may merge merge_parts merged_part merged_parts min minimum most_visited must one_query out own
-    packed_constants page_of paged pair_constants pair_lists pair_shape part_lse part_out partial partial_lse parts
-    parts_of pending per_unit pool_mlp pool_softmax pool_weighted pooled prefill q q_at q_first q_heads q_last q_offset
-    q_spans random_argument reference refuse_gradient return_lse room_like row_extremes rows rows_contiguous run seen
-    sequences settle shape sink_gradient sizes sizes_of slice slot_buffer some source spans sparse_forward split_count
-    splits step_lists str strided summed t tensor_argument tensors there tokens torch triton tuned tuple turns
-    unit_constants unit_inverse unit_list unit_lists unit_mask unit_shape units_backward units_forward uses_kernels v
-    v_dim visited wide x
-    check_chosen check_given check_tensor check_values checked_layout expect_cache expect_flag expect_tensor length_of
+    PHASES Splits Tensor Tiles U add_parts add_rows answer attention autocast batch bool buffer by_class cache call
+    call_of certain check_attention check_sinks check_weight chosen_argument close_mlp close_streamed columns
+    combine condition config config_for constants corner corners ctx cu_seqlens decode decode_config delta delta_of
+    dict dk dlse dout dq dv end entry_corners entry_source expect expect_gates finish first form found gate gated
+    gates given given_argument gpu_of grads group h heads inputs int inverse inverse_of job_tiles jobs k k_at
+    k_first k_last k_offset k_spans key_extremes keys kv_heads lanes last launch layout layout_of len length lengths
+    list lists lists_of logits longest lse lse_of max max_seqlen maximum may merge merge_parts merged_part
+    merged_parts min minimum most_visited must one_query out own packed_constants page_of paged pair_constants
+    pair_lists pair_shape part_lse part_out partial partial_lse parts parts_of pending per_unit phase pool_mlp
+    pool_softmax pool_weighted pooled prefill q q_at q_first q_heads q_last q_offset q_spans random_argument
+    reference refuse_gradient return_lse room_like row_extremes rows rows_contiguous run seen sequences settle shape
+    sink_gradient sizes sizes_of slice slot_buffer some source spans sparse_forward split_count splits step_lists
+    str strided summed t tensor_argument tensors there tokens torch triton tuned tuple turns unit_constants
+    unit_inverse unit_list unit_lists unit_mask unit_shape units_backward units_forward uses_kernels v v_dim visited
+    wide x check_chosen check_given check_tensor check_values checked_layout expect_cache expect_flag expect_tensor
+    length_of
     """.split()
 )
 # Names in the kernels, where streams stand too.

@@ -5,7 +5,7 @@ A module begins with `from spdsl.runtime import rt`. What a name is stands at it
 
 from __future__ import annotations
 
-from spdsl.runtime.cache.adopted import from_pages, packed_queries, unpacked
+from spdsl.runtime.cache.adopted import close_in_pages, from_pages, packed_queries, state_buffers, unpacked
 from spdsl.runtime.cache.cache import CacheStore, StreamShape
 from spdsl.runtime.cache.cache_arguments import expect_sizes
 from spdsl.runtime.cache.steps import Closes, answer, append_alone, step
@@ -83,6 +83,7 @@ from spdsl.runtime.launch.launch import (
     delta_of,
     empty_rows,
     gradient_room,
+    is_step,
     launch,
     launching,
     page_of,
@@ -293,6 +294,7 @@ __all__ = [
     "choices_in",
     "choose",
     "chose",
+    "close_in_pages",
     "close_mlp",
     "close_streamed",
     "compress_operator",
@@ -336,6 +338,7 @@ __all__ = [
     "heads_that_see",
     "in_float64",
     "inverse_of",
+    "is_step",
     "jit",
     "job_tiles",
     "jump",
@@ -434,6 +437,7 @@ __all__ = [
     "split_room",
     "start_divergence",
     "start_softmax",
+    "state_buffers",
     "step",
     "step_lists",
     "step_lse",

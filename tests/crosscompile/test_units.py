@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 import spdsl  # noqa: E402
 from spdsl.machine.crosscompile import Compiled  # noqa: E402
 from spdsl.machine.launches import Launch  # noqa: E402
+from spdsl.runtime.select import cut_launch  # noqa: E402
 from tests.crosscompile.kernels import Dims, kernels, kind, nsa_of_group  # noqa: E402
 from tests.crosscompile.spills import ALLOWED_UNITS, UNITS_ELSEWHERE  # noqa: E402
 
@@ -155,7 +156,9 @@ def test_a_threshold_with_least(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", CUT)
-def test_lists_that_are_cut(name: str, target: str) -> None:
+def test_lists_that_are_cut(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a cache of many units: the kernel then looks at the most that it does at once."""
+    monkeypatch.setattr(cut_launch, "power_of_2", lambda units: 512)
     names = ("chosen_select", "cut_lists")
     phases = ("train", "prefill", "decode")
     found = list(kernels(spdsl.load(CUT[name]), target, "bf16", (128, 128), phases, lambda one: one.name in names))

@@ -1,10 +1,11 @@
-"""What the documents show of commands: blocks that begin with `$ spdsl`, as they come out at 80 columns.
+"""What documents show of commands (blocks that begin with `$ spdsl`, as they come out at 80 columns) and of modules.
 
-`python -m tests.docs.printed` writes what the commands print today into the documents.
+`python -m tests.docs.printed` writes what the commands and modules print today into the documents.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import re
 import shlex
@@ -14,12 +15,15 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+import spdsl
 from spdsl.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").glob("*.md")))
 COLUMNS = 80
+MODULES = {"README.md": "patterns/streaming_llm.spat", "DESIGN.md": "near.spat"}  # of which code is shown
 _BLOCK = re.compile(r"^```\n\$ spdsl (.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
+_CODE = re.compile(r"^```python\n(@rt\.jit\n(?:.*\n)*?)^```$", re.MULTILINE)
 _SOURCE = re.compile(r"^```spat\n((?:.*\n)*?)^```$", re.MULTILINE)
 
 
@@ -50,11 +54,36 @@ def output(page: Path, arguments: str) -> str:
     return "".join(f"{line.rstrip()}\n" for line in done.output.rstrip().splitlines())
 
 
+def with_code(page: Path) -> str:
+    """The text of a page with the device functions that it shows, as its module has them."""
+    text = page.read_text(encoding="utf-8")
+    if page.name not in MODULES:
+        return text
+    with beside(page):
+        functions = definitions(spdsl.compile(MODULES[page.name]).text)
+
+    def anew(found: re.Match[str]) -> str:
+        names = re.findall(r"^def (\w+)", found[1], re.MULTILINE)
+        return "```python\n" + "\n\n\n".join(functions[name] for name in names) + "\n```"
+
+    return _CODE.sub(anew, text)
+
+
+def definitions(text: str) -> dict[str, str]:
+    """The functions of a module with their decorators, by name."""
+    lines = text.splitlines()
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    return {
+        node.name: "\n".join(lines[min([node.lineno, *(x.lineno for x in node.decorator_list)]) - 1 : node.end_lineno])
+        for node in functions
+    }
+
+
 def rewrite(page: Path) -> None:
     def anew(found: re.Match[str]) -> str:
         return f"```\n$ spdsl {found[1]}\n{output(page, found[1])}```"
 
-    page.write_text(_BLOCK.sub(anew, page.read_text(encoding="utf-8")), encoding="utf-8")
+    page.write_text(_BLOCK.sub(anew, with_code(page)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tests.docs.printed import PAGES, ROOT, beside
 
 SOURCES = ("nsa", "near", "window")  # files that the documents take for granted
 DIFFERENT = {"--dry", "--quick", "--suite", "--part", "--retries"}  # of the benchmarks and of pip
-TOOLS = re.compile(r"examples/|benchmarks\.run|pip install|make |-->")
+TOOLS = re.compile(r"examples/|benchmarks\.run|pip install|make |-->|\+--")
 
 
 def commands(page: Path) -> Iterator[str]:
@@ -76,8 +76,8 @@ def runs(name: str, rest: list[str]) -> bool:
     needs_pictures = any(word.endswith(".png") for word in rest)
     if needs_pictures:
         pytest.importorskip("matplotlib")
-    takes_long = {"--report", "--deny", "--cubin", "tree|pattern|aligned|plan|module"} & set(rest)
-    return name != "tune" and not takes_long
+    takes_long = {"--report", "--deny", "--cubin"} & set(rest)
+    return name != "tune" and not takes_long and not any("tree|pattern" in word for word in rest)
 
 
 def known() -> set[str]:

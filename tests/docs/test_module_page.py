@@ -1,4 +1,4 @@
-"""docs/module.md on the cache: the shapes of its storage, and which steps read lengths on the host."""
+"""docs/module.md on the cache: the shapes of its storage, and that no step reads lengths on the host."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_shapes_of_the_storage(page: int | None, tokens: tuple[int, ...]) -> Non
 
 
 @pytest.mark.interpret
-@pytest.mark.parametrize("text, reads", [(RANKED, 0), (LONG, 1 + BATCH)])
-def test_what_a_step_reads_on_the_host(text: str, reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", [RANKED, LONG])
+def test_a_step_reads_nothing_on_the_host(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     m = spdsl.load(text)
     cache = cache_of(m, 16)
     q, k, v = torch.randn(BATCH, 2, 33, 24), torch.randn(BATCH, 1, 33, 24), torch.randn(BATCH, 1, 33, 16)
@@ -45,4 +45,4 @@ def test_what_a_step_reads_on_the_host(text: str, reads: int, monkeypatch: pytes
 
     monkeypatch.setattr(Tensor, "tolist", noted)
     m.decode(*(x[:, :, :1] for x in (q, k, v)), cache=cache)
-    assert len(found) == reads
+    assert found == []

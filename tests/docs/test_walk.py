@@ -1,4 +1,4 @@
-"""The walk of DESIGN.md: its code is that of the module, its numbers are what the module says."""
+"""The walk of DESIGN.md shows every stage; its code is that of the module, its numbers are what the module says."""
 
 from __future__ import annotations
 
@@ -8,30 +8,27 @@ import re
 import pytest
 
 import spdsl
-from tests.docs.printed import ROOT, beside
+from tests.docs.printed import MODULES, ROOT, beside, with_code
 
 PAGE = ROOT / "DESIGN.md"
 WALK = PAGE.read_text(encoding="utf-8").partition("\n## 1. ")[0]
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", WALK, re.MULTILINE | re.DOTALL)
-CODE = [block for block in BLOCKS if not block.startswith(">>>")]
-SESSIONS = [block for block in BLOCKS if block.startswith(">>>")]
+SESSIONS = re.findall(r"^```python\n(>>>.*?)^```$", WALK, re.MULTILINE | re.DOTALL)
 
 
 def test_every_stage_is_shown() -> None:
-    assert re.findall(r"--emit (\w+)$", WALK, re.MULTILINE) == ["tree", "pattern", "aligned", "plan"]
-    assert CODE
+    assert re.findall(r"--emit (\w+)$", WALK, re.MULTILINE) == ["tree", "pattern", "aligned", "plan", "steps"]
+    assert WALK.count("```python\n@rt.jit\n") == 3
     assert SESSIONS
 
 
-@pytest.mark.parametrize("block", CODE)
-def test_code_is_that_of_the_module(block: str) -> None:
-    with beside(PAGE):
-        assert block in spdsl.compile("near.spat").text
+@pytest.mark.parametrize("page", MODULES)
+def test_code_is_that_of_the_module(page: str) -> None:
+    assert with_code(ROOT / page) == (ROOT / page).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("block", SESSIONS)
-def test_numbers_are_those_of_the_module(block: str) -> None:
+@pytest.mark.parametrize("session", SESSIONS)
+def test_numbers_are_those_of_the_module(session: str) -> None:
     with beside(PAGE):
         module = spdsl.load("near.spat")
-    session = doctest.DocTestParser().get_doctest(block, {"module": module}, PAGE.name, None, None)
-    assert doctest.DocTestRunner().run(session).failed == 0
+    case = doctest.DocTestParser().get_doctest(session, {"module": module}, PAGE.name, None, None)
+    assert doctest.DocTestRunner().run(case).failed == 0

@@ -675,9 +675,9 @@ class Cache(rt.CacheStore):
 
     @MODULE.entry
     @torch.no_grad()
-    def append(self, k: Tensor, v: Tensor, **where: Any) -> None:
-        """What `prefill` does, but for attending; where: as there."""
-        rt.append_alone(ARGUMENTS, Inputs(None, k, v), self, **where)
+    def append(self, *given: Tensor, **named: Any) -> None:
+        """What `prefill` does, but for attending: its arguments without queries, gates and choices."""
+        rt.append_alone(ARGUMENTS, Inputs, self, given, named)
 
 
 @MODULE.entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from spdsl.ir.pattern import Pattern
+from spdsl.ir.pattern import Pattern, Weight
 from spdsl.ir.pattern import Tensor as TensorInput
 from spdsl.oracle import dense
 from tests.numerics.cases import Found, Inputs, Shape, assert_same, inputs_of
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import pattern_of
+from tests.numerics.selected import SELECTED
 
 # (tokens of a request, its queries in the call, the request with which it shares the pages of its prefix or -1)
 Request = tuple[int, int, int]
@@ -48,7 +50,7 @@ def filled(
             table[i, j] = table[source, j] if j < shared else next(order)
         if shared:
             for name, x in own[i].items():
-                if is_over_tokens(pattern, name) or x.dim() == 4:
+                if is_over_tokens(pattern, name) or (x.dim() == 4 and not is_learned(pattern, name)):
                     part = (
                         (slice(None), slice(None), slice(0, shared * page))
                         if x.dim() == 4
@@ -62,7 +64,7 @@ def filled(
         rows = [part[name] for part in own]
         if name in streams(pattern):
             given[f"{name}_pages"] = stored(rows, table, page, len(requests) * width + 5, layout)
-        elif x.dim() == 4:
+        elif x.dim() == 4 and not is_learned(pattern, name):
             longer = [
                 torch.nn.functional.pad(row, (0, 0, max(0, count - row.shape[2]), 0), value=1.0)
                 for row, count in zip(rows, counts, strict=True)
@@ -97,6 +99,10 @@ def streams(pattern: Pattern) -> set[str]:
     return {name for pair in arguments for name in pair if name}
 
 
+def is_learned(pattern: Pattern, name: str) -> bool:
+    return any(isinstance(x, Weight) and x.name == name for x in pattern.inputs)
+
+
 def is_over_tokens(pattern: Pattern, name: str) -> bool:
     return any(isinstance(x, TensorInput) and x.name == name and "token" in x.axes for x in pattern.inputs)
 
@@ -110,7 +116,7 @@ def check(module: ModuleType, pattern: Pattern, pages: Pages, **how: Any) -> Non
             (out[first : first + count].transpose(0, 1)[None], lse[first : first + count].transpose(0, 1)[None])
             for out, lse in found
         ]
-        tokens = next(iter(own.values())).shape[2]
+        tokens = own["q"].shape[2]
         first += count
         if not count:
             continue
@@ -158,6 +164,51 @@ def test_single_queries(engine: Engine, name: str, page: int) -> None:
     if engine.name == "interpreted" and name in ("causal", "gate", "extras"):
         requests = requests[:4]
     check(engine(name), pattern, filled(pattern, requests, page), max_seqlen_q=1)
+
+
+ENTRIES = {"nsa": SELECTED["nsa"], "softmax": SELECTED["softmax"], "moba": SELECTED["moba"]}
+
+
+def with_states(module: ModuleType, pattern: Pattern, pages: Pages, new_tokens: int) -> Pages:
+    """The states of compressed streams: made in two calls, those of a prompt's beginning and those of the rest."""
+    given, requests = pages.given, len(pages.own)
+    tokens = given["block_table"].shape[1] * given["k_pages" if "k_pages" in given else "k_rough_pages"].shape[1]
+    states = module.paged_states(requests + 2, tokens, kv_heads=1, qk_dim=16, v_dim=16, dtype=torch.float64)
+    for x in states.values():
+        x.fill_(torch.nan)
+    rows = torch.randperm(requests + 2, generator=torch.Generator().manual_seed(1))[:requests]
+    weights = {x.name for x in pattern.inputs if isinstance(x, Weight)}
+    names = {*inspect.signature(module.update_states).parameters, *weights}
+    own = {name: x for name, x in given.items() if name in names}
+    lengths = own.pop("seq_lens")
+    for part in ((lengths - new_tokens).clamp(min=0), lengths):
+        module.update_states(
+            **own,
+            seq_lens=part,
+            states=states,
+            state_rows=rows,
+            new_tokens=max(new_tokens, int(lengths.max()) - new_tokens),
+        )
+    kept = {name: x for name, x in given.items() if name not in weights}
+    return Pages({**kept, "states": states, "state_rows": rows}, pages.own, pages.counts)
+
+
+@pytest.mark.parametrize("page", [16, 1])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_entries_of_the_caller(cpu: Engine, name: str, page: int) -> None:
+    module, pattern = cpu(ENTRIES[name]), pattern_of(ENTRIES[name])
+    pages = filled(pattern, [(40, 9, -1), (50, 1, 0), (0, 1, -1), (7, 7, -1), (35, 3, -1)], page)
+    check(module, pattern, with_states(module, pattern, pages, 9))
+    single = filled(pattern, [(40, 1, -1), (50, 1, 0), (0, 1, -1), (7, 0, -1)], page)
+    check(module, pattern, with_states(module, pattern, single, 9), max_seqlen_q=1)
+
+
+@pytest.mark.parametrize("page, single", [(16, False), (1, True)])
+def test_entries_of_the_caller_by_kernels(kernels: Engine, page: int, single: bool) -> None:
+    module, pattern = kernels(ENTRIES["nsa"]), pattern_of(ENTRIES["nsa"])
+    queries = 1 if single else 3
+    pages = filled(pattern, [(34, queries, -1), (36, 1, 0), (9, queries, -1)], page)
+    check(module, pattern, with_states(module, pattern, pages, 3), **({"max_seqlen_q": 1} if single else {}))
 
 
 def test_bad_arguments(cpu: Engine) -> None:

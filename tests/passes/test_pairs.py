@@ -24,6 +24,7 @@ from spdsl.passes.listed import listed as walked
 from spdsl.passes.partition import partition as planned
 from spdsl.passes.ranges import key_range, ordered, row_range
 from spdsl.passes.residues import residues as class_of
+from spdsl.passes.schedule import schedule, stages
 from spdsl.passes.selection import selection as choice_plan
 from spdsl.passes.split import split as taken_apart
 from spdsl.passes.tidy import tidy as shorter
@@ -117,6 +118,14 @@ def aligned(body: str) -> Iterator[str]:
         yield from (f"{found.name} {each.stream.name}: {each.test}" for each in found.sweeps)
 
 
+def steps(body: str) -> Iterator[str]:
+    """For each stage the kernels in their order, and in parentheses what torch makes."""
+    plan = shortest(_plan(body))
+    for stage in stages(plan):
+        found = schedule(plan, stage).steps
+        yield f"{stage.value}: {', '.join(step.kernel or f'({step.name})' for step in found)}"
+
+
 def _terms(body: str) -> list[object]:
     return [term.test for softmax in lowered(body).softmaxes() for term in softmax.terms]
 
@@ -150,6 +159,7 @@ def _pair(body: str, lines: Iterable[str]) -> str:
 
 PASSES: tuple[Callable[[str], Iterator[str]], ...] = (
     lower, check, split, disjuncts, tidy, ranges, residues, listed, selection, wanted, joint, partition, aligned,
+    steps,
 )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from spdsl.ir.pattern import Branch, Case, Choice, Softmax, Stream
@@ -21,7 +20,6 @@ def stages(plan: Plan) -> list[Stage]:
     return [stage for stage in Stage if plan.pattern.cases_of(stage.phase)]
 
 
-@lru_cache(maxsize=256)
 def schedule(plan: Plan, stage: Stage) -> Schedule:
     """The steps of a stage, those of every case of its phase."""
     room = Buffers(plan, stage)

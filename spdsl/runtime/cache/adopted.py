@@ -5,14 +5,17 @@ The calls read no length, table or page on the host, and store nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spdsl.runtime.cache.storage import Storage
-from spdsl.runtime.call.table import Arguments, Inputs, changed_in, check_sums, check_vectors, prepared
+from spdsl.runtime.cache.cache import storage_of
+from spdsl.runtime.cache.steps import Closes
+from spdsl.runtime.cache.storage import EntryShape, Storage
+from spdsl.runtime.call.table import Arguments, Inputs, changed_in, check_sums, check_vectors, check_weights, prepared
+from spdsl.runtime.entries.entries import Cells, entry_count, entry_counts
 from spdsl.runtime.launch.launch import uses_kernels
 from spdsl.runtime.sequences import DTYPES, INT32_MOST, Layout, expect, expect_number, expect_tensor, on_host
 
@@ -51,8 +54,8 @@ class Requests:
         expect(len(cu_seqlens_q) == sequences + 1, "cu_seqlens_q", "{} numbers", len(cu_seqlens_q), sequences + 1)
         most = expect_number("max_seqlen_q", max_seqlen_q, "a number of tokens") if max_seqlen_q is not None else tokens
         self.table, self.longest, self.tokens = block_table, min(most, tokens), tokens
-        lengths = seq_lens.clamp(0, INT32_MOST).int()
-        self.spans = torch.stack([torch.zeros_like(lengths), lengths], 1)
+        self.spans = _spans(seq_lens.clamp(0, INT32_MOST))
+        lengths = self.spans[:, 1]
         ends = cu_seqlens_q.long().clamp(0, tokens)
         # A query before the first token of its request is in none; so are all of a request without tokens.
         counts = (ends[1:] - ends[:-1]).clamp(min=0).minimum(lengths)
@@ -77,18 +80,22 @@ def from_pages(
     block_table: Tensor,
     seq_lens: Tensor,
     cu_seqlens_q: Tensor,
+    *states: Any,
     max_seqlen_q: int | None = None,
 ) -> tuple[Inputs, Storage, Layout, Requests]:
     """Of inputs with packed queries [T, heads, dim] and pages in place of keys: what a call over them computes with,
-    what it reads, its layout and requests.
+    what it reads, its layout and requests. states: those of compressed streams, as `_with_entries` takes them.
     """
     requests = Requests(arguments, inputs, block_table, seq_lens, cu_seqlens_q, max_seqlen_q)
-    own = _adopted(arguments, inputs, requests)
+    own = _adopted(arguments, inputs, requests.table, requests.spans)
+    requests.check(own.capacity)
+    if states:
+        _with_entries(own, *states)
     pages = {x.k: own.k[x.name] for x in arguments.streams} | {x.v: own.v[x.name] for x in arguments.streams if x.v}
     queries = [x.name for x in arguments.queries]
     whole = {name: getattr(inputs, name).transpose(0, 1)[None] for name in queries}
     checked = changed_in(inputs, whole | {name: x[:1] for name, x in pages.items()})
-    check_vectors(arguments, checked)
+    check_vectors(arguments._replace(weights=()), checked)  # which make entries, and do not attend
     check_sums(arguments, checked, phase)
     packed = {name: packed_queries(getattr(inputs, name), requests) for name in queries}
     unread = {x.name: None for x in arguments.tensors if "token" in x.axes and not x.kept}
@@ -99,24 +106,95 @@ def from_pages(
     return inputs, own, layout, requests
 
 
-def _adopted(arguments: Arguments, inputs: Any, requests: Requests) -> Storage:
-    """Pages [pages, page, heads, dim] of any strides but the last."""
+def _adopted(arguments: Arguments, inputs: Any, table: Tensor, spans: Tensor) -> Storage:
+    """Pages [pages, page, heads, dim] of any strides but the last, of those streams that are given."""
     own = Storage()
-    own.k = {x.name: _pages(f"{x.k}_pages", getattr(inputs, x.k)) for x in arguments.streams}
-    own.v = {x.name: _pages(f"{x.v}_pages", getattr(inputs, x.v)) for x in arguments.streams if x.v}
+    streams = [x for x in arguments.streams if getattr(inputs, x.k) is not None]
+    own.k = {x.name: _pages(f"{x.k}_pages", getattr(inputs, x.k)) for x in streams}
+    own.v = {x.name: _pages(f"{x.v}_pages", getattr(inputs, x.v)) for x in streams if x.v}
     first = next(iter(own.k.values()))
-    for stream in arguments.streams:
+    for stream in streams:
         for name, x in ((stream.k, own.k[stream.name]), (stream.v, own.v.get(stream.name, first))):
             same, got = x.shape[0] == first.shape[0] and x.shape[2] == first.shape[2], [x.shape[0], x.shape[2]]
             name = f"{name}_pages"
             expect(same, name, "{} pages of {} tokens like the others", got, first.shape[0], first.shape[2])
     own.page = first.shape[2]
-    own.page_table, own.spans = requests.table, requests.spans
-    own.capacity = max(1, requests.table.shape[1] * own.page)
+    own.page_table, own.spans = table, spans
+    own.capacity = max(1, table.shape[1] * own.page)
     own.tokens, own.row_of, own.entries, own.entry_spans = {}, None, {}, {}
-    own.dropped = torch.zeros_like(requests.spans[:, 0])
-    requests.check(own.capacity)
+    own.dropped = torch.zeros_like(spans[:, 0])
     return own
+
+
+def _with_entries(own: Storage, cells: Mapping[str, Cells], states: Mapping[str, Tensor], state_rows: Tensor) -> None:
+    """Of each compressed stream the entries, in row state_rows[s] of buffers as `state_buffers` makes them."""
+    _expect_numbers("state_rows", state_rows, 1, (torch.int32, torch.int64), own.spans)
+    expect(len(state_rows) == len(own.spans), "state_rows", "{} rows", len(state_rows), len(own.spans))
+    own.row_of = state_rows.int()
+    if not isinstance(states, Mapping):
+        raise TypeError(f"states: expected what state_buffers gives, got {type(states).__name__}")
+    for name, own_cells in cells.items():
+        k, v = states.get(f"k.{name}"), states.get(f"v.{name}")
+        for side, x in (("k", k), ("v", v)):
+            if side == "k" or x is not None:
+                expect_tensor(f"{side}.{name}", x)
+                assert x is not None
+                expect(x.dim() == 4, f"{side}.{name}", "[slots, heads, entries + 1, dim]", list(x.shape))
+        assert k is not None
+        own.k[name] = k
+        if v is not None:
+            own.v[name] = v
+        own.entries[name] = EntryShape(k.shape[1], k.shape[3], 0 if v is None else v.shape[3], own_cells)
+        own.entry_spans[name] = _spans(entry_counts(own.spans[:, 1], own_cells).clamp(max=k.shape[2] - 1))
+
+
+def state_buffers(
+    entries: Mapping[str, EntryShape], slots: int, tokens: int, device: torch.device | str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What the owner of pages keeps for compressed streams: k.<stream>, v.<stream> [slots, heads, entries + 1, dim].
+
+    A slot is for one request of at most `tokens` tokens; its last place is never read. Buffers need not be emptied.
+    """
+    slots = expect_number("slots", slots, "a number >= 1", 1)
+    tokens = expect_number("tokens", tokens, "a number >= 1", 1)
+    found = {}
+    for name, shape in entries.items():
+        rows = entry_count(tokens, shape.cells) + 1
+        found[f"k.{name}"] = storage_of(slots, shape.heads, rows, shape.qk_dim, device, dtype)
+        if shape.v_dim:
+            found[f"v.{name}"] = storage_of(slots, shape.heads, rows, shape.v_dim, device, dtype)
+    return found
+
+
+def close_in_pages(
+    arguments: Arguments,
+    inputs: Any,
+    closes: Sequence[Closes],
+    block_table: Tensor,
+    seq_lens: Tensor,
+    cells: Mapping[str, Cells],
+    states: Mapping[str, Tensor],
+    state_rows: Tensor,
+    new_tokens: int,
+) -> None:
+    """Writes the entries that close with the last `new_tokens` tokens of each request, or with fewer of them."""
+    like = next(x for x in (getattr(inputs, x.k) for x in arguments.streams) if x is not None)
+    expect_tensor("pages", like)
+    _expect_numbers("block_table", block_table, 2, (torch.int32,), like)
+    _expect_numbers("seq_lens", seq_lens, 1, (torch.int32, torch.int64), like)
+    new_tokens = expect_number("new_tokens", new_tokens, "a number of tokens")
+    own = _adopted(arguments, inputs, block_table, _spans(seq_lens.clamp(0, INT32_MOST)))
+    _with_entries(own, cells, states, state_rows)
+    given = [x for x in arguments.streams if getattr(inputs, x.k) is not None]
+    pages = {x.k: own.k[x.name] for x in given} | {x.v: own.v[x.name] for x in given if x.v}
+    made = arguments._replace(weights=tuple(x for x in arguments.weights if x.of in pages))
+    check_weights(made, changed_in(inputs, pages))
+    for x in closes:
+        own.close(x.name, x.source, new_tokens, x.pool, x.weights_k, x.weights_v, logits=x.logits)
+
+
+def _spans(lengths: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(lengths), lengths], 1).int()
 
 
 def packed_queries(q: Tensor, requests: Requests) -> Tensor:

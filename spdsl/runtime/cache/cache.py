@@ -81,6 +81,7 @@ class CacheStore(Storage):
         self.has_holes, self.shares = page_table is not None, False
         self.page_table = self._table(page_table, device)
         self.owned = self._owned_pages()
+        self.dtype = dtype
         self.states = _states(streams, tokens, self.entries, dtype)
         self.k, self.v, self.tokens = {}, {}, {}
         for state in self.states:
@@ -137,10 +138,10 @@ class CacheStore(Storage):
         # One home more than there are tokens: what finds no room is written there and never read.
         if state.grid != "token":
             rows = entry_count(self.capacity, self.entries[state.grid].cells) + 1
-            return _storage(self.batch, sizes[0], rows, sizes[1], device, state.dtype)
+            return storage_of(self.batch, sizes[0], rows, sizes[1], device, state.dtype)
         if self.owned is None or self.page is None:
-            return _storage(self.batch, sizes[0], self.capacity + 1, sizes[1], device, state.dtype)
-        return _storage(len(self.owned) + 1, sizes[0], self.page, sizes[1], device, state.dtype)
+            return storage_of(self.batch, sizes[0], self.capacity + 1, sizes[1], device, state.dtype)
+        return storage_of(len(self.owned) + 1, sizes[0], self.page, sizes[1], device, state.dtype)
 
     def buffer(self, state: State) -> Tensor:
         side, name = state.of
@@ -419,10 +420,10 @@ def _selected(x: Tensor, rows: Tensor) -> Tensor:
     if x.dim() < 4:
         return found
     _, heads, places, dim = x.shape
-    return _storage(len(rows), heads, places, dim, x.device, x.dtype).copy_(found)
+    return storage_of(len(rows), heads, places, dim, x.device, x.dtype).copy_(found)
 
 
-def _storage(homes: int, heads: int, rows: int, dim: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+def storage_of(homes: int, heads: int, rows: int, dim: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     """[homes, heads, rows, dim], rows a multiple of 16 elements apart: Triton vectorises only over such strides.
 
     Heads are a multiple of 64 rows apart, or one page: so blocks of keys of all heads are equally far apart.

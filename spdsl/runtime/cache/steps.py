@@ -56,7 +56,7 @@ class Closes(NamedTuple):
     logits: str | None = None
 
 
-Closing = Callable[[Any], Sequence[Closes]]
+ClosesOf = Callable[[Any], Sequence[Closes]]
 """What closes, of the inputs of a call."""
 
 
@@ -97,7 +97,7 @@ def step(
     cache: CacheStore,
     kind: type,
     return_lse: object,
-    closes: Closing = _nothing,
+    closes: ClosesOf = _nothing,
     gates: tuple[Tensor | None, int] = (None, 0),
     **where: Any,
 ) -> tuple[Inputs, Storage, Layout, Taken]:
@@ -110,21 +110,45 @@ def step(
 
 
 def append_alone(
-    arguments: Arguments, inputs: Inputs, cache: CacheStore, closes: Closing = _nothing, **where: Any
+    arguments: Arguments,
+    kind: type[Inputs],
+    cache: CacheStore,
+    given: Sequence[Tensor],
+    named: dict[str, Any],
+    closes: ClosesOf = _nothing,
 ) -> None:
-    """Adds new tokens of a call without queries."""
+    """Adds new tokens of a call without queries: keys and values, weights of entries, tensors over tokens."""
     names = [name for x in arguments.streams for name in (x.k, x.v) if name]
-    inputs = changed_in(
-        inputs, dict(zip(names, autocast(*[getattr(inputs, name) for name in names]), strict=True))
-    )  # fmt: skip
+    stored = len(names)
+    names += [x.name for x in arguments.weights if closes is not _nothing]
+    names += [x.name for x in arguments.tensors if x.kept]
+    values = _by_name("append", names, given, named)
+    values |= zip(names[:stored], autocast(*[values[name] for name in names[:stored]]), strict=True)
+    inputs = kind(*[values.get(name) for name in kind._fields])
     check_new(arguments, inputs, cache)
-    check_weights(arguments, inputs)
+    if closes is not _nothing:
+        check_weights(arguments, inputs)
     k = arguments.k(inputs)
     for tensor in arguments.tensors:
         if tensor.kept:
             sizes = {"token": k.shape[2], "batch": k.shape[0]}
             check_tensor(tensor.name, getattr(inputs, tensor.name), tensor.axes, tensor.kind, sizes, k)
-    append(arguments, inputs, cache, _step(cache, arguments.streams[0].k, k, **where), closes(inputs))
+    append(arguments, inputs, cache, _step(cache, arguments.streams[0].k, k, **named), closes(inputs))
+
+
+def _by_name(function: str, names: Sequence[str], given: Sequence[Any], named: dict[str, Any]) -> dict[str, Any]:
+    """Arguments in order and by name, which are taken out of `named`. Raises TypeError as a call of Python does."""
+    if len(given) > len(names):
+        raise TypeError(f"{function}() takes {len(names)} positional arguments but {len(given)} were given")
+    values = dict(zip(names, given, strict=False))
+    twice = [name for name in values if name in named]
+    if twice:
+        raise TypeError(f"{function}() got multiple values for argument {twice[0]!r}")
+    values |= {name: named.pop(name) for name in names if name in named}
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise TypeError(f"{function}() missing required arguments: {', '.join(missing)}")
+    return values
 
 
 def check_new(arguments: Arguments, inputs: Any, cache: CacheStore) -> None:

@@ -111,8 +111,8 @@ class Storage:
             return self._rows(position), torch.where(room, position, self.capacity), room
         entry = (position // self.page).clamp(max=self.page_table.shape[1] - 1)
         page = self.page_table.long().gather(1, entry)
-        room = room & (page >= 0)
         last = next(iter(self.k.values())).shape[0] - 1
+        room = room & (page >= 0) & (page <= last)  # tables of others hold anything behind a length
         return torch.where(room, page, last), position % self.page, room
 
     def _rows(self, like: Tensor) -> Tensor:

@@ -66,8 +66,8 @@ class Form(NamedTuple):
     def scale_of(self, q: Tensor) -> float:
         return float(q.shape[-1] ** -0.5) if self.scale is None else self.scale
 
-    def corners(self, q: Tensor, layout: Layout) -> Iterator[Corner]:
-        return iter(corners(q, layout) if self.cells is None else entry_corners(q, layout, self.cells))
+    def corners(self, q: Tensor, layout: Layout, in_cache: bool = False) -> Iterator[Corner]:
+        return iter(corners(q, layout) if self.cells is None else entry_corners(q, layout, self.cells, in_cache))
 
     def own(self, t: Any, corner: Corner, layout: Layout) -> tuple[Any, ...]:
         """What the functions of the sweeps take last."""
@@ -182,7 +182,7 @@ def cached_attention(
     out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
     lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
     one_query = q.shape[2] == 1 and layout.q_spans is None  # of each sequence
-    for corner in form.corners(q, layout):
+    for corner in form.corners(q, layout, in_cache=True):
         s, own = corner.sequences.start, form.own(t, corner, layout)
         row = (corner.batch, slice(None), corner.rows)
         logits, seen = form.logits(q, corner.q_origin), _seen(form, corner, own)

@@ -13,9 +13,11 @@ from spdsl.runtime.sequences import Corner, Layout, corners, expect
 from spdsl.runtime.tiles.kernel import Source
 
 
-def entry_corners(q: Tensor, layout: Layout, cells: Cells) -> Iterator[Corner]:
-    """As `corners`, with the entries of each sequence in place of its tokens."""
+def entry_corners(q: Tensor, layout: Layout, cells: Cells, in_cache: bool = False) -> Iterator[Corner]:
+    """As `corners`, with the entries of each sequence in place of its tokens. In a cache all of them start at 0."""
     spans = entry_layout(q, layout, cells).k_spans
+    if in_cache and layout.k_spans is not None:
+        spans = entry_spans(layout.k_spans, cells, packed=False)
     for s, corner in enumerate(corners(q, layout)):
         tokens = corner.tokens.stop - corner.tokens.start
         start, count = (0, entry_count(tokens, cells)) if spans is None else spans[s].tolist()

@@ -163,7 +163,7 @@ def room_like(x: Tensor) -> Tensor:
     return found if found.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def one_query(q: Tensor, layout: Layout) -> bool:
+def is_step(q: Tensor, layout: Layout) -> bool:
     """Whether each sequence has one query: a step of decode."""
     return q.shape[2] == 1 and layout.q_spans is None
 

@@ -15,7 +15,8 @@ from spdsl.runtime.sequences import Layout
 from spdsl.runtime.tuning.configs import power_of_2
 from spdsl.runtime.tuning.unit_configs import UnitShape, cut_pieces
 
-_CHUNK = 1024  # units of a list that one program looks at at once
+# Units of a list that one program looks at at once, and those of one warp: with more of them it spills on sm_80.
+_CHUNK, _OF_WARP = 512, 64
 
 
 def cut_constants(
@@ -78,5 +79,5 @@ def cut_units(
         score(bits, tiles, end - begin)
         launch(
             cut_lists, (rows, lists), bits, strided(found, sequences), call_of(q, layout), tiles, S,
-            num_warps=max(1, S.CHUNK.value // 256), num_stages=1,
+            num_warps=max(1, S.CHUNK.value // _OF_WARP), num_stages=1,
         )  # fmt: skip
