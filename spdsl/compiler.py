@@ -20,6 +20,7 @@ from spdsl.checks import findings
 from spdsl.checks.view import NOTHING_MORE, Setting, views
 from spdsl.codegen import render as rendering
 from spdsl.codegen.context import context
+from spdsl.codegen.spelling import Spelling
 from spdsl.diagnostics import Diagnostic, Report, Severity, Source, Span, SpatError, did_you_mean
 from spdsl.ir import show, show_steps
 from spdsl.ir.plan import Plan
@@ -108,7 +109,12 @@ def _stages(
     yield "plan", plan
     steps = tuple(schedule(plan, stage) for stage in scheduled(plan))
     yield "steps", steps
-    yield "module", rendering.render(context(plan, steps), source, source.text[tree.span.start : tree.span.end])
+    yield (
+        "module",
+        rendering.render(
+            context(plan, steps, Spelling(source.text)), source, source.text[tree.span.start : tree.span.end]
+        ),
+    )
 
 
 def compile(source: Source, pattern: str | None, params: Params, setting: Setting = NOTHING_MORE) -> GeneratedModule:

@@ -11,6 +11,7 @@ from spdsl.codegen.branches import branch_text, cached_text
 from spdsl.codegen.expressions import PYTHON, TORCH, TRITON, expression
 from spdsl.codegen.module_text import AnswerText, CaseText, EntriesText, ExtraText, ModuleText, PooledText
 from spdsl.codegen.reads import Reads, extremes
+from spdsl.codegen.spelling import Spelling
 from spdsl.codegen.texts import ChoiceText, JointText, RangeText, SoftmaxText, SweepText
 from spdsl.ir.pattern import (
     Branch,
@@ -35,28 +36,34 @@ from spdsl.passes.schedule.extras import extra_of
 Call = SoftmaxText | JointText | ChoiceText
 
 
-def context(plan: Plan, schedules: Sequence[Schedule]) -> ModuleText:
-    """The texts of a plan and of what its calls start."""
-    pattern = plan.pattern
-    whole = tuple(_softmax(found) for found in plan.softmaxes)
-    by_name = {found.name: found for found in whole}
-    chosen = {found.choice.name: _choice(found, by_name) for found in plan.choices}
-    softmaxes = tuple(one for found in whole for one in (found, found.of_class) if one)
-    joints = tuple(JointText(found.name, tuple(by_name[x] for x in found.parts)) for found in plan.joints)
-    texts: dict[str, Call] = {**by_name, **chosen, **{found.name: found for found in joints}}
+def context(plan: Plan, schedules: Sequence[Schedule], spelling: Spelling) -> ModuleText:
+    """The texts of a plan and of what its calls start.
+
+    Its analyses go by the pattern's names, what is printed has marks for them.
+    """
+    by_name = {found.name: _softmax(found, spelling) for found in plan.softmaxes}
+    chosen = {found.choice.name: _choice(found, by_name, spelling) for found in plan.choices}
+    softmaxes = tuple(one for found in by_name.values() for one in (found, found.of_class) if one)
+    joints = {
+        found.name: JointText(spelling.softmax(found.name, "joint"), tuple(by_name[x] for x in found.parts))
+        for found in plan.joints
+    }
+    texts: dict[str, Call] = {**by_name, **chosen, **joints}
     phases = {
         own.stage.phase.value: tuple(
-            _case(i, case, plan, own, texts) for i, case in enumerate(pattern.cases_of(own.stage.phase))
+            _case(i, case, plan, own, texts, spelling) for i, case in enumerate(plan.pattern.cases_of(own.stage.phase))
         )
         for own in schedules
         if own.stage is not Stage.BACKWARD
     }
+    entries = [found for found in plan.pattern.inputs if isinstance(found, Stream) and found.compress]
+    pattern = spelling.of(plan.pattern)
     gates = [branch for case in pattern.cases for branch in (case.branch, *case.extras) if isinstance(branch, Gate)]
     return ModuleText(
-        pattern, softmaxes, joints,
+        spelling, pattern, softmaxes, tuple(joints.values()),
         tuple(found for found in pattern.inputs if isinstance(found, Query)),
         tuple(found for found in pattern.inputs if isinstance(found, Stream) and found.compress is None),
-        tuple(_entries(found, plan) for found in pattern.inputs if isinstance(found, Stream) and found.compress),
+        tuple(_entries(found, plan, spelling) for found in entries),
         tuple(found for found in pattern.inputs if isinstance(found, Weight)),
         tuple(found for found in pattern.inputs if isinstance(found, Tensor)),
         tuple(found for found in pattern.inputs if isinstance(found, Choice) and not found.selected),
@@ -64,32 +71,35 @@ def context(plan: Plan, schedules: Sequence[Schedule]) -> ModuleText:
     )  # fmt: skip
 
 
-def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
-    softmax, bias = plan.softmax, plan.softmax.bias
-    reads = Reads({source.name: source for source in plan.reads})
+def _softmax(plan: SoftmaxPlan, spelling: Spelling, is_class: bool = False) -> SoftmaxText:
+    softmax, bias = spelling.of(plan.softmax), plan.softmax.bias
+    reads = Reads({source.name: spelling.of(source) for source in plan.reads})
+    name = spelling.softmax(plan.name, "class") if is_class else softmax.name
     several = len(plan.sweeps) > 1
     return SoftmaxText(
-        name=plan.name,
+        name=name,
         query=softmax.query,
         sweeps=tuple(
-            _sweep(sweep, f"{plan.name}_{sweep.stream.name}" if several else plan.name, reads) for sweep in plan.sweeps
+            _sweep(sweep, stream, f"{name}_{stream.name}" if several else name, reads)
+            for sweep in plan.sweeps
+            for stream in [spelling.of(sweep.stream)]
         ),
-        reads=plan.reads,
+        reads=tuple(reads.sources.values()),
         scale=expression(softmax.scale, PYTHON) if softmax.scale is not None else "",
         softcap=softmax.softcap or 0.0,
         product=softmax.product.name,
         sink=softmax.sink,
         bias="" if bias is None else expression(bias, TRITON, reads.triton),
         bias_mask="" if bias is None else _bias_text(bias, reads),
-        bias_reads=() if bias is None else _float_reads(bias, plan.reads),
+        bias_reads=() if bias is None else _float_reads(bias, reads),
         role=plan.role,
-        units=plan.units,
+        units=spelling.of(plan.units),
         unwanted="" if plan.wanted is sympy.true else expression(sympy.to_nnf(sympy.Not(plan.wanted)), TRITON),
         pairs=plan.pairs,
         grid=plan.sweeps[0].stream.grid,
         skip_empty=any(sweep.form is Form.LISTS for sweep in plan.sweeps),
         step=plan.step,
-        of_class=_softmax(plan.of_class, is_class=True) if plan.of_class else None,
+        of_class=_softmax(plan.of_class, spelling, is_class=True) if plan.of_class else None,
         is_class=is_class,
     )
 
@@ -100,12 +110,13 @@ def _bias_text(bias: Expr, reads: Reads) -> str:
     return text if bias.free_symbols - {LENGTH} else f"rt.exact({text})"
 
 
-def _float_reads(bias: Expr, sources: tuple[Tensor | Choice, ...]) -> tuple[str, ...]:
+def _float_reads(bias: Expr, reads: Reads) -> tuple[str, ...]:
     read = {lookup_name(found) for found in lookups(bias)}
-    return tuple(x.name for x in sources if isinstance(x, Tensor) and x.dtype == "float" and x.name in read)
+    sources = [x for name, x in reads.sources.items() if name in read]
+    return tuple(x.name for x in sources if isinstance(x, Tensor) and x.dtype == "float")
 
 
-def _sweep(sweep: Sweep, name: str, reads: Reads) -> SweepText:
+def _sweep(sweep: Sweep, stream: Stream, name: str, reads: Reads) -> SweepText:
     def triton(value: Expr | Boolean) -> str:
         return expression(value, TRITON, reads.triton)
 
@@ -117,7 +128,7 @@ def _sweep(sweep: Sweep, name: str, reads: Reads) -> SweepText:
 
     return SweepText(
         name=name,
-        stream=sweep.stream,
+        stream=stream,
         ranges=sweep.form is Form.RANGES,
         line=sweep.line,
         visible=triton(sweep.test),
@@ -152,60 +163,70 @@ def _of_positions(condition: Boolean) -> Boolean:
     return sympy.And(*(part for part in parts if not lookups(part) and H not in part.free_symbols))
 
 
-def _choice(plan: ChoicePlan, softmaxes: dict[str, SoftmaxText]) -> ChoiceText:
+def _choice(plan: ChoicePlan, softmaxes: dict[str, SoftmaxText], spelling: Spelling) -> ChoiceText:
     choice = plan.choice
     assert choice.score is not None
-    reads = Reads({source.name: source for source in plan.reads})
+    reads = Reads({source.name: spelling.of(source) for source in plan.reads})
     return ChoiceText(
-        choice, softmaxes[choice.score.softmax.name], choice.score.probability,
+        spelling.of(choice), softmaxes[choice.score.softmax.name], choice.score.probability,
         expression(plan.forced, TRITON, reads.triton), expression(plan.allowed, TRITON, reads.triton),
         expression(plan.forced, TORCH, reads.torch), expression(plan.allowed, TORCH, reads.torch),
-        plan,
+        spelling.of(plan),
     )  # fmt: skip
 
 
-def _entries(stream: Stream, plan: Plan) -> EntriesText:
+def _entries(stream: Stream, plan: Plan, spelling: Spelling) -> EntriesText:
     assert stream.compress is not None
     inputs = {found.name: found for found in plan.pattern.inputs}
     source, logits = inputs[stream.compress.source], inputs.get(stream.compress.logits or "")
     assert isinstance(source, Stream)
     assert logits is None or isinstance(logits, Stream)
-    weights = tuple(x for x in plan.pattern.inputs if isinstance(x, Weight) and x.stream == stream.name)
-    return EntriesText(stream, source, logits, weights, sides(plan, stream))
+    weights = [x.name for x in plan.pattern.inputs if isinstance(x, Weight) and x.stream == stream.name]
+    of_sides = tuple(
+        tuple(spelling.input(name) for name in weights if name.startswith(f"{stream.name}_{side}_")) for side in "kv"
+    )
+    of_streams = spelling.of(stream), spelling.of(source), spelling.of(logits)
+    return EntriesText(*of_streams, of_sides, len(sides(plan, stream)) > 1, stream in plan.pattern.kept)
 
 
-def _case(number: int, case: Case, plan: Plan, schedule: Schedule, texts: Mapping[str, Call]) -> CaseText:
+def _case(
+    number: int, case: Case, plan: Plan, schedule: Schedule, texts: Mapping[str, Call], spelling: Spelling
+) -> CaseText:
     """How a call answers: what the steps of its schedule belong to, in their order, then its results."""
-    condition = "" if case.condition is None else expression(case.condition, TORCH, lambda read, _: lookup_name(read))
+    read = [] if case.condition is None else lookups(case.condition)
+    scalars = {lookup_name(found): spelling.input(lookup_name(found)) for found in read}
+    condition = ""
+    if case.condition is not None:
+        condition = expression(case.condition, TORCH, lambda found, _: scalars[lookup_name(found)])
     uses_length = case.condition is not None and LENGTH in case.condition.free_symbols
-    scalars = () if case.condition is None else tuple(lookup_name(read) for read in lookups(case.condition))
     gated = any(isinstance(branch, Gate) for branch in (case.branch, *case.extras))
-    extras = [_extra(i, extra, plan, texts) for i, extra in enumerate(case.extras, 1)]
+    extras = [_extra(i, extra, plan, texts, spelling) for i, extra in enumerate(case.extras, 1)]
     joints = {tuple(part.name for part in one.parts): one for one in texts.values() if isinstance(one, JointText)}
     parts = dict.fromkeys(step.part for step in schedule.steps if step.case == number)
     calls = tuple(texts[name] for name in parts if name in texts)
     alone = tuple(part for call in calls for part in (call.parts if isinstance(call, JointText) else (call,)))
+    result = spelling.of(case.branch)
 
     def answer(calls: tuple[Call, ...], text: Callable[[Branch], str], scores: bool = True) -> AnswerText:
         own = (text(one) if isinstance(one, Branch) else one for one in extras if scores or isinstance(one, Branch))
-        return AnswerText(calls, text(case.branch), tuple(own))
+        return AnswerText(calls, text(result), tuple(own))
 
     own = (
         answer(calls, lambda branch: branch_text(branch, joints)) if schedule.stage is Stage.FORWARD
         else answer(calls, cached_text, scores=False)
     )  # fmt: skip
-    return CaseText(condition, uses_length, scalars, gated, answer(alone, branch_text), own)
+    return CaseText(condition, uses_length, tuple(scalars.values()), gated, answer(alone, branch_text), own)
 
 
-def _extra(number: int, extra: Extra, plan: Plan, texts: Mapping[str, Call]) -> Branch | ExtraText:
+def _extra(number: int, extra: Extra, plan: Plan, texts: Mapping[str, Call], spelling: Spelling) -> Branch | ExtraText:
     """A score or a divergence, walked by kernels or computed by torch as the schedule says."""
     found = extra_of(plan, number, extra)
     if found is None or isinstance(extra, Branch):
         assert isinstance(extra, Branch)
-        return extra
+        return spelling.of(extra)
     grains = {"target": extra.target, "score": extra.score} if isinstance(extra, Kl) else {"score": extra}
     parts = tuple(_pooled(name, side, texts) for name, side in grains.items())
-    return ExtraText(f"result_{number}", parts, found.choice, isinstance(found, Walk))
+    return ExtraText(f"result_{number}", parts, spelling.of(found.choice), isinstance(found, Walk))
 
 
 def _pooled(prefix: str, pooled: Pooled, texts: Mapping[str, Call]) -> PooledText:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from spdsl.codegen.spelling import Spelling
 from spdsl.codegen.texts import ChoiceText, JointText, SoftmaxText, cells_of
 from spdsl.ir.pattern import Branch, Choice, Pattern, Phase, Query, Stream, Tensor, Weight
 from spdsl.ir.pool import Pool
@@ -20,8 +21,9 @@ class EntriesText:
     stream: Stream
     source: Stream
     logits: Stream | None
-    weights: tuple[Weight, ...]
-    made: tuple[str, ...]  # keys, and values where a result reads them
+    weights: tuple[tuple[str, ...], ...]  # of keys, of values
+    has_values: bool  # some result reads them
+    kept: bool  # by a cache
 
     @property
     def name(self) -> str:
@@ -39,7 +41,7 @@ class EntriesText:
     @property
     def sides(self) -> tuple[tuple[str, str, str, str, tuple[str, ...]], ...]:
         """(k or v, argument, argument of the source, of the logits, weights) of what is computed."""
-        return tuple(self._side(side) for side in self.made)
+        return tuple(self._side(side) for side in "kv"[: 1 + self.has_values])
 
     def _side(self, side: str) -> tuple[str, str, str, str, tuple[str, ...]]:
         logits = ""
@@ -48,8 +50,7 @@ class EntriesText:
         made = (self.stream.key_argument, self.source.key_argument)
         if side == "v":
             made = (self.stream.value_argument or "", self.source.value_argument or "")
-        names = tuple(x.name for x in self.weights if x.name.startswith(f"{self.name}_{side}_"))
-        return side, *made, logits, names
+        return side, *made, logits, self.weights[side == "v"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,7 @@ class MeaningText:
 
 @dataclass(frozen=True, slots=True)
 class ModuleText:
+    spelling: Spelling  # of all names in it
     pattern: Pattern
     softmaxes: tuple[SoftmaxText, ...]
     joints: tuple[JointText, ...]
@@ -230,7 +232,7 @@ class ModuleText:
     @property
     def kept(self) -> tuple[EntriesText, ...]:
         """Those that a cache keeps."""
-        return tuple(found for found in self.entries if found.stream in self.pattern.kept)
+        return tuple(found for found in self.entries if found.kept)
 
     @property
     def pairs(self) -> bool:
@@ -335,6 +337,11 @@ class ModuleText:
         return tuple(name for name in arguments if name)
 
     @property
+    def public(self) -> frozenset[str]:
+        """The fields of `Inputs` that the library and the caller know by name; all but those are in `computed`."""
+        return frozenset((*self.required, *self.prepared, *(found.name for found in self.selected)))
+
+    @property
     def prepared(self) -> tuple[str, ...]:
         """What is made of the others: every choice is a map and its first row tile."""
         maps = tuple(name for x in self.choices for name in (x.name, f"{x.name}_first"))
@@ -357,7 +364,7 @@ class ModuleText:
         """Of entries, those that they are made of."""
         names = {leaf for branch in branches for leaf in leaves(branch)}
         read = {sweep.stream.name for s in self.softmaxes if s.name in names for sweep in s.sweeps}
-        read |= {found.source.name for found in self.entries if found.name in read and "v" in found.made}
+        read |= {found.source.name for found in self.entries if found.name in read and found.has_values}
         return tuple(x.value_argument for x in self.streams if x.name in read and x.value_argument)
 
     @property
@@ -412,7 +419,8 @@ class ModuleText:
             units = f"units of {found.choice.unit} keys to use instead of the computed ones, -1 padded"
             lines.append(f"{found.name} int [B, {heads}, N, any]: {units}")
         lines += [f"{', '.join(unread)}: not read here, may be left out"] if unread else []
-        text = textwrap.fill("; ".join(lines) + ". -> out [B, Hq, N, Dv] in the dtype of q.", 110)
+        text = self.spelling.written("; ".join(lines) + ". -> out [B, Hq, N, Dv] in the dtype of q.")
+        text = textwrap.fill(text, 110)
         return textwrap.indent(text, "    ")
 
 

@@ -23,7 +23,7 @@ Source = Tensor | Choice
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """Prints the reads of one softmax."""
+    """Prints the reads of one softmax. `sources` by the names in tests, each as the text writes it."""
 
     sources: Mapping[str, Source]
 
@@ -52,10 +52,10 @@ class Reads:
         return f"rt.member(t.{name}, {place}, t.{name}_tiles, t.{name}_units)"
 
     def torch(self, read: AppliedUndef, text: Text) -> str:
-        name = lookup_name(read)
-        if name.endswith((LOW, HIGH)):
-            return self._extreme(read, text)
-        source = self.sources[name]
+        if lookup_name(read).endswith((LOW, HIGH)):
+            return extreme_variable(read, self.sources)
+        source = self.sources[lookup_name(read)]
+        name = source.name
         if isinstance(source, Choice):
             head, tile, unit = (text(index) for index in read.args)
             return f"rt.read(t.{name}, {head} // t.{name}_group, {tile} - t.{name}_first, {unit})"
@@ -65,16 +65,12 @@ class Reads:
         ]
         return f"rt.read(t.{', '.join([name, *indices])})"
 
-    @staticmethod
-    def _extreme(read: AppliedUndef, text: Text) -> str:
-        """`doc.low(k)` is the variable doc_k_low that `extremes` has set."""
-        return extreme_variable(read)
 
-
-def extreme_variable(read: AppliedUndef) -> str:
+def extreme_variable(read: AppliedUndef, sources: Mapping[str, Source]) -> str:
+    """`doc.low(k)` is the variable doc_k_low that `extremes` has set."""
     name, _, end = lookup_name(read).partition(".")
     axes = "".join(symbol.name for symbol in (Q, K) if symbol in read.free_symbols)
-    return f"{name}_{axes or 'all'}_{end}"
+    return f"{sources[name].name}_{axes or 'all'}_{end}"
 
 
 def extremes(may: sympy.Basic, must: sympy.Basic, sources: Mapping[str, Source], text: Text) -> list[tuple[str, str]]:
@@ -84,7 +80,7 @@ def extremes(may: sympy.Basic, must: sympy.Basic, sources: Mapping[str, Source],
     for read in reads:
         name, _, end = lookup_name(read).partition(".")
         if end:
-            low = extreme_variable(read).rsplit("_", 1)[0]
+            low = extreme_variable(read, sources).rsplit("_", 1)[0]
             calls[f"{low}_low, {low}_high"] = _extreme_call(sources[name], read, text)
     return list(calls.items())
 

@@ -14,28 +14,16 @@ from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 
 from spdsl.codegen.module_text import ModuleText
 from spdsl.codegen.prune import prune
-from spdsl.codegen.texts import SoftmaxText, camel
+from spdsl.codegen.spelled import FUNCTIONS, spelled
+from spdsl.codegen.spelling import camel
+from spdsl.codegen.texts import SoftmaxText
 from spdsl.diagnostics import Source
 from spdsl.resources import folder
 from spdsl.runtime.version import RUNTIME
 from spdsl.version import __version__
 
 LINE = 120
-PUBLIC = frozenset(
-    {
-        "attention",
-        "choices",
-        "reference",
-        "prefill",
-        "decode",
-        "attend_paged",
-        "paged_states",
-        "update_states",
-        "Cache",
-        "example_inputs",
-    }
-    | {"tune", "tuning", "use_tables", "__getattr__"}
-)
+PUBLIC = FUNCTIONS | {"Cache", "example_inputs", "tune", "tuning", "use_tables", "__getattr__"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +55,7 @@ def render(module: ModuleText, source: Source, pattern_text: str) -> GeneratedMo
         source_digest=source_digest, digest=digest, params=params, phases=tuple(module.phases),
         title=_title(module), pattern_text=textwrap.indent(_harmless(pattern_text), "    "),
     )  # fmt: skip
-    return GeneratedModule(module.pattern.name, formatted(prune(text, PUBLIC)), digest)
+    return GeneratedModule(module.pattern.name, formatted(spelled(prune(text, PUBLIC), module)), digest)
 
 
 @cache

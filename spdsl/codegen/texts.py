@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spdsl.codegen.spelling import camel
 from spdsl.ir.pattern import Choice, Grid, Stream, Tensor
 from spdsl.ir.plan import ChoicePlan, Role
 from spdsl.passes.selection import ranked
@@ -227,7 +228,3 @@ def cells_of(grid: Grid) -> str:
     """A grid as the module writes it."""
     more = [f"before={grid.before}"] * bool(grid.before) + ["partial=True"] * grid.partial
     return f"rt.Cells({', '.join([str(grid.width), str(grid.stride), *more])})"
-
-
-def camel(name: str) -> str:
-    return "".join(part.capitalize() for part in name.split("_"))

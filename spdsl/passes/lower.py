@@ -8,14 +8,13 @@ from fractions import Fraction
 
 from spdsl.budget import working_on
 from spdsl.diagnostics import Applicability, Hint, Report, Span, did_you_mean
-from spdsl.ir.pattern import Case, Choice, Input, Pattern, Query, Softmax, Stream, Weight
+from spdsl.ir.pattern import Case, Choice, Input, Pattern, Query, Stream, Weight
 from spdsl.limits import HEAD_DIM, HEADS, INPUTS, RESULTS, SOFTMAXES
 from spdsl.passes import arithmetic
-from spdsl.passes.clashes import clashes
+from spdsl.passes.arguments import check_arguments
 from spdsl.passes.evaluate import call, evaluate, kind_of
 from spdsl.passes.names import Names
 from spdsl.passes.results import lone_extras, results, uncovered_phases
-from spdsl.passes.split import parts
 from spdsl.primitives.registry import WORDS
 from spdsl.primitives.word import Kind, Parameter
 from spdsl.syntax import tree
@@ -61,7 +60,7 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
     if not _few(names, pattern, meaning):
         return None
     lone_extras(report, cases)
-    clashes(names, _softmaxes(meaning))
+    check_arguments(names)
     if report.failed:
         return None
     _unused(names)
@@ -210,12 +209,6 @@ def _statement(names: Names, item: tree.Policy, before: dict[str, tree.Policy]) 
     value = call(names, item.call, None)  # reports a word that is unknown or not built
     if value is not None and word is not None and word.states is not None:
         names.stated[word.states] = value
-
-
-def _softmaxes(pattern: Pattern) -> tuple[Softmax, ...]:
-    """All that the module will compute, by name."""
-    found = [part for softmax in pattern.softmaxes() for part in parts(pattern, softmax)]
-    return tuple(sorted(found, key=lambda softmax: softmax.name))
 
 
 def _needed(pattern: Pattern, found: Input, streams: set[str]) -> bool:

@@ -18,11 +18,6 @@ from spdsl.syntax.names import refusal
 
 _BEFORE, _BEHIND = re.compile(r"([A-Za-z0-9_]+-)+\Z"), re.compile(r"(-[A-Za-z0-9_]+)+")
 PREDECLARED = ("q", "kv", "all", "length", "prompt", "train", "prefill", "decode")
-# Arguments and attributes of every generated module: a binding of that name would hide one.
-MODULE_WORDS = frozenset(
-    "gates return_lse phase cu_seqlens max_seqlen lengths q_offset k_offset page capacity batch attention reference"
-    " launch Cache tensors spans".split()
-)
 
 
 @dataclass(slots=True)
@@ -56,7 +51,7 @@ class Names:
         text = name.text
         if refusal(text, "binding"):  # told when it was parsed
             self.refused.add(text)
-        elif text in MODULE_WORDS or (text in PREDECLARED and text != "kv"):
+        elif text in PREDECLARED and text != "kv":
             self.report.error(
                 "E104", f"`{text}` cannot be bound", name.span, "has a meaning of its own", hint="choose another name"
             )
@@ -135,7 +130,12 @@ class Names:
         self.numbered[word] = self.numbered.get(word, 0) + 1
         number = self.numbered[word]
         candidate = word if number == 1 else f"{word}_{number}"
-        return candidate if candidate not in self.spans else self.fresh(word)
+        return self.fresh(word) if candidate in self.spans or candidate in self._written() else candidate
+
+    def _written(self) -> set[str]:
+        """The names of all bindings, those behind too."""
+        items = () if self.pattern is None else self.pattern.items
+        return {item.name.text for item in items if isinstance(item, tree.Binding)}
 
 
 def _unbound(text: str, declared: str) -> str:

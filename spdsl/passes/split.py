@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 
 import sympy
 
@@ -56,7 +57,8 @@ def parts(pattern: Pattern, softmax: Softmax) -> tuple[Softmax, ...]:
     others = _by_grid(pattern, rest)
     if len(lists) + len(others) == 1:
         return (softmax,)
-    kinds = [*_numbered(f"{softmax.name}_listed", lists), *_numbered(f"{softmax.name}_rest", others)]
+    taken = {one.name for one in pattern.softmaxes()}
+    kinds = [*_numbered(f"{softmax.name}_listed", lists, taken), *_numbered(f"{softmax.name}_rest", others, taken)]
     last = len(kinds) - 1  # the sink counts once
     return tuple(
         replace(softmax, name=name, terms=terms, sink=softmax.sink if i == last else None)
@@ -74,9 +76,9 @@ def _by_grid(pattern: Pattern, terms: list[Term]) -> list[tuple[Term, ...]]:
     return [tuple(together) for together in grids.values()]
 
 
-def _numbered(name: str, groups: Sequence[tuple[Term, ...]]) -> Iterator[tuple[str, tuple[Term, ...]]]:
-    for number, terms in enumerate(groups, 1):
-        yield name if number == 1 else f"{name}_{number}", terms
+def _numbered(name: str, groups: Sequence[tuple[Term, ...]], taken: set[str]) -> Iterator[tuple[str, tuple[Term, ...]]]:
+    free = (text for number in count(1) if (text := name if number == 1 else f"{name}_{number}") not in taken)
+    yield from zip(free, groups, strict=False)
 
 
 def _listed(pattern: Pattern, term: Term) -> tuple[Boolean, Boolean] | None:

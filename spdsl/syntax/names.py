@@ -10,8 +10,10 @@ from spdsl.limits import NAME_LENGTH
 
 Role = Literal["binding", "pattern"]
 
-# Arguments and modules of the generated code, and the positions inside `where`.
-_TAKEN = frozenset({"q", "k", "v", "h", "tokens", "out", "cache", "self", "tl", "triton", "torch"})
+# The arguments that every module has, the positions inside `where`, and a word that is not built yet.
+_TAKEN = frozenset({"q", "k", "v", "h", "tokens"})
+# What the module named like the pattern imports, or its example calls.
+_TAKEN_BY_MODULES = _TAKEN | {"out", "cache", "self", "tl", "triton", "torch"}
 
 # Written out: `keyword.softkwlist` differs between releases of Python, and the language must not.
 _SOFT_KEYWORDS = frozenset({"match", "case", "type", "_"})
@@ -28,7 +30,7 @@ def refusal(name: str, role: Role) -> str | None:
         return "it is a keyword of Python, and names become arguments of a Python function"
     if name.startswith("__") or name.endswith("__"):
         return "names with two underscores at either end are Python's own"
-    if name in _TAKEN:
+    if name in (_TAKEN if role == "binding" else _TAKEN_BY_MODULES):
         return "the generated module uses it itself"
     return _file_refusal(name) if role == "pattern" else None
 

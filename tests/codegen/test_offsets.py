@@ -8,12 +8,12 @@ import pytest
 
 import spdsl
 from spdsl.api import source_of
-from tests.codegen.hazards import PATTERN
 from tests.codegen.offsets import narrow_products
+from tests.codegen.renamed import STATIC
 
 LIBRARY = sorted((Path(spdsl.__file__).parent / "runtime").rglob("*.py"))
 WRITTEN = {
-    "everything": PATTERN,
+    "everything": STATIC,
     "pairs": """pattern p { causal
         entries = compress(8, 4)
         rank = dot(entries)

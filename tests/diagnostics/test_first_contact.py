@@ -192,12 +192,12 @@ def test_how_entries_are_reduced_is_left_to_the_user() -> None:
 @pytest.mark.parametrize(
     "text, codes",
     [
-        ("pattern p { causal out = sliding(4) return attend(out | slide(3)) }", ["E104", "E102"]),
-        ("pattern p { causal out = sliding(0) return attend(out) }", ["E104", "E203"]),
+        ("pattern p { causal h = sliding(4) return attend(h | slide(3)) }", ["E104", "E102"]),
+        ("pattern p { causal v = sliding(0) return attend(v) }", ["E104", "E203"]),
         ("pattern p { causal gates = tensor(head) return attend(all, bias = gates[k]) }", ["E104", "E204"]),
         ("pattern p { causal class = stream() return attend(class[sliding(windw)]) }", ["E104", "E101"]),
         ("pattern p { causal a = sink(1) a = sink(0) return attend(a) }", ["E103", "E203"]),
-        ("pattern p { causal out = sliding(4) unused = 3 return attend(out) }", ["E104"]),
+        ("pattern p { causal tokens = sliding(4) unused = 3 return attend(tokens) }", ["E104"]),
         ("pattern os { causal return attend(slide(3)) }", ["E104", "E102"]),
         (
             "pattern p { causal return attend(slide(1)) } pattern p { causal return attend(slide(2)) }",

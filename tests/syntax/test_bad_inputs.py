@@ -77,7 +77,8 @@ def bound(expression: str) -> str:
         ("pattern p { class = 3 }", {"E104"}),
         ("pattern class { }", {"E104"}),
         ("pattern con { }", {"E104"}),
-        ("pattern p { param tl = 3 }", {"E104"}),
+        ("pattern p { param h = 3 }", {"E104"}),
+        ("pattern torch { }", {"E104"}),
         (f"pattern {'a' * 65} {{ }}", {"E104"}),
         (bound("__import__('os').system('true')"), {"E004"}),
         (bound("{{ 7 * 7 }}"), {"E004"}),
@@ -139,9 +140,15 @@ def test_line_ends_do_not_move_columns() -> None:
         assert report.source.position(found.span.start) == (2, 8)
 
 
-@pytest.mark.parametrize("name", ["q", "k", "v", "h", "tokens", "out", "cache", "self", "tl", "triton", "torch"])
-def test_names_of_the_generated_module_are_refused(name: str) -> None:
-    assert refusal(name, "binding") == "the generated module uses it itself"
+@pytest.mark.parametrize("name", ["q", "k", "v", "h", "tokens"])
+def test_words_of_every_pattern_are_refused(name: str) -> None:
+    assert refusal(name, "binding") == refusal(name, "pattern") == "the generated module uses it itself"
+
+
+@pytest.mark.parametrize("name", ["out", "cache", "self", "tl", "triton", "torch"])
+def test_names_that_the_generated_module_uses_are_refused_for_patterns_only(name: str) -> None:
+    assert refusal(name, "pattern") == "the generated module uses it itself"
+    assert refusal(name, "binding") is None
 
 
 def test_names_of_files_are_refused_for_patterns_only() -> None:
