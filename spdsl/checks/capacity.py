@@ -12,7 +12,7 @@ from spdsl.ir.pattern import Choice, Phase
 from spdsl.ir.rule import TopK
 from spdsl.ir.symbols import LENGTH
 from spdsl.passes.selection import MOST_RANKED
-from spdsl.passes.written import Written, argument
+from spdsl.passes.source_numbers import Written, argument
 
 INDEX_BYTES = 4  # int32
 

@@ -13,7 +13,7 @@ from spdsl.checks.kernels import heads_per_list, phases
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint
 from spdsl.ir.pattern import Phase
-from spdsl.passes.written import Written, declared
+from spdsl.passes.source_numbers import Written, declared
 from spdsl.runtime.tuning.configs import power_of_2
 
 LEAST_WASTE = 1 / 8  # below it the share is lost in what the tables, found without a timed GPU, leave open

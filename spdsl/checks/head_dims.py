@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint
 from spdsl.ir.pattern import Stream
-from spdsl.passes.written import Written, argument, declared
+from spdsl.passes.source_numbers import Written, argument, declared
 from spdsl.runtime.tuning.configs import SMALL, TABLES, split_dim, tables_for
 
 

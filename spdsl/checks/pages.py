@@ -10,7 +10,7 @@ from spdsl.checks.kernels import launches
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint, Span
 from spdsl.ir.pattern import LEAST_BLOCK
-from spdsl.passes.written import argument, statement
+from spdsl.passes.source_numbers import argument, statement
 from spdsl.primitives.grains import nearest
 from spdsl.runtime.tuning.configs import TABLES, lookup
 from spdsl.runtime.tuning.unit_configs import UNIT_TABLES

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint
 from spdsl.ir.pattern import Choice
-from spdsl.passes.written import argument
+from spdsl.passes.source_numbers import argument
 
 
 def union(chosen: int, units: int, lists: int) -> float:

@@ -14,7 +14,7 @@ from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint
 from spdsl.ir.pattern import Choice
 from spdsl.ir.plan import Form
-from spdsl.passes.written import Written, argument
+from spdsl.passes.source_numbers import Written, argument
 
 KERNELS = ("forward", "dq", "dkdv")
 # Units of 64 x 64 fill half of the largest tiles of the tables, 128 x 64. Up to twice that is left to neighbours, which

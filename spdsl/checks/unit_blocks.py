@@ -13,7 +13,7 @@ from spdsl.checks.kernels import unit_config
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint
 from spdsl.ir.pattern import LEAST_BLOCK, Choice, Stream
-from spdsl.passes.written import Written, argument
+from spdsl.passes.source_numbers import Written, argument
 from spdsl.primitives.grains import nearest
 
 KERNELS = ("units", "units_dq", "units_dkdv", "units_decode")

@@ -18,7 +18,7 @@ from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.joint import tensors_read
 from spdsl.passes.later import later_key
 from spdsl.passes.overlap import Overlaps
-from spdsl.passes.written import new_item
+from spdsl.passes.source_numbers import new_item
 from spdsl.syntax.tree import PatternTree
 
 MOST_RESULTS = 8  # that are searched for later keys

@@ -12,7 +12,7 @@ from spdsl.diagnostics import did_you_mean
 from spdsl.ir import extent
 from spdsl.ir.pattern import Gate, Kl, Logits, Mass, Merge, Pooled, Query, Softmax, Stream, Tensor
 from spdsl.limits import NESTED, SET_SIZE
-from spdsl.passes import arithmetic, codes, grains, written
+from spdsl.passes import arithmetic, codes, grains, source_numbers
 from spdsl.passes.names import Names
 from spdsl.primitives.attend import on_stream
 from spdsl.primitives.planned import PLANNED
@@ -274,10 +274,10 @@ def scope_of(names: Names, name: str, expr: tree.Expr) -> Scope:
             names.out_of_domain(expr) if code == "E203" else code, message, expr.span, hint=hint,
             note=names.values_in(expr) if code == "E203" else "",
         ),
-        lambda name, actual, wanted, applicability: written.instead(
+        lambda name, actual, wanted, applicability: source_numbers.instead(
             names.pattern, expr.span, name, actual, wanted, applicability
         ),
-        lambda name, value, applicability, more: written.given_as(
+        lambda name, value, applicability, more: source_numbers.given_as(
             names.pattern, expr.span, name, value, applicability, more
         ),
     )  # fmt: skip

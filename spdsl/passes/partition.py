@@ -17,9 +17,9 @@ from spdsl.passes.disjuncts import disjuncts
 from spdsl.passes.joint import joints
 from spdsl.passes.listed import listed
 from spdsl.passes.ranges import extremum, key_range, ordered, row_range
+from spdsl.passes.read_lengths import read_lengths
 from spdsl.passes.residues import residues
 from spdsl.passes.selection import selection
-from spdsl.passes.wanted import wanted
 
 HULL = 10  # steps of comparing two ends
 
@@ -34,7 +34,9 @@ def partition(pattern: Pattern, source: Source) -> Plan:
 
 def _softmax(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
     working_on(softmax.span)
-    plan = replace(_sweeps(pattern, softmax, source), role=_role(pattern, softmax), wanted=wanted(pattern, softmax))
+    plan = replace(
+        _sweeps(pattern, softmax, source), role=_role(pattern, softmax), wanted=read_lengths(pattern, softmax)
+    )
     found = residues(softmax) if plan.role is Role.BRANCH and plan.units is None else None
     if found is None:
         return plan

@@ -47,22 +47,15 @@ def attend_mask(q: Tensor, k: Tensor, h: Tensor, length: int) -> Tensor:
 
 def attend_visits(q_first: int, q_last: int, length: int) -> list[tuple[int, int, int, int]]:
     """Keys that rows q_first..q_last may see for any head: (first, end, full_first, full_end)."""
-    ranges = []
-    ranges.append((0, min(4, q_last + 1), 0, min(4, q_first + 1)))
-
-    ranges.append((max(0, q_first - 1019), q_last + 1, max(0, q_last - 1019), q_first + 1))
-
-    return ranges
+    return [
+        (0, min(4, q_last + 1), 0, min(4, q_first + 1)),
+        (max(0, q_first - 1019), q_last + 1, max(0, q_last - 1019), q_first + 1),
+    ]
 
 
 def attend_decode_visits(q: int, length: int) -> list[tuple[int, int, int, int]]:
     """Keys that a query at position q may see for any head, as ranges (nothing is full)."""
-    ranges = []
-    ranges.append((0, min(4, q + 1), 0, 0))
-
-    ranges.append((max(0, q - 1019), q + 1, 0, 0))
-
-    return ranges
+    return [(0, min(4, q + 1), 0, 0), (max(0, q - 1019), q + 1, 0, 0)]
 
 
 attend_form = rt.Form(sweeps=(rt.Sweep(attend_mask, visits=attend_visits, decode=attend_decode_visits),))
@@ -386,6 +379,7 @@ def attend_decode_number(ranges, i):
 
 @rt.jit
 def attend_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, C):
+    """One step of the online softmax."""
     left = keys.count - block * C.BLOCK_N
     k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
     product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
@@ -453,14 +447,13 @@ def attend_kernel_forward(
     """-> out, lse. Rows in no sequence keep out = 0, lse = -inf."""
     sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
     v_dim = keys[0][1].shape[3]
-    out = q.new_zeros(*q.shape[:3], v_dim)
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=rt.wide(q.dtype))
+    out, lse = rt.empty_rows(q, v_dim)
     config = rt.config_for("forward", q, v_dim, paged)
     q = rt.rows_contiguous(q)
     C = rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, page=rt.page_of(paged))
     rt.launch(
         attend_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
-        rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged), 
+        rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged),
         rt.strided(out, sequences), rt.strided(lse, sequences), rt.call_of(q, layout), None,
         C, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
@@ -482,8 +475,7 @@ def attend_kernel_backward(
     q, dout = rt.rows_contiguous(q), rt.rows_contiguous(dout)
     v_dim = keys[0][1].shape[3]
     delta = rt.delta_of(out, dout, dlse)
-    dq = rt.room_like(q).zero_()
-    grads = [(rt.room_like(k).zero_(), rt.room_like(v).zero_()) for k, v in keys]
+    dq, grads = rt.gradient_room(q, keys)
     call = rt.call_of(q, layout)
     rows = [rt.strided(x, sequences) for x in (dout, lse, delta)]
     sources = [rt.source(q, k, v, sequences, layout, None) for k, v in keys]
@@ -502,7 +494,8 @@ def attend_kernel_backward(
     rt.launch(
         attend_dkdv, (triton.cdiv(longest, config.block_n), k.shape[1], sequences),
         rt.strided(q, sequences), sources[0], *rows, rt.strided(dk, sequences), rt.strided(dv, sequences), call,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group), num_warps=config.num_warps, num_stages=config.num_stages,
+        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return dq, grads
 
@@ -519,11 +512,10 @@ def attend_kernel_decode(
     visited = rt.most_visited(attend_decode_visits, layout.keys, paged.capacity)
     splits = rt.split_count(batch * (heads // group), visited, rt.gpu_of(q.device).processors)
     q = rt.rows_contiguous(q)
-    partial = torch.empty(batch, heads, splits, v_dim, device=q.device, dtype=rt.wide(q.dtype))
-    partial_lse = partial.new_empty(batch, heads, splits)
+    partial, partial_lse = rt.split_room(q, splits, v_dim)
     rt.launch(
         attend_decode, (batch, heads // group, splits),
-        rt.strided(q), rt.source(q, *keys[0], batch, layout, paged), 
+        rt.strided(q), rt.source(q, *keys[0], batch, layout, paged),
         rt.strided(partial), rt.strided(partial_lse), rt.call_of(q, layout),
         rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group, splits, rt.page_of(paged)),
         num_warps=config.num_warps, num_stages=config.num_stages,
@@ -576,14 +568,7 @@ class Inputs(NamedTuple):
     v: Tensor
 
 
-ARGUMENTS = rt.Arguments(
-    queries=(
-        rt.QueryArgument("q"),
-    ),
-    streams=(
-        rt.StreamArgument("kv", "k", "v", "q"),
-    ),
-)  # fmt: skip
+ARGUMENTS = rt.Arguments(queries=(rt.QueryArgument("q"),), streams=(rt.StreamArgument("kv", "k", "v", "q"),))
 
 
 def attention(
@@ -621,15 +606,26 @@ def reference(
     v: Tensor,
     *,
     return_lse: bool = False,
+    phase: str = "train",
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
     lengths: Tensor | None = None,
     q_offset: int | None = None,
     k_offset: int | None = None,
 ) -> Any:
-    """What `attention` means: dense, in float64, every pair of query and key tested. Same arguments."""
-    inputs = rt.checked(ARGUMENTS, Inputs(q, k, v), "train", return_lse, cast=False)
+    """What the pattern means: dense, in float64, every pair of query and key tested.
+
+    Arguments as of `attention`. phase: "decode" makes every row the last token of its
+    sequence, "prefill" takes the results of that phase.
+    """
+    rt.expect_phase(phase, PHASES)
+    inputs = rt.checked(ARGUMENTS, Inputs(q, k, v), phase, return_lse, cast=False)
     layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    return rt.reference_in(phase, _reference, ARGUMENTS, inputs, None, layout, return_lse)
+
+
+def _reference(inputs: Inputs, gates: Tensor | None, layout: rt.Layout, return_lse: bool) -> Any:
+    """The float64 meaning in every phase."""
     inputs = rt.prepared(ARGUMENTS, inputs, layout)
 
     attend_part = attend_dense(inputs, layout)
@@ -726,16 +722,8 @@ def example_inputs(
     dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:  # fmt: skip
     """Random arguments for `attention`: token tensors rise in steps, flags are rare, given lists hold near units."""
-    rt.check_example(batch, tokens, dtype, heads=heads, kv_heads=kv_heads, qk_dim=qk_dim, v_dim=v_dim)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device, dtype=torch.float32).to(dtype)
-
-    return {
-        "q": normal(batch, heads, tokens, qk_dim),
-        "k": normal(batch, kv_heads, tokens, qk_dim),
-        "v": normal(batch, kv_heads, tokens, v_dim),
-    }
+    sizes = rt.Sizes(heads, kv_heads, qk_dim, v_dim)
+    return rt.example_arguments(ARGUMENTS, batch, tokens, sizes, dtype, device)
 
 
 def attend_dense(inputs: Inputs, layout: rt.Layout) -> tuple[Tensor, Tensor]:
@@ -749,6 +737,6 @@ def attend_cached(inputs: Inputs, own: rt.Storage, layout: rt.Layout) -> rt.Spli
     q = inputs.q
     keys = [(own.k["kv"], own.v["kv"])]
     if rt.uses_kernels(q):
-        run = attend_kernel_decode if q.shape[2] == 1 and layout.q_spans is None else attend_kernel_forward
+        run = attend_kernel_decode if rt.is_step(q, layout) else attend_kernel_forward
         return run(q, keys, layout, paged=rt.paged_of(own))
     return rt.cached_attention(attend_form, q, keys, own, layout, None)

@@ -15,7 +15,18 @@ import torch
 import spdsl
 
 ROOT = Path(__file__).parents[2]
-PATTERNS = ("streaming_llm", "document")  # one of each loop form
+# Each form once: ranges, lists of tiles, a bias, classes of keys, two queries in one, units by pairs and by tiles,
+# compression by a network, results by phase and by length; and two made for it: decode alone, a choice and a window.
+SHIPPED = (
+    "causal", "streaming_llm", "document", "alibi", "dilated", "longformer", "moba", "seer_attention", "infllm_v2",
+    "nsa",
+)  # fmt: skip
+PATTERNS = (*SHIPPED, "last_step", "picked")
+
+
+def _source(name: str) -> Path:
+    folder = ROOT / "patterns" if name in SHIPPED else Path(__file__).parent / "patterns"
+    return folder / f"{name}.spat"
 
 
 def _golden(name: str) -> Path:
@@ -24,7 +35,7 @@ def _golden(name: str) -> Path:
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_the_text_is_the_golden_one(name: str, request: pytest.FixtureRequest) -> None:
-    text = spdsl.compile(ROOT / "patterns" / f"{name}.spat").text
+    text = spdsl.compile(_source(name)).text
     if request.config.getoption("--update-golden", default=False):
         _golden(name).write_text(text, encoding="utf-8")
     same = text == _golden(name).read_text(encoding="utf-8")
@@ -43,8 +54,22 @@ def _loaded(name: str) -> ModuleType:
 @pytest.mark.parametrize("name", PATTERNS)
 def test_the_golden_module_means_its_pattern(name: str) -> None:
     module = _loaded(name)
-    inputs = module.example_inputs(2, 83, heads=4, kv_heads=2, qk_dim=16, v_dim=24, dtype=torch.float64)
-    out, lse = module.attention(**inputs, return_lse=True)
-    wanted, wanted_lse = module.reference(**inputs, return_lse=True)
-    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-10)
-    torch.testing.assert_close(lse, wanted_lse, rtol=0, atol=1e-10)
+    declared = name in ("nsa", "infllm_v2")  # heads and dims of their own
+    sizes = {} if declared else {"heads": 4, "kv_heads": 2, "qk_dim": 16, "v_dim": 24}
+    inputs = module.example_inputs(1 if declared else 2, 83, **sizes, dtype=torch.float64)
+    if name == "last_step":
+        _check_steps(module, inputs, sizes)
+        return
+    found = module.attention(**inputs, return_lse=True)
+    wanted = module.reference(**inputs, return_lse=True)
+    if name == "seer_attention":  # the map beside it
+        torch.testing.assert_close(found[1], wanted[1], rtol=0, atol=1e-10)
+        found, wanted = found[0], wanted[0]
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-10)
+
+
+def _check_steps(module: ModuleType, inputs: dict[str, torch.Tensor], sizes: dict[str, int]) -> None:
+    cache = module.Cache(2, 96, **{key: x for key, x in sizes.items() if key != "heads"}, dtype=torch.float64)
+    steps = [module.decode(**{key: x[:, :, i : i + 1] for key, x in inputs.items()}, cache=cache) for i in range(83)]
+    torch.testing.assert_close(torch.cat(steps, 2), module.reference(**inputs, phase="decode"), rtol=0, atol=1e-10)

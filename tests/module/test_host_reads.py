@@ -101,17 +101,17 @@ SEEDED: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", SEEDED)
 def test_a_seeded_read_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the midst of a step of generation."""
+    """Before a kernel starts."""
     module = module_of("causal")
     monkeypatch.setattr(launches(module), "KERNELS_ON_CPU", True)
     run = steps(module, pattern_of("causal"), 16)
-    append = module.Cache.append
+    call_of = module.rt.call_of
 
-    def reading(cache: Any, *args: Any) -> None:
-        append(cache, *args)
+    def reading(*given: Any) -> Any:
         SEEDED[name]()
+        return call_of(*given)
 
-    monkeypatch.setattr(module.Cache, "append", reading)
+    monkeypatch.setattr(module.rt, "call_of", reading)
     with no_host_reads(), pytest.raises(HostRead):
         run()
 

@@ -23,12 +23,13 @@ from spdsl.passes.joint import joints
 from spdsl.passes.listed import listed as walked
 from spdsl.passes.partition import partition as planned
 from spdsl.passes.ranges import key_range, ordered, row_range
+from spdsl.passes.read_lengths import read_lengths as read_at
+from spdsl.passes.resident import resident as still_seen
 from spdsl.passes.residues import residues as class_of
 from spdsl.passes.schedule import schedule, stages
 from spdsl.passes.selection import selection as choice_plan
 from spdsl.passes.split import split as taken_apart
 from spdsl.passes.tidy import tidy as shorter
-from spdsl.passes.wanted import wanted as read_at
 from tests.passes.lowered import lowered
 
 FOLDER = Path(__file__).parent / "pairs"
@@ -118,6 +119,11 @@ def aligned(body: str) -> Iterator[str]:
         yield from (f"{found.name} {each.stream.name}: {each.test}" for each in found.sweeps)
 
 
+def resident(body: str) -> Iterator[str]:
+    found = still_seen(_plan(body))
+    yield f"the first {found[0]} and a window of {found[1]}" if found else "every token"
+
+
 def steps(body: str) -> Iterator[str]:
     """For each stage the kernels in their order, and in parentheses what torch makes."""
     plan = shortest(_plan(body))
@@ -159,7 +165,7 @@ def _pair(body: str, lines: Iterable[str]) -> str:
 
 PASSES: tuple[Callable[[str], Iterator[str]], ...] = (
     lower, check, split, disjuncts, tidy, ranges, residues, listed, selection, wanted, joint, partition, aligned,
-    steps,
+    resident, steps,
 )  # fmt: skip
 
 

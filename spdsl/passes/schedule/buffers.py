@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from spdsl.ir.pattern import Choice, Phase, Query, Stream, Tensor, Values
+from spdsl.ir.pattern import Choice, Phase, Query, Stream, Tensor, Values, Weight
 from spdsl.ir.plan import Plan, Role, SoftmaxPlan
 from spdsl.ir.schedule import Buffer, Lifetime, Stage
 
@@ -73,6 +73,12 @@ class Buffers:
         if self.cached and not made:
             return Buffer(f"cache.{name}", axes, LIKE_Q, Lifetime.CACHE)
         return Buffer(name, axes, LIKE_Q, Lifetime.CALLER if stream.compress is None else Lifetime.CALL)
+
+    def weights(self, stream: Stream, side: str) -> tuple[Buffer, ...]:
+        """The learned tensors of the entries of a side."""
+        own = (one for one in self.plan.pattern.inputs if isinstance(one, Weight) and one.stream == stream.name)
+        found = (one for one in own if one.name.startswith(f"{stream.name}_{side}_"))
+        return tuple(Buffer(one.name, tuple(map(str, one.axes)), LIKE_Q, Lifetime.CALLER) for one in found)
 
     def reads(self, found: tuple[Tensor | Choice, ...]) -> tuple[Buffer, ...]:
         """What tests and biases look up."""

@@ -24,7 +24,7 @@ def made(room: Buffers, stream: Stream) -> Iterator[Step[Side]]:
     by_kernel = bool(pool_of(stream).backward)
     for name in sides(room.plan, stream):
         side, label = Side(stream, name), f"{stream.name} entries, {name}"
-        reads, writes = _tokens(room, side), (room.side(stream, name),)
+        reads, writes = (*_tokens(room, side), *room.weights(stream, name)), (room.side(stream, name),)
         if by_kernel:
             yield _over_entries(Kind.ENTRIES, label, side, "pool_entries", reads, writes)
         else:
@@ -89,11 +89,13 @@ def appended(room: Buffers) -> Iterator[Step[None]]:
 
 def closed(room: Buffers, stream: Stream) -> Iterator[Step[Stream]]:
     """Entries that closed, from the cache and into it; a call of one query closes one entry at most."""
-    tokens = tuple(token for name in sides(room.plan, stream) for token in _tokens(room, Side(stream, name)))
-    entries = tuple(room.side(stream, name) for name in sides(room.plan, stream))
+    names = sides(room.plan, stream)
+    tokens = tuple(token for name in names for token in _tokens(room, Side(stream, name)))
+    entries = tuple(room.side(stream, name) for name in names)
     closing, step = pool_of(stream).closing, room.stage is Stage.DECODE
     if closing is Closing.STREAMED:
         cell = "the tokens of its cell"
+        tokens = (*tokens, *_weights(room, stream))
         yield _step(Kind.CLOSE_CELLS, stream, "close_cells", "an entry of a head", cell, tokens, entries)
     elif closing is Closing.CELLS:
         yield from _by_cells(room, stream, tokens, entries, When.ALWAYS)
@@ -111,7 +113,8 @@ def _by_cells(
     new = (room.made(f"{stream.name}.new", ("B", "heads", "E", "dim"), LIKE_Q),)
     yield _step(Kind.TAKE_CELLS, stream, "take_cells", "neighbouring rows of cells", "pages", tokens, cells, when)
     pools = f"{stream.name} pools"
-    yield Step(Kind.POOL_CELLS, pools, stream, reads=cells, writes=new, event=Event.APPENDED, when=when)
+    reads = (*cells, *_weights(room, stream))
+    yield Step(Kind.POOL_CELLS, pools, stream, reads=reads, writes=new, event=Event.APPENDED, when=when)
     yield _step(Kind.PUT_ENTRIES, stream, "put_entries", "neighbouring entries", "", new, entries, when)
 
 
@@ -120,8 +123,16 @@ def _by_layers(
 ) -> Iterator[Step[Stream]]:
     hidden = (room.made(f"{stream.name}.hidden", ("B", "heads", "hidden"), WIDE),)
     columns, closing = "columns of a layer for 16 sequences of a head", "the cells that close"
-    yield _step(Kind.CLOSE_HIDDEN, stream, "close_hidden", columns, closing, tokens, hidden, when)
-    yield _step(Kind.CLOSE_OUTPUTS, stream, "close_outputs", columns, closing, hidden, entries, when)
+    weights = _weights(room, stream)
+    down = tuple(one for one in weights if one.name.endswith("_down"))
+    up = tuple(one for one in weights if one not in down)
+    yield _step(Kind.CLOSE_HIDDEN, stream, "close_hidden", columns, closing, (*tokens, *up), hidden, when)
+    yield _step(Kind.CLOSE_OUTPUTS, stream, "close_outputs", columns, closing, (*hidden, *down), entries, when)
+
+
+def _weights(room: Buffers, stream: Stream) -> tuple[Buffer, ...]:
+    """Of keys and of values."""
+    return tuple(one for name in sides(room.plan, stream) for one in room.weights(stream, name))
 
 
 def _step(

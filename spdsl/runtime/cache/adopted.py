@@ -197,8 +197,11 @@ def _spans(lengths: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(lengths), lengths], 1).int()
 
 
-def packed_queries(q: Tensor, requests: Requests) -> Tensor:
-    """q [T, heads, dim] as attention takes it: [1, heads, T, dim], or [S, heads, 1, dim] of single queries."""
+def packed_queries(q: Tensor, requests: Requests, name: str = "gates") -> Tensor:
+    """q [T, heads, dim] (or gates) as attention takes it: [1, heads, T, dim]; single queries [S, heads, 1, dim]."""
+    expect_tensor(name, q)
+    fits = q.dim() == 3 and len(q) == requests.tokens
+    expect(fits, name, "[{}, heads, ..]", list(q.shape), requests.tokens)
     if not requests.single:
         return q.transpose(0, 1)[None]
     row = requests.q_spans[:, 0].long().clamp(max=max(0, requests.tokens - 1))

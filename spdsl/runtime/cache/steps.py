@@ -98,12 +98,12 @@ def step(
     kind: type,
     return_lse: object,
     closes: ClosesOf = _nothing,
-    gates: tuple[Tensor | None, int] = (None, 0),
+    gates: tuple[Any, int] | None = None,
     **where: Any,
 ) -> tuple[Inputs, Storage, Layout, Taken]:
     """Checks a call, appends its tokens, and says what it computes with and reads then; gates and their number."""
     inputs, own = checked_step(arguments, inputs, phase, cache, kind, return_lse, **where)
-    if gates[0] is not None:
+    if gates is not None:
         expect_gates(gates[0], arguments.q(inputs), gates[1])
     done = append(arguments, inputs, cache, own, closes(inputs))
     return *from_cache(arguments, inputs, done), done

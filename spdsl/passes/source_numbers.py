@@ -1,4 +1,4 @@
-"""Where a number of the plan stands in the source, so that a finding can point at it and a fix can replace it."""
+"""source_numbers: where a number of the plan stands in the source, for a finding to point at and a fix to replace."""
 
 from __future__ import annotations
 

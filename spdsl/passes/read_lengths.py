@@ -1,4 +1,4 @@
-"""wanted: at which lengths some result that answers reads a softmax; at others its kernels have nothing to do."""
+"""read_lengths: at which lengths some result that answers reads a softmax; at others its kernels have nothing to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from spdsl.ir.pattern import Pattern, Phase, Softmax
 from spdsl.ir.symbols import Boolean, lookups
 
 
-def wanted(pattern: Pattern, softmax: Softmax) -> Boolean:
+def read_lengths(pattern: Pattern, softmax: Softmax) -> Boolean:
     """A condition on `length`. One that reads tensors may hold or not; and a choice is made whatever answers."""
     if softmax.name in pattern.probabilities():
         return sympy.true

@@ -1,0 +1,1470 @@
+# Made by spdsl 0.1.0 from picked.spat, pattern picked, source sha256 b24639176142544e.
+"""Each group of query heads attends to the eight blocks with the highest mean logit, and to a window.
+
+    pattern picked {
+        param  block = 64, count = 8
+        causal
+        means  = compress(block, by = mean)
+        chosen = top_k(count, score = dot(means), share = sum(group), force = last(1))
+        return attend(chosen | sliding(128))
+    }
+
+    import picked
+    out = picked.attention(q, k, v)
+    cache = picked.Cache(batch, capacity, ...)
+    out = picked.prefill(q, k, v, cache)
+    out = picked.decode(q, k, v, cache)
+
+Needs torch, triton on a GPU, and spdsl. How to read: 1 what the pattern says,
+2 kernels, 3 launches and the CPU path, 4 operators, 5 public functions. What `rt` has is the same for all patterns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime import rt
+from spdsl.runtime.language import tl, triton
+
+PATTERN = "picked"
+PARAMS = {"block": 64, "count": 8}
+PHASES = ("train", "prefill", "decode")
+MODULE = rt.Module(
+    __name__, PATTERN, PARAMS, "12eab9f45bc39857d8b07520aa1a5d7404a4566b911d382098b0bb37dfbee028", runtime=1
+)
+tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
+
+
+# ---- 1. What the pattern says ---------------------------------------------------------------------------------------
+
+
+def ranking_mask(q: Tensor, k: Tensor, h: Tensor, length: int) -> Tensor:
+    """The element test on tensors: positions q [.., rows, 1], k [.., 1, keys], heads h [H, 1, 1]."""
+    return q - 64 * k >= 63
+
+
+def ranking_visits(q_first: int, q_last: int, length: int) -> list[tuple[int, int, int, int]]:
+    """Keys that rows q_first..q_last may see for any head: (first, end, full_first, full_end)."""
+    return [(0, min((q_last - 63) // 64 + 1, length), 0, min((q_first - 63) // 64 + 1, length))]
+
+
+def ranking_decode_visits(q: int, length: int) -> list[tuple[int, int, int, int]]:
+    """Keys that a query at position q may see for any head, as ranges (nothing is full)."""
+    return [(0, min((q - 63) // 64 + 1, length), 0, 0)]
+
+
+ranking_form = rt.Form(
+    sweeps=(rt.Sweep(ranking_mask, visits=ranking_visits, decode=ranking_decode_visits),), cells=rt.Cells(64, 64)
+)
+
+
+def attend_listed_mask(q: Tensor, k: Tensor, h: Tensor, length: int) -> Tensor:
+    """The element test on tensors: positions q [.., rows, 1], k [.., 1, keys], heads h [H, 1, 1]."""
+    return q - k >= 128
+
+
+attend_listed_form = rt.Form(sweeps=(rt.Sweep(attend_listed_mask),), unit=64)
+
+
+def attend_rest_mask(q: Tensor, k: Tensor, h: Tensor, length: int) -> Tensor:
+    """The element test on tensors: positions q [.., rows, 1], k [.., 1, keys], heads h [H, 1, 1]."""
+    return (k <= q) & (q - k < 128)
+
+
+def attend_rest_visits(q_first: int, q_last: int, length: int) -> list[tuple[int, int, int, int]]:
+    """Keys that rows q_first..q_last may see for any head: (first, end, full_first, full_end)."""
+    return [(max(0, q_first - 127), q_last + 1, max(0, q_last - 127), q_first + 1)]
+
+
+def attend_rest_decode_visits(q: int, length: int) -> list[tuple[int, int, int, int]]:
+    """Keys that a query at position q may see for any head, as ranges (nothing is full)."""
+    return [(max(0, q - 127), q + 1, 0, 0)]
+
+
+attend_rest_form = rt.Form(
+    sweeps=(rt.Sweep(attend_rest_mask, visits=attend_rest_visits, decode=attend_rest_decode_visits),)
+)
+
+
+# ---- 2. Kernels -----------------------------------------------------------------------------------------------------
+
+
+@rt.jit
+def ranking_visible(q, k, h, length):
+    """May the row at position q see the key at position k?  (picked.spat:6)"""
+    return q - 64 * k >= 63
+
+
+@rt.jit
+def ranking_scores(product, q, k, h, length, C):
+    """-> scores, whose product with ranking_unit(C) is in powers of 2; their slope against the scaled product."""
+    slope = 1.0
+    s = product  # the scale waits in the unit: `s * unit - m` is then one fused multiply-add
+    return s, slope
+
+
+@rt.jit
+def ranking_unit(C):
+    return C.SCALE * rt.LOG2E
+
+
+@rt.jit
+def attend_listed_visible(q, k, h, length):
+    """May the row at position q see the key at position k?  (picked.spat:7)"""
+    return q - k >= 128
+
+
+@rt.jit
+def attend_listed_scores(product, q, k, h, length, C):
+    """-> scores, whose product with attend_listed_unit(C) is in powers of 2; their slope against the scaled product."""
+    slope = 1.0
+    s = product  # the scale waits in the unit: `s * unit - m` is then one fused multiply-add
+    return s, slope
+
+
+@rt.jit
+def attend_listed_unit(C):
+    return C.SCALE * rt.LOG2E
+
+
+@rt.jit
+def attend_listed_forward_units(acc0, acc1, m, total, rows, keys, visit, first, end, U, C):
+    """Online softmax over blocks first..end - 1 of the units of a tile.
+
+    m is the running maximum (base 2), total the sum of exp2(s - m).
+    """
+    for i in tl.range(first, end, disable_licm=True):
+        block = rt.unit_block(visit.units, i, U, C)
+        left = keys.count - block * C.BLOCK_N
+        k_position = (keys.origin + block * C.BLOCK_N + tl.arange(0, C.BLOCK_N))[None, :]
+
+        k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
+        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+        s, _ = attend_listed_scores(product, rows.position, k_position, rows.head[:, None], keys.length, C)
+        seen = attend_listed_visible(rows.position, k_position, rows.head[:, None], keys.length)
+        seen = seen & (k_position < keys.origin + keys.count) & rt.chose(visit.masks, i, rows.lane, U, C)[:, None]
+        s = tl.where(seen, s, float("-inf"))
+
+        p, decay, m, total = rt.softmax_step(s, attend_listed_unit(C), m, total)
+        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
+        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
+def attend_listed_forward(q, kv, out, lse, call, sink, lists, U, C):
+    """One program: neighbouring queries of one sequence, with all query heads that share their lists of units."""
+    tile, list_head, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    q_start, q_count = rt.span(call.q_spans, s, call.q_count)
+    if tile * U.LANES >= q_count:  # the grid is made for the longest sequence
+        return
+    h = list_head * C.GROUP
+    keys = rt.sequence_keys(kv, s, h, call, C)
+    rows = rt.load_packed_rows(rt.at(q, s, 0, q_start), tile, h, rt.row_origin(call, s, q_count), q_count, U, C)
+    visit = rt.visit_units(lists, s, list_head, tile)
+
+    acc0 = rt.zeros(C.BLOCK_M, C.V0, C.ACC)
+    acc1 = rt.zeros(C.BLOCK_M, C.V1, C.ACC)
+    m, total = rt.start_softmax(sink, rows.head, C)
+    visited = visit.count * (U.UNIT // C.BLOCK_N)
+    acc0, acc1, m, total = attend_listed_forward_units(acc0, acc1, m, total, rows, keys, visit, 0, visited, U, C)
+
+    divisor = tl.where(total == 0.0, 1.0, total)[:, None]  # no key: out = 0, and lse = log(0) = -inf
+    rt.store_packed_v(rt.at(out, s, 0, q_start), rows, acc0 / divisor, acc1 / divisor, C)
+    rt.store_packed_values(rt.at(lse, s, 0, q_start), rows, (m + tl.log2(total)) * rt.LN2, C)
+
+
+# Backward:  p = exp(s - lse),  dp = dout . v,  delta = sum(dout * out) - dlse,  ds = p * (dp - delta)
+#            dq = scale * sum ds k,  dk = scale * sum ds q,  dv = sum p dout
+# lse and delta are arguments: with those of a joint softmax this is the gradient of one branch of it.
+
+
+@rt.jit
+def attend_listed_dq_units(dq0, dq1, rows, grads, keys, visit, end, U, C):
+    """Adds ds k of blocks 0..end - 1 of the units of a tile."""
+    for i in tl.range(0, end, disable_licm=True):
+        block = rt.unit_block(visit.units, i, U, C)
+        left = keys.count - block * C.BLOCK_N
+        k_position = (keys.origin + block * C.BLOCK_N + tl.arange(0, C.BLOCK_N))[None, :]
+
+        k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
+        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+        s, slope = attend_listed_scores(product, rows.position, k_position, rows.head[:, None], keys.length, C)
+        seen = attend_listed_visible(rows.position, k_position, rows.head[:, None], keys.length)
+        seen = seen & (k_position < keys.origin + keys.count) & rt.chose(visit.masks, i, rows.lane, U, C)[:, None]
+        p = tl.exp2(tl.where(seen, s, float("-inf")) * attend_listed_unit(C) - grads.lse)
+
+        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
+        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+    return dq0, dq1
+
+
+@rt.jit
+def attend_listed_dq(q, kv, dout, lse, delta, dq, call, lists, U, C):
+    """One program: the rows of the forward."""
+    tile, list_head, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    q_start, q_count = rt.span(call.q_spans, s, call.q_count)
+    if tile * U.LANES >= q_count:
+        return
+    h = list_head * C.GROUP
+    keys = rt.sequence_keys(kv, s, h, call, C)
+    rows = rt.load_packed_rows(rt.at(q, s, 0, q_start), tile, h, rt.row_origin(call, s, q_count), q_count, U, C)
+    dout0, dout1 = rt.load_packed_v(rt.at(dout, s, 0, q_start), rows, C)
+    row_lse = rt.load_packed_lse(rt.at(lse, s, 0, q_start), rows, C)
+    row_delta = rt.load_packed_values(rt.at(delta, s, 0, q_start), rows, 0.0, C)
+    grads = rt.RowGrads(dout0, dout1, row_lse[:, None], row_delta[:, None])
+    visit = rt.visit_units(lists, s, list_head, tile)
+    visited = visit.count * (U.UNIT // C.BLOCK_N)
+
+    dq0 = rt.zeros(C.BLOCK_M, C.QK0, C.ACC)
+    dq1 = rt.zeros(C.BLOCK_M, C.QK1, C.ACC)
+    dq0, dq1 = attend_listed_dq_units(dq0, dq1, rows, grads, keys, visit, visited, U, C)
+    rt.store_packed_qk(rt.at(dq, s, 0, q_start), rows, dq0 * C.SCALE, dq1 * C.SCALE, C)
+
+
+@rt.jit
+def attend_listed_dkdv_tiles(
+    dk0, dk1, dv0, dv1, keys, q, dout, lse, delta, inverse, begin, end, s, kv_head, q_count, q_origin, U, C
+):
+    """Adds ds q and p dout of the tiles that chose the unit.
+
+    All products are [keys, rows]: no dot transposes p or ds.
+    """
+    first_tile = tl.load(inverse.first_tile + s)
+    for i in tl.range(begin, end, disable_licm=True):
+        entry = tl.cast(kv_head, tl.int64) * inverse.entries + i
+        number = tl.load(inverse.tiles + entry)
+        list_head = kv_head * U.LISTS + number // inverse.all_tiles
+        tile = number % inverse.all_tiles - first_tile
+        rows = rt.load_packed_rows(q, tile, list_head * C.GROUP, q_origin, q_count, U, C)
+        q_position = tl.trans(rows.position)
+        q_head = rows.head[None, :]
+
+        product = rt.dot_rows(keys.k0, keys.k1, rows.q0, rows.q1, C.QK1, C)
+        s_, slope = attend_listed_scores(product, q_position, keys.position, q_head, keys.length, C)
+        chosen = ((tl.load(inverse.masks + entry) >> rows.lane.to(tl.int64)) & 1) != 0
+        seen = attend_listed_visible(q_position, keys.position, q_head, keys.length)
+        seen = seen & (keys.position < keys.end) & chosen[None, :]
+        row_lse = rt.load_packed_lse(lse, rows, C)
+        p = tl.exp2(tl.where(seen, s_, float("-inf")) * attend_listed_unit(C) - row_lse[None, :])
+
+        dout0, dout1 = rt.load_packed_v(dout, rows, C)
+        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
+
+        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+        ds = p * (dp - rt.load_packed_values(delta, rows, 0.0, C)[None, :]) * slope
+        ds = ds.to(rows.q0.dtype)
+        dk0, dk1 = rt.dot_columns(ds, rows.q0, rows.q1, dk0, dk1, C.QK1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@rt.jit
+def attend_listed_dkdv(q, source, dout, lse, delta, dk, dv, buffer, call, inverse, U, C):
+    """One program: one block of keys of a unit of one kv head, over (its share of) the tiles that chose the unit.
+
+    No atomics: every sum has one owner and one order, so two runs agree to the bit.
+    """
+    job, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    entry = tl.cast(kv_head, tl.int64) * inverse.jobs + job
+    s = tl.load(inverse.sequence + entry)
+    if s < 0:
+        return
+    q_start, q_count = rt.span(call.q_spans, s, call.q_count)
+    k_start, _ = rt.span(source.spans, s, source.keys)
+    keys = rt.sequence_keys(source, s, kv_head * U.LISTS * C.GROUP, call, C)
+    key = tl.load(inverse.unit + entry) * U.UNIT + part * C.BLOCK_N
+    left = keys.count - key
+    k0, k1 = rt.load_qk(rt.token_pointer(keys.k, key), keys.k.token, left, C.BLOCK_N, True, C)
+    v0, v1 = rt.load_v(rt.token_pointer(keys.v, key), keys.v.token, left, C.BLOCK_N, True, C)
+    position = (keys.origin + key + tl.arange(0, C.BLOCK_N))[:, None]
+    own = rt.KeyBlock(k0, k1, v0, v1, position, keys.origin + keys.count, keys.length)
+
+    dk0 = rt.zeros(C.BLOCK_N, C.QK0, C.ACC)
+    dk1 = rt.zeros(C.BLOCK_N, C.QK1, C.ACC)
+    dv0 = rt.zeros(C.BLOCK_N, C.V0, C.ACC)
+    dv1 = rt.zeros(C.BLOCK_N, C.V1, C.ACC)
+    dk0, dk1, dv0, dv1 = attend_listed_dkdv_tiles(
+        dk0, dk1, dv0, dv1, own, rt.at(q, s, 0, q_start), rt.at(dout, s, 0, q_start), rt.at(lse, s, 0, q_start),
+        rt.at(delta, s, 0, q_start), inverse, tl.load(inverse.begin + entry), tl.load(inverse.end + entry), s, kv_head,
+        q_count, rt.row_origin(call, s, q_count), U, C
+    )  # fmt: skip
+
+    slot = tl.load(inverse.slot + entry)
+    if slot < 0:
+        dk = rt.at(dk, s, kv_head, k_start)
+        dv = rt.at(dv, s, kv_head, k_start)
+        rt.store_qk(rt.token_pointer(dk, key), dk.token, left, dk0 * C.SCALE, dk1 * C.SCALE, C.BLOCK_N, C)
+        rt.store_v(rt.token_pointer(dv, key), dv.token, left, dv0, dv1, C.BLOCK_N, C)
+    else:
+        rt.store_slot(buffer, kv_head, slot, part, dk0 * C.SCALE, dk1 * C.SCALE, dv0, dv1, U, C)
+
+
+@rt.jit
+def attend_listed_decode(q, kv, partial, partial_lse, call, lists, U, C):
+    """One program: the heads that share a list, of one sequence, against an equal share of the listed units."""
+    s, list_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    h = list_head * C.GROUP
+    keys = rt.sequence_keys(kv, s, h, call, C)
+    rows = rt.load_packed_rows(rt.at(q, s, 0, 0), 0, h, keys.length - 1, 1, U, C)
+    visit = rt.visit_step(lists, s, list_head)
+    visited = visit.count * (U.UNIT // C.BLOCK_N)
+
+    acc0 = rt.zeros(C.BLOCK_M, C.V0, C.ACC)
+    acc1 = rt.zeros(C.BLOCK_M, C.V1, C.ACC)
+    m, total = rt.start_softmax(None, h, C)
+    acc0, acc1, m, total = attend_listed_forward_units(
+        acc0, acc1, m, total, rows, keys, visit, visited * split // C.SPLITS, visited * (split + 1) // C.SPLITS, U, C
+    )
+
+    divisor = tl.where(total == 0.0, 1.0, total)[:, None]
+    rt.store_packed_v(rt.at(partial, s, 0, split), rows, acc0 / divisor, acc1 / divisor, C)
+    rt.store_packed_values(rt.at(partial_lse, s, 0, split), rows, m + tl.log2(total), C)
+
+
+@rt.jit
+def attend_rest_visible(q, k, h, length):
+    """May the row at position q see the key at position k?  (picked.spat:7)"""
+    return (k <= q) & (q - k < 128)
+
+
+@rt.jit
+def attend_rest_keys_0(q_first, q_last, h, length):
+    """Keys that rows q_first..q_last may see: [first, end), all of them visible in [full_first, full_end)."""
+    first = tl.maximum(0, q_first - 127)
+    end = q_last + 1
+    full_first = tl.maximum(0, q_last - 127)
+    full_end = q_first + 1
+    return first, end, full_first, full_end
+
+
+@rt.jit
+def attend_rest_rows_0(k_first, k_last, h, length, q_begin, q_end):
+    """Rows of [q_begin, q_end) that may see keys k_first..k_last."""
+    first = tl.maximum(k_first, q_begin)
+    end = tl.minimum(k_last + 128, q_end)
+    full_first = tl.maximum(k_last, q_begin)
+    full_end = tl.minimum(k_first + 128, q_end)
+    return first, end, full_first, full_end
+
+
+@rt.jit
+def attend_rest_visit_keys(h, q_first, q_last, keys, C):
+    """The key blocks that rows q_first..q_last may see."""
+    o = keys.origin  # positions -> elements of the sequence
+    cursor = 0
+    first, end, full_first, full_end = attend_rest_keys_0(q_first, q_last, h, keys.length)
+    range0, cursor = rt.to_blocks(first - o, end - o, full_first - o, full_end - o, cursor, keys.count, C.BLOCK_N)
+    full = range0.full_end - range0.full_first
+    total = range0.end - range0.first
+    return rt.RangeVisit(full, total - full, (range0,))
+
+
+@rt.jit
+def attend_rest_visit_rows(rows, k_first, k_last, length, C):
+    """The row tiles that may see keys k_first..k_last."""
+    o = rows.origin
+    stop = rows.origin + rows.count
+    cursor = 0
+    first, end, full_first, full_end = attend_rest_rows_0(k_first, k_last, rows.head, length, o, stop)
+    range0, cursor = rt.to_blocks(first - o, end - o, full_first - o, full_end - o, cursor, rows.count, C.BLOCK_M)
+    full = range0.full_end - range0.full_first
+    total = range0.end - range0.first
+    return rt.RangeVisit(full, total - full, (range0,))
+
+
+@rt.jit
+def attend_rest_block(visit, i, MASKED: tl.constexpr):
+    """Number of the i-th partial (MASKED) or full block."""
+    if MASKED:
+        block = visit.ranges[0].first + i
+        block = rt.jump(block, visit.ranges[0].full_first, visit.ranges[0].full_end)
+    else:
+        block = visit.ranges[0].full_first + i
+    return block
+
+
+@rt.jit
+def attend_rest_span_0(q, length):
+    """Keys that a query at position q may see, whatever its head: [first, end)."""
+    first = tl.maximum(0, q - 127)
+    end = q + 1
+    return first, end
+
+
+@rt.jit
+def attend_rest_scores(product, q, k, h, length, C):
+    """-> scores, whose product with attend_rest_unit(C) is in powers of 2; their slope against the scaled product."""
+    slope = 1.0
+    s = product  # the scale waits in the unit: `s * unit - m` is then one fused multiply-add
+    return s, slope
+
+
+@rt.jit
+def attend_rest_unit(C):
+    return C.SCALE * rt.LOG2E
+
+
+@rt.jit
+def attend_rest_forward_blocks(acc0, acc1, m, total, rows, keys, visit, count, MASKED: tl.constexpr, C):
+    """Online softmax over `count` blocks: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    for i in tl.range(0, count, disable_licm=True):
+        block = attend_rest_block(visit, i, MASKED)
+        start = block * C.BLOCK_N
+        left = keys.count - start
+        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
+
+        k0, k1 = rt.load_qk(
+            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
+        )
+        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+        s, _ = attend_rest_scores(product, rows.position, k_position, rows.head, keys.length, C)
+        if MASKED:
+            seen = attend_rest_visible(rows.position, k_position, rows.head, keys.length)
+            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
+
+        p, decay, m, total = rt.softmax_step(s, attend_rest_unit(C), m, total)
+        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
+        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
+def attend_rest_forward(q, kv, out, lse, call, sink, C):
+    """One program: one tile of rows of one query head of one sequence."""
+    # The last rows see most keys: they start first, so that no long tile is left over at the end.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    h, s = tl.program_id(1), tl.program_id(2)
+    q_start, q_count = rt.span(call.q_spans, s, call.q_count)
+    row = tile * C.BLOCK_M
+    left = q_count - row
+    if left <= 0:  # the grid is made for the longest sequence
+        return
+    kv_keys = rt.sequence_keys(kv, s, h, call, C)
+    q_first = rt.row_origin(call, s, q_count) + row
+    q_last = q_first + tl.minimum(left, C.BLOCK_M) - 1
+    rows = rt.load_rows(rt.at(q, s, h, q_start), row, left, q_first, h, C)
+
+    acc0 = rt.zeros(C.BLOCK_M, C.V0, C.ACC)
+    acc1 = rt.zeros(C.BLOCK_M, C.V1, C.ACC)
+    m, total = rt.start_softmax(sink, h, C)
+    visit = attend_rest_visit_keys(h, q_first, q_last, kv_keys, C)
+    acc0, acc1, m, total = attend_rest_forward_blocks(
+        acc0, acc1, m, total, rows, kv_keys, visit, visit.full_count, False, C
+    )
+    acc0, acc1, m, total = attend_rest_forward_blocks(
+        acc0, acc1, m, total, rows, kv_keys, visit, visit.partial_count, True, C
+    )
+
+    divisor = tl.where(total == 0.0, 1.0, total)[:, None]  # no key: out = 0, and lse = log(0) = -inf
+    out = rt.at(out, s, h, q_start)
+    rt.store_v(rt.token_pointer(out, row), out.token, left, acc0 / divisor, acc1 / divisor, C.BLOCK_M, C)
+    rt.store_row_values(rt.at(lse, s, h, q_start), row, left, (m + tl.log2(total)) * rt.LN2, C)
+
+
+# Backward:  p = exp(s - lse),  dp = dout . v,  delta = sum(dout * out) - dlse,  ds = p * (dp - delta)
+#            dq = scale * sum ds k,  dk = scale * sum ds q,  dv = sum p dout
+# lse and delta are arguments: with those of a joint softmax this is the gradient of one branch of it.
+
+
+@rt.jit
+def attend_rest_dq_blocks(dq0, dq1, rows, grads, keys, visit, count, MASKED: tl.constexpr, C):
+    """Adds ds k of `count` blocks."""
+    for i in tl.range(0, count, disable_licm=True):
+        block = attend_rest_block(visit, i, MASKED)
+        start = block * C.BLOCK_N
+        left = keys.count - start
+        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
+
+        k0, k1 = rt.load_qk(
+            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
+        )
+        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+        s, slope = attend_rest_scores(product, rows.position, k_position, rows.head, keys.length, C)
+        if MASKED:
+            seen = attend_rest_visible(rows.position, k_position, rows.head, keys.length)
+            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
+        p = tl.exp2(s * attend_rest_unit(C) - grads.lse)
+
+        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
+        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+    return dq0, dq1
+
+
+@rt.jit
+def attend_rest_dq(q, kv, dout, lse, delta, dq, call, C):
+    """One program: one tile of rows of one query head of one sequence (the sweeps of the forward)."""
+    # The last rows see most keys: they start first, so that no long tile is left over at the end.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    h, s = tl.program_id(1), tl.program_id(2)
+    q_start, q_count = rt.span(call.q_spans, s, call.q_count)
+    row = tile * C.BLOCK_M
+    left = q_count - row
+    if left <= 0:
+        return
+    kv_keys = rt.sequence_keys(kv, s, h, call, C)
+    q_first = rt.row_origin(call, s, q_count) + row
+    q_last = q_first + tl.minimum(left, C.BLOCK_M) - 1
+    rows = rt.load_rows(rt.at(q, s, h, q_start), row, left, q_first, h, C)
+
+    dout = rt.at(dout, s, h, q_start)
+    dout0, dout1 = rt.load_v(rt.token_pointer(dout, row), dout.token, left, C.BLOCK_M, True, C)
+    row_lse = rt.load_lse(rt.at(lse, s, h, q_start), row, left, C)
+    row_delta = rt.load_row_values(rt.at(delta, s, h, q_start), row, left, 0.0, C)
+    grads = rt.RowGrads(dout0, dout1, row_lse[:, None], row_delta[:, None])
+
+    dq0 = rt.zeros(C.BLOCK_M, C.QK0, C.ACC)
+    dq1 = rt.zeros(C.BLOCK_M, C.QK1, C.ACC)
+    visit = attend_rest_visit_keys(h, q_first, q_last, kv_keys, C)
+    dq0, dq1 = attend_rest_dq_blocks(dq0, dq1, rows, grads, kv_keys, visit, visit.full_count, False, C)
+    dq0, dq1 = attend_rest_dq_blocks(dq0, dq1, rows, grads, kv_keys, visit, visit.partial_count, True, C)
+
+    dq = rt.at(dq, s, h, q_start)
+    rt.store_qk(rt.token_pointer(dq, row), dq.token, left, dq0 * C.SCALE, dq1 * C.SCALE, C.BLOCK_M, C)
+
+
+@rt.jit
+def attend_rest_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.constexpr, C):
+    """Adds ds q and p dout of `count` row tiles.  All tiles are [keys, rows], so that no dot transposes p or ds."""
+    for i in tl.range(0, count, disable_licm=True):
+        row = attend_rest_block(visit, i, MASKED) * C.BLOCK_M
+        left = rows.count - row
+        q_position = (rows.origin + row + tl.arange(0, C.BLOCK_M))[None, :]
+
+        q0, q1 = rt.load_qk(rows.q.data, rows.q.token, left, C.BLOCK_M, MASKED, C, row)
+        product = rt.dot_rows(keys.k0, keys.k1, q0, q1, C.QK1, C)
+        s, slope = attend_rest_scores(product, q_position, keys.position, rows.head, keys.length, C)
+        if MASKED:
+            seen = attend_rest_visible(q_position, keys.position, rows.head, keys.length)
+            s = tl.where(seen & (keys.position < keys.end), s, float("-inf"))
+        p = tl.exp2(s * attend_rest_unit(C) - rt.load_lse(rows.lse, row, left, C)[None, :])
+
+        dout0, dout1 = rt.load_v(rows.dout.data, rows.dout.token, left, C.BLOCK_M, MASKED, C, row)
+        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
+
+        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+        ds = p * (dp - rt.load_row_values(rows.delta, row, left, 0.0, C)[None, :]) * slope
+        ds = ds.to(q0.dtype)
+        dk0, dk1 = rt.dot_columns(ds, q0, q1, dk0, dk1, C.QK1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@rt.jit
+def attend_rest_dkdv(q, source, dout, lse, delta, dk, dv, call, C):
+    """One program: one block of keys of one kv head of one sequence, over all query heads of its group.
+
+    No atomics: every sum has one owner and one order, so two runs agree to the bit.
+    """
+    block, kv_head, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    q_start, q_count = rt.span(call.q_spans, s, call.q_count)
+    k_start, _ = rt.span(source.spans, s, source.keys)
+    keys = rt.sequence_keys(source, s, kv_head * C.GROUP, call, C)
+    key = block * C.BLOCK_N
+    left = keys.count - key
+    if left <= 0:
+        return
+    q_origin = rt.row_origin(call, s, q_count)
+    k_first = keys.origin + key
+    k_last = k_first + tl.minimum(left, C.BLOCK_N) - 1
+    k0, k1 = rt.load_qk(rt.token_pointer(keys.k, key), keys.k.token, left, C.BLOCK_N, True, C)
+    v0, v1 = rt.load_v(rt.token_pointer(keys.v, key), keys.v.token, left, C.BLOCK_N, True, C)
+    position = (k_first + tl.arange(0, C.BLOCK_N))[:, None]
+    keys = rt.KeyBlock(k0, k1, v0, v1, position, keys.origin + keys.count, keys.length)
+
+    dk0 = rt.zeros(C.BLOCK_N, C.QK0, C.ACC)
+    dk1 = rt.zeros(C.BLOCK_N, C.QK1, C.ACC)
+    dv0 = rt.zeros(C.BLOCK_N, C.V0, C.ACC)
+    dv1 = rt.zeros(C.BLOCK_N, C.V1, C.ACC)
+    for h in range(kv_head * C.GROUP, kv_head * C.GROUP + C.GROUP):
+        rows = rt.HeadRows(
+            rt.at(q, s, h, q_start), rt.at(dout, s, h, q_start), rt.at(lse, s, h, q_start), rt.at(delta, s, h, q_start),
+            h, q_origin, q_count,
+        )  # fmt: skip
+        visit = attend_rest_visit_rows(rows, k_first, k_last, keys.length, C)
+        dk0, dk1, dv0, dv1 = attend_rest_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, visit.full_count, False, C)
+        dk0, dk1, dv0, dv1 = attend_rest_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, visit.partial_count, True, C)
+
+    dk = rt.at(dk, s, kv_head, k_start)
+    dv = rt.at(dv, s, kv_head, k_start)
+    rt.store_qk(rt.token_pointer(dk, key), dk.token, left, dk0 * C.SCALE, dk1 * C.SCALE, C.BLOCK_N, C)
+    rt.store_v(rt.token_pointer(dv, key), dv.token, left, dv0, dv1, C.BLOCK_N, C)
+
+
+@rt.jit
+def attend_rest_decode_number(ranges, i):
+    """Number of the i-th visited block."""
+    block = ranges[0].first + i
+    return block
+
+
+@rt.jit
+def attend_rest_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, C):
+    """One step of the online softmax."""
+    left = keys.count - block * C.BLOCK_N
+    k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = attend_rest_scores(product, rows.position, k_position, rows.head, keys.length, C)
+    s = tl.where(seen, s, float("-inf"))
+
+    p, decay, m, total = rt.softmax_step(s, attend_rest_unit(C), m, total)
+    v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
+    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
+def attend_rest_decode_blocks(acc0, acc1, m, total, rows, keys, ranges, first, end, C):
+    """Online softmax over visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
+    for i in tl.range(first, end, disable_licm=True):
+        block = attend_rest_decode_number(ranges, i)
+        start = block * C.BLOCK_N
+        k_position = (start + tl.arange(0, C.BLOCK_N))[None, :]
+        seen = attend_rest_visible(rows.position, k_position, rows.head, keys.length) & (k_position < keys.count)
+        acc0, acc1, m, total = attend_rest_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
+def attend_rest_decode(q, kv, partial, partial_lse, call, C):
+    """One program: the heads of one group of one sequence against an equal share of the visited blocks."""
+    s, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    h = group * C.GROUP
+    kv_keys = rt.sequence_keys(kv, s, h, call, C)
+    length = kv_keys.length
+    position = length - 1  # of the one query
+    row = tl.arange(0, C.BLOCK_M)
+    q0, q1 = rt.load_qk(rt.at(q, s, h, 0).data, q.head, C.GROUP, C.BLOCK_M, True, C)
+    # Padding rows borrow the last head, so that what the pattern reads for a head stays in bounds.
+    rows = rt.Rows(q0, q1, position, h + tl.minimum(row, C.GROUP - 1)[:, None])
+
+    acc0 = rt.zeros(C.BLOCK_M, C.V0, C.ACC)
+    acc1 = rt.zeros(C.BLOCK_M, C.V1, C.ACC)
+    m, total = rt.start_softmax(None, h, C)
+    cursor = 0
+    first, end = attend_rest_span_0(position, length)
+    range0, cursor = rt.to_blocks(first, end, first, first, cursor, kv_keys.count, C.BLOCK_N)
+    visited = range0.end - range0.first
+    first = visited * split // C.SPLITS  # an equal share of the blocks of all ranges in a row
+    end = visited * (split + 1) // C.SPLITS
+    acc0, acc1, m, total = attend_rest_decode_blocks(acc0, acc1, m, total, rows, kv_keys, (range0,), first, end, C)
+
+    divisor = tl.where(total == 0.0, 1.0, total)[:, None]
+    partial = rt.at(partial, s, h, split)
+    rt.store_v(partial.data, partial.head, C.GROUP, acc0 / divisor, acc1 / divisor, C.BLOCK_M, C)
+    partial_lse = rt.at(partial_lse, s, h, split)
+    tl.store(partial_lse.data + row.to(tl.int64) * partial_lse.head, m + tl.log2(total), mask=row < C.GROUP)
+
+
+chosen_product = rt.PRODUCTS["dot"].rows
+
+
+@rt.jit
+def chosen_forced(q, k_first, k_last, length):
+    """Is the unit of keys k_first..k_last chosen for the query at q, whatever its score?"""
+    k = k_first
+    return (k_last >= 64 * rt.floor_div(q, 64)) & (k_first - 64 * rt.floor_div(q, 64) < 64) & (k_first <= q)
+
+
+@rt.jit
+def chosen_allowed(q, k_first, k_last, length):
+    """May the unit be chosen at all?"""
+    k = k_first
+    return k_first <= q
+
+
+@rt.jit
+def chosen_scores_of(rows, row_lse, position, keys, unit, S, C):
+    """-> scores [LANES, RANKS] of units; -inf without any.
+
+    An entry counts for each unit that it overlaps.
+    """
+    score = tl.full((S.LANES, S.RANKS), float("-inf"), C.ACC)
+    for i in tl.range(0, S.ENTRIES, disable_licm=True):  # else the parts of q for a product stay in registers
+        entry = unit * S.RATIO + (S.FIRST + i)
+        inside = (entry >= 0) & (entry < keys.count)
+        k_position = (keys.origin + entry)[None, :]
+        k0, k1 = rt.load_entries(keys.k, keys.pages, entry, inside, C)
+        product = chosen_product(rows.q0, rows.q1, k0, k1, C.QK1, C)
+        s, _ = ranking_scores(product, rows.position, k_position, rows.head[:, None], keys.length, C)
+        value = s * (ranking_unit(C) * rt.LN2)  # natural units
+        value = rt.of_list_head(value, rt.there(rows, S, C), "sum", S, C)
+        seen = ranking_visible(position, k_position, 0, keys.length) & inside[None, :]  # all heads see the same
+
+        score = tl.maximum(score, tl.where(seen, value, float("-inf")), propagate_nan=tl.PropagateNan.ALL)
+    return score
+
+
+@rt.jit
+def chosen_select(q, means, lse, parts, chosen, ranks, call, S, C):
+    """One program: the lists of neighbouring queries of one list head.
+
+    Scores are ranked as they come, none is stored.
+    """
+    # The last queries have most units to rank: they start first, so that no long tile is left over at the end.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    list_head, s, split = tl.program_id(1), tl.program_id(2) // S.SPLITS, tl.program_id(2) % S.SPLITS
+    q_start, q_count = rt.span(call.q_spans, s, call.q_count)
+    if tile * S.LANES >= q_count:
+        return
+    h = list_head * C.GROUP
+    keys = rt.sequence_keys(means, s, h, call, C)
+    q_origin = rt.row_origin(call, s, q_count)
+    rows = rt.load_packed_rows(rt.at(q, s, 0, q_start), tile, h, q_origin, q_count, S, C)
+    row_lse = rows.position
+    query = tile * S.LANES + tl.arange(0, S.LANES)
+    position = (q_origin + query)[:, None]
+    end = tl.cdiv(keys.length, S.UNIT)
+    last = q_origin + tl.minimum((tile + 1) * S.LANES, q_count) - 1
+    end = tl.minimum(end, tl.maximum(last, -1) // S.UNIT + 1)
+
+    best = tl.full((S.LANES, S.KEPT), rt.NOT_RANKED, tl.int64)
+    steps = tl.cdiv(end, S.RANKS)
+    for step in tl.range(steps * split // S.SPLITS, steps * (split + 1) // S.SPLITS, disable_licm=True):
+        unit = step * S.RANKS + tl.arange(0, S.RANKS)
+        score = chosen_scores_of(rows, row_lse, position, keys, unit, S, C)
+        k_first = (unit * S.UNIT)[None, :]
+        k_last = tl.minimum(k_first + S.UNIT, keys.length) - 1
+        exists = k_first < keys.length
+        allowed = chosen_allowed(position, k_first, k_last, keys.length) & exists
+        forced = chosen_forced(position, k_first, k_last, keys.length) & allowed
+        best = rt.ranked(best, score, allowed, allowed, forced, unit, S)
+    if S.SPLITS == 1:
+        rt.store_units(rt.at(chosen, s, list_head, q_start), best, query, q_count, S)
+    else:
+        rt.store_ranks(ranks, best, tl.cast(s, tl.int64) * tl.num_programs(1) + list_head, split, S)
+
+
+# ---- 3. Launches ----------------------------------------------------------------------------------------------------
+
+
+@MODULE.tuned
+def attend_listed_kernel_forward(
+    q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: rt.Layout, chosen: Tensor, paged: rt.Paged | None = None
+) -> tuple[Tensor, Tensor]:
+    """-> out, lse. Rows in no sequence keep out = 0, lse = -inf."""
+    sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+    v_dim, lists = keys[0][1].shape[3], chosen.shape[1]
+    out = q.new_zeros(*q.shape[:3], v_dim)
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=rt.wide(q.dtype))
+    shape = rt.unit_shape("units", q, v_dim, lists, 64, paged)
+    unit_list = rt.unit_lists(chosen, shape, 64, layout)
+    q = rt.rows_contiguous(q)
+    rt.launch(
+        attend_listed_forward, (triton.cdiv(layout.longest, shape.lanes), lists, sequences),
+        rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged),
+        rt.strided(out, sequences), rt.strided(lse, sequences), rt.call_of(q, layout), None,
+        rt.lists_of(unit_list),
+        rt.unit_constants(shape, 64), rt.packed_constants(q, v_dim, q.shape[-1] ** -0.5, shape, page=rt.page_of(paged)),
+        num_warps=shape.config.num_warps, num_stages=shape.config.num_stages,
+    )  # fmt: skip
+    return out, lse
+
+
+@MODULE.tuned
+def attend_listed_kernel_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    keys: Sequence[tuple[Tensor, Tensor]],
+    out: Tensor,
+    lse: Tensor,
+    layout: rt.Layout,
+    chosen: Tensor,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """-> dq, (dk, dv) of the stream."""
+    sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+    q, dout = rt.rows_contiguous(q), rt.rows_contiguous(dout)
+    (k, v), lists = keys[0], chosen.shape[1]
+    v_dim = v.shape[3]
+    delta = rt.delta_of(out, dout, dlse)
+    dq, dk, dv = (rt.room_like(x).zero_() for x in (q, k, v))
+    call = rt.call_of(q, layout)
+    rows = [rt.strided(x, sequences) for x in (dout, lse, delta)]
+    own = rt.source(q, k, v, sequences, layout, None)
+
+    shape = rt.unit_shape("units_dq", q, v_dim, lists, 64)
+    unit_list = rt.unit_lists(chosen, shape, 64, layout)
+    rt.launch(
+        attend_listed_dq, (triton.cdiv(layout.longest, shape.lanes), lists, sequences),
+        rt.strided(q, sequences), own, *rows, rt.strided(dq, sequences), call, rt.lists_of(unit_list),
+        rt.unit_constants(shape, 64), rt.packed_constants(q, v_dim, q.shape[-1] ** -0.5, shape),
+        num_warps=shape.config.num_warps, num_stages=shape.config.num_stages,
+    )  # fmt: skip
+
+    lanes, shape = shape.lanes, rt.unit_shape("units_dkdv", q, v_dim, lists, 64)
+    if shape.lanes != lanes:  # else the tiles of dQ serve here, too
+        unit_list = rt.unit_lists(chosen, shape, 64, layout)
+    jobs = rt.unit_inverse(unit_list, 64, k, layout)
+    inverse, buffer = rt.inverse_of(unit_list, jobs), rt.slot_buffer(jobs, k, v, 64)
+    U = rt.unit_constants(shape, 64, lists // k.shape[1])
+    C = rt.packed_constants(q, v_dim, q.shape[-1] ** -0.5, shape)
+    per_unit = 64 // shape.config.block_n
+    rt.launch(
+        attend_listed_dkdv, (jobs.sequence.shape[1], k.shape[1], per_unit),
+        rt.strided(q, sequences), own, *rows, rt.strided(dk, sequences), rt.strided(dv, sequences),
+        rt.strided(buffer), call, inverse,
+        U, C, num_warps=shape.config.num_warps, num_stages=shape.config.num_stages,
+    )  # fmt: skip
+    rt.add_parts(buffer, dk, dv, own, call, jobs, inverse, U, C, sequences, per_unit, shape.config)
+    return dq, [(dk, dv)]
+
+
+@MODULE.tuned
+def attend_listed_kernel_decode(
+    q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: rt.Layout, chosen: Tensor, paged: rt.Paged
+) -> rt.Splits:
+    """One query per sequence, in splits over the units of its list."""
+    sequences, heads = q.shape[:2]
+    v_dim, lists = keys[0][1].shape[3], chosen.shape[1]
+    shape = rt.one_query(rt.unit_shape("units_decode", q, v_dim, lists, 64, paged))
+    visited = min(paged.capacity, max(1, chosen.shape[3]) * 64)
+    splits = rt.split_count(sequences * lists, visited, rt.gpu_of(q.device).processors)
+    q = rt.rows_contiguous(q)
+    partial = torch.empty(sequences, heads, splits, v_dim, device=q.device, dtype=rt.wide(q.dtype))
+    partial_lse = partial.new_empty(sequences, heads, splits)
+    rt.launch(
+        attend_listed_decode, (sequences, lists, splits),
+        rt.strided(q), rt.source(q, *keys[0], sequences, layout, paged),
+        rt.strided(partial), rt.strided(partial_lse), rt.call_of(q, layout), rt.step_lists(chosen),
+        rt.unit_constants(shape, 64),
+        rt.packed_constants(q, v_dim, q.shape[-1] ** -0.5, shape, splits, rt.page_of(paged)),
+        num_warps=shape.config.num_warps, num_stages=shape.config.num_stages,
+    )  # fmt: skip
+    return rt.Splits(partial, partial_lse, None, q.dtype)
+
+
+@MODULE.tuned
+def attend_rest_kernel_forward(
+    q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: rt.Layout, paged: rt.Paged | None = None
+) -> tuple[Tensor, Tensor]:
+    """-> out, lse. Rows in no sequence keep out = 0, lse = -inf."""
+    sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+    v_dim = keys[0][1].shape[3]
+    out, lse = rt.empty_rows(q, v_dim)
+    config = rt.config_for("forward", q, v_dim, paged)
+    q = rt.rows_contiguous(q)
+    C = rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, page=rt.page_of(paged))
+    rt.launch(
+        attend_rest_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
+        rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged),
+        rt.strided(out, sequences), rt.strided(lse, sequences), rt.call_of(q, layout), None,
+        C, num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return out, lse
+
+
+@MODULE.tuned
+def attend_rest_kernel_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    keys: Sequence[tuple[Tensor, Tensor]],
+    out: Tensor,
+    lse: Tensor,
+    layout: rt.Layout,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """-> dq, (dk, dv) of each stream, from the lse and out given, which may be those of a joint softmax."""
+    sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+    q, dout = rt.rows_contiguous(q), rt.rows_contiguous(dout)
+    v_dim = keys[0][1].shape[3]
+    delta = rt.delta_of(out, dout, dlse)
+    dq, grads = rt.gradient_room(q, keys)
+    call = rt.call_of(q, layout)
+    rows = [rt.strided(x, sequences) for x in (dout, lse, delta)]
+    sources = [rt.source(q, k, v, sequences, layout, None) for k, v in keys]
+
+    config = rt.config_for("dq", q, v_dim)
+    rt.launch(
+        attend_rest_dq, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
+        rt.strided(q, sequences), *sources, *rows, rt.strided(dq, sequences), call,
+        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config), num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+
+    config = rt.config_for("dkdv", q, v_dim)
+    k, (dk, dv) = keys[0][0], grads[0]
+    group = q.shape[1] // k.shape[1]
+    longest = k.shape[2] if layout.k_spans is None else min(layout.longest, k.shape[2])
+    rt.launch(
+        attend_rest_dkdv, (triton.cdiv(longest, config.block_n), k.shape[1], sequences),
+        rt.strided(q, sequences), sources[0], *rows, rt.strided(dk, sequences), rt.strided(dv, sequences), call,
+        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group),
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return dq, grads
+
+
+@MODULE.tuned
+def attend_rest_kernel_decode(
+    q: Tensor, keys: Sequence[tuple[Tensor, Tensor]], layout: rt.Layout, paged: rt.Paged
+) -> rt.Splits:
+    """One query per sequence, in splits over the visited blocks."""
+    batch, heads = q.shape[:2]
+    v_dim = keys[0][1].shape[3]
+    group = min(heads // k.shape[1] for k, _ in keys)
+    config = rt.decode_config(q, v_dim, group, paged)
+    visited = rt.most_visited(attend_rest_decode_visits, layout.keys, paged.capacity)
+    splits = rt.split_count(batch * (heads // group), visited, rt.gpu_of(q.device).processors)
+    q = rt.rows_contiguous(q)
+    partial, partial_lse = rt.split_room(q, splits, v_dim)
+    rt.launch(
+        attend_rest_decode, (batch, heads // group, splits),
+        rt.strided(q), rt.source(q, *keys[0], batch, layout, paged),
+        rt.strided(partial), rt.strided(partial_lse), rt.call_of(q, layout),
+        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group, splits, rt.page_of(paged)),
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
+    return rt.Splits(partial, partial_lse, None, q.dtype)
+
+
+# ---- 4. Operators ---------------------------------------------------------------------------------------------------
+
+
+entries_of = rt.compress_operator(MODULE)
+
+
+def attend_listed_keys(q: Tensor, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(k, v) of each stream."""
+    return [(k, v)]
+
+
+def attend_listed_forward_of(
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, layout: rt.Layout
+) -> tuple[Tensor, Tensor]:
+    """-> out, lse"""
+    keys = attend_listed_keys(q, k, v)
+    if rt.uses_kernels(q):
+        return attend_listed_kernel_forward(q, keys, layout, chosen)
+    return rt.cpu_forward(attend_listed_form, q, keys, layout, None, chosen=chosen)
+
+
+def attend_listed_backward_of(
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chosen: Tensor,
+    layout: rt.Layout,
+) -> list[Tensor]:
+    """-> gradients of q, k, v; out and lse may be those of a joint softmax"""
+    given = dout, dlse, q, attend_listed_keys(q, k, v), out, lse, layout
+    if rt.uses_kernels(q):
+        dq, grads = attend_listed_kernel_backward(*given, chosen)
+    else:
+        dq, grads = rt.cpu_backward(attend_listed_form, *given, chosen=chosen)
+    return [dq, *grads[0]]
+
+
+def attend_rest_keys(q: Tensor, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(k, v) of each stream."""
+    return [(k, v)]
+
+
+def attend_rest_forward_of(q: Tensor, k: Tensor, v: Tensor, layout: rt.Layout) -> tuple[Tensor, Tensor]:
+    """-> out, lse"""
+    keys = attend_rest_keys(q, k, v)
+    if rt.uses_kernels(q):
+        return attend_rest_kernel_forward(q, keys, layout)
+    return rt.cpu_forward(attend_rest_form, q, keys, layout, None)
+
+
+def attend_rest_backward_of(
+    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: rt.Layout
+) -> list[Tensor]:
+    """-> gradients of q, k, v; out and lse may be those of a joint softmax"""
+    given = dout, dlse, q, attend_rest_keys(q, k, v), out, lse, layout
+    if rt.uses_kernels(q):
+        dq, grads = attend_rest_kernel_backward(*given)
+    else:
+        dq, grads = rt.cpu_backward(attend_rest_form, *given)
+    return [dq, *grads[0]]
+
+
+def attend_listed_joint_forward_of(
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, layout: rt.Layout
+) -> tuple[Tensor, Tensor]:
+    """-> out, lse of one softmax over the keys of attend_listed, attend_rest"""
+    return rt.merged_parts([attend_listed_forward_of(q, k, v, chosen, layout), attend_rest_forward_of(q, k, v, layout)])
+
+
+def attend_listed_joint_backward_of(
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chosen: Tensor,
+    layout: rt.Layout,
+) -> list[Tensor]:
+    """-> gradients of q, k, v.
+
+    Each part adds its share, as exp(score - lse) is that of the whole.
+    """
+    return rt.summed(
+        ("q", "k", "v"),
+        [
+            (("q", "k", "v"), attend_listed_backward_of(dout, dlse, out, lse, q, k, v, chosen, layout)),
+            (("q", "k", "v"), attend_rest_backward_of(dout, dlse, out, lse, q, k, v, layout)),
+        ],
+    )
+
+
+attend_listed_joint_forward_op, attend_listed_joint_backward_op = rt.attention_operators(
+    MODULE, "attend_listed_joint", ("q", "k", "v"), ("chosen",),
+    attend_listed_keys, attend_listed_joint_forward_of, attend_listed_joint_backward_of
+)  # fmt: skip
+
+
+def chosen_torch(q: Tensor, k: Tensor, lse: Tensor | None, lists: int, layout: rt.Layout) -> Tensor:
+    """The units of every query, by torch."""
+    found = torch.full((q.shape[0], lists, q.shape[2], 8), -1, dtype=torch.int32, device=q.device)
+    for corner in rt.entry_corners(q, layout, rt.Cells(64, 64)):
+        rows = (corner.batch, slice(None), corner.rows)
+        found[rows] = chosen_of(
+            q[rows], k[corner.batch, :, corner.keys], None if lse is None else lse[rows], lists, 8, corner
+        )
+    return found
+
+
+def chosen_of(q: Tensor, k: Tensor, lse: Tensor | None, lists: int, most: int, corner: rt.Corner) -> Tensor:
+    """The units that the queries of one sequence choose, from the logits of ranking."""
+    units = -(-corner.length // 64)
+    k_first = torch.arange(units, device=q.device).view(1, 1, 1, -1) * 64
+    k_last = (k_first + 64).clamp(max=corner.length) - 1
+
+    def position(first: int, end: int) -> Tensor:
+        return (corner.q_origin + torch.arange(first, end, device=q.device)).view(1, 1, -1, 1)
+
+    def forced(first: int, end: int) -> Tensor:
+        return chosen_units(position(first, end), k_first, k_last, corner.length, True)
+
+    def allowed(first: int, end: int) -> Tensor:
+        return chosen_units(position(first, end), k_first, k_last, corner.length, False)
+
+    selection = rt.Selection(64, 1, rt.Cells(64, 64), lists, "sum", None, None, 8, None, most)
+    sizes = (q.shape[0], q.shape[1], q.shape[2], k.shape[2], units, corner.q_origin, corner.length)
+    logits = rt.logits_of(ranking_form, q, k, corner)
+    return rt.choose(logits, lse, forced, allowed, sizes, selection)
+
+
+def chosen_units(q: Tensor, k_first: Tensor, k_last: Tensor, length: int, forced: bool) -> Tensor:
+    """Which units are chosen whatever their score (forced), or may be chosen at all."""
+    k = k_first
+    found = (
+        ((k_last >= 64 * (q // 64)) & (k_first - 64 * (q // 64) < 64) & (k_first <= q)) if forced else (k_first <= q)
+    )
+    return found.expand(torch.broadcast_shapes(q.shape, k.shape))
+
+
+@MODULE.tuned
+def chosen_kernel(
+    q: Tensor, k: Tensor, lse: rt.Splits | Tensor | None, lists: int, layout: rt.Layout, paged: rt.Paged | None = None
+) -> Tensor:
+    """The units of every query, by a kernel that scores and ranks in one pass."""
+    sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+    found = torch.empty(q.shape[0], lists, q.shape[2], 8, dtype=torch.int32, device=q.device)
+    shape, splits, ranks = rt.unit_shape("select", q, 16, lists, rt.MOST_UNIT), 1, None
+    if layout.q_spans is not None:
+        found.fill_(-1)  # of rows in no sequence
+    elif q.shape[2] == 1:
+        shape, splits = rt.select_step(shape, q), rt.select_splits(sequences, lists, -(-layout.keys // 64), q.device)
+        ranks = torch.empty(sequences * lists, splits, rt.ranks_kept(8), dtype=torch.int64, device=q.device)
+    q, k = rt.rows_contiguous(q), rt.rows_contiguous(k)
+    own = rt.entry_source(q, k, k, sequences, layout, rt.Cells(64, 64), paged)
+    S = rt.select_constants(shape, 64, 8, 0, 64, 0, 1, splits)
+    rt.launch(
+        chosen_select, (triton.cdiv(layout.longest, shape.lanes), lists, sequences * splits),
+        rt.strided(q, sequences), own,
+        rt.strided(lse, sequences) if isinstance(lse, Tensor) else None, rt.step_lse(lse),
+        rt.strided(found, sequences), ranks, rt.call_of(q, layout),
+        S, rt.packed_constants(q, 16, q.shape[-1] ** -0.5, shape, page=rt.page_of(paged)),
+        num_warps=shape.config.num_warps, num_stages=shape.config.num_stages,
+    )  # fmt: skip
+    if ranks is not None and splits > 1:
+        rt.merge_splits(ranks, found, S)
+    return found
+
+
+def chosen_choose(q: Tensor, k: Tensor, lse: Tensor | None, lists: int, layout: rt.Layout) -> Tensor:
+    run = chosen_kernel if rt.uses_kernels(q) else chosen_torch
+    return run(q, k, lse, lists, layout)
+
+
+chosen_op = rt.choice_operator(
+    MODULE, "chosen", (), lambda layout: 8, chosen_choose
+)  # fmt: skip
+
+
+# ---- 5. Public functions --------------------------------------------------------------------------------------------
+
+
+class Inputs(NamedTuple):
+    """What a call computes with; choices as membership maps with their first row tile."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    k_means: Tensor | None = None
+    chosen: Tensor | None = None
+
+
+ARGUMENTS = rt.Arguments(
+    queries=(rt.QueryArgument("q"),),
+    streams=(rt.StreamArgument("kv", "k", "v", "q"),),
+    chosen=(rt.ChosenArgument("chosen", "kv_head", 64),),
+)
+
+
+def _entries(inputs: Inputs, layout: rt.Layout) -> Inputs:
+    """inputs with the entries of compressed streams."""
+    cells = rt.Cells(64, 64)
+    inputs = inputs._replace(k_means=entries_of(inputs.k, cells, layout, "mean"))
+    return inputs
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    chosen: Tensor | None = None,
+    return_lse: bool = False,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    lengths: Tensor | None = None,
+    q_offset: int | None = None,
+    k_offset: int | None = None,
+) -> Any:
+    """Attention of whole sequences, differentiable.
+
+    q [B, Hq, N, Dqk]; k [B, Hkv, M, Dqk]; v [B, Hkv, M, Dv]; chosen int [B, Hkv, N, any]: units of 64 keys to use
+    instead of the computed ones, -1 padded. -> out [B, Hq, N, Dv] in the dtype of q.
+    return_lse: also the natural-log lse, float32 [B, Hq, N].
+    cu_seqlens, max_seqlen: packed sequences, batch 1, tokens cu_seqlens[i] to cu_seqlens[i + 1]; positions restart.
+    lengths: int [B], the real tokens of left-padded rows.
+    q_offset, k_offset: positions of the first query and key of a part of a longer sequence; by default the last
+        query stands at the last key.
+    """
+    inputs = rt.checked(ARGUMENTS, Inputs(q, k, v, chosen=chosen), "train", return_lse)
+    layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    inputs = rt.prepared(ARGUMENTS, inputs, layout)
+    inputs = _entries(inputs, layout)
+    inputs = rt.with_choices(ARGUMENTS, inputs, layout)
+
+    inputs = _choose_chosen(inputs, layout, None)
+    attend_listed_joint_part = attend_listed_joint_forward_op(inputs.q, inputs.k, inputs.v, inputs.chosen, *layout)
+    return rt.finish(attend_listed_joint_part, return_lse)
+
+
+@MODULE.entry
+@torch.no_grad()
+def choices(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    phase: str = "train",
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    lengths: Tensor | None = None,
+    q_offset: int | None = None,
+    k_offset: int | None = None,
+) -> dict[str, Tensor]:
+    """The units that a phase chooses, by name: int32 [B, heads, N, most], ascending, -1 at the end.
+
+    Passed back to `attention` or `reference`, they hold the choice fixed. In `phase` "decode" every row chooses as if
+    it were the last token.
+    """
+    rt.expect_phase(phase, PHASES)
+    inputs = rt.checked(ARGUMENTS, Inputs(q, k, v), phase)
+    layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    return rt.choices_in(phase, _choices, ARGUMENTS, inputs, layout)
+
+
+def _choices(inputs: Inputs, layout: rt.Layout) -> dict[str, Tensor]:
+    """What is chosen in every phase."""
+    inputs = rt.prepared(ARGUMENTS, inputs, layout)
+    inputs = _entries(inputs, layout)
+    inputs = _choose_chosen(inputs, layout, None)
+    return {"chosen": inputs.chosen}
+
+
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    chosen: Tensor | None = None,
+    return_lse: bool = False,
+    phase: str = "train",
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    lengths: Tensor | None = None,
+    q_offset: int | None = None,
+    k_offset: int | None = None,
+) -> Any:
+    """What the pattern means: dense, in float64, every pair of query and key tested.
+
+    Arguments as of `attention`. phase: "decode" makes every row the last token of its
+    sequence, "prefill" takes the results of that phase.
+    """
+    rt.expect_phase(phase, PHASES)
+    inputs = rt.checked(ARGUMENTS, Inputs(q, k, v, chosen=chosen), phase, return_lse, cast=False)
+    layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    return rt.reference_in(phase, _reference, ARGUMENTS, inputs, None, layout, return_lse)
+
+
+def _reference(inputs: Inputs, gates: Tensor | None, layout: rt.Layout, return_lse: bool) -> Any:
+    """The float64 meaning in every phase."""
+    inputs = rt.prepared(ARGUMENTS, inputs, layout)
+    inputs = _entries(rt.in_float64(inputs), layout)
+    inputs = rt.with_choices(ARGUMENTS, inputs, layout)
+
+    inputs = _dense_chosen(inputs, layout, None)
+    attend_listed_part = attend_listed_dense(inputs, layout)
+    attend_rest_part = attend_rest_dense(inputs, layout)
+    return rt.finish(rt.merge([attend_listed_part, attend_rest_part]), return_lse)
+
+
+class Cache(rt.CacheStore):
+    """The cache of one layer: `batch` sequences of at most `capacity` tokens.
+
+    page: tokens per page, a power of two >= 16, or None for one piece per sequence. page_table: int32
+    [batch, ceil(capacity / page)], pages used once, -1 where none is handed out; by default in order.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        capacity: int,
+        *,
+        kv_heads: int,
+        qk_dim: int,
+        v_dim: int,
+        page: int | None = 64,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        page_table: Tensor | None = None,
+    ) -> None:
+        rt.expect_sizes(kv_heads, qk_dim, v_dim)
+        streams = {"kv": rt.StreamShape(kv_heads, qk_dim, v_dim)}
+        tokens = rt.kept_dtypes(ARGUMENTS, dtype)
+        entries = {"means": rt.EntryShape(kv_heads, qk_dim, 0, rt.Cells(64, 64))}
+        super().__init__(
+            batch, capacity, streams, tokens, entries, page=page, device=device, dtype=dtype, page_table=page_table
+        )
+
+    @MODULE.entry
+    @torch.no_grad()
+    def append(self, *given: Tensor, **named: Any) -> None:
+        """What `prefill` does, but for attending: its arguments without queries, gates and choices."""
+        rt.append_alone(ARGUMENTS, Inputs, self, given, named, _closes)
+
+
+def _closes(inputs: Inputs) -> list[rt.Closes]:
+    """The compressed streams, and how entries are made of new tokens."""
+    return [
+        rt.Closes("means", "kv", rt.POOLS["mean"], ()),
+    ]  # fmt: skip
+
+
+@MODULE.entry
+@torch.no_grad()
+def prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: Cache,
+    *,
+    chosen: Tensor | None = None,
+    return_lse: bool = False,
+    **where: Any,
+) -> Any:
+    """Appends keys and values of N new tokens per sequence to the cache, and attends from them. Inference only.
+
+    Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. where: lengths, cu_seqlens,
+    max_seqlen as there; rows: the sequences that the call is for. A token without room is dropped: out 0, lse -inf.
+    """
+    inputs = Inputs(q, k, v, chosen=chosen)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, closes=_closes, **where)
+    inputs = rt.with_choices(ARGUMENTS, inputs, layout)
+    inputs = _cached_chosen(inputs, own, layout, None)
+    attend_listed_part = attend_listed_cached(inputs, own, layout)
+    attend_rest_part = attend_rest_cached(inputs, own, layout)
+    return rt.answer(rt.merged_parts([attend_listed_part, attend_rest_part]), done, return_lse)
+
+
+@MODULE.entry
+@torch.no_grad()
+def decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: Cache,
+    *,
+    chosen: Tensor | None = None,
+    return_lse: bool = False,
+    **where: Any,
+) -> Any:
+    """One step of generation: like `prefill` with one new token for each sequence (or of rows=)."""
+    inputs = Inputs(q, k, v, chosen=chosen)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, closes=_closes, **where)
+    inputs = rt.with_choices(ARGUMENTS, inputs, layout)
+    inputs = _cached_chosen(inputs, own, layout, None)
+    attend_listed_part = attend_listed_cached(inputs, own, layout)
+    attend_rest_part = attend_rest_cached(inputs, own, layout)
+    return rt.answer(rt.merged_parts([attend_listed_part, attend_rest_part]), done, return_lse)
+
+
+CELLS = {"means": rt.Cells(64, 64)}
+
+
+def paged_states(slots: int, tokens: int, **sizes: Any) -> dict[str, Tensor]:
+    """Entries of requests of up to `tokens` tokens, a row for each; sizes: those that Cache takes."""
+    cache = Cache(0, tokens, **sizes)
+    return rt.state_buffers(cache.entries, slots, tokens, cache.spans.device, cache.dtype)
+
+
+@MODULE.entry
+@torch.no_grad()
+def update_states(
+    k_pages: Tensor,
+    v_pages: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    states: dict[str, Tensor],
+    state_rows: Tensor,
+    new_tokens: int,
+    **weights: Tensor,
+) -> None:
+    """Entries that close with the last new_tokens tokens of each request (or fewer), which lie in the pages."""
+    inputs = Inputs(None, k_pages, v_pages, **weights)
+    rt.close_in_pages(ARGUMENTS, inputs, _closes(inputs), block_table, seq_lens, CELLS, states, state_rows, new_tokens)
+
+
+@MODULE.entry
+@torch.no_grad()
+def attend_paged(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    cu_seqlens_q: Tensor,
+    states: dict[str, Tensor],
+    state_rows: Tensor,
+    *,
+    chosen: Tensor | None = None,
+    **how: Any,
+) -> Any:
+    """Attention of packed queries [T, heads, dim] over pages [pages, page, heads, dim] that hold the keys already.
+
+    Request r has queries cu_seqlens_q[r] to cu_seqlens_q[r + 1], the last one at seq_lens[r] - 1, and its pages in
+    block_table[r]. how: max_seqlen_q, the most queries of a request. -> out [T, heads, dim], lse [T, heads].
+    states: what `update_states` keeps up to date, request r in row state_rows[r].
+    """
+    inputs, own, layout, requests = rt.from_pages(
+        ARGUMENTS,
+        Inputs(q, k_pages, v_pages, chosen=chosen),
+        "prefill",
+        block_table,
+        seq_lens,
+        cu_seqlens_q,
+        CELLS,
+        states,
+        state_rows,
+        **how,
+    )
+    inputs = rt.with_choices(ARGUMENTS, inputs, layout)
+    inputs = _cached_chosen(inputs, own, layout, None)
+    attend_listed_part = attend_listed_cached(inputs, own, layout)
+    attend_rest_part = attend_rest_cached(inputs, own, layout)
+    return rt.unpacked(rt.merged_parts([attend_listed_part, attend_rest_part]), requests)
+
+
+def example_inputs(
+    batch: int, tokens: int, *, heads: int = 8, kv_heads: int = 2, qk_dim: int = 64, v_dim: int = 64,
+    dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+) -> dict[str, Tensor]:  # fmt: skip
+    """Random arguments for `attention`: token tensors rise in steps, flags are rare, given lists hold near units."""
+    sizes = rt.Sizes(heads, kv_heads, qk_dim, v_dim)
+    return rt.example_arguments(ARGUMENTS, batch, tokens, sizes, dtype, device)
+
+
+def _choose_chosen(inputs: Inputs, layout: rt.Layout, lse: Tensor | None) -> Inputs:
+    """inputs with chosen: the caller's, or what ranking scores best; no gradient."""
+    if inputs.chosen is not None:
+        return inputs
+    q, k = inputs.q.detach(), inputs.k_means.detach()
+    return inputs._replace(chosen=chosen_op(q, k, None, inputs.k.shape[1], *layout))
+
+
+def _cached_chosen(inputs: Inputs, own: rt.Storage, layout: rt.Layout, lse: rt.Splits | Tensor | None) -> Inputs:
+    """The same from the keys in the cache."""
+    if inputs.chosen is not None:
+        return inputs
+    q, k = inputs.q, own.k["means"]
+    lists = inputs.k.shape[1]
+    if rt.uses_kernels(q):
+        paged = rt.paged_entries(own, "means")
+        return inputs._replace(chosen=chosen_kernel(q, k, None, lists, layout, paged))
+    most = 8
+    found = torch.full((q.shape[0], lists, q.shape[2], most), -1, dtype=torch.int32, device=q.device)
+    for corner in rt.entry_corners(q, layout, rt.Cells(64, 64), in_cache=True):
+        s, rows = corner.sequences.start, (corner.batch, slice(None), corner.rows)
+        keys = own.entry_rows(k, s, corner.keys)
+        found[rows] = chosen_of(q[rows], keys, None, lists, most, corner)
+    return inputs._replace(chosen=found)
+
+
+def _dense_chosen(inputs: Inputs, layout: rt.Layout, lse: Tensor | None) -> Inputs:
+    """The same in float64."""
+    if inputs.chosen is not None:
+        return inputs
+    q, k = inputs.q.double(), inputs.k_means.double()
+    return inputs._replace(chosen=chosen_torch(q, k, None, inputs.k.shape[1], layout))
+
+
+def attend_listed_dense(inputs: Inputs, layout: rt.Layout) -> tuple[Tensor, Tensor]:
+    """The float64 meaning of attend_listed."""
+    q = inputs.q
+    return rt.dense_attention(
+        attend_listed_form, q, attend_listed_keys(q, inputs.k, inputs.v), layout, None, chosen=inputs.chosen
+    )
+
+
+def attend_listed_cached(inputs: Inputs, own: rt.Storage, layout: rt.Layout) -> rt.Splits | tuple[Tensor, Tensor]:
+    """attend_listed of new queries over the keys in the cache: out, lse; of one query by kernels in splits."""
+    q = inputs.q
+    keys = [(own.k["kv"], own.v["kv"])]
+    if rt.uses_kernels(q):
+        run = attend_listed_kernel_decode if rt.is_step(q, layout) else attend_listed_kernel_forward
+        return run(q, keys, layout, inputs.chosen, paged=rt.paged_of(own))
+    return rt.cached_attention(attend_listed_form, q, keys, own, layout, None, chosen=inputs.chosen)
+
+
+def attend_rest_dense(inputs: Inputs, layout: rt.Layout) -> tuple[Tensor, Tensor]:
+    """The float64 meaning of attend_rest."""
+    q = inputs.q
+    return rt.dense_attention(attend_rest_form, q, attend_rest_keys(q, inputs.k, inputs.v), layout, None)
+
+
+def attend_rest_cached(inputs: Inputs, own: rt.Storage, layout: rt.Layout) -> rt.Splits | tuple[Tensor, Tensor]:
+    """attend_rest of new queries over the keys in the cache: out, lse; of one query by kernels in splits."""
+    q = inputs.q
+    keys = [(own.k["kv"], own.v["kv"])]
+    if rt.uses_kernels(q):
+        run = attend_rest_kernel_decode if rt.is_step(q, layout) else attend_rest_kernel_forward
+        return run(q, keys, layout, paged=rt.paged_of(own))
+    return rt.cached_attention(attend_rest_form, q, keys, own, layout, None)
