@@ -339,7 +339,8 @@ class ModuleText:
     @property
     def public(self) -> frozenset[str]:
         """The fields of `Inputs` that the library and the caller know by name; all but those are in `computed`."""
-        return frozenset((*self.required, *self.prepared, *(found.name for found in self.selected)))
+        pages = (f"{name}_pages" for name in self.stored)
+        return frozenset((*self.required, *self.prepared, *(found.name for found in self.selected), *pages))
 
     @property
     def prepared(self) -> tuple[str, ...]:

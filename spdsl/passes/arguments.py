@@ -10,8 +10,9 @@ from spdsl.passes.names import Names
 
 # Arguments and attributes of every generated module.
 MODULE_WORDS = frozenset(
-    "gates return_lse phase cu_seqlens max_seqlen lengths q_offset k_offset cache page capacity batch attention"
-    " reference launch Cache tensors spans".split()
+    "gates return_lse phase where how rows block_table seq_lens cu_seqlens_q max_seqlen_q states state_rows new_tokens"
+    " cu_seqlens max_seqlen lengths q_offset k_offset cache page capacity batch attention reference launch Cache"
+    " tensors spans".split()
 )
 
 
@@ -19,7 +20,7 @@ def check_arguments(names: Names) -> None:
     """Reports inputs that are named like a word of every module, and two that would come as one argument."""
     taken: dict[str, str] = {}
     for found in names.inputs:
-        if found.name in MODULE_WORDS and _given(found):
+        if found.name in MODULE_WORDS and not isinstance(found, Stream):
             names.report.error(
                 "E104", f"`{found.name}` cannot be bound", names.spans.get(found.name, found.span),
                 "has a meaning of its own", hint="choose another name",

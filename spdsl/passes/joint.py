@@ -24,12 +24,17 @@ def joints(pattern: Pattern, softmaxes: tuple[SoftmaxPlan, ...]) -> tuple[Joint,
         return read[name] == 1 and name not in alone and plans[name].of_class is None
 
     return tuple(
-        Joint(f"{names[0]}_joint", names)
+        Joint(_free(f"{names[0]}_joint", {*plans, *(found.name for found in pattern.inputs)}), names)
         for names in merges
         if len(set(names)) == len(names) > 1
         and all(fits(name) and plans[name].role is Role.BRANCH for name in names)
         and _sinks_alone([plans[name].softmax for name in names])
     )
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name that no softmax or choice has: steps go by it."""
+    return _free(f"{name}_1", taken) if name in taken else name
 
 
 def _sinks_alone(softmaxes: list[Softmax]) -> bool:

@@ -112,7 +112,8 @@ def _generated(module: ModuleType, inputs: Mapping[str, Tensor], tokens: int) ->
     cache = module.Cache(1, 64, kv_heads=1, qk_dim=16, v_dim=16, page=16)
     found = []
     for step, given in ((module.prefill, inputs), (module.decode, {k: _last(x, tokens) for k, x in inputs.items()})):
-        read = [name for name, own in signature(step).parameters.items() if own.default is own.empty]
+        parameters = signature(step).parameters.values()
+        read = [x.name for x in parameters if x.default is x.empty and x.kind is not x.VAR_KEYWORD]
         found += _tensors(step(**{name: given[name] for name in read if name != "cache"}, cache=cache))
     return found
 

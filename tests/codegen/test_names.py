@@ -105,7 +105,7 @@ def test_what_the_caller_sees_keeps_its_name() -> None:
     arguments = list(inspect.signature(module.attention).parameters)
     assert arguments[:8] == ["q", "k", "v", "k_pooled", "v_pooled", "k_options", "v_options", "ARGUMENTS"]
     assert {"values", "Inputs", "rt", "inputs", "entries_k_up", "gates", "return_lse"} <= set(arguments)
-    assert arguments == list(inspect.signature(module.reference).parameters)
+    assert arguments[:19] == list(inspect.signature(module.reference).parameters)[:19]
     assert list(module.choices(**module.example_inputs(1, 40, heads=2, kv_heads=1, qk_dim=16, v_dim=16))) == [
         "rt", "inputs",
     ]  # fmt: skip
@@ -130,14 +130,13 @@ def test_kernels_have_no_argument_that_a_launch_has() -> None:
     assert {"num_warps_1", "options_1"} <= arguments
 
 
-@pytest.mark.parametrize("name", ["cache", "gates", "page", "lengths", "tensors"])
+@pytest.mark.parametrize("name", ["cache", "gates", "page", "lengths", "tensors", "where", "how"])
 def test_words_of_every_module_are_refused_for_inputs_alone(name: str) -> None:
-    given = ("{0} = query() return attend(all, query = {0})", "{0} = stream() return attend({0})",
-             "{0} = tensor(head) return attend(all, sink_logit = {0})")  # fmt: skip
+    given = ("{0} = query() return attend(all, query = {0})", "{0} = tensor(head) return attend(all, sink_logit = {0})")
     for body in given:
         assert errors(f"pattern p {{ causal {body.format(name)} }}") == [f"`{name}` cannot be bound"]
     free = ("param {0} = 3 return attend(sliding({0}))", "{0} = 4 return attend(sliding({0}))",
             "{0} = sliding(3) return attend({0})", "{0} = attend(all) return {0}",
-            "{0} = compress(8) return attend({0})")  # fmt: skip
+            "{0} = compress(8) return attend({0})", "{0} = stream() return attend({0})")  # fmt: skip
     for body in free:
         assert errors(f"pattern p {{ causal {body.format(name)} }}") == []

@@ -86,6 +86,10 @@ def from_pages(
     """Of inputs with packed queries [T, heads, dim] and pages in place of keys: what a call over them computes with,
     what it reads, its layout and requests. states: those of compressed streams, as `_with_entries` takes them.
     """
+    for x in arguments.streams:
+        for name in (x.k, x.v):
+            if name:
+                expect_tensor(f"{name}_pages", getattr(inputs, name))
     requests = Requests(arguments, inputs, block_table, seq_lens, cu_seqlens_q, max_seqlen_q)
     own = _adopted(arguments, inputs, requests.table, requests.spans)
     requests.check(own.capacity)
