@@ -114,7 +114,7 @@ def test_divergence_beside_lists(engine: Engine, name: str) -> None:
     if engine.name == "interpreted" and name not in ("group", "heads apart"):
         pytest.skip("torch on the same lists")
     body = (ON_LISTS | ON_ALL)[name]
-    assert ("fine_logits_of_units" in printed(body)) == (name in ON_LISTS)
+    assert ("rt.logits_of_units" in printed(body)) == (name in ON_LISTS)
     check(body, engine(body))
 
 

@@ -127,8 +127,10 @@ KERNELS = [
     Bug("slots of half a page", "document", decoded, "(home >= 0), position % PAGE", "(home >= 0), position % 8"),
     Bug("new tokens one place early", "causal", decoded, "(call.spans + 2 * s + 1) + token",
         "(call.spans + 2 * s + 1) + token - 1"),
-    Bug("lengths before the stores", "causal", decoded, "launch_rows(streams,",
-        "launch_lengths(self.dropped, call, page)\n        launch_rows(streams,"),
+    Bug("lengths before the stores", "causal", decoded,
+        "launch_rows(streams, [(x, self.tokens[name]) for name, x in tokens.items()], call, page)\n"
+        "        launch_lengths(self.dropped, call, page)",
+        "launch_lengths(self.dropped, call, page)\n        launch_rows(streams, [], call, page)"),
     Bug("one value of a token for all", "document", documents, "data + token * new.token, mask=room",
         "data + token * 0, mask=room"),
     Bug("a split too short", "causal", decoded,

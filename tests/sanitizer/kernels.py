@@ -40,8 +40,14 @@ def _used(text: str) -> dict[Place, ast.stmt]:
         place = waiting.pop()
         if place not in found:
             node = found[place] = _contents(text, place[0]).defined[place[1]]
-            waiting += _named(text, place[0], node)
+            named = _named(text, place[0], node)
+            waiting += [pool for pool in named if _is_asked(text, pool)] if place[1] == "POOLS" else named
     return found
+
+
+def _is_asked(text: str, pool: Place) -> bool:
+    """Whether the module asks for a pool of the table by its name: each has a file of that name."""
+    return f'"{pool[0].rpartition(".")[2]}"' in text
 
 
 def _contents(text: str, home: str) -> File:

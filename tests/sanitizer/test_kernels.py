@@ -31,15 +31,15 @@ CASES["seer_attention"] = (train, paged, cached)
 # of learned weights where there are none, and the training and decoding of a result that only a prefill has.
 NEVER = {
     "nsa": {"merge_rows"},
-    "infllm_v2": {"spread_entries", "weight_sums"},
-    "moba": {"spread_entries", "weight_sums"},
+    "infllm_v2": {"spread_entries"},
+    "moba": {"spread_entries"},
     "seer_attention": {"attend_dq", "attend_dkdv", "attend_decode"},
     "softmax": {"merge_rows"},
-    "max": {"merge_rows", "weight_sums"},
+    "max": {"merge_rows"},
     "cells that begin early": {"merge_rows"},
-    "threshold of at least": {"merge_rows", "weight_sums"},
-    "at least of a logit": {"spread_entries", "weight_sums"},
-    "tiles of 24 rows": {"spread_entries", "weight_sums"},
+    "threshold of at least": {"merge_rows"},
+    "at least of a logit": {"spread_entries"},
+    "tiles of 24 rows": {"spread_entries"},
 }
 
 

@@ -56,7 +56,7 @@ SEEDS = [
         "row = tile * C.BLOCK_M\n    left = q_count - row\n    out =",
         "row = tile // 2 * C.BLOCK_M\n    left = q_count - row\n    out ="),
     Seed("rows in no sequence have no output", packed, UNWRITTEN,
-        "out = q.new_zeros(*q.shape[:3], v_dim)", "out = q.new_empty(*q.shape[:3], v_dim)"),
+        "return q.new_zeros(*q.shape[:3], v_dim)", "return q.new_empty(*q.shape[:3], v_dim)"),
     Seed("lse of a split that nobody writes", paged, UNWRITTEN,
         "m + tl.log2(total), mask=row < C.GROUP)", "m + tl.log2(total), mask=row < 0)"),
     Seed("page that was never written", paged, UNWRITTEN, "pages + start // C.PAGE", "pages + start // C.PAGE + 1"),
@@ -88,7 +88,7 @@ def test_a_fault_is_seen(seed: Seed, tmp_path: Path) -> None:
 @pytest.mark.interpret
 def test_results_that_nobody_writes_are_seen(tmp_path: Path) -> None:
     """No kernel reads them, but the caller will."""
-    old, new = "lse = q.new_full(q.shape[:3], -torch.inf,", "lse = q.new_empty(q.shape[:3],"
+    old, new = "v_dim), q.new_full(q.shape[:3], -torch.inf,", "v_dim), q.new_empty(q.shape[:3],"
     module = broken(causal(), old, new, tmp_path)
     with sanitized(), pytest.raises(AssertionError, match="never written"):
         packed(module, pattern_of("causal"))
