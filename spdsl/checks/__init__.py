@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from spdsl.checks.capacity import chosen_by_torch, unbounded, whole_budget
+from spdsl.checks.capacity import scores_in_memory, unbounded, whole_budget
 from spdsl.checks.dense import slower_than_dense
 from spdsl.checks.footprint import does_not_fit, may_not_fit
 from spdsl.checks.groups import groups
@@ -22,7 +22,7 @@ from spdsl.diagnostics import Diagnostic, Severity
 
 CHECKS: tuple[Callable[[View], Iterator[Diagnostic]], ...] = (
     groups, unit_blocks, pages_and_units, tiles, share, padded, untuned,
-    chosen_by_torch, unbounded, may_not_fit, small_pages, whole_budget,
+    scores_in_memory, unbounded, may_not_fit, small_pages, whole_budget,
     maps, positions, pairs_of_units, does_not_fit,
 )  # fmt: skip
 # Those that take more than arithmetic on sizes: only for what can run.

@@ -1,4 +1,4 @@
-"""capacity: lists that are longer than a kernel ranks, have no bound, or hold everything there is."""
+"""capacity: lists that are longer than one kernel ranks, have no bound, or hold everything there is."""
 
 from __future__ import annotations
 
@@ -8,31 +8,28 @@ import sympy
 
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint, Span
-from spdsl.ir.pattern import Choice, Phase, Stream
+from spdsl.ir.pattern import Choice, Phase
+from spdsl.ir.rule import TopK
 from spdsl.ir.symbols import LENGTH
-from spdsl.passes.count import Count
 from spdsl.passes.selection import MOST_RANKED
 from spdsl.passes.written import Written, argument
 
 INDEX_BYTES = 4  # int32
 
 
-def chosen_by_torch(view: View) -> Iterator[Diagnostic]:
-    """Lists that no kernel chooses: of more units than it keeps in registers, or of several queries at once."""
+def scores_in_memory(view: View) -> Iterator[Diagnostic]:
+    """Lists of more units than a kernel keeps in registers."""
     for choice in _selected(view):
-        n, hints = choice.capacity, tuple[Hint, ...]()
-        if choice.rows > 1:
-            written = argument(view.tree, choice.span, "rows")
-            message = f"`{choice.name}` is chosen for tiles of {choice.rows} queries: torch chooses them"
-            label = "kernels choose for each query"
-        elif n is not None and n > MOST_RANKED:
-            written = argument(view.tree, choice.span, "k" if choice.rule == "top_k" else "most")
-            message = f"lists of {n} units are longer than the {MOST_RANKED} that a kernel ranks: torch chooses them"
-            label, hints = "more than a kernel keeps in registers", (_fewer(written, n),)
-        else:
+        n = choice.capacity
+        if n is None or n <= MOST_RANKED or choice.rows > 1:
             continue
+        written = argument(view.tree, choice.span, "k" if isinstance(choice.rule, TopK) else "most")
+        message = (
+            f"lists of {n} units are longer than the {MOST_RANKED} that a kernel ranks: all scores go through memory"
+        )
         place = written.place if written else choice.span
-        yield warning("W508", message, place, label, _by_torch(view, choice), hints=hints)
+        label = "more than a kernel keeps in registers"
+        yield warning("W508", message, place, label, _in_memory(view, choice), hints=(_fewer(written, n),))
 
 
 def _fewer(written: Written | None, n: int) -> Hint:
@@ -55,7 +52,7 @@ def unbounded(view: View) -> Iterator[Diagnostic]:
             "no bound",
             f"{view.expected.batch} x {lists} lists x {view.length:,} queries x {units:,} units x {INDEX_BYTES} bytes, "
             f"{view.at_length}",
-            _by_torch(view, choice),
+            _in_memory(view, choice),
             hints=(Hint("bound them, by fewer if you can", Applicability.MAYBE, end, f", most = {MOST_RANKED}"),),
         )  # fmt: skip
 
@@ -97,12 +94,7 @@ def _lists(view: View, choice: Choice) -> int:
     return view.shape.heads if choice.share == "head" else view.shape.kv_heads
 
 
-def _by_torch(view: View, choice: Choice) -> str:
-    """What torch computes in place of the kernel."""
-    assert choice.score is not None
-    stream = view.plan.pattern.input(choice.score.stream)
-    assert isinstance(stream, Stream)
-    entries = Count(view.plan, view.length, view.shape).entries(stream)
-    heads = view.query_heads(choice.score.softmax) or view.shape.heads
-    scores = view.expected.batch * heads * view.length * entries
-    return f"torch writes, sorts and reads {scores:.3g} scores {view.at_length}; the kernel keeps none"
+def _in_memory(view: View, choice: Choice) -> str:
+    """What the kernel that ranks does not write."""
+    scores = view.expected.batch * _lists(view, choice) * view.length * view.units(choice)
+    return f"{scores:.3g} scores are written, and read to cut the lists, {view.at_length}"

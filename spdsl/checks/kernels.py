@@ -13,10 +13,17 @@ from spdsl.diagnostics import Span
 from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Tensor, Values
 from spdsl.ir.plan import ChoicePlan, Form, Role, SoftmaxPlan
 from spdsl.ir.symbols import lookup_name, lookups
-from spdsl.passes.selection import ranked
 from spdsl.runtime.tuning.configs import TABLES, Config, chained, lookup, power_of_2, table_dim
 from spdsl.runtime.tuning.footprint import KernelShape
-from spdsl.runtime.tuning.unit_configs import MOST_UNIT, UNIT_TABLES, UnitShape, fitted, one_query, rows_alone
+from spdsl.runtime.tuning.unit_configs import (
+    MOST_UNIT,
+    UNIT_TABLES,
+    UnitShape,
+    fitted,
+    one_query,
+    rows_alone,
+    tile_of_lists,
+)
 from spdsl.runtime.tuning.warps import without_repeats
 
 LSE_COLUMNS = 16  # of the keys, in place of values, where a softmax is computed for its log-sum-exp alone
@@ -46,8 +53,7 @@ def _tiles(view: View) -> Iterator[Launch]:
         if softmax.role is not Role.LOGITS:
             yield from unit_launches(view, softmax) if softmax.units else _swept(view, softmax)
     for choice in view.plan.choices:
-        if ranked(choice.choice):
-            yield _select(view, choice)
+        yield _select(view, choice)
 
 
 def phases(view: View, name: str) -> frozenset[Phase]:
@@ -150,13 +156,14 @@ def _kernels(view: View, softmax: SoftmaxPlan, names: tuple[str, str, str, str])
 
 
 def _select(view: View, plan: ChoicePlan) -> Launch:
-    """The kernel that scores and ranks the units of a choice."""
+    """The kernel that scores the units of a choice."""
     choice = plan.choice
     assert choice.score is not None
-    stream = view.plan.pattern.input(choice.score.stream)
+    stream = view.plan.pattern.input(choice.score.grain.stream)
     assert isinstance(stream, Stream)
     qk, _ = dims(view, stream)
     found = lookup("select", view.architecture, max(qk, LSE_COLUMNS), view.shape.size, UNIT_TABLES)
     shape = fitted(found, heads_per_list(view, choice, choice.score.softmax), MOST_UNIT)
+    shape = shape if choice.rows == 1 else tile_of_lists(shape, choice.rows)
     form = KernelShape("select", qk, LSE_COLUMNS, view.shape.size, shape.group)
     return Launch(form, shape.config, choice.name, choice.span, shape.lanes)

@@ -63,6 +63,6 @@ def _stride(view: View, choice: Choice) -> int:
 
 def _scored(view: View, choice: Choice) -> Stream:
     assert choice.score is not None
-    stream = view.plan.pattern.input(choice.score.stream)
+    stream = view.plan.pattern.input(choice.score.grain.stream)
     assert isinstance(stream, Stream)
     return stream

@@ -71,6 +71,7 @@ def _softmax(plan: SoftmaxPlan, is_class: bool = False) -> SoftmaxText:
         reads=plan.reads,
         scale=expression(softmax.scale, PYTHON) if softmax.scale is not None else "",
         softcap=softmax.softcap or 0.0,
+        product=softmax.product.name,
         sink=softmax.sink,
         bias="" if bias is None else expression(bias, TRITON, reads.triton),
         bias_mask="" if bias is None else _bias_text(bias, reads),

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from spdsl.codegen.texts import ChoiceText, JointText, SoftmaxText, cells_of
 from spdsl.ir.pattern import Branch, Choice, Pattern, Phase, Query, Stream, Tensor, Values, Weight
+from spdsl.ir.pool import Pool
 from spdsl.passes.joint import leaves
-
-STREAMED = ("mean", "max", "weighted")
+from spdsl.primitives.pools import POOLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,11 @@ class EntriesText:
     @property
     def name(self) -> str:
         return self.stream.name
+
+    @property
+    def pool(self) -> Pool:
+        assert self.stream.compress is not None
+        return POOLS[self.stream.compress.by]
 
     @property
     def cells(self) -> str:
@@ -184,7 +189,7 @@ class ModuleText:
     @property
     def streamed(self) -> bool:
         """Whether kernels make entries: torch makes those of a network."""
-        return any(found.stream.compress and found.stream.compress.by in STREAMED for found in self.entries)
+        return any(found.pool.kernels for found in self.entries)
 
     @property
     def scored(self) -> frozenset[str]:
@@ -218,7 +223,7 @@ class ModuleText:
     @property
     def lookups(self) -> tuple[str, ...]:
         """The other tensor arguments: tensors, then given lists."""
-        return (*(x.name for x in self.tensors), *(x.name for x in self.choices if x.rule == "given"))
+        return (*(x.name for x in self.tensors), *(x.name for x in self.choices if x.given))
 
     def read(self, phase: str) -> tuple[str, ...]:
         """The other tensor arguments that a phase asks for."""
@@ -326,7 +331,7 @@ class ModuleText:
         lines += [f"{x.name} {x.dtype} [{', '.join(['B', *map(str, x.axes)])}]" for x in read]
         for given in (x for x in self.choices if x.name not in unread):
             heads = q_heads if given.share == "head" else kv_heads
-            if given.rule == "given":
+            if given.given:
                 units = f"units of {given.unit} keys, -1 padded"
                 lines.append(f"{given.name} int [B, {heads}, tiles of {given.rows} rows, most]: {units}")
         lines += [f"{x.name} [{', '.join(map(str, x.axes))}]" for x in self.weights]

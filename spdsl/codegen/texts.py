@@ -48,6 +48,7 @@ class SoftmaxText:
     reads: tuple[Tensor | Choice, ...]
     scale: str
     softcap: float
+    product: str
     sink: str | None
     bias: str
     bias_mask: str
@@ -214,7 +215,7 @@ class ChoiceText:
 
     @property
     def ranked(self) -> bool:
-        """Whether a kernel can choose, or torch has to."""
+        """Whether one kernel scores and ranks its units, or two score and cut."""
         return ranked(self.choice)
 
     @property

@@ -15,7 +15,7 @@ from spdsl.passes.selection import ranked
 from spdsl.passes.series import Trace
 from spdsl.passes.spans import size
 from spdsl.runtime.tuning.configs import table_dim
-from spdsl.runtime.tuning.unit_configs import MOST_UNIT, UnitShape
+from spdsl.runtime.tuning.unit_configs import MOST_UNIT, UnitShape, cut_pieces, tile_of_lists
 
 # Operators of torch, as the tests count them in generated modules.
 UNION_STEPS, CACHED_UNION_STEPS = 47, 59
@@ -135,38 +135,84 @@ def splits(call: Call, softmax: SoftmaxPlan) -> int:
 
 def select(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
     """Scores again what the coarse softmax scored, each entry once, and some ahead of a program's first units."""
+    yield from (_ranked if ranked(plan.choice) else _cut)(call, plan)
+
+
+def _ranked(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
+    """One kernel that scores and ranks."""
+    choice, softmax = plan.choice, _scoring(call, plan)
+    shape, most = _select_shape(call, plan), call.capacity(choice)
+    kept = 1 << max(1, (most - 1).bit_length())
+    splits = _splits(call, plan)
+    lists = call.list_bytes(choice, softmax)
+    yield _scores(call, plan, shape, max(shape.config.block_n, kept, 16), lists, 1)
+    if splits > 1:
+        found = call.many(call.lists(choice, softmax) * splits * kept * 8)
+        yield Kernel("merge_ranks", "select", "copy", bytes=found, moved=found)
+
+
+def _cut(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
+    """One kernel that scores, one that cuts lists, in pieces of the rows. What is read again, caches have."""
+    choice, softmax = plan.choice, _scoring(call, plan)
+    shape, lists = _select_shape(call, plan), call.lists(choice, softmax)
+    units = max(1, -(-call.length // choice.unit))
+    tiles, each = -(-call.queries // shape.lanes) * call.shape.batch, shape.lanes
+    if choice.rows > 1:  # a call may begin within a tile
+        tiles, each = (call.queries + 2 * choice.rows - 2) // choice.rows * call.shape.batch, 1
+    pieces = len(list(cut_pieces(tiles, lists * each * units, call.machine.architecture is None)))
+    scores = call.many(lists * -(-call.queries // choice.rows) * units * LSE_BYTES, exact=False)
+    yield _scores(call, plan, shape, max(shape.config.block_n, 16), scores, pieces)
+    out = call.list_bytes(choice, softmax)
+    yield Kernel("cut_lists", "select", "copy", launches=pieces, bytes=out, moved=scores + out)
+
+
+def _select_shape(call: Call, plan: ChoicePlan) -> UnitShape:
     choice, softmax = plan.choice, _scoring(call, plan)
     qk, _ = call.dims(softmax)
-    pairs = _scored_pairs(call, softmax)
-    moved = call.rows_bytes(softmax, qk) + scored_bytes(call, softmax) + call.list_bytes(choice, softmax)
-    name = f"{choice.name}_select"
-    if not ranked(choice):
-        yield _by_torch(call, plan, softmax, moved)
-        return
-    group, lists = call.group(choice, softmax), call.lists(choice, softmax)
     make = call.machine.unit_step if call.phase is Phase.DECODE else call.machine.unit_shape
-    shape = make("select", max(qk, 16), call.shape.size, group, MOST_UNIT)
-    most = call.capacity(choice)
-    ranks = max(shape.config.block_n, 1 << max(1, (most - 1).bit_length()), 16)
-    units = -(-call.length // choice.unit)
-    if call.phase is Phase.DECODE:
-        rows, splits = -(-units // ranks), call.machine.select_splits(call.shape.batch * lists, units)
-        programs = splits
-    else:
-        rows, splits = select_steps(call.count, choice, shape.lanes, ranks, call.plan.pattern.causal), 1
-        programs = -(-call.count.length // shape.lanes)
+    shape = make("select", max(qk, 16), call.shape.size, call.group(choice, softmax), MOST_UNIT)
+    return shape if choice.rows == 1 else tile_of_lists(shape, choice.rows)
+
+
+def _splits(call: Call, plan: ChoicePlan) -> int:
+    """Programs that share the units of one query."""
+    if call.phase is not Phase.DECODE:
+        return 1
+    units = -(-call.length // plan.choice.unit)
+    return call.machine.select_splits(call.shape.batch * call.lists(plan.choice, _scoring(call, plan)), units)
+
+
+def _scores(call: Call, plan: ChoicePlan, shape: UnitShape, ranks: int, out: Number, launches: int) -> Kernel:
+    """The kernel that scores `ranks` units at once; `out` are the bytes that it writes."""
+    choice, softmax = plan.choice, _scoring(call, plan)
+    qk, _ = call.dims(softmax)
+    steps, programs = _select_steps(call, plan, shape, ranks)
     ahead = plan.reach * (len(plan.weights) - plan.ahead)
-    products = call.many((rows * (len(plan.weights) - plan.shared) + programs * ahead) * lists)
+    lists = call.lists(choice, softmax)
+    products = call.many((steps * (len(plan.weights) - plan.shared) + programs * ahead) * lists)
     area = shape.config.block_m * ranks
     assert choice.score is not None
     exps = products * area if choice.score.probability else NONE
-    yield Kernel(
-        name, "select", "select", flops=pairs * (2 * qk),
-        machine=products * (2 * area * padded(qk)), exps=exps, bytes=moved, moved=moved,
+    read = call.rows_bytes(softmax, qk) + scored_bytes(call, softmax)
+    return Kernel(
+        f"{choice.name}_select", "select", "select", launches=launches, flops=_scored_pairs(call, softmax) * (2 * qk),
+        machine=products * (2 * area * padded(qk)), exps=exps,
+        bytes=read + call.list_bytes(choice, softmax), moved=read + out,
     )  # fmt: skip
-    if splits > 1:
-        kept = call.many(lists * splits * (1 << max(1, (most - 1).bit_length())) * 8)
-        yield Kernel("merge_ranks", "select", "copy", bytes=kept, moved=kept)
+
+
+def _select_steps(call: Call, plan: ChoicePlan, shape: UnitShape, ranks: int) -> tuple[int, int]:
+    """Rows of units, and programs, of one list: as often as a tile of queries that choose together has products."""
+    choice, length = plan.choice, call.count.length
+    units = -(-length // choice.unit)
+    most = -(-units // ranks)
+    if call.phase is Phase.DECODE:
+        return most, _splits(call, plan)
+    rows = shape.lanes if choice.rows == 1 else choice.rows
+    steps, tiles = select_steps(call.count, choice, rows, ranks, call.plan.pattern.causal), -(-length // rows)
+    chunks, last = -(-rows // shape.lanes), -(-(length - (tiles - 1) * rows) // shape.lanes)
+    behind = chunks - last  # products that the last tile lacks
+    return steps * chunks - behind * most, tiles * chunks - behind
 
 
 def _scoring(call: Call, plan: ChoicePlan) -> SoftmaxPlan:
@@ -184,15 +230,3 @@ def _scored_pairs(call: Call, softmax: SoftmaxPlan) -> Number:
 def scored_bytes(call: Call, softmax: SoftmaxPlan) -> Number:
     heads, qk, _ = call.count.stream(softmax.sweeps[0].stream)
     return call.many(heads * call.count.entries(softmax.sweeps[0].stream) * qk * call.shape.size)
-
-
-def _by_torch(call: Call, plan: ChoicePlan, softmax: SoftmaxPlan, moved: Number) -> Kernel:
-    """Lists that no kernel ranks: all scores of all entries, hidden ones too, in memory."""
-    qk, _ = call.dims(softmax)
-    heads = call.count.heads(softmax.softmax)
-    every = call.many(heads * call.queries * call.count.entries(softmax.sweeps[0].stream))
-    pairs = _scored_pairs(call, softmax)
-    return Kernel(
-        f"{plan.choice.name} by torch", "select", "select", launches=0, flops=pairs * (2 * qk),
-        machine=every * (2 * qk), bytes=moved, moved=moved + every * (3 * LSE_BYTES),
-    )  # fmt: skip

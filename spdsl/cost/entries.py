@@ -5,58 +5,60 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 
 from spdsl.cost.kernels import Call, Kernel
 from spdsl.ir.pattern import Phase, Stream, Values
+from spdsl.ir.pool import Closing, Pool
 from spdsl.passes.count import Number
+from spdsl.primitives.pools import POOLS
 
-# Operators of torch that make the entries of a chunk by `mlp`, as the tests count them in generated modules.
-MLP_STEPS = 8
-COPY_STEPS = 2  # of them where both batch and entries are more than one: cells put heads first
-CLIPPED_STEPS = 3  # more where cells may be clipped: absent tokens are masked
-ROWS, COLUMNS, DEEP_BYTES = 16, 32, 256  # of a program that closes by `mlp`: sequences, columns, of a vector at once
+ROWS, COLUMNS, DEEP_BYTES = (
+    16,
+    32,
+    256,
+)  # of a program of a network: sequences, columns, of a vector at once
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Bytes of the weights of a stream's pools, in the dtype of the call. Torch multiplies tokens and positions by `up`
-    apart, and reads it twice.
-    """
+    """Bytes of the weights of a stream's pools by their roles, in the dtype of the call."""
 
-    position: int
-    up: int
-    down: int
+    roles: dict[str, int]
+    twice: tuple[str, ...]  # what torch reads twice
+
+    def of(self, *roles: str) -> Number:
+        return Number(sum(self.roles[role] for role in roles))
 
     @property
     def once(self) -> Number:
-        return Number(self.position + self.up + self.down)
+        return self.of(*self.roles)
 
     @property
     def by_torch(self) -> Number:
-        return self.once + Number(self.up)
+        return self.once + self.of(*self.twice)
+
+
+def pool_of(stream: Stream) -> Pool:
+    assert stream.compress is not None
+    return POOLS[stream.compress.by]
 
 
 def weights_of(call: Call, stream: Stream) -> Weights:
-    """A gelu network has 2 qk hidden numbers, as in `example_inputs`; of `weighted` both weights count as positions."""
-    assert stream.compress is not None
-    by, width, dims = stream.compress.by, stream.grid.width, sum(sides_of(call, stream))
-    heads, qk, _ = call.count.stream(stream)
-    if by == "weighted":
-        return Weights(heads * width * (dims + len(sides_of(call, stream))) * call.shape.size, 0, 0)
-    if by != "mlp":
-        return Weights(0, 0, 0)
-    each = heads * dims * call.shape.size
-    return Weights(each * width, each * width * 2 * qk, each * 2 * qk)
+    """A network has 2 qk hidden numbers, as in `example_inputs`."""
+    pool, dims, (heads, qk, _) = pool_of(stream), sides_of(call, stream), call.count.stream(stream)
+    sizes = [{"heads": heads, "width": stream.grid.width, "dim": dim, "hidden": 2 * qk} for dim in dims]
+    roles = {role: sum(prod(each[axis] for axis in axes) for each in sizes) for role, axes in pool.weights}
+    return Weights({role: count * call.shape.size for role, count in roles.items()}, pool.twice)
 
 
 def closed(call: Call, stream: Stream) -> Iterator[Kernel]:
     """Entries that closed, from the cache and into it."""
-    assert stream.compress is not None
-    attempted = -(-call.queries // stream.grid.stride)
-    if stream.compress.by != "mlp":
+    attempted, closing = -(-call.queries // stream.grid.stride), pool_of(stream).closing
+    if closing is Closing.STREAMED:
         yield _by_kernel(call, stream)
-    elif attempted > 1:
-        yield from _by_pool(call, stream, attempted)
+    elif closing is Closing.CELLS or attempted > 1:
+        yield from _by_cells(call, stream, attempted)
     else:
         yield from _by_network(call, stream)
 
@@ -73,13 +75,16 @@ def _by_kernel(call: Call, stream: Stream) -> Kernel:
     return Kernel("close_cells", "compress", "forward", 1, 0, flops, flops, bytes=read, moved=moved)
 
 
-def _by_pool(call: Call, stream: Stream, entries: int) -> Iterator[Kernel]:
-    """Many entries by `mlp`: torch multiplies what one kernel takes together, another keeps what closed."""
+def _by_cells(call: Call, stream: Stream, entries: int) -> Iterator[Kernel]:
+    """Torch makes entries of what one kernel takes together, another keeps what closed."""
     cells = tokens_moved(call, stream, entries * stream.grid.width, 0)
     yield Kernel("take_cells", "compress", "copy", bytes=cells, moved=cells * 2)
     flops, made = entry_flops(call, stream, entries), tokens_moved(call, stream, 0, entries)
-    weights = weights_of(call, stream)
-    steps = MLP_STEPS + CLIPPED_STEPS * stream.grid.is_clipped - COPY_STEPS * (call.shape.batch == 1)
+    weights, torch = weights_of(call, stream), pool_of(stream).operators
+    assert torch is not None
+    steps = (
+        torch.closing + torch.closing_clipped * stream.grid.is_clipped - torch.closing_alone * (call.shape.batch == 1)
+    )
     yield Kernel(
         f"{stream.name} pools", "compress", "forward", 0, steps * len(sides_of(call, stream)), flops, flops,
         bytes=cells + made + weights.once, moved=cells + made + weights.by_torch,
@@ -100,9 +105,9 @@ def _by_network(call: Call, stream: Stream) -> Iterator[Kernel]:
     weights, dims, width, hidden = weights_of(call, stream), sides_of(call, stream), stream.grid.width, 2 * qk
     inner = call.many(heads * hidden * len(dims) * call.shape.size)
     steps = (
-        ("close_hidden", width, tokens_moved(call, stream, width, 0) + inner, weights.position + weights.up,
+        ("close_hidden", width, tokens_moved(call, stream, width, 0) + inner, weights.of("position", "up"),
          sum(2 * (width * _deep(dim, call)) * _wide(hidden) for dim in dims)),  # tokens and positions
-        ("close_outputs", 1, tokens_moved(call, stream, 0, 1) + inner, weights.down,
+        ("close_outputs", 1, tokens_moved(call, stream, 0, 1) + inner, weights.of("down"),
          sum(_deep(hidden, call) * _wide(dim) for dim in dims)),
     )  # fmt: skip
     for name, factor, vectors, read, products in steps:
@@ -111,7 +116,7 @@ def _by_network(call: Call, stream: Stream) -> Iterator[Kernel]:
         own = _part(vectors, share)
         yield Kernel(
             name, "compress", "forward", 1, 0, flops, machine,
-            bytes=own + _part(Number(read), any_works), moved=own + _part(Number(read), works),
+            bytes=own + _part(read, any_works), moved=own + _part(read, works),
         )  # fmt: skip
 
 
@@ -168,16 +173,10 @@ def differentiable(call: Call, stream: Stream) -> bool:
 
 
 def entry_flops(call: Call, stream: Stream, entries: int) -> Number:
-    """A gelu network has 2 d hidden numbers, as in `example_inputs`."""
-    assert stream.compress is not None
-    by, width, qk = stream.compress.by, stream.grid.width, call.count.stream(stream)[1]
-    found = 0
-    for dim in sides_of(call, stream):
-        if by == "mlp":
-            found += 2 * width * dim * 2 * qk + 2 * 2 * qk * dim
-        else:
-            found += {"softmax": 4, "weighted": 3}.get(by, 1) * width * dim
-    return call.many(call.count.stream(stream)[0] * entries * found)
+    """A network has 2 qk hidden numbers, as in `example_inputs`."""
+    heads, qk, _ = call.count.stream(stream)
+    each = sum(pool_of(stream).work(stream.grid.width, dim, 2 * qk) for dim in sides_of(call, stream))
+    return call.many(heads * entries * each)
 
 
 def tokens_moved(call: Call, stream: Stream, tokens: int, entries: int) -> Number:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from spdsl.cost import attend, chosen
 from spdsl.cost.kernels import LSE_BYTES, Call, Kernel
 from spdsl.ir.pattern import Branch, Gate
-from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
+from spdsl.ir.plan import SoftmaxPlan
 from spdsl.passes.count import Number
 from spdsl.passes.joint import leaves
-from spdsl.passes.selection import ranked
 
 
 def results(call: Call) -> Iterator[Kernel]:
@@ -22,17 +21,6 @@ def results(call: Call) -> Iterator[Kernel]:
             _, v = call.dims(softmax)
             found += _splits(call, softmax) * ((v + 1) * LSE_BYTES)
         yield Kernel("join_splits", "combine", "copy", bytes=found, moved=found)
-
-
-def scored(call: Call, plan: ChoicePlan) -> Iterator[Kernel]:
-    """The log-sum-exp that probabilities take, where torch chooses; a kernel that chooses merges splits itself."""
-    assert plan.choice.score is not None
-    if not plan.choice.score.probability or ranked(plan.choice):
-        return
-    softmax = next(one for one in call.softmaxes if one.name == plan.choice.score.softmax.name)
-    rows = call.many(call.count.heads(softmax.softmax))
-    found = (_splits(call, softmax) + rows) * LSE_BYTES
-    yield Kernel("join_splits", "score", "copy", bytes=found, moved=found)
 
 
 def _splits(call: Call, softmax: SoftmaxPlan) -> Number:

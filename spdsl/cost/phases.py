@@ -60,8 +60,6 @@ def _attention(call: Call) -> list[Kernel]:
     choices = {one.choice: one for one in call.choices}
     for step in call.count.computed(call.phase):
         if step in choices:
-            if call.phase is Phase.DECODE:
-                found += join.scored(call, choices[step])
             found += chosen.select(call, choices[step])
         elif step.name in softmaxes:
             found += _softmax(call, step.name)

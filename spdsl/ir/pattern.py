@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 import sympy
 
 from spdsl.diagnostics import Span
+from spdsl.ir.product import DOT, Product
+from spdsl.ir.rule import Drawn, Given, Rule, Threshold, TopK
 from spdsl.ir.symbols import Boolean, Expr, lookup_name, lookups
 
 LEAST_BLOCK = 16  # keys of the smallest matrix product: units and pages hold whole blocks
@@ -82,7 +85,7 @@ class Query:
 class Compress:
     """Entries made of the tokens of another stream: one for each cell of the grid, from K and from V apart.
 
-    `by` is how a cell becomes an entry: `mean`, `max`, `weighted`, `mlp`, or `softmax` of the keys of `logits`.
+    `by` names the pool, how a cell becomes an entry; `logits` the stream whose keys weigh the tokens, if it has any.
     """
 
     source: str  # a stream on the token grid
@@ -153,19 +156,39 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """A number per (head, query, entry): the logits of a softmax, or its probabilities.
+class Grain:
+    """What a score has numbers for: each head of `query`, each tile of `rows` queries, each entry of `stream`."""
 
-    The softmax may be a branch that a result needs as well, or stand here alone (then only its logits and its
-    log-sum-exp are computed, no output).
-    """
+    query: str
+    rows: int
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """A score: the logits of a softmax, which stands here alone (only they are computed, no output) or is a branch."""
 
     softmax: Softmax
-    probability: bool
+    probability: ClassVar[bool] = False
 
     @property
-    def stream(self) -> str:
-        return self.softmax.terms[0].stream
+    def grain(self) -> Grain:
+        return Grain(self.softmax.query, 1, self.softmax.terms[0].stream)
+
+
+@dataclass(frozen=True, slots=True)
+class Mass:
+    """A score: the probabilities of a softmax, exp(logit - lse). One that is no branch is computed for its lse only."""
+
+    softmax: Softmax
+    probability: ClassVar[bool] = True
+
+    @property
+    def grain(self) -> Grain:
+        return Grain(self.softmax.query, 1, self.softmax.terms[0].stream)
+
+
+Score = Logits | Mass
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +196,9 @@ class Choice:
     """A set that is given, drawn or selected, not computed from positions: units of `unit` keys for tiles of `rows`
     queries.
 
-    Its test is `name(scope, q // rows, k // unit) != 0`. `rule` is `given` (argument `name`
-    [B, heads, row tiles, most], unit indices padded with -1), `random` (`count` units of those visible, by `seed`),
-    `top_k` (the `count` units of highest score) or `threshold` (the units of a score >= `level`, but no fewer than
-    `least` of the best that have a score, and no more than `most`).
+    Its test is `name(scope, q // rows, k // unit) != 0`. `rule` says which units are in the set. A given one is the
+    argument `name` [B, heads, row tiles, most], unit indices padded with -1; a threshold takes no fewer than `least` of
+    the best that have a score, and no more than `most`.
 
     A score is reduced over heads, then rows, then the entries of a unit, by `heads_by`, `rows_by` and `unit_by` (`sum`,
     `mean`, `max`; None where there is nothing to reduce). `sum` over entries weighs each by overlap / stride.
@@ -185,19 +207,16 @@ class Choice:
     """
 
     name: str
-    rule: str
+    rule: Rule
     unit: int
     rows: int
     share: str  # head: one set per query head; group: one per kv head
-    count: int | None = None
-    seed: int = 0
     least: int = 0
     most: int | None = None
     score: Score | None = None
     heads_by: str | None = None
     rows_by: str | None = None
     unit_by: str | None = None
-    level: float | None = None
     force: Boolean = sympy.false
     within: Boolean = sympy.true
     span: Span | None = field(default=None, compare=False)
@@ -208,14 +227,29 @@ class Choice:
         return self.score is not None
 
     @property
+    def given(self) -> bool:
+        """Passed by the caller, always."""
+        return isinstance(self.rule, Given)
+
+    @property
+    def count(self) -> int | None:
+        """How many units the rule takes, where it says so: the most, where the call does."""
+        return self.rule.count.bound if isinstance(self.rule, TopK | Drawn) else None
+
+    @property
+    def level(self) -> float | None:
+        """The least score of a unit, where the rule has one."""
+        return float(self.rule.level) if isinstance(self.rule, Threshold) else None
+
+    @property
     def capacity(self) -> int | None:
         """The most units of one list."""
-        return self.count if self.rule == "top_k" else self.most
+        return self.count if isinstance(self.rule, TopK) else self.most
 
     @property
     def sized(self) -> bool:
         """Whether no score decides how many units are chosen, only which of those that have one."""
-        return self.rule == "top_k" or self.least == self.most
+        return isinstance(self.rule, TopK) or self.least == self.most
 
 
 Input = Query | Stream | Tensor | Weight | Choice
@@ -242,6 +276,7 @@ class Softmax:
     softcap: float | None = None
     sink: str | None = None  # a Tensor with the axis `head`: a logit in the denominator only
     span: Span | None = field(default=None, compare=False)
+    product: Product = DOT  # of a query and a key
 
 
 @dataclass(frozen=True, slots=True)

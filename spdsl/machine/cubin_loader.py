@@ -173,6 +173,9 @@ def leaves_of(kernel: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Iter
             yield from _leaves(value)
 
 
+_CONSTANT = ("constexpr", "JITFunction")  # device functions, too, are what a kernel is compiled for
+
+
 class Constant:
     """What a kernel was compiled for."""
 
@@ -184,7 +187,7 @@ def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, tuple):
         for item in value:
             yield from _leaves(item)
-    elif value is None or type(value).__name__ == "constexpr" or (type(value) is int and value == 1):
+    elif value is None or type(value).__name__ in _CONSTANT or (type(value) is int and value == 1):
         yield Constant(value)
     else:
         yield value

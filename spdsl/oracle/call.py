@@ -28,6 +28,7 @@ from spdsl.ir.pattern import Tensor as TensorInput
 from spdsl.ir.symbols import Boolean, lookup_name, lookups
 from spdsl.oracle.compress import compressed, entries
 from spdsl.oracle.evaluate import Environment, Table, evaluate
+from spdsl.oracle.products import multiplied
 from spdsl.oracle.selection import Scores, chosen, pooled
 from spdsl.oracle.sets import drawn, given
 from spdsl.oracle.sizes import Inputs, Sizes
@@ -54,7 +55,7 @@ class Call:
             return tensor_table(found, self.inputs[found.name])
         sizes = self.sizes
         first, tiles, units = sizes.first_tile(found.rows), sizes.tiles(found.rows), sizes.units(found.unit)
-        if found.rule == "given" or found.name in self.inputs:
+        if found.given or found.name in self.inputs:
             return given(found, self.inputs[found.name], first, tiles, units)
         if found.selected:
             return given(found, self.lists(found), first, tiles, units)
@@ -125,10 +126,10 @@ class Call:
         return torch.cat(logits, -1)
 
     def logits(self, softmax: Softmax, term: Term) -> Tensor:
-        """cap(scale * q @ k.T) + bias, -inf where hidden: [B, heads of the query, N, M]."""
+        """cap(scale * product of q and k) + bias, -inf where hidden: [B, heads of the query, N, M]."""
         q, k = self.inputs[softmax.query].double(), self.keys(term.stream)
         scale = 1 / sqrt(q.shape[-1]) if softmax.scale is None else float(softmax.scale)
-        found = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(2, 3) * scale
+        found = multiplied(softmax.product, q, k.repeat_interleave(q.shape[1] // k.shape[1], 1)) * scale
         if softmax.softcap:
             found = softmax.softcap * torch.tanh(found / softmax.softcap)
         around = self.around(term.stream, q.shape[1])
@@ -180,7 +181,9 @@ class Call:
         """The scores of units, [B, lists, row tiles, units]."""
         assert how.score is not None
         scores = self.score(how.score)
-        return pooled(scores, how, self.stream(how.score.stream).grid, self.heads(how, scores[0].shape[1]), self.sizes)
+        return pooled(
+            scores, how, self.stream(how.score.grain.stream).grid, self.heads(how, scores[0].shape[1]), self.sizes
+        )
 
     def heads(self, how: Pooled | Choice, score_heads: int) -> int:
         """Lists: one per kv head of the stream that a choice is used on, or one per query head."""

@@ -35,7 +35,7 @@ def example_inputs(
     for found in pattern.inputs:
         if isinstance(found, TensorInput):
             inputs[found.name], what = _tensor(found, sizes)
-        elif isinstance(found, Choice) and found.rule == "given":
+        elif isinstance(found, Choice) and found.given:
             inputs[found.name], what = _units(found, pattern.causal, sizes)
         elif isinstance(found, Choice) and found.selected and choices:
             inputs[found.name], what = _selected(pattern, found, inputs, sizes, forced_only)

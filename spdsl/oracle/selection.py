@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spdsl.ir.pattern import Choice, Grid, Pooled
+from spdsl.ir.rule import Threshold
 from spdsl.oracle.sizes import Sizes
 
 Scores = tuple[Tensor, Tensor]  # float64, bool: the score, and whether there is one (where not, the score is 0)
@@ -121,9 +122,9 @@ def _members(choice: Choice, scores: list[float], forced: list[bool], allowed: l
     first = [unit for unit, one in enumerate(forced) if one and allowed[unit]]
     rest = [unit for unit, one in enumerate(allowed) if one and unit not in first and scores[unit] > -inf]
     rest.sort(key=lambda unit: (-scores[unit], unit))
-    if choice.rule == "threshold":
-        assert choice.level is not None
-        passing = [unit for unit in rest if scores[unit] >= choice.level]
+    if isinstance(choice.rule, Threshold):
+        level = float(choice.rule.level)
+        passing = [unit for unit in rest if scores[unit] >= level]
         below = [unit for unit in rest if unit not in passing]
         rest = passing + below[: max(0, choice.least - len(first) - len(passing))]
     return sorted([*first, *rest][: choice.capacity])

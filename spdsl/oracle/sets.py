@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from spdsl.ir.pattern import Choice
+from spdsl.ir.rule import Drawn
 from spdsl.oracle.evaluate import Table
 
 _BITS = 2**63 - 1
@@ -31,12 +32,12 @@ def drawn(choice: Choice, heads: int, first: int, tiles: int, most: int, causal:
     Of the units that the last row of a tile may see (without `causal`: the `most` of the sequence), the `count` of
     lowest hash of (seed, head, tile, unit); a tie goes to the lower unit. Tiles before position 0 hold nothing.
     """
-    assert choice.count is not None
+    assert isinstance(choice.rule, Drawn)
     found = torch.zeros(1, heads, tiles, most, dtype=torch.bool)
     for tile in range(max(0, first), first + tiles):
         last_row = (tile + 1) * choice.rows - 1
         number = torch.arange(last_row // choice.unit + 1 if causal else most)
-        key = _mixed(torch.arange(choice.seed, choice.seed + heads)).unsqueeze(1)
+        key = _mixed(torch.arange(choice.rule.seed, choice.rule.seed + heads)).unsqueeze(1)
         order = _mixed(_mixed(key + tile) + number).sort(dim=1, stable=True).indices[:, : choice.count]
         for head, units in enumerate(order):
             found[0, head, tile - first, units[units < most]] = True

@@ -87,7 +87,9 @@ def _arguments(found: Input) -> Iterator[str]:
     if isinstance(found, Stream):
         yield from (found.key_argument, f"v_{found.name}", f"{found.name}_keys", f"{found.name}_lists")
     elif isinstance(found, Choice) and found.selected:
-        parts = ("allowed", "forced", "kernel", "of", "op", "scores_of", "select", "torch", "units")
+        parts = (
+            "allowed", "forced", "kernel", "of", "of_rows", "op", "scores_of", "select", "torch", "units",
+        )  # fmt: skip
         yield from (f"{found.name}_{part}" for part in parts)
     elif isinstance(found, Choice):
         yield from (f"{found.name}_{part}" for part in ("first", "group", "tiles", "units", "sequence"))

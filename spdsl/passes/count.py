@@ -276,7 +276,7 @@ class Count:
 
     def _scorer(self, choice: Choice) -> Stream:
         assert choice.score is not None
-        stream = self.plan.pattern.input(choice.score.stream)
+        stream = self.plan.pattern.input(choice.score.grain.stream)
         assert isinstance(stream, Stream)
         return stream
 

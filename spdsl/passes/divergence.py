@@ -34,7 +34,7 @@ def walked_by(kl: Kl, target: SoftmaxPlan, score: SoftmaxPlan) -> Choice | None:
     added = all(side.share == "group" and side.heads_by in (None, "sum", "mean") for side in (kl.target, kl.score))
     branch = target.role is Role.BRANCH and not target.pairs
     logits = score.units is None and not kl.score.score.probability
-    plain = score.softmax.bias is None and not score.reads
+    plain = score.softmax.bias is None and not score.reads and score.softmax.product.attended
     walked = added and branch and logits and plain and _alike(target) and _alike(score)
     return list_of(kl, target, score) if walked else None
 

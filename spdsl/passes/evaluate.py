@@ -10,12 +10,13 @@ import sympy
 from spdsl.budget import spend
 from spdsl.diagnostics import did_you_mean
 from spdsl.ir import extent
-from spdsl.ir.pattern import Gate, Kl, Merge, Pooled, Query, Score, Softmax, Stream, Tensor
+from spdsl.ir.pattern import Gate, Kl, Logits, Mass, Merge, Pooled, Query, Softmax, Stream, Tensor
 from spdsl.limits import NESTED, SET_SIZE
 from spdsl.passes import arithmetic, codes, grains, written
 from spdsl.passes.names import Names
 from spdsl.primitives.attend import on_stream
 from spdsl.primitives.planned import PLANNED
+from spdsl.primitives.pools import POOLS
 from spdsl.primitives.registry import WORDS
 from spdsl.primitives.word import REQUIRED, UNIT_OF_CHOICE, Cells, Kind, Parameter, Scope, SetValue, Word
 from spdsl.syntax import tree
@@ -27,8 +28,8 @@ _INPUTS: dict[Kind, tuple[type, str]] = {
 AXES = ("head", "kv_head", "query", "token", "float", "int", "bool")
 _TYPES: dict[Kind, type | tuple[type, ...]] = {
     Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor,
-    Kind.BRANCH: (Softmax, Gate, Merge), Kind.SCORE: Score, Kind.VECTORS: (Stream, Query),
-    Kind.RESULT: (Softmax, Gate, Merge, Score, Pooled, Kl), Kind.UNGATED: (Softmax, Merge),
+    Kind.BRANCH: (Softmax, Gate, Merge), Kind.SCORE: (Logits, Mass), Kind.VECTORS: (Stream, Query),
+    Kind.RESULT: (Softmax, Gate, Merge, Logits, Mass, Pooled, Kl), Kind.UNGATED: (Softmax, Merge),
 }  # fmt: skip
 
 
@@ -95,9 +96,10 @@ def evaluate(names: Names, expr: tree.Expr, parameter: Parameter, binding: str |
 
 def _cells(names: Names, expr: tree.Expr, parameter: Parameter) -> Cells | None:
     """`mean` and its like, or `softmax(stream)`: another thing than the score of that name."""
-    if isinstance(expr, tree.Call) and expr.function.text == "softmax" and len(expr.arguments) == 1:
+    pool = POOLS.get(expr.function.text) if isinstance(expr, tree.Call) else None
+    if isinstance(expr, tree.Call) and pool is not None and pool.weighs and len(expr.arguments) == 1:
         logits = _bound_value(names, expr.arguments[0].value, Kind.STREAM, None)
-        return logits and Cells("softmax", logits.name)
+        return logits and Cells(pool.name, logits.name)
     if isinstance(expr, tree.Call) and expr.function.text not in WORDS:
         _unknown_word(names, expr)
         return None

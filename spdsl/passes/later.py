@@ -16,6 +16,7 @@ from spdsl.budget import spend
 from spdsl.ir.compared import rooted
 from spdsl.ir.conjunct import Conjunct
 from spdsl.ir.pattern import Case, Choice, Grid, Pattern, Softmax, Stream, Term
+from spdsl.ir.rule import Drawn
 from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Boolean, H, K, Q, is_membership, lookup_name, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.ranges import key_range
@@ -128,7 +129,7 @@ def _takes_all(pattern: Pattern, choice: Choice, length: int) -> bool:
     """Whether there is room for more than the units of a sequence, and a score for each."""
     if length % choice.unit or length > (choice.count or 0) * choice.unit:
         return False
-    if choice.rule == "random":
+    if isinstance(choice.rule, Drawn):
         return True
     if choice.score is None or choice.within is not sympy.true:
         return False

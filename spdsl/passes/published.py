@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from spdsl.ir.pattern import Gate, Merge, Phase, Softmax
 from spdsl.ir.plan import Form, Plan, SoftmaxPlan, Sweep
+from spdsl.ir.rule import TopK
 from spdsl.passes.count import Count, Shape
 from spdsl.passes.visible import DependsOnData, Visible, bits
 
@@ -48,7 +49,7 @@ def _entries(part: SoftmaxPlan, length: int) -> Fraction | None:
 def _units(part: SoftmaxPlan) -> int | None:
     """n l' where the query sees the chosen units up to itself."""
     choice = part.units
-    if choice is None or choice.rule != "top_k" or choice.count is None:
+    if choice is None or not isinstance(choice.rule, TopK) or choice.count is None:
         return None
     return choice.count * choice.unit if _keys(part.sweeps[0], FAR // 2, FAR) == bits(0, FAR // 2 + 1) else None
 

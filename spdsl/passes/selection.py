@@ -15,11 +15,11 @@ from spdsl.ir.plan import ChoicePlan
 from spdsl.ir.symbols import K_FIRST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, lookup_name, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 
-MOST_RANKED = 256  # a kernel keeps its best units in registers; longer lists are chosen by torch
+MOST_RANKED = 256  # a kernel keeps its best units in registers; longer lists are cut from scores in memory
 
 
 def ranked(choice: Choice) -> bool:
-    """Whether a kernel ranks its units, or torch has to."""
+    """Whether one kernel scores and ranks its units, or one scores them and another cuts the lists."""
     return choice.rows == 1 and (choice.capacity or MOST_RANKED + 1) <= MOST_RANKED
 
 
@@ -30,7 +30,7 @@ class NotOfUnits(Exception):
 def selection(pattern: Pattern, choice: Choice) -> ChoicePlan:
     """The plan of a selected choice."""
     assert choice.score is not None
-    stream = pattern.input(choice.score.stream)
+    stream = pattern.input(choice.score.grain.stream)
     assert isinstance(stream, Stream)
     first, overlaps = overlap(stream.grid, choice.unit)
     weights = overlaps if choice.unit_by == "sum" else tuple(1.0 for _ in overlaps)

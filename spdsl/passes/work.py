@@ -12,6 +12,7 @@ from spdsl.ir.pattern import Phase, Stream, Values
 from spdsl.ir.plan import ChoicePlan, Plan, Role, SoftmaxPlan
 from spdsl.passes.count import Count, Number
 from spdsl.passes.visible import DependsOnData
+from spdsl.primitives.pools import POOLS
 
 LSE_BYTES = 4  # float32
 INDEX_BYTES = 4  # int32
@@ -98,18 +99,11 @@ def selected(count: Count, plan: ChoicePlan) -> Work:
 
 
 def compressed(count: Count, stream: Stream) -> Work:
-    """Entries from their source, K and V; a gelu network has 2 qk hidden numbers, as in `example_inputs`."""
+    """Entries from their source, K and V; a network has 2 qk hidden numbers, as in `example_inputs`."""
     heads, qk, v = count.stream(stream)
     entries, width = count.entries(stream), stream.grid.width
     assert stream.compress is not None
-    each = sum(_cell(stream.compress.by, width, d, 2 * qk) for d in (qk, v))
+    each = sum(POOLS[stream.compress.by].work(width, d, 2 * qk) for d in (qk, v))
     flops = count.shape.batch * heads * entries * each
     moved = count.shape.batch * heads * (count.length + entries) * (qk + v) * count.shape.size
     return Work(f"{stream.name}_compress", Number(flops), moved)
-
-
-def _cell(by: str, width: int, dim: int, hidden: int) -> int:
-    """FLOPs of one entry of `dim` numbers."""
-    if by == "mlp":
-        return 2 * width * dim * hidden + 2 * hidden * dim
-    return {"softmax": 4, "weighted": 3}.get(by, 1) * width * dim

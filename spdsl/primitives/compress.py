@@ -13,16 +13,8 @@ from collections.abc import Iterator
 
 from spdsl.diagnostics import Applicability
 from spdsl.ir.pattern import Compress, Grid, Query, Stream, Values, Weight
+from spdsl.primitives.pools import POOLS
 from spdsl.primitives.word import Cells, Kind, Parameter, Scope, Word
-
-LEARNED: dict[str, dict[str, tuple[str, ...]]] = {
-    "weighted": {"weight": ("heads", "width"), "position": ("heads", "width", "dim")},
-    "mlp": {
-        "position": ("heads", "width", "dim"),
-        "up": ("heads", "width", "dim", "hidden"),
-        "down": ("heads", "hidden", "dim"),
-    },
-}
 
 
 def compress(
@@ -77,14 +69,16 @@ def _one_logit_each(scope: Scope, source: Stream, logits: Stream) -> bool:
 
 
 def weights(entries: Stream) -> Iterator[Weight]:
-    """What is learned, for K and then for V; axes [heads, width, dim, ...] as in `LEARNED`."""
+    """What is learned, for K and then for V; axes [heads, width, dim, ...] as in the pool."""
     assert entries.compress is not None
     for side, dim in (("k", "qk"), ("v", "v")) if entries.value is Values.OWN else (("k", "qk"),):
         sizes: dict[str, str | int] = {"width": entries.grid.width, "dim": dim}
-        for role, axes in LEARNED.get(entries.compress.by, {}).items():
+        for role, axes in POOLS[entries.compress.by].weights:
             shape = tuple(sizes.get(axis, axis) for axis in axes)
             yield Weight(f"{entries.name}_{side}_{role}", entries.name, shape, entries.span)
 
+
+_BY = tuple(name for name, pool in POOLS.items() if not pool.weighs)
 
 WORD = Word(
     "compress",
@@ -95,7 +89,7 @@ WORD = Word(
         Parameter("before", Kind.SIZE, default=0, least=0),
         Parameter("partial", Kind.CHOICE, default="drop", words=("drop", "keep")),
         Parameter("of", Kind.VECTORS, default=None),
-        Parameter("by", Kind.CELLS, default=Cells("mean"), words=("mean", "max", "weighted", "mlp")),
+        Parameter("by", Kind.CELLS, default=Cells("mean"), words=_BY),
     ),
     compress,
     "entries made of cells of `width` tokens, one every `stride` tokens",

@@ -6,12 +6,13 @@ Argument `name`: int [B, heads, row tiles, most], padded with -1; order and repe
 from __future__ import annotations
 
 from spdsl.ir.pattern import Choice
+from spdsl.ir.rule import Given
 from spdsl.primitives.random import member
 from spdsl.primitives.word import Kind, Parameter, Scope, SetValue, Word
 
 
 def given(scope: Scope, unit: int, rows: int, share: str, most: int | None) -> SetValue:
-    scope.add(Choice(scope.name, "given", unit, rows, share, most=most, span=scope.span))
+    scope.add(Choice(scope.name, Given(), unit, rows, share, most=most, span=scope.span))
     return member(scope.name, unit, rows)
 
 

@@ -41,7 +41,7 @@ def unit_of(inputs: Sequence[Input], values: Mapping[str, Any]) -> int:
     unit, score = values.get("unit"), values.get("score")
     if isinstance(unit, Grain):
         return int(unit.size)
-    return stream_of(inputs, score.stream).grid.stride if isinstance(score, Score) else 1
+    return stream_of(inputs, score.grain.stream).grid.stride if isinstance(score, Score) else 1
 
 
 def nearest(number: int, step: int) -> int:
@@ -56,14 +56,14 @@ def reduction(
 
     A written unit is a multiple of `whole`, too.
     """
-    grid = scope.stream(score.stream).grid
+    grid = scope.stream(score.grain.stream).grid
     size = grid.stride if unit is None else int(unit.size)
     several = _several_heads(scope, score, str(share.size))
     if several is None:
         return None
     if size % grid.stride:
         scope.refuse(
-            "E203", f"unit = {size} is no multiple of the stride {grid.stride} of `{score.stream}`",
+            "E203", f"unit = {size} is no multiple of the stride {grid.stride} of `{score.grain.stream}`",
             scope.instead("unit", size, nearest(size, lcm(grid.stride, whole)), Applicability.MACHINE),
         )  # fmt: skip
         return None
@@ -76,7 +76,7 @@ def reduction(
     entries = len(grid.overlapping(size))
     if entries > ENTRIES_OF_UNIT:
         scope.refuse(
-            "E203", f"a unit of {size} tokens overlaps {entries:,} entries of `{score.stream}`, "
+            "E203", f"a unit of {size} tokens overlaps {entries:,} entries of `{score.grain.stream}`, "
             f"at most {ENTRIES_OF_UNIT:,}",
             "choose smaller units, or compress into narrower or fewer cells",
         )  # fmt: skip
@@ -104,7 +104,7 @@ def reduction(
 
 def _several_heads(scope: Scope, score: Score, share: str) -> bool | None:
     """Whether one list is made from several heads of the score, as far as they are known; None after an error."""
-    own = scope.query(score.softmax.query).heads
+    own = scope.query(score.grain.query).heads
     have, want = own or scope.query_heads, scope.query_heads if share == "head" else scope.kv_heads
     if share == "head" and own is None:
         return False

@@ -16,8 +16,8 @@ def kl(scope: Scope, target: Score, score: Score, share: Grain) -> Kl | None:
     if not target.probability:
         scope.refuse("E201", "the target of `kl` is a probability", "take `mass(branch)` or `softmax(score)`")
         return None
-    if scope.stream(target.stream).grid != scope.stream(score.stream).grid:
-        message = f"`{target.stream}` and `{score.stream}` have different entries"
+    if scope.stream(target.grain.stream).grid != scope.stream(score.grain.stream).grid:
+        message = f"`{target.grain.stream}` and `{score.grain.stream}` have different entries"
         scope.refuse("E201", message, "compare scores over the same cells")
         return None
     wanted, found = pool(scope, target, share, BARE, None), pool(scope, score, share, BARE, None)

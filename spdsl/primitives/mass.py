@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from spdsl.ir.pattern import Branch, Score, Softmax
+from spdsl.ir.pattern import Branch, Mass, Softmax
 from spdsl.primitives.word import Kind, Parameter, Scope, Word
 
 
-def mass(scope: Scope, branch: Branch) -> Score | None:
+def mass(scope: Scope, branch: Branch) -> Mass | None:
     if not isinstance(branch, Softmax):
         scope.refuse("E201", "only one softmax has a mass, not a sum of branches", "take the mass of one `attend`")
         return None
     if len(branch.terms) > 1:
         scope.refuse("E105", "the mass of a softmax over several streams is not built yet", "attend to one stream")
         return None
-    return Score(branch, probability=True)
+    return Mass(branch)
 
 
 WORD = Word(

@@ -22,7 +22,7 @@ def pool(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | No
 
 def as_it_is(scope: Scope, score: Score) -> Pooled | None:
     """A score as a result: its own heads, rows and entries."""
-    own = scope.query(score.softmax.query).heads
+    own = scope.query(score.grain.query).heads
     if own is None or own == scope.query_heads:
         return pool(scope, score, Grain("head"), BARE, None)
     if own == scope.kv_heads:

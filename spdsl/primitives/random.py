@@ -10,12 +10,13 @@ from __future__ import annotations
 import sympy
 
 from spdsl.ir.pattern import Choice
+from spdsl.ir.rule import Drawn, Size
 from spdsl.ir.symbols import H, K, Q, membership
 from spdsl.primitives.word import Kind, Parameter, Scope, SetValue, Word
 
 
 def random(scope: Scope, n: int, unit: int, rows: int, seed: int, share: str) -> SetValue:
-    scope.add(Choice(scope.name, "random", unit, rows, share, count=n, seed=seed, span=scope.span))
+    scope.add(Choice(scope.name, Drawn(Size.of(n), seed), unit, rows, share, span=scope.span))
     return member(scope.name, unit, rows)
 
 

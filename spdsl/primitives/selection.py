@@ -6,6 +6,7 @@ import sympy
 
 from spdsl.diagnostics import Applicability
 from spdsl.ir.pattern import LEAST_BLOCK, Choice, Score
+from spdsl.ir.rule import Threshold, TopK
 from spdsl.ir.symbols import Boolean, K, Q, lookups
 from spdsl.limits import NUMBER_VALUE
 from spdsl.primitives.grains import ROWS, SHARE, UNIT, reduction
@@ -26,15 +27,14 @@ PLANNED = ("across", "when")
 
 
 def choose(
-    scope: Scope, rule: str, score: Score, share: Grain, rows: Grain, unit: Grain | None,
-    force: SetValue | None, within: SetValue | None,
-    count: int | None = None, level: float | None = None, least: int = 0, most: int | None = None,
+    scope: Scope, rule: TopK | Threshold, score: Score, share: Grain, rows: Grain, unit: Grain | None,
+    force: SetValue | None, within: SetValue | None, least: int = 0, most: int | None = None,
 ) -> SetValue | None:  # fmt: skip
     """The set of a new Choice by `score`; None after an error."""
-    grid = scope.stream(score.stream).grid
+    grid = scope.stream(score.grain.stream).grid
     if unit is None and not grid.is_units:
         scope.refuse(
-            "E105", f"a choice of overlapping entries of `{score.stream}` is not built yet",
+            "E105", f"a choice of overlapping entries of `{score.grain.stream}` is not built yet",
             "choose units of tokens: `unit = n`",
         )  # fmt: skip
         return None
@@ -45,16 +45,16 @@ def choose(
     forced, candidates = _units(scope, "force", force), _units(scope, "within", within)
     if grains is None or forced is None or candidates is None:
         return None
-    if max(count or 0, most or least) * grains.unit > NUMBER_VALUE:
+    count = rule.count.bound or 0 if isinstance(rule, TopK) else most or least
+    if count * grains.unit > NUMBER_VALUE:
         scope.refuse(
             "E203", f"units of {grains.unit} tokens, so many of them, exceed any sequence", "choose fewer units"
         )
         return None
     scope.add(
         Choice(
-            scope.name, rule, grains.unit, grains.rows, grains.share, count, least=least, most=most, score=score,
-            heads_by=grains.heads_by, rows_by=grains.rows_by, unit_by=grains.unit_by, level=level,
-            force=forced, within=candidates, span=scope.span,
+            scope.name, rule, grains.unit, grains.rows, grains.share, least, most, score,
+            grains.heads_by, grains.rows_by, grains.unit_by, force=forced, within=candidates, span=scope.span,
         )
     )  # fmt: skip
     return member(scope.name, grains.unit, grains.rows)

@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from spdsl.ir.pattern import Score
+from spdsl.ir.pattern import Mass, Score
 from spdsl.primitives.word import Kind, Parameter, Scope, Word
 
 
-def softmax(scope: Scope, score: Score) -> Score | None:
+def softmax(scope: Scope, score: Score) -> Mass | None:
     if score.probability:
         scope.refuse("E201", "the score holds probabilities already", "leave `softmax` out")
         return None
-    return replace(score, probability=True)
+    if not score.softmax.product.attended:
+        name = score.softmax.product.name
+        scope.refuse("E105", f"probabilities of `{name}` are not built yet", "use the score as it is")
+        return None
+    return Mass(score.softmax)
 
 
 WORD = Word(

@@ -7,6 +7,7 @@ ones among them. Ties, NaN and the argument `name` as in `top_k`.
 from __future__ import annotations
 
 from spdsl.ir.pattern import Score
+from spdsl.ir.rule import Threshold
 from spdsl.ir.symbols import Expr
 from spdsl.primitives.grains import unit_of
 from spdsl.primitives.selection import PARAMETERS, PLANNED, choose, ordered
@@ -19,9 +20,7 @@ def threshold(
 ) -> SetValue | None:  # fmt: skip
     if not ordered(scope, least, most):
         return None
-    return choose(
-        scope, "threshold", score, share, rows, unit, force, within, level=float(x), least=least or 0, most=most
-    )
+    return choose(scope, Threshold(x), score, share, rows, unit, force, within, least or 0, most)
 
 
 WORD = Word(

@@ -7,6 +7,7 @@ the query. Argument `name` (optional): int [B, heads, N, k], taken in place of w
 from __future__ import annotations
 
 from spdsl.ir.pattern import Score
+from spdsl.ir.rule import Size, TopK
 from spdsl.primitives.grains import unit_of
 from spdsl.primitives.selection import PARAMETERS, PLANNED, choose, ordered
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, SetValue, Word
@@ -19,7 +20,7 @@ def top_k(
     if not ordered(scope, least, most):
         return None
     count = min(max(k, least or k), most or max(k, least or k))
-    return choose(scope, "top_k", score, share, rows, unit, force, within, count=count)
+    return choose(scope, TopK(Size.of(count)), score, share, rows, unit, force, within)
 
 
 WORD = Word(

@@ -65,16 +65,7 @@ from spdsl.runtime.cpu.attention import (
 from spdsl.runtime.cpu.cpu import sink_gradient
 from spdsl.runtime.entries.close_mlp import close_mlp
 from spdsl.runtime.entries.close_streamed import close_streamed
-from spdsl.runtime.entries.entries import (
-    Cells,
-    cells_of,
-    compress,
-    pool_max,
-    pool_mean,
-    pool_mlp,
-    pool_softmax,
-    pool_weighted,
-)
+from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
 from spdsl.runtime.language import triton
 from spdsl.runtime.launch.branches import merge, summed
@@ -101,7 +92,16 @@ from spdsl.runtime.launch.launch import (
 )
 from spdsl.runtime.launch.splits import most_visited, split_count
 from spdsl.runtime.module import Module, library_digest
+from spdsl.runtime.pools.max import pool_max
+from spdsl.runtime.pools.mean import pool_mean
+from spdsl.runtime.pools.mlp import pool_mlp
+from spdsl.runtime.pools.softmax import pool_softmax
+from spdsl.runtime.pools.table import POOLS, entries_by_torch
+from spdsl.runtime.pools.weighted import pool_weighted
 from spdsl.runtime.select.choose import Selection, choose
+from spdsl.runtime.select.cut import CutTiles, cut_end, cut_rows, of_pooled, pool_rows, store_bits
+from spdsl.runtime.select.cut_launch import cut_constants, cut_units, most_units
+from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.ranking import (
     NOT_RANKED,
     load_entries,
@@ -192,6 +192,7 @@ from spdsl.runtime.units.unit_launch import (
     select_constants,
     select_splits,
     select_step,
+    select_tile,
     slot_buffer,
     step_lists,
     step_lse,
@@ -226,6 +227,8 @@ __all__ = [
     "LOG2E",
     "MOST_UNIT",
     "NOT_RANKED",
+    "POOLS",
+    "PRODUCTS",
     "TOOLS",
     "Arguments",
     "BlockLists",
@@ -235,6 +238,7 @@ __all__ = [
     "Compared",
     "Config",
     "Corner",
+    "CutTiles",
     "DrawnArgument",
     "EntryShape",
     "EntryStore",
@@ -274,7 +278,6 @@ __all__ = [
     "by_class",
     "cached_attention",
     "call_of",
-    "cells_of",
     "check_example",
     "checked",
     "checked_layout",
@@ -284,13 +287,16 @@ __all__ = [
     "chose",
     "close_mlp",
     "close_streamed",
-    "compress",
     "compress_operator",
     "config_for",
     "constants",
     "corners",
     "cpu_backward",
     "cpu_forward",
+    "cut_constants",
+    "cut_end",
+    "cut_rows",
+    "cut_units",
     "decode_config",
     "delta_of",
     "dense_attention",
@@ -300,6 +306,7 @@ __all__ = [
     "divergence_step",
     "dot_columns",
     "dot_rows",
+    "entries_by_torch",
     "entry_corners",
     "entry_source",
     "exact",
@@ -358,9 +365,11 @@ __all__ = [
     "merged_part",
     "merged_parts",
     "minimum",
+    "most_units",
     "most_visited",
     "of_key_heads",
     "of_list_head",
+    "of_pooled",
     "of_queries",
     "of_some_head",
     "one_query",
@@ -376,6 +385,7 @@ __all__ = [
     "pool_max",
     "pool_mean",
     "pool_mlp",
+    "pool_rows",
     "pool_softmax",
     "pool_weighted",
     "pooled",
@@ -397,6 +407,7 @@ __all__ = [
     "select_constants",
     "select_splits",
     "select_step",
+    "select_tile",
     "sequence_counts",
     "sequence_keys",
     "settle",
@@ -411,6 +422,7 @@ __all__ = [
     "start_softmax",
     "step_lists",
     "step_lse",
+    "store_bits",
     "store_key_slot",
     "store_packed_qk",
     "store_packed_v",

@@ -106,15 +106,7 @@ CASES = (
         "W508",
         pattern(f"{RANK} return attend(top_k(300, score = rank, unit = max(64)))"),
         "300", "256",
-        "lists of 300 units are longer than the 256 that a kernel ranks: torch chooses them",
-    ),
-    Case(
-        "W508",
-        pattern(f"{RANK} return attend(top_k(8, score = rank, unit = max(64), rows = max(32))) if prefill "
-                "return attend(sliding(512))"),
-        "rows = max(32)", "rows = 1",
-        "is chosen for tiles of 32 queries: torch chooses them",
-        applied=False,
+        "lists of 300 units are longer than the 256 that a kernel ranks: all scores go through memory",
     ),
     Case(
         "W509",

@@ -36,6 +36,21 @@ TEXTS = {
             return attend(chosen)
         }
     """,
+    "cut": """
+        pattern p {
+            causal
+            means  = compress(8, 4, by = mean)
+            chosen = threshold(-9, score = dot(means), unit = max(16), share = max(group), force = last(1))
+            return attend(chosen)
+        }
+    """,
+    "tiles of rows": """
+        pattern p {
+            means  = compress(8, 4, by = mean)
+            chosen = top_k(8, score = softmax(dot(means)), unit = 16, share = group, rows = max(20))
+            return attend(chosen)
+        }
+    """,
     "divergence": """
         pattern p {
             causal

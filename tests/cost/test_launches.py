@@ -49,6 +49,21 @@ pattern union {
     return attend(chosen | sliding(64))
 }
 """
+LONG = """
+pattern long {
+    causal
+    coarse = attend(compress(32, 16))
+    chosen = top_k(300, score = mass(coarse), share = group, unit = 64, force = last(1))
+    every = threshold(0.1, score = dot(compress(16)), share = head, unit = max(16), least = 2)
+    return gate(coarse, attend(chosen), attend(every))
+}
+"""
+TILED = """
+pattern tiled {
+    chosen = top_k(2, score = softmax(dot(compress(32, 16))), share = sum(group), unit = 64, rows = max(48))
+    return attend(chosen)
+}
+"""
 SUNK = """
 pattern sunk {
     causal
@@ -61,7 +76,7 @@ pattern sunk {
 CASES = {
     "causal": {}, "streaming_llm": {}, "dilated": {}, "nsa": {}, "moba": {"block": 16}, "infllm_v2": {}, "document": {},
     "sparse_transformer": {}, "msa_minimax": {"block": 16}, MEANS: {}, POOLS: {}, EARLY: {}, UNION: {}, SUNK: {},
-    "sink_attention": {},
+    LONG: {}, TILED: {}, "sink_attention": {},
 }  # fmt: skip
 TOKENS = 256
 PHASES = {"train": (Stage.FORWARD, Stage.BACKWARD), "prefill": (Stage.PREFILL,), "decode": (Stage.DECODE,)}
@@ -102,5 +117,5 @@ def test_every_launch_is_in_the_model(name: str) -> None:
             least, counted = sum(one.steps for one in own), sum(steps.values())
             if name in LISTED:
                 assert least <= counted <= 3 * least, stage
-            elif name not in (MEANS, POOLS, EARLY) or stage is not Stage.BACKWARD:
+            elif name not in (MEANS, POOLS, EARLY, LONG) or stage is not Stage.BACKWARD:
                 assert least == counted, stage

@@ -46,6 +46,20 @@ BOUNDED = """pattern bounded { causal
     return gate(coarse, attend(chosen))
 }"""
 
+# Lists that two kernels make: long ones, and those of tiles of queries.
+CUT = {
+    "long": """pattern long { causal
+        coarse = attend(compress(32, 16))
+        chosen = top_k(512, score = mass(coarse), unit = 64, share = group, force = first(1) | last(1))
+        return gate(coarse, attend(chosen))
+    }""",
+    "tiled": """pattern tiled {
+        coarse = attend(compress(64))
+        chosen = threshold(0.01, score = mass(coarse), share = head, unit = max(64), rows = mean(64), least = 4)
+        return gate(coarse, attend(chosen))
+    }""",
+}
+
 # Units of 16 keys cut the blocks of the tables, which counted on 64.
 SHORT = """pattern short { causal
     coarse = attend(compress(16))
@@ -134,6 +148,20 @@ def test_a_threshold_with_least(target: str) -> None:
         assert one.ok, f"{one.kernel}: {one.error}"
         assert one.fits, f"{one.kernel}: {one.occupancy}"
         assert one.spills == 0, f"{one.kernel}: {one.spills} spills"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", CUT)
+def test_lists_that_are_cut(name: str, target: str) -> None:
+    names = ("chosen_select", "cut_lists")
+    phases = ("train", "prefill", "decode")
+    found = list(kernels(spdsl.load(CUT[name]), target, "bf16", (128, 128), phases, lambda one: one.name in names))
+    assert {one.kernel for one in found} == set(names)
+    for one in found:
+        assert one.ok, f"{one.kernel}: {one.error}"
+        assert one.fits, f"{one.kernel}: {one.occupancy}"
+        assert one.spills == 0, f"{one.kernel}: {one.spills} spills"
+        assert one.computed == 1, f"{one.kernel}: {one.products}"
 
 
 @pytest.mark.parametrize("target", ["sm_90", pytest.param("sm_80", marks=pytest.mark.full), "gfx942"])

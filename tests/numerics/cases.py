@@ -72,7 +72,7 @@ def inputs_of(pattern: Pattern, shape: Shape, dtype: torch.dtype = torch.float64
             inputs[found.name] = normal(*size) / (size[1] ** 0.5 if len(size) > 1 else 1)
         elif isinstance(found, TensorInput):
             inputs[found.name] = _tensor(found, shape, make, dtype)
-        elif found.rule == "given":
+        elif found.given:
             inputs[found.name] = _units(found, shape, make)
     gates = [len(case.branch.branches) for case in pattern.cases if isinstance(case.branch, Gate)]
     if gates:

@@ -16,6 +16,7 @@ from spdsl.ir.pattern import (
     Gate,
     Grid,
     Input,
+    Mass,
     Pattern,
     Query,
     Score,
@@ -25,6 +26,7 @@ from spdsl.ir.pattern import (
     Values,
     Weight,
 )  # fmt: skip
+from spdsl.ir.rule import Size, TopK
 from spdsl.ir.symbols import H, K, Q, membership
 
 CAUSAL = K <= Q
@@ -87,7 +89,7 @@ def last(n: int, unit: int) -> sympy.Basic:
 
 def top_k(count: int, score: Score, unit: int, **how: Any) -> Choice:
     defaults = {"share": "group", "heads_by": "sum", "unit_by": "sum"}
-    return Choice("chosen", "top_k", unit, count=count, score=score, **{"rows": 1, **defaults, **how})
+    return Choice("chosen", TopK(Size.of(count)), unit, score=score, **{"rows": 1, **defaults, **how})
 
 
 def nsa(
@@ -98,7 +100,7 @@ def nsa(
     derived = entries(width, stride, by, "rough")
     rough = coarse(width, stride)
     force = {"force": first(1, unit) | last(2, unit)}
-    chosen = top_k(count, Score(rough, probability=True), unit, **{**force, **how})
+    chosen = top_k(count, Mass(rough), unit, **{**force, **how})
     fine = Softmax("fine", "q", (Term("picked", sympy.And(member(chosen), CAUSAL)),))
     near = Softmax("near", "q", (Term("recent", sympy.And(Q - K < window, CAUSAL)),))
     inputs = (Query("q"), *streams, derived, *weights(width, by), chosen)

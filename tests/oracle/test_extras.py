@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from spdsl.ir.pattern import Kl, Pooled, Query, Score, Softmax, Stream, Term, Values
+from spdsl.ir.pattern import Kl, Logits, Mass, Pooled, Query, Softmax, Stream, Term, Values
 from spdsl.oracle.dense import results, scores
 from spdsl.oracle.softmax import divergence
 from tests.oracle import built
 
 
 def test_a_pooled_score_is_what_a_choice_selects_by() -> None:
-    mass = Score(built.coarse(8, 4), probability=True)
+    mass = Mass(built.coarse(8, 4))
     shown = Pooled(mass, 16, 1, "group", heads_by="sum", unit_by="sum")
     found = built.selected(built.top_k(2, mass, 16), shown, width=8, stride=4)
     inputs = {name: x.requires_grad_() for name, x in built.numbers(found, 50, heads=4, kv_heads=2).items()}
@@ -34,7 +34,7 @@ def test_a_pooled_score_is_what_a_choice_selects_by() -> None:
 
 def test_a_pooled_logit_without_an_entry_is_minus_infinity() -> None:
     rough = built.coarse(4, 4)
-    shown = Pooled(Score(rough, probability=False), 4, 1, "head")
+    shown = Pooled(Logits(rough), 4, 1, "head")
     found = built.pattern((Query("q"), Stream("kv"), built.entries(4, 4, "mean")), rough, shown)
     inputs = built.numbers(found, 10)
     _, value = results(found, inputs)
@@ -50,7 +50,7 @@ def test_a_pooled_logit_without_an_entry_is_minus_infinity() -> None:
 
 def test_the_target_of_seer_attention_is_a_map_of_maxima() -> None:
     full = Softmax("full", "q", (Term("kv", built.CAUSAL),))
-    shown = Pooled(Score(full, probability=True), 4, 4, "head", rows_by="max", unit_by="max")
+    shown = Pooled(Mass(full), 4, 4, "head", rows_by="max", unit_by="max")
     found = built.pattern((Query("q"), Stream("kv")), full, shown)
     inputs = built.numbers(found, 12)
     _, value = results(found, inputs)
@@ -71,8 +71,8 @@ def test_kl_trains_the_score_alone_over_what_the_target_sees() -> None:
     full = Softmax("full", "q", (Term("kv", built.CAUSAL & (built.Q - built.K < 5)),))
     rank = Softmax("rank", "q_index", (Term("index", built.CAUSAL),))
     kl = Kl(
-        Pooled(Score(full, probability=True), 1, 1, "group", heads_by="mean"),
-        Pooled(Score(rank, probability=False), 1, 1, "group"),
+        Pooled(Mass(full), 1, 1, "group", heads_by="mean"),
+        Pooled(Logits(rank), 1, 1, "group"),
     )
     index = Stream("index", heads=1, value=Values.NONE)
     found = built.pattern((Query("q"), Stream("kv"), index, Query("q_index", heads=2)), full, kl)
@@ -97,7 +97,7 @@ def test_kl_trains_the_score_alone_over_what_the_target_sees() -> None:
 def test_kl_of_two_probabilities_and_of_rows_that_see_nothing() -> None:
     rough = built.coarse(4, 4)
     other = Softmax("other", "ask", (Term("entries", built.closed(4, 4)),))
-    sides = [Pooled(Score(one, probability=True), 4, 1, "head") for one in (rough, other)]
+    sides = [Pooled(Mass(one), 4, 1, "head") for one in (rough, other)]
     inputs_of = (Query("q"), Query("ask"), Stream("kv"), built.entries(4, 4, "mean"))
     found = built.pattern(inputs_of, rough, Kl(sides[0], sides[1]), Kl(sides[0], sides[0]))
     inputs = {name: x.requires_grad_() for name, x in built.numbers(found, 10).items()}

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from spdsl.ir.pattern import Pooled, Score
+from spdsl.ir.pattern import Mass, Pooled
 from spdsl.oracle.dense import choices, results
 from spdsl.oracle.examples import example_inputs
 from spdsl.oracle.layouts import cut, packed, packed_choices, padded
@@ -40,7 +40,7 @@ def test_packed_sequences_are_separate_calls() -> None:
 
 def test_lists_of_packed_sequences_count_units_from_their_first_key() -> None:
     """Where units divide the lengths: one long call with the lists moved by the units before means the same."""
-    found = built.selected(built.top_k(2, Score(built.coarse(4, 4), probability=True), 16), width=4, stride=4)
+    found = built.selected(built.top_k(2, Mass(built.coarse(4, 4)), 16), width=4, stride=4)
     inputs = built.numbers(found, 96)
     ends = [0, 32, 96]
     ((out, lse),) = packed(found, inputs, ends)
@@ -81,7 +81,7 @@ def test_padded_rows_are_their_last_tokens() -> None:
 
 
 def test_scores_of_sequences_with_other_units_are_no_tensor() -> None:
-    mass = Score(built.coarse(8, 4), probability=True)
+    mass = Mass(built.coarse(8, 4))
     found = built.selected(
         built.top_k(2, mass, 16), Pooled(mass, 16, 1, "group", heads_by="sum", unit_by="sum"), width=8, stride=4
     )

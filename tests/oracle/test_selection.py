@@ -10,14 +10,15 @@ import sympy
 import torch
 from torch import Tensor
 
-from spdsl.ir.pattern import Choice, Grid, Query, Score, Softmax, Stream, Term, Values
+from spdsl.ir.pattern import Choice, Grid, Logits, Mass, Query, Softmax, Stream, Term, Values
+from spdsl.ir.rule import Size, Threshold, TopK
 from spdsl.ir.symbols import K
 from spdsl.oracle.dense import attention, choices, results, scores
 from spdsl.oracle.selection import Scores, chosen, overlap, pooled
 from spdsl.oracle.sizes import Sizes
 from tests.oracle import built
 
-P = Score(built.coarse(32, 16), probability=True)
+P = Mass(built.coarse(32, 16))
 
 
 def known(*shape: int) -> Scores:
@@ -31,7 +32,9 @@ def picked(values: list[float], **how: Any) -> list[int]:
     x = torch.tensor(values, dtype=torch.float64)
     number = torch.arange(len(values))
     sets = [torch.isin(number, torch.tensor(units, dtype=torch.long)).view(1, 1, 1, -1) for units in (forced, banned)]
-    choice = Choice("c", how.pop("rule", "top_k"), 16, 1, "group", score=P, **how)
+    level, count = how.pop("level", None), how.pop("count", 0)
+    rule = TopK(Size.of(count)) if level is None else Threshold(sympy.Float(level))
+    choice = Choice("c", rule, 16, 1, "group", score=P, **how)
     seen = x.ne(-inf)
     found = chosen(choice, (torch.where(seen, x, 0.0).view(1, 1, 1, -1), seen.view(1, 1, 1, -1)), sets[0], ~sets[1])
     assert found.dtype == torch.int32
@@ -55,7 +58,7 @@ def test_sum_over_entries_is_equation_9_of_nsa(width: int, stride: int, unit: in
     tokens = 6 * unit
     count = (tokens - width) // stride + 1
     p, seen = known(1, 1, 3, count)
-    how = Choice("c", "top_k", unit, 1, "group", count=1, score=P, unit_by="sum")
+    how = Choice("c", TopK(Size.of(1)), unit, 1, "group", score=P, unit_by="sum")
     found, _ = pooled((p, seen), how, Grid(width, stride), 1, Sizes(1, 1, 1, 3, tokens, tokens - 3, 0))
     for j in range(6):
         at = [unit // stride * j + m - n for m in range(unit // stride) for n in range(width // stride)]
@@ -66,7 +69,7 @@ def test_sum_over_entries_is_equation_9_of_nsa(width: int, stride: int, unit: in
 def test_max_over_entries_is_the_pooling_of_infllm_v2() -> None:
     """A window of 5 entries at a stride of 4 with a padding of 1, for (32, 16, 64)."""
     p, seen = known(1, 1, 7, 39)
-    how = Choice("c", "top_k", 64, 1, "group", count=1, score=P, unit_by="max")
+    how = Choice("c", TopK(Size.of(1)), 64, 1, "group", score=P, unit_by="max")
     found, _ = pooled((p, seen), how, Grid(32, 16), 1, Sizes(1, 1, 1, 7, 640, 633, 0))
     wanted = torch.nn.functional.max_pool1d(p[0], 5, 4, 1)
     torch.testing.assert_close(found[0, ..., : wanted.shape[-1]], wanted)
@@ -79,7 +82,7 @@ def test_reductions_run_heads_rows_entries_over_what_is_seen() -> None:
     sizes, grid = Sizes(1, 2, 1, 2, 4, 2, 0), Grid(2, 2)
 
     def one(seen: Tensor, **by: str) -> tuple[float, bool]:
-        how = Choice("c", "top_k", 4, 4, "group", count=1, score=P, heads_by=by["h"], rows_by=by["r"], unit_by=by["u"])
+        how = Choice("c", TopK(Size.of(1)), 4, 4, "group", score=P, heads_by=by["h"], rows_by=by["r"], unit_by=by["u"])
         value, any_seen = pooled((torch.where(seen, x, 0.0), seen), how, grid, 1, sizes)
         assert value.shape == (1, 1, 1, 1)
         return value.item(), bool(any_seen)
@@ -94,7 +97,7 @@ def test_reductions_run_heads_rows_entries_over_what_is_seen() -> None:
     assert one(hidden, h="max", r="sum", u="mean") == ((12 + 8) / 2, True)
     hidden[:] = False
     assert not one(hidden, h="sum", r="max", u="max")[1]
-    how = Choice("c", "top_k", 4, 1, "group", count=1, score=P, unit_by="sum")
+    how = Choice("c", TopK(Size.of(1)), 4, 1, "group", score=P, unit_by="sum")
     with pytest.raises(ValueError, match="by no rule"):
         pooled((x, seen), how, grid, 1, sizes)
 
@@ -130,16 +133,16 @@ def test_within_bounds_forced_units_as_well() -> None:
 
 
 def test_threshold_takes_what_reaches_it_and_most_keeps_the_best() -> None:
-    how = {"rule": "threshold", "level": 0.3}
+    how = {"level": 0.3}
     assert picked([0.3, 0.29, 0.5, 0.4], **how) == [0, 2, 3, -1]
     assert picked([0.3, 0.29, 0.5, 0.4], most=2, **how) == [2, 3]
     assert picked([0.3, 0.1, 0.5, 0.4], most=2, forced=(1,), **how) == [1, 2]
     assert picked([0.3, -inf, nan], forced=(1,), **how) == [0, 1, -1]
-    assert picked([-5.0, -inf], rule="threshold", level=-inf, most=2) == [0, -1]
+    assert picked([-5.0, -inf], level=-inf, most=2) == [0, -1]
 
 
 def test_least_of_a_threshold_takes_the_best_below_it() -> None:
-    how = {"rule": "threshold", "level": 0.3, "least": 2, "most": 3}
+    how = {"level": 0.3, "least": 2, "most": 3}
     assert picked([0.1, 0.0, 0.2, 0.1], **how) == [0, 2, -1]
     assert picked([0.1, 0.0, 0.4, 0.2], **how) == [2, 3, -1]
     assert picked([0.1, 0.5, 0.4, 0.2], **how) == [1, 2, -1]
@@ -149,7 +152,7 @@ def test_least_of_a_threshold_takes_the_best_below_it() -> None:
 
 
 def test_forced_units_count_towards_least_as_towards_k() -> None:
-    how = {"rule": "threshold", "level": 0.3, "least": 2, "most": 3}
+    how = {"level": 0.3, "least": 2, "most": 3}
     assert picked([0.1, 0.2, 0.1], forced=(0,), **how) == [0, 1, -1]
     assert picked([0.1, 0.2, 0.1], forced=(0, 2), **how) == [0, 2, -1]
     assert picked([0.1, 0.2, 0.1], forced=(0, 2), count=2) == [0, 2]
@@ -159,7 +162,7 @@ def test_forced_units_count_towards_least_as_towards_k() -> None:
 
 def whole(**how: Any) -> dict[str, Tensor]:
     """The lists of a scored softmax over 64 tokens, entries (8, 4), units of 16."""
-    score = Score(built.coarse(8, 4), probability=True)
+    score = Mass(built.coarse(8, 4))
     found = built.selected(built.top_k(3, score, 16, **how), width=8, stride=4)
     return choices(found, built.numbers(found, 64, heads=4, kv_heads=2))
 
@@ -214,7 +217,7 @@ def test_share_says_who_has_a_list() -> None:
 def test_heads_of_another_query_score_for_the_groups() -> None:
     """An index of one key head and a query head per group; the logit of each token, the largest of a unit (MSA)."""
     rank = Softmax("rank", "q_index", (Term("index", built.CAUSAL),))
-    chosen = built.top_k(2, Score(rank, probability=False), 8, heads_by=None, unit_by="max", force=built.last(1, 8))
+    chosen = built.top_k(2, Logits(rank), 8, heads_by=None, unit_by="max", force=built.last(1, 8))
     fine = Softmax("fine", "q", (Term("kv", sympy.And(built.member(chosen), built.CAUSAL)),))
     index = Stream("index", heads=1, value=Values.NONE)
     found = built.pattern((Query("q"), Stream("kv"), index, Query("q_index", heads=2), chosen), fine)
@@ -245,7 +248,7 @@ def test_rows_share_a_list_that_sees_what_their_last_row_sees() -> None:
 
 
 def test_all_units_and_all_tokens_are_dense() -> None:
-    score = Score(built.coarse(8, 4), probability=True)
+    score = Mass(built.coarse(8, 4))
     found = built.selected(built.top_k(7, score, 16, force=built.last(1, 16)), width=8, stride=4)
     inputs = {name: x.requires_grad_() for name, x in built.numbers(found, 100, heads=4, kv_heads=2).items()}
     dense = built.pattern((Query("q"), Stream("kv")), Softmax("full", "q", (Term("kv", built.CAUSAL),)))

@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from spdsl.ir import rule
 from spdsl.ir.pattern import Choice
 from spdsl.oracle.sets import drawn
 
@@ -94,7 +95,7 @@ class Setting:
         return (own == (self.k // unit).unsqueeze(-1)).any(-1)
 
     def dice(self) -> Tensor:
-        choice = Choice("dice", "random", 4, 4, "head", count=2, seed=3)
+        choice = Choice("dice", rule.Drawn(rule.Size.of(2), 3), 4, 4, "head")
         first, last = self.origin // 4, (self.keys - 1) // 4
         found = drawn(choice, self.heads, first, last - first + 1, -(-self.keys // 4), self.causal).data[0]
         return found[self.h, self.q // 4 - first, self.k // 4]

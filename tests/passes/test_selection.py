@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import sympy
 
-from spdsl.ir.pattern import Choice, Compress, Grid, Kl, Pooled, Score, Stream, Values, Weight
+from spdsl.ir.pattern import Choice, Compress, Grid, Kl, Logits, Mass, Pooled, Stream, Values, Weight
+from spdsl.ir.rule import Size, Threshold, TopK
 from spdsl.ir.symbols import H, K, Q, membership
 from tests.passes.lowered import choice, lowered, of_file, softmax
 
@@ -41,7 +42,7 @@ def test_nsa() -> None:
     assert [(term.stream, term.test) for term in coarse.terms] == [("entries", closed(32, 16))]
     assert nsa.input("entries") == Stream("entries", grid=Grid(32, 16), compress=Compress("rough", "mlp"))
     assert choice(nsa, "chosen") == Choice(
-        "chosen", "top_k", 64, 1, "group", count=16, score=Score(coarse, True), heads_by="sum", unit_by="sum",
+        "chosen", TopK(Size.of(16)), 64, 1, "group", score=Mass(coarse), heads_by="sum", unit_by="sum",
         force=sympy.Or(FIRST_64, own(64, 1)),
     )  # fmt: skip
     read = membership("chosen", H, Q, sympy.floor(K / sympy.Integer(64)))
@@ -55,7 +56,7 @@ def test_infllm_v2() -> None:
     pattern = of_file("infllm_v2")
     found = choice(pattern, "chosen")
     assert found == Choice(
-        "chosen", "top_k", 64, 1, "group", count=64, score=Score(softmax(pattern, "ranking"), True), heads_by="sum",
+        "chosen", TopK(Size.of(64)), 64, 1, "group", score=Mass(softmax(pattern, "ranking")), heads_by="sum",
         unit_by="max", force=FIRST_64, within=sympy.Not(own(64, 31)),
     )  # fmt: skip
     assert [str(case.condition) for case in pattern.cases] == ["length < 8192", "None"]
@@ -65,12 +66,12 @@ def test_infllm_v2() -> None:
 
 def test_msa_minimax() -> None:
     pattern = of_file("msa_minimax")
-    rank = Score(softmax(pattern, "rank"), False)
-    assert (rank.softmax.query, rank.stream, rank.softmax.terms[0].test) == ("q_index", "index", K <= Q)
+    rank = Logits(softmax(pattern, "rank"))
+    assert (rank.softmax.query, rank.grain.stream, rank.softmax.terms[0].test) == ("q_index", "index", K <= Q)
     assert choice(pattern, "chosen") == Choice(
-        "chosen", "top_k", 128, 1, "group", count=16, score=rank, unit_by="max", force=own(128)
+        "chosen", TopK(Size.of(16)), 128, 1, "group", score=rank, unit_by="max", force=own(128)
     )
-    mass = Score(softmax(pattern, "fine"), True)
+    mass = Mass(softmax(pattern, "fine"))
     assert pattern.cases[0].extras == (
         Kl(Pooled(mass, 1, 1, "group", heads_by="mean"), Pooled(rank, 1, 1, "group")),
     )  # fmt: skip
@@ -81,7 +82,7 @@ def test_moba() -> None:
     ranking = softmax(pattern, "ranking")
     assert ranking.terms[0].test == closed(4096, 4096)
     assert choice(pattern, "chosen") == Choice(
-        "chosen", "top_k", 4096, 1, "head", count=12, score=Score(ranking, False), force=own(4096)
+        "chosen", TopK(Size.of(12)), 4096, 1, "head", score=Logits(ranking), force=own(4096)
     )
 
 
@@ -138,14 +139,14 @@ def test_a_dot_has_its_own_query_scale_and_name() -> None:
     found = softmax(pattern, "rank")
     assert (found.query, found.scale) == ("asks", sympy.Rational(1, 8))
     assert "rank" not in pattern.outputs(pattern.cases[0])
-    assert choice(pattern, "top_k").score == Score(found, False)
+    assert choice(pattern, "top_k").score == Logits(found)
 
 
 def test_one_dot_as_logits_and_as_probabilities_is_one_softmax() -> None:
     pattern = lowered(SMALL + "rank = dot(blocks) a = top_k(2, score = rank, share = head) "
                       "b = top_k(3, score = softmax(rank)) return merge(attend(a - b), attend(b))")  # fmt: skip
     assert [found.name for found in pattern.softmaxes()].count("rank") == 1
-    assert choice(pattern, "b").score == Score(softmax(pattern, "rank"), True)
+    assert choice(pattern, "b").score == Mass(softmax(pattern, "rank"))
 
 
 HEADS = "heads query = 8, kv = 2 "
@@ -209,7 +210,7 @@ def test_threshold() -> None:
     found = choice(
         lowered(SMALL + "c = threshold(1 / 4, score = dot(blocks), share = head, most = 3) return attend(c)")
     )
-    assert (found.rule, found.level, found.count, found.capacity) == ("threshold", 0.25, None, 3)
+    assert (found.rule, found.level, found.count, found.capacity) == (Threshold(sympy.Rational(1, 4)), 0.25, None, 3)
 
 
 def test_least_of_a_threshold() -> None:
@@ -227,8 +228,8 @@ def test_scores_as_results() -> None:
     pattern = lowered("heads query = 8, kv = 2 causal laps = compress(8, 4) i = query(heads = 2) a = attend(laps) "
                       "return a, mass(a), dot(laps, query = i), pool(mass(a), share = group, unit = max(16), "
                       "rows = mean(2)), kl(mass(a), dot(laps))")  # fmt: skip
-    probability, logits = Score(softmax(pattern, "a"), True), Score(softmax(pattern, "ranking"), False)
-    other = Score(softmax(pattern, "ranking_2"), False)
+    probability, logits = Mass(softmax(pattern, "a")), Logits(softmax(pattern, "ranking"))
+    other = Logits(softmax(pattern, "ranking_2"))
     assert pattern.cases[0].extras == (
         Pooled(probability, 4, 1, "head"),
         Pooled(logits, 4, 1, "group"),

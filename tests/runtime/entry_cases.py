@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spdsl.runtime.entries.entries import pool_max, pool_mean, pool_mlp, pool_softmax, pool_weighted
+from spdsl.runtime.pools.table import POOLS
 from spdsl.runtime.sequences import Layout, layout_of
 
 HEADS, DIM, HIDDEN = 2, 6, 5
@@ -67,11 +67,5 @@ def weights_of(kind: str, width: int, dtype: torch.dtype = torch.float64, dim: i
 
 
 def pool_of(kind: str, weights: Weights, z: Callable[[], Tensor]) -> Callable[[Tensor, Tensor | None], Tensor]:
-    pools: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-        "mean": pool_mean,
-        "max": pool_max,
-        "weighted": lambda c, there: pool_weighted(c, there, **weights),
-        "mlp": lambda c, there: pool_mlp(c, there, **weights),
-        "softmax": lambda c, there: pool_softmax(c, there, z()),
-    }
-    return pools[kind]
+    pool = POOLS[kind].entries
+    return lambda c, there: pool(c, there, z()) if kind == "softmax" else pool(c, there, *weights.values())

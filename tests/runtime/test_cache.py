@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -11,27 +10,15 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.cache.cache import EntryShape, EntryStore, StreamShape
-from spdsl.runtime.entries.close_mlp import close_mlp
-from spdsl.runtime.entries.close_streamed import close_streamed
-from spdsl.runtime.entries.entries import (
-    Cells,
-    cells_of,
-    compress,
-    entry_count,
-    pool_max,
-    pool_mean,
-    pool_mlp,
-    pool_softmax,
-    pool_weighted,
-)
+from spdsl.runtime.entries.entries import Cells, cells_of, compress, entry_count
+from spdsl.runtime.pools.pool import Pool
+from spdsl.runtime.pools.table import POOLS
 from spdsl.runtime.sequences import layout_of
 from tests.runtime.syncs import NoSync
 
 BATCH, HEADS, QK, V, CAPACITY = 2, 3, 6, 4, 45
 CELLS = [Cells(8, 4, before=4), Cells(5, 3), Cells(4, 4, before=3), Cells(3, 5), Cells(20, 1, before=7)]
 PIECES = {"ones": [1] * 41, "threes": [3] * 13 + [2], "sevens": [7] * 5 + [6], "whole": [41], "mixed": [0, 5, 1, 30, 5]}
-Pool = Callable[..., Tensor]
-
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -72,7 +59,7 @@ def append(cache: EntryStore, k: dict[str, Tensor], v: dict[str, Tensor], part: 
     return part.stop - part.start
 
 
-def whole(x: Tensor, cells: Cells, pool: Pool) -> Tensor:
+def whole(x: Tensor, cells: Cells, pool: Callable[..., Tensor]) -> Tensor:
     return compress(x, cells, layout_of(x, x, None, None, None, None, None), pool)
 
 
@@ -80,16 +67,15 @@ class Way(NamedTuple):
     """How entries are made, in torch and by kernels, and the weights of keys and values."""
 
     pool: Pool
-    kernels: Callable[..., None]
     of_k: tuple[Tensor, ...] = ()
     of_v: tuple[Tensor, ...] | None = ()
 
-    def made(self, weights: tuple[Tensor, ...] | None) -> Pool:
-        return lambda c, there: self.pool(c, there, *(weights or ()))
+    def made(self, weights: tuple[Tensor, ...] | None) -> Callable[..., Tensor]:
+        return lambda c, there: self.pool.entries(c, there, *(weights or ()))
 
 
-MEAN = Way(pool_mean, partial(close_streamed, "mean"))
-SOFTMAX = Way(pool_softmax, partial(close_streamed, "softmax"))
+MEAN = Way(POOLS["mean"])
+SOFTMAX = Way(POOLS["softmax"])
 
 
 def way_of(kind: str, width: int) -> Way:
@@ -100,8 +86,7 @@ def way_of(kind: str, width: int) -> Way:
         }.get(kind, [])  # fmt: skip
         return tuple(torch.randn(HEADS, *shape, dtype=torch.float64) for shape in shapes)
 
-    pool = {"mean": pool_mean, "max": pool_max, "weighted": pool_weighted, "mlp": pool_mlp}[kind]
-    return Way(pool, close_mlp if kind == "mlp" else partial(close_streamed, kind), weights(QK), weights(V))
+    return Way(POOLS[kind], weights(QK), weights(V))
 
 
 @pytest.mark.parametrize("page", [None, 16])
@@ -146,7 +131,7 @@ def test_sequences_of_different_lengths(added: int, page: int | None) -> None:
     end = int(cache.lengths[0])
     assert cache.lengths.tolist() == [end, end - middle]
     for s, first in enumerate([0, middle]):
-        wanted = whole(k["kv"][s : s + 1, :, first:end], cells, pool_mean)[0]
+        wanted = whole(k["kv"][s : s + 1, :, first:end], cells, POOLS["mean"].entries)[0]
         torch.testing.assert_close(cache.k["cmp"][s, :, : wanted.shape[1]], wanted, rtol=0, atol=1e-12)
 
 
@@ -162,9 +147,9 @@ def test_softmax_of_another_stream(before: int, page: int | None, own_values: bo
     for first in range(0, 41, 5):
         added = append(cache, k, v, slice(first, min(first + 5, 41)))
         cache.close("cmp", "kv", added, *SOFTMAX, logits=logits)
-    layout = layout_of(z, z, None, None, None, None, None)
-    wanted_k = whole(k["kv"], cells, lambda c, there: pool_softmax(c, there, cells_of(k[logits], cells, layout)))
-    wanted_v = whole(v["kv"], cells, lambda c, there: pool_softmax(c, there, cells_of(z, cells, layout)))
+    layout, pool = layout_of(z, z, None, None, None, None, None), POOLS["softmax"].entries
+    wanted_k = whole(k["kv"], cells, lambda c, there: pool(c, there, cells_of(k[logits], cells, layout)))
+    wanted_v = whole(v["kv"], cells, lambda c, there: pool(c, there, cells_of(z, cells, layout)))
     for found, wanted in ((cache.k["cmp"], wanted_k), (cache.v["cmp"], wanted_v)):
         torch.testing.assert_close(found[:, :, : entry_count(41, cells)], wanted, rtol=0, atol=1e-12)
 
@@ -175,7 +160,9 @@ def test_keys_alone() -> None:
     k, v = tokens_of(41)
     cache.close("keys", "bare", append(cache, k, v, slice(0, 41)), *MEAN._replace(of_v=None))
     assert "keys" not in cache.v
-    torch.testing.assert_close(cache.k["keys"][:, :, :9], whole(k["bare"], cells, pool_mean), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        cache.k["keys"][:, :, :9], whole(k["bare"], cells, POOLS["mean"].entries), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("page", [None, 16])
@@ -192,7 +179,7 @@ def test_overflow_keeps_the_entries_of_what_fits(step: int, page: int | None) ->
         cache.close("cmp", "kv", append(cache, k, v, slice(first, first + step)), *MEAN)
     assert cache.lengths[0] == CAPACITY
     assert cache.dropped[0] > 0
-    wanted = whole(k["kv"][:1, :, :CAPACITY], cells, pool_mean)
+    wanted = whole(k["kv"][:1, :, :CAPACITY], cells, POOLS["mean"].entries)
     assert cache.entry_lengths("cmp")[0] == wanted.shape[2] == entry_count(CAPACITY, cells)
     torch.testing.assert_close(cache.k["cmp"][:1, :, :-1], wanted, rtol=0, atol=1e-12)
 
@@ -206,7 +193,7 @@ def test_missing_pages_hold_no_entries() -> None:
         added = append(cache, k, v, slice(first, min(first + 6, 41)))
         cache.close("cmp", "kv", added, *MEAN)
     assert cache.entry_lengths("cmp").tolist() == [9, 3]
-    wanted = whole(k["kv"], cells, pool_mean)
+    wanted = whole(k["kv"], cells, POOLS["mean"].entries)
     torch.testing.assert_close(cache.k["cmp"][0, :, :9], wanted[0], rtol=0, atol=1e-12)
     torch.testing.assert_close(cache.k["cmp"][1, :, :3], wanted[1, :, :3], rtol=0, atol=1e-12)
     assert cache.k["cmp"][1, :, 3:-1].isnan().all()

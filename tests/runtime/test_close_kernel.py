@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,7 +14,9 @@ from spdsl.machine.launches import Launch, specialise
 from spdsl.runtime.cache import cache
 from spdsl.runtime.cache.cache import EntryShape, EntryStore, StreamShape
 from spdsl.runtime.entries import close_kernel, close_mlp, close_streamed
-from spdsl.runtime.entries.entries import Cells, pool_max, pool_mean, pool_mlp, pool_softmax, pool_weighted
+from spdsl.runtime.entries.entries import Cells
+from spdsl.runtime.pools.pool import Pool
+from spdsl.runtime.pools.table import POOLS
 from spdsl.runtime.tuning.gpu import use_tables
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -31,29 +31,28 @@ CELLS = (Cells(8, 4), Cells(3, 5), Cells(20, 2), Cells(8, 4, before=7))
 class Way(NamedTuple):
     """How entries are made, in torch and by kernels, with which stream that weighs tokens."""
 
-    pool: Callable[..., Tensor]
-    kernels: Callable[..., None]
+    pool: Pool
     logits: str | None = None
 
 
 WAYS = {
-    "mean": Way(pool_mean, partial(close_streamed.close_streamed, "mean")),
-    "max": Way(pool_max, partial(close_streamed.close_streamed, "max")),
-    "weighted": Way(pool_weighted, partial(close_streamed.close_streamed, "weighted")),
-    "softmax": Way(pool_softmax, partial(close_streamed.close_streamed, "softmax"), "full"),
-    "softmax of one number": Way(pool_softmax, partial(close_streamed.close_streamed, "softmax"), "narrow"),
-    "mlp": Way(pool_mlp, close_mlp.close_mlp),
-    "any pool": Way(pool_mlp, close_kernel.close_by_pool),
+    "mean": Way(POOLS["mean"]),
+    "max": Way(POOLS["max"]),
+    "weighted": Way(POOLS["weighted"]),
+    "softmax": Way(POOLS["softmax"], "full"),
+    "softmax of one number": Way(POOLS["softmax"], "narrow"),
+    "mlp": Way(POOLS["mlp"]),
+    "any pool": Way(POOLS["mlp"]._replace(close=close_kernel.close_by_pool)),
 }
 
 
 def weights_of(way: Way, side: str, width: int, dtype: torch.dtype, heads: int = HEADS) -> tuple[Tensor, ...]:
     dim, hidden = {"k": QK, "v": V}[side], HIDDEN[side]
-    shapes: dict[Any, list[tuple[int, ...]]] = {
-        pool_weighted: [(width,), (width, dim)],
-        pool_mlp: [(width, dim), (width, dim, hidden), (hidden, dim)],
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "weighted": [(width,), (width, dim)],
+        "mlp": [(width, dim), (width, dim, hidden), (hidden, dim)],
     }
-    return tuple(torch.randn(heads, *shape, dtype=torch.float64).to(dtype) for shape in shapes.get(way.pool, []))
+    return tuple(torch.randn(heads, *shape, dtype=torch.float64).to(dtype) for shape in shapes.get(way.pool.name, []))
 
 
 def store_of(cells: Cells, page: int | None, starts: list[int], added: int, dtype: torch.dtype) -> EntryStore:
@@ -100,7 +99,7 @@ def closed(
                 store.k, store.v = ({key: x.to(exact) for key, x in part.items()} for part in (store.k, store.v))
                 of_k, of_v = (tuple(x.to(exact) for x in part) for part in (of_k, of_v))
             source, of_values = ("bare", None) if name == "keys" else ("kv", of_v)
-            store.close(name, source, added, own.pool, own.kernels, of_k, of_values, logits=own.logits)
+            store.close(name, source, added, own.pool, of_k, of_values, logits=own.logits)
             found.append(store)
     return found[0], found[1]
 
@@ -179,7 +178,7 @@ def test_the_maximum_of_nan_is_nan() -> None:
     )  # fmt: skip
     store._append_by_torch({"kv": x}, {}, {}, 8)
     store.close("cmp", "kv", 8, *WAYS["max"][:2])
-    wanted = pool_max(x.unfold(2, 2, 1).transpose(3, 4), None)
+    wanted = POOLS["max"].entries(x.unfold(2, 2, 1).transpose(3, 4), None)
     torch.testing.assert_close(store.k["cmp"][:, :, :-1], wanted, rtol=0, atol=0, equal_nan=True)
 
 
@@ -202,7 +201,7 @@ def test_kernels_in_lower_precision(way: str, dtype: torch.dtype) -> None:
     cells, starts = Cells(8, 4, before=4), [3 + 4 * s for s in range(16)]
     found, exact = closed(way, cells, 16, 1, starts=starts, dtype=dtype, exact=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(WAYS, way, WAYS[way]._replace(kernels=_by_torch))
+        patch.setitem(WAYS, way, WAYS[way]._replace(pool=WAYS[way].pool._replace(close=_by_torch)))
         _, by_torch = closed(way, cells, 16, 1, starts=starts, dtype=dtype)
     for own, plain, meant in ((found.k, by_torch.k, exact.k), (found.v, by_torch.v, exact.v)):
         wanted = meant["cmp"][:, :, :-1]
@@ -219,9 +218,9 @@ def _by_torch(_: Any) -> None: ...
 @pytest.mark.interpret
 def test_pools_of_any_strides(monkeypatch: pytest.MonkeyPatch) -> None:
     def apart(c: Tensor, there: Tensor | None) -> Tensor:
-        return pool_mean(c, there).transpose(2, 3).contiguous().transpose(2, 3)
+        return POOLS["mean"].entries(c, there).transpose(2, 3).contiguous().transpose(2, 3)
 
-    monkeypatch.setitem(WAYS, "apart", Way(apart, close_kernel.close_by_pool))
+    monkeypatch.setitem(WAYS, "apart", Way(Pool("mean", apart, close_kernel.close_by_pool)))
     same_entries(*closed("apart", Cells(8, 4), 16, 40, "keys"), "keys")
 
 
@@ -242,12 +241,12 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, way: str, added: int, page: int
         2, 4096, {"kv": shape, "full": shape}, {}, {"cmp": EntryShape(4, 192, 128, cells)},
         page=page, device="cpu", dtype=torch.bfloat16, page_table=None,
     )  # fmt: skip
-    sizes = {pool_weighted: lambda d: [(32,), (32, d)], pool_mlp: lambda d: [(32, d), (32, d, 384), (384, d)]}
+    sizes = {"weighted": lambda d: [(32,), (32, d)], "mlp": lambda d: [(32, d), (32, d, 384), (384, d)]}
     weights = [
-        tuple(torch.empty(4, *shape, dtype=torch.bfloat16) for shape in sizes.get(own.pool, lambda _: [])(dim))
+        tuple(torch.empty(4, *shape, dtype=torch.bfloat16) for shape in sizes.get(own.pool.name, lambda _: [])(dim))
         for dim in (192, 128)
     ]
-    store.close("cmp", "kv", added, own.pool, own.kernels, *weights, logits=own.logits)
+    store.close("cmp", "kv", added, own.pool, *weights, logits=own.logits)
     return found
 
 

@@ -16,9 +16,8 @@ from spdsl.runtime.entries.entries import (
     entry_counts,
     entry_room,
     entry_spans,
-    pool_max,
-    pool_mean,
 )
+from spdsl.runtime.pools.table import POOLS
 from spdsl.runtime.sequences import layout_of
 from tests.runtime.entry_cases import (
     DIM,
@@ -134,7 +133,7 @@ def test_no_length_is_read_on_the_host(cells: Cells, layout_kind: str) -> None:
     x, layout, _ = case_of(layout_kind)
     x.requires_grad_()
     with NoSync():
-        found = compress(x, cells, layout, pool_mean)
+        found = compress(x, cells, layout, POOLS["mean"].entries)
         torch.autograd.grad(found.sum(), x)
 
 
@@ -178,7 +177,7 @@ def test_gradients_are_finite_and_zero_outside_of_sequences(cells: Cells, kind: 
 
 def test_the_first_maximum_takes_the_gradient() -> None:
     x = torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0, 2.0]).view(1, 1, 6, 1).requires_grad_()
-    found = compress(x, Cells(4, 2), dense(x), pool_max)
+    found = compress(x, Cells(4, 2), dense(x), POOLS["max"].entries)
     (dx,) = torch.autograd.grad(found.sum(), x)
     assert dx.flatten().tolist() == [0, 1, 1, 0, 0, 0]
 

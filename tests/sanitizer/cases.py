@@ -100,5 +100,5 @@ def _of_tokens(pattern: Pattern, inputs: Inputs) -> list[str]:
 
 def _lists(pattern: Pattern, shape: Shape) -> Inputs:
     """Given lists of units: they count from the tile of the call's first row."""
-    given = [found.name for found in pattern.inputs if isinstance(found, Choice) and found.rule == "given"]
+    given = [found.name for found in pattern.inputs if isinstance(found, Choice) and found.given]
     return {name: x for name, x in inputs_of(pattern, shape).items() if name in given}

@@ -19,6 +19,8 @@ FURTHER = {
     "max": (train, paged),
     "cells that begin early": (train, packed, paged),  # learned weights; tokens before the first
     "threshold of at least": (train, paged),  # pairs of parts
+    "at least of a logit": (train, packed, cached),  # lists that are cut
+    "tiles of 24 rows": (train, packed, paged),
     "two_streams_sink": (train, paged),
     "token_bias": (packed, cached),
 }
@@ -36,6 +38,8 @@ NEVER = {
     "max": {"merge_rows", "weight_sums"},
     "cells that begin early": {"merge_rows"},
     "threshold of at least": {"merge_rows", "weight_sums"},
+    "at least of a logit": {"spread_entries", "weight_sums"},
+    "tiles of 24 rows": {"spread_entries", "weight_sums"},
 }
 
 

@@ -5,7 +5,7 @@ Appending reads no length on the host and allocates nothing that a CUDA graph co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from spdsl.runtime.cache.cache_arguments import check_cache, check_page_table, r
 from spdsl.runtime.entries.close_kernel import Close, Closing, StoredSide
 from spdsl.runtime.entries.entries import Cells, entry_count, entry_counts
 from spdsl.runtime.launch.launch import uses_kernels
+from spdsl.runtime.pools.pool import Pool
 from spdsl.runtime.sequences import expect
 
 
@@ -245,8 +246,7 @@ class EntryStore(CacheStore):
         name: str,
         source: str,
         added: int,
-        pool: Callable[..., Tensor],
-        kernels: Callable[[Closing], None],
+        pool: Pool,
         weights_k: tuple[Tensor, ...] = (),
         weights_v: tuple[Tensor, ...] | None = None,
         *,
@@ -254,28 +254,26 @@ class EntryStore(CacheStore):
     ) -> None:
         """Writes the entries of `name` that closed with the last `added` tokens of stream `source`, once appended.
 
-        The pool turns cells [batch, heads, n, width, dim], and which of their tokens are there, bool [batch, n, width]
-        (None: all), into entries [batch, heads, n, dim]. With `logits`, a stream on tokens, it is called with its
-        cells, too: its keys, and for values its values, or its keys where it has none. Then come the weights of keys
-        or values (None: no values are made). The number n depends on `added` only; an entry that was there gets the
-        same value. `kernels` does the same on a GPU.
+        With `logits`, a stream on tokens, the pool is called with its cells, too: its keys, and for values its values,
+        or its keys where it has none. Then come the weights of keys or values (None: no values are made). How many
+        entries are attempted depends on `added` only; one that was there gets the same value.
         """
         found = {} if logits is None else {"k": self.k[logits], "v": self.v.get(logits, self.k[logits])}
         sides = [StoredSide(self.k[source], self.k[name], found.get("k"), weights_k)]
         if weights_v is not None:
             sides.append(StoredSide(self.v[source], self.v[name], found.get("v"), weights_v))
         if uses_kernels(self.lengths):
-            kernels(self._closing(name, added, pool, sides))
+            pool.close(self._closing(name, added, pool, sides))
         else:
             self._close_by_torch(name, added, pool, sides)
 
-    def _closing(self, name: str, added: int, pool: Callable[..., Tensor], sides: Sequence[StoredSide]) -> Closing:
+    def _closing(self, name: str, added: int, pool: Pool, sides: Sequence[StoredSide]) -> Closing:
         width = 0 if self.page_table is None else self.page_table.shape[1]
         call = Close(self.spans, self.entry_spans[name], self.page_table, width, self.batch, added)
         cells = self.entries[name].cells
         return Closing(pool, sides, call, -(-added // cells.stride), cells, self.page or 0)
 
-    def _close_by_torch(self, name: str, added: int, pool: Callable[..., Tensor], sides: Sequence[StoredSide]) -> None:
+    def _close_by_torch(self, name: str, added: int, pool: Pool, sides: Sequence[StoredSide]) -> None:
         cells = self.entries[name].cells
         number = torch.arange(-(-added // cells.stride), device=self.lengths.device)
         entry = entry_counts(self.lengths - added, cells)[:, None] + number
@@ -293,5 +291,5 @@ class EntryStore(CacheStore):
 
         for side in sides:
             others = () if side.logits is None else (taken(side.logits),)
-            entries = pool(taken(side.tokens), there, *others, *side.weights)
+            entries = pool.entries(taken(side.tokens), there, *others, *side.weights)
             side.entries[sequence, :, slot] = entries.transpose(1, 2).to(side.entries.dtype)

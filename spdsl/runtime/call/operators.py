@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spdsl.runtime.entries.entries import Cells, compress, entry_room, pool_max, pool_mean, pool_weighted
+from spdsl.runtime.entries.entries import Cells, entry_room
 from spdsl.runtime.entries.entry_kernels import entries_backward, entries_forward
 from spdsl.runtime.launch.branches import gated_sum, stacked_lse
 from spdsl.runtime.launch.gating import gate_backward, gate_forward
 from spdsl.runtime.launch.launch import room_like, uses_kernels, wide
 from spdsl.runtime.module import Module
+from spdsl.runtime.pools.table import entries_by_torch
 from spdsl.runtime.sequences import Layout
 
 LAYOUT = "Tensor? q_spans, Tensor? k_spans, SymInt? q_offset, SymInt? k_offset, SymInt longest, SymInt tokens"
@@ -153,8 +154,7 @@ class _Compression(NamedTuple):
     """The arguments of `compress` as an operator has them."""
 
     x: Tensor
-    weight: Tensor | None
-    position: Tensor | None
+    weights: list[Tensor]
     width: int
     stride: int
     before: int
@@ -165,56 +165,50 @@ class _Compression(NamedTuple):
     def cells(self) -> Cells:
         return Cells(self.width, self.stride, self.before, self.partial)
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [x for x in (self.x, self.weight, self.position) if x is not None]
-
 
 def compress_operator(module: Module) -> Callable[..., Tensor]:
     """A function of (x [B, H, M, D], cells, layout, pool, its weights) -> entries [B, H, E, D].
 
     By a kernel that streams the tokens; on the CPU by torch.
     """
-    schema = "Tensor x, Tensor? weight, Tensor? position, int width, int stride, int before, bool partial, str by"
+    schema = "Tensor x, Tensor[] weights, int width, int stride, int before, bool partial, str by"
 
     def run(*given: Any) -> Tensor:
-        own, layout = _Compression(*given[:8]), Layout(*given[8:])
-        return entries_forward(own.x, own.cells, layout, own.by, own.weight, own.position)
+        own, layout = _Compression(*given[:7]), Layout(*given[7:])
+        return entries_forward(own.x, own.cells, layout, own.by, *own.weights)
 
     def fake(*given: Any) -> Tensor:
-        own, layout = _Compression(*given[:8]), Layout(*given[8:])
+        own, layout = _Compression(*given[:7]), Layout(*given[7:])
         return own.x.new_empty(*own.x.shape[:2], entry_room(own.x, own.cells, layout), own.x.shape[3])
 
     def run_back(dout: Tensor, *given: Any) -> list[Tensor]:
-        own, layout = _Compression(*given[:8]), Layout(*given[8:])
-        found = entries_backward(dout, own.x, own.cells, layout, own.by, own.weight, own.position)
-        return [grad for grad in found if grad is not None]
+        own, layout = _Compression(*given[:7]), Layout(*given[7:])
+        return list(entries_backward(dout, own.x, own.cells, layout, own.by, *own.weights))
 
-    def fake_back(dout: Tensor, *given: Any) -> list[Tensor]:
-        return [room_like(x) for x in _Compression(*given[:8]).tensors]
+    def fake_back(dout: Tensor, x: Tensor, weights: Sequence[Tensor], *given: Any) -> list[Tensor]:
+        return [room_like(like) for like in (x, *weights)]
 
     made = operator(module, "compress", f"({schema}, {LAYOUT}) -> Tensor", run, fake)
     back = backward_operator(module, "compress", f"(Tensor dout, {schema}, {LAYOUT}) -> Tensor[]", run_back, fake_back)
 
     def save(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs[:3], *inputs[8:10])
-        ctx.numbers = inputs[3:8], inputs[10:]
+        x, weights, *cells, q_spans, k_spans = inputs[:9]
+        ctx.save_for_backward(x, q_spans, k_spans, *weights)
+        ctx.numbers = cells, inputs[9:]
 
     def gradients(ctx: Any, dout: Tensor) -> Any:
-        x, weight, position, *spans = ctx.saved_tensors
+        x, q_spans, k_spans, *weights = ctx.saved_tensors
         cells, offsets = ctx.numbers
-        grads = back(dout, x, weight, position, *cells, *spans, *offsets)
-        return *grads, *[None] * (3 - len(grads)), *[None] * 11
+        dx, *grads = back(dout, x, weights, *cells, q_spans, k_spans, *offsets)
+        return dx, grads, *[None] * 11
 
     made.register_autograd(gradients, setup_context=save)
 
     def entries_of(x: Tensor, cells: Cells, layout: Layout, by: str, *weights: Tensor) -> Tensor:
         if uses_kernels(x):
-            weight, position = weights or (None, None)
-            found: Tensor = made(x, weight, position, *cells, by, *layout)
+            found: Tensor = made(x, list(weights), *cells, by, *layout)
             return found
-        pools: dict[str, Run] = {"mean": pool_mean, "max": pool_max, "weighted": pool_weighted}
-        return compress(x, cells, layout, lambda c, there: pools[by](c, there, *weights))
+        return entries_by_torch(by, x, cells, layout, *weights)
 
     return entries_of
 

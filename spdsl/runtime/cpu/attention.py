@@ -20,6 +20,7 @@ from spdsl.runtime.cpu.visits import CPU_BLOCK, visits_of_blocks, visits_of_rang
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners
 from spdsl.runtime.launch.launch import room_like, wide
+from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.scores import unit_products
 from spdsl.runtime.sequences import Corner, Layout, corners
 from spdsl.runtime.units.units import unit_mask
@@ -46,6 +47,7 @@ class Form(NamedTuple):
 
     bias: added to logits, of (q, k, heads, length). reads_of: of all tensors that it reads, those of some sequences.
     unit: tokens of the units of the choice that it walks, 0: none.
+    product: of a query and a key, `dot` where it attends.
     """
 
     sweeps: tuple[Sweep, ...]
@@ -55,6 +57,7 @@ class Form(NamedTuple):
     cells: Cells | None = None
     reads_of: Callable[..., Any] | None = None
     unit: int = 0
+    product: str = "dot"
 
     def logits(self, q: Tensor, q_origin: int) -> Logits:
         return Logits(self.scale_of(q), self.softcap, q_origin)
@@ -234,6 +237,7 @@ def logits_of(
     form: Form, q: Tensor, k: Tensor, corner: Corner, own: tuple[Any, ...] = (), chosen: Tensor | None = None
 ) -> Callable[[int, int], Tensor]:
     """Rows first..end - 1 of the logits for one sequence, [B, Hq, rows, keys]; hidden keys are -inf."""
+    q, k = PRODUCTS[form.product].vectors(q, k)
     h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
     k_at = torch.arange(k.shape[2], device=q.device).view(1, 1, 1, -1) + corner.k_origin
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)
@@ -253,6 +257,7 @@ def logits_of_units(
     form: Form, q: Tensor, k: Tensor, corner: Corner, own: tuple[Any, ...], chosen: Tensor, unit: int
 ) -> Callable[[int, int], Tensor]:
     """The same on the units that each query chose, [B, Hq, rows, n * unit]."""
+    q, k = PRODUCTS[form.product].vectors(q, k)
     h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
 
     def logits(first: int, end: int) -> Tensor:

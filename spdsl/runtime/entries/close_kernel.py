@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.language import tl, triton
 from spdsl.runtime.launch.launch import launch, rows_contiguous, strided
+from spdsl.runtime.pools.pool import Pool
 from spdsl.runtime.tiles.kernel import Strided, jit
 from spdsl.runtime.tiles.positions import cached_homes, cached_rows
 from spdsl.runtime.tiles.tiles import at
@@ -33,7 +34,7 @@ class Close(NamedTuple):
 class StoredSide(NamedTuple):
     """The keys or the values of a compressed stream: tokens and entries in their stores, what its pool takes besides.
 
-    logits: the store of the stream that weighs the tokens, if one does. weights: those of `pool_<way>`, in its order.
+    logits: the store of the stream that weighs the tokens, if one does. weights: those of the pool, in its order.
     """
 
     tokens: Tensor
@@ -43,12 +44,9 @@ class StoredSide(NamedTuple):
 
 
 class Closing(NamedTuple):
-    """New entries of a compressed stream, at most `number` of each sequence. page: tokens per page, or 0.
+    """New entries of a compressed stream, at most `number` of each sequence. page: tokens per page, or 0."""
 
-    pool: cells [B, H, n, width, dim], bool [B, n, width] or None, then the weights -> entries [B, H, n, dim].
-    """
-
-    pool: Callable[..., Tensor]
+    pool: Pool
     sides: Sequence[StoredSide]
     call: Close
     number: int
@@ -131,7 +129,7 @@ def close_by_pool(closing: Closing) -> None:
     """Cells are copied together, the pool makes entries of all of them, those that closed are kept."""
     made = [side.entries.new_empty(_shape_of_cells(side, closing)) for side in closing.sides]
     there = taken_cells(closing, made)
-    new = [closing.pool(cells, there, *side.weights) for cells, side in zip(made, closing.sides, strict=True)]
+    new = [closing.pool.entries(cells, there, *side.weights) for cells, side in zip(made, closing.sides, strict=True)]
     put_new_entries(closing, new)
 
 

@@ -1,4 +1,4 @@
-"""One kernel that closes entries by `mean`, `max`, `weighted` or `softmax`: from tokens in pages to entries.
+"""One kernel that closes entries by the pools that have device functions for it: from tokens in pages to entries.
 
 A program looks at the lengths first: where a step closes nothing, that is all it does.
 """
@@ -12,6 +12,7 @@ import torch
 from spdsl.runtime.entries.close_kernel import Closing, StoredSide, whole_cells
 from spdsl.runtime.language import tl, triton
 from spdsl.runtime.launch.launch import launch, strided, wide
+from spdsl.runtime.pools.pool import Closed
 from spdsl.runtime.sequences import expect
 from spdsl.runtime.tiles.kernel import Strided, jit
 from spdsl.runtime.tiles.positions import cached_homes, cached_rows
@@ -24,8 +25,7 @@ class CellSide(NamedTuple):
     tokens: Strided
     entries: Strided
     logits: Strided | None
-    weight: torch.Tensor | None  # [H, WIDTH]
-    position: torch.Tensor | None  # [H, WIDTH, DIM]
+    weights: tuple[torch.Tensor, ...] | None  # of the pool
     DIM: tl.constexpr
     DIM_PADDED: tl.constexpr  # to a power of two
     LOGITS: tl.constexpr  # of a token: DIM of them, or one
@@ -33,9 +33,9 @@ class CellSide(NamedTuple):
 
 
 class CloseConst(NamedTuple):
-    """What the kernel is compiled for (all tl.constexpr)."""
+    """What the kernel is compiled for."""
 
-    BY: tl.constexpr  # mean, max, weighted, softmax
+    POOL: Closed  # its device functions
     SIDES: tl.constexpr
     HEADS: tl.constexpr  # of a side
     WIDTH: tl.constexpr
@@ -64,67 +64,15 @@ def cell_tokens(store, h, home, slot, there, DIM: tl.constexpr, DIM_PADDED: tl.c
 
 
 @jit
-def cell_sum(side, call, s, h, first, C):
-    """Mean, or sum of weight * (token + position), of the tokens that are there."""
-    column = tl.arange(0, side.DIM_PADDED)[None, :]
-    total = tl.zeros((side.DIM_PADDED,), dtype=C.ACC)
+def close_cell(side, call, s, h, entry, C):
+    first = entry * C.STRIDE - C.BEFORE
+    state = C.POOL.start(side, C)
     for start in tl.range(0, C.WIDTH, side.ROWS):
         w = start + tl.arange(0, side.ROWS)
         home, slot, there = cell_places(call, s, first, w, C)
-        value = cell_tokens(side.tokens, h, home, slot, there, side.DIM, side.DIM_PADDED, side.DIM).to(C.ACC)
-        if C.BY == "weighted":
-            place = tl.cast(h, tl.int64) * C.WIDTH + w
-            inside = (w < C.WIDTH)[:, None] & (column < side.DIM)
-            value += tl.load(side.position + place[:, None] * side.DIM + column, mask=inside, other=0).to(C.ACC)
-            value *= tl.load(side.weight + place, mask=there, other=0).to(C.ACC)[:, None]
-        total += tl.sum(value, 0)
-    if C.BY == "mean":
-        total = total / (tl.minimum(first, 0) + C.WIDTH).to(C.ACC)
-    return total
-
-
-@jit
-def cell_maximum(side, call, s, h, first, C):
-    """NaN where one of the tokens is NaN, as in torch."""
-    best = tl.full((side.DIM_PADDED,), float("-inf"), C.ACC)
-    undefined = tl.zeros((side.DIM_PADDED,), dtype=tl.int32)
-    for start in tl.range(0, C.WIDTH, side.ROWS):
-        home, slot, there = cell_places(call, s, first, start + tl.arange(0, side.ROWS), C)
-        value = cell_tokens(side.tokens, h, home, slot, there, side.DIM, side.DIM_PADDED, side.DIM).to(C.ACC)
-        undefined = tl.maximum(undefined, tl.max((value != value).to(tl.int32), 0))
-        best = tl.maximum(best, tl.max(tl.where(there[:, None] & (value == value), value, float("-inf")), 0))
-    return tl.where(undefined != 0, float("nan"), best)
-
-
-@jit
-def cell_softmax(side, call, s, h, first, C):
-    """Sum of softmax(logits) * token, for each dim by itself."""
-    top = tl.full((side.DIM_PADDED,), float("-inf"), C.ACC)
-    weights = tl.zeros((side.DIM_PADDED,), dtype=C.ACC)
-    total = tl.zeros((side.DIM_PADDED,), dtype=C.ACC)
-    for start in tl.range(0, C.WIDTH, side.ROWS):
-        home, slot, there = cell_places(call, s, first, start + tl.arange(0, side.ROWS), C)
-        value = cell_tokens(side.tokens, h, home, slot, there, side.DIM, side.DIM_PADDED, side.DIM).to(C.ACC)
-        z = cell_tokens(side.logits, h, home, slot, there, side.DIM, side.DIM_PADDED, side.LOGITS).to(C.ACC)
-        z = tl.where(there[:, None], z, float("-inf"))
-        higher = tl.maximum(top, tl.max(z, 0))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)  # so far no token is there
-        p, kept = tl.exp(z - shift[None, :]), tl.exp(top - shift)
-        total = total * kept + tl.sum(p * value, 0)
-        weights = weights * kept + tl.sum(p, 0)
-        top = higher
-    return total / weights
-
-
-@jit
-def close_cell(side, call, s, h, entry, C):
-    first = entry * C.STRIDE - C.BEFORE
-    if C.BY == "max":
-        value = cell_maximum(side, call, s, h, first, C)
-    elif C.BY == "softmax":
-        value = cell_softmax(side, call, s, h, first, C)
-    else:
-        value = cell_sum(side, call, s, h, first, C)
+        value = cell_tokens(side.tokens, h, home, slot, there, side.DIM, side.DIM_PADDED, side.DIM)
+        state = C.POOL.add(state, value, side, h, w, home, slot, there, C)
+    value = C.POOL.finish(state, first, C)
     column = tl.arange(0, side.DIM_PADDED)
     pointers = token_pointer(at(side.entries, s, h, 0), entry) + column
     tl.store(pointers, value.to(side.entries.data.dtype.element_ty), mask=column < side.DIM)
@@ -145,16 +93,17 @@ def close_cells(sides, call, C):
                 close_cell(sides[i], call, s, row % C.HEADS, entry.to(tl.int64), C)
 
 
-def close_streamed(by: str, closing: Closing) -> None:
-    """Closes entries by `mean`, `max`, `weighted` or `softmax`, as `pool_<by>` makes them."""
-    _, sides, call, number, cells, page = closing
+def close_streamed(closing: Closing) -> None:
+    """Closes entries as the pool makes them."""
+    pool, sides, call, number, cells, page = closing
+    assert pool.closed is not None
     heads, dtype = sides[0].tokens.shape[1], sides[0].tokens.dtype
     acc = tl.float64 if wide(dtype) == torch.float64 else tl.float32
-    values = (by, len(sides), heads, cells.width, cells.stride, cells.before, page, acc)
+    values = (len(sides), heads, cells.width, cells.stride, cells.before, page, acc)
     launch(
         close_cells, (number, heads * len(sides), call.sequences),
         tuple(_cell_side(side, cells.width) for side in sides), call,
-        CloseConst(*(tl.constexpr(value) for value in values)), num_warps=4, num_stages=1,
+        CloseConst(pool.closed, *(tl.constexpr(value) for value in values)), num_warps=4, num_stages=1,
     )  # fmt: skip
 
 
@@ -163,9 +112,9 @@ def _cell_side(side: StoredSide, width: int) -> CellSide:
     dim, logits = side.tokens.shape[3], 0 if side.logits is None else side.logits.shape[3]
     expect(logits in (0, 1, dim), "logits", f"one number, or {dim}, of a token", logits)
     padded = triton.next_power_of_2(dim)
-    weight, position = (x.contiguous() for x in side.weights) if side.weights else (None, None)
+    weights = tuple(x.contiguous() for x in side.weights) or None
     sizes = (dim, padded, logits, min(triton.next_power_of_2(width), max(1, 4096 // padded)))
     return CellSide(
         strided(side.tokens), strided(side.entries), None if side.logits is None else strided(side.logits),
-        weight, position, *(tl.constexpr(size) for size in sizes),
+        weights, *(tl.constexpr(size) for size in sizes),
     )  # fmt: skip

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spdsl.runtime.launch.launch import wide
 from spdsl.runtime.sequences import Layout
 
 
@@ -150,54 +149,6 @@ def compress(x: Tensor, cells: Cells, layout: Layout, pool: Callable[[Tensor, Te
     return entries.masked_fill(~inside[:, None, :, None], 0)
 
 
-def pool_mean(c: Tensor, there: Tensor | None) -> Tensor:
-    """As every pool: cells [B, H, E, width, D], and which of their tokens are there, bool [B or 1, E, width] (None:
-    all) -> entries [B, H, E, D] in the dtype of the cells, summed in fp32 or wider.
-    """
-    if there is None:
-        return c.mean(3, dtype=wide(c.dtype)).to(c.dtype)
-    return (c.sum(3, dtype=wide(c.dtype)) / there.sum(2)[:, None, :, None]).to(c.dtype)
-
-
-def pool_max(c: Tensor, there: Tensor | None) -> Tensor:
-    """The gradient goes to the first maximum."""
-    return _masked(c, there).max(3).values
-
-
-def pool_weighted(c: Tensor, there: Tensor | None, weight: Tensor, position: Tensor) -> Tensor:
-    """sum over the tokens w that are there of weight[h, w] * (c[.., w, :] + position[h, w, :])"""
-    dtype = wide(c.dtype)
-    weight, position = weight.to(dtype), position.to(dtype)
-    if there is None:
-        moved = torch.einsum("hw,hwd->hd", weight, position)[:, None]
-    else:
-        moved = torch.einsum("bew,hw,hwd->bhed", there.to(dtype), weight, position)
-    return (torch.einsum("hw,bhewd->bhed", weight, c.to(dtype)) + moved).to(c.dtype)
-
-
-def pool_mlp(c: Tensor, there: Tensor | None, position: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """gelu(flatten(c + position) @ up) @ down; position [H, width, D], up [H, width, D, hidden], down [H, hidden, D].
-
-    The position is a bias of the first product. Then its gradient needs no sum over cells, and c + position is never
-    rounded or stored. Heads are the batch of the products, or `up` would be copied for each row of the batch. A token
-    that is not there is a vector of zeros without a position.
-    """
-    up, down, position = up.to(c.dtype), down.to(c.dtype), position.to(c.dtype)
-    if there is None:
-        bias = position.flatten(1).unsqueeze(1) @ up.flatten(1, 2)
-    else:  # of each cell the sum of what its places add
-        shares = (position.unsqueeze(2) @ up).squeeze(2)
-        bias = there.to(c.dtype).expand(c.shape[0], -1, -1).flatten(0, 1) @ shares
-    flat = c.transpose(0, 1).reshape(c.shape[1], c.shape[0] * c.shape[2], c.shape[3] * c.shape[4])
-    hidden = torch.nn.functional.gelu(torch.baddbmm(bias, flat, up.flatten(1, 2)))
-    return (hidden @ down).view(c.shape[1], c.shape[0], c.shape[2], down.shape[2]).transpose(0, 1)
-
-
-def pool_softmax(c: Tensor, there: Tensor | None, z: Tensor) -> Tensor:
-    """sum over w of softmax_w(z[.., w, :]) * c[.., w, :]; z like c, or of size 1 where it is shared."""
-    return (torch.softmax(_masked(z, there), 3, dtype=wide(c.dtype)) * c).sum(3).to(c.dtype)
-
-
-def _masked(c: Tensor, there: Tensor | None) -> Tensor:
-    """-inf where a token is not there."""
-    return c if there is None else c.masked_fill(~there[:, None, :, :, None], -torch.inf)
+def present(c: Tensor, there: Tensor | None, absent: float = -torch.inf) -> Tensor:
+    """`absent` where a token is not there."""
+    return c if there is None else c.masked_fill(~there[:, None, :, :, None], absent)

@@ -94,15 +94,20 @@ def of_some_head(seen, S, C):
 
 
 @jit
+def score_bits(score):
+    """float32 -> the int32 that rises with it."""
+    bits = score.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@jit
 def ranked(best, score, scored, passed, forced, unit, S):
     """The KEPT best of `best` and of the units just scored, falling."""
     score = score.to(tl.float32)
     scored = scored & (score == score) & (score > float("-inf"))
     if S.LEAST == 0:
         scored = scored & passed
-    bits = score.to(tl.int32, bitcast=True)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    bits = tl.where(forced, _LAST, tl.minimum(bits, _LAST - 1))
+    bits = tl.where(forced, _LAST, tl.minimum(score_bits(score), _LAST - 1))
     rank = (bits.to(tl.int64) << 32) | (-unit + _LAST).to(tl.int64)[None, :]
     if S.LEAST:
         rank = rank | ((passed | forced).to(tl.int64) << 31)

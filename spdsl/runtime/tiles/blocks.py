@@ -51,6 +51,17 @@ def jump(block, gap_first, gap_end):
 
 
 @jit
+def sequence_length(call, s):
+    """`length` of the pattern: the end of all positions of a sequence that this call knows."""
+    _, length = span(call.k_spans, s, call.k_count)
+    if call.k_offset is not None:
+        length = call.k_offset + length
+    if call.q_offset is not None:  # the part of a longer sequence
+        length = tl.maximum(length, call.q_offset + call.q_count)
+    return length
+
+
+@jit
 def sequence_keys(source, s, h, call, C):
     """The keys that query head h of sequence s reads."""
     start, count = span(source.spans, s, source.keys)
@@ -63,8 +74,5 @@ def sequence_keys(source, s, h, call, C):
         pages = source.pages + tl.cast(s, tl.int64) * source.page_width
         entry = 0
     head = h // source.GROUP
-    _, tokens = span(call.k_spans, s, call.k_count)
-    length = origin + tokens
-    if call.q_offset is not None:  # the part of a longer sequence that this call knows
-        length = tl.maximum(length, call.q_offset + call.q_count)
+    length = sequence_length(call, s)
     return Keys(at(source.k, entry, head, start), at(source.v, entry, head, start), pages, origin, count, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from spdsl.runtime.tuning.configs import Config, Tables, power_of_2
@@ -16,6 +17,9 @@ JOB_TILES_INTERPRETED = 4  # so few that small inputs have keys of several jobs
 # list head needs queries * units of a list * (head dim + 1) numbers.
 PARTS_BYTES = 1 << 30
 PARTS_BYTES_INTERPRETED = 1 << 13  # so few that small inputs take several turns
+# Scores that exist at once, where lists are cut: a call takes as many turns as it needs.
+CUT_BYTES = 1 << 28
+CUT_BYTES_INTERPRETED = 1 << 11
 
 
 class UnitShape(NamedTuple):
@@ -29,6 +33,24 @@ class UnitShape(NamedTuple):
 def job_tiles(unit: int, interpreted: bool) -> int:
     """Tiles of one job of dK and dV: units that every query chooses (the first, say) are shared by several programs."""
     return (JOB_TILES_INTERPRETED if interpreted else JOB_TILES) * max(1, unit // JOB_KEYS)
+
+
+def cut_pieces(tiles: int, scores: int, interpreted: bool) -> Iterator[tuple[int, int]]:
+    """Tiles first..end - 1 of each turn, of `scores` int32 for each of them; one tile at least.
+
+    Turns start at multiples of 16, if they have as many: kernels then know the same of each.
+    """
+    most = max(1, (CUT_BYTES_INTERPRETED if interpreted else CUT_BYTES) // (4 * scores))
+    most = most if most < 16 else most // 16 * 16
+    for first in range(0, tiles, most):
+        yield first, min(first + most, tiles)
+
+
+def tile_of_lists(shape: UnitShape, rows: int) -> UnitShape:
+    """Tiles for lists that `rows` queries have together: no more queries than that, if a product has 16 rows."""
+    lanes = min(shape.lanes, power_of_2(rows))
+    block_m = max(16, shape.config.block_m // shape.lanes * lanes)
+    return shape._replace(config=shape.config._replace(block_m=block_m), lanes=lanes)
 
 
 def fitted(config: Config, group: int, unit: int) -> UnitShape:

@@ -25,6 +25,7 @@ from spdsl.runtime.tuning.unit_configs import (
     fitted,
     job_tiles,
     one_query,
+    tile_of_lists,
 )
 from spdsl.runtime.tuning.warps import without_repeats
 from spdsl.runtime.units.packed import Inverse, StepLists, StepLse, UnitConst, UnitLists, add_slots
@@ -43,8 +44,17 @@ def unit_config(kernel: str, q: Tensor, v_dim: int, group: int, unit: int, paged
 
 
 def select_step(shape: UnitShape, q: Tensor) -> UnitShape:
-    """The shape of `select` for one query of each sequence, whose few rows may have no work for every warp."""
-    shape = one_query(shape)
+    """The shape of `select` for one query of each sequence."""
+    return with_work(one_query(shape), q)
+
+
+def select_tile(shape: UnitShape, rows: int, q: Tensor) -> UnitShape:
+    """The shape of `select` for lists that `rows` queries have together."""
+    return with_work(tile_of_lists(shape, rows), q) if rows > 1 else shape
+
+
+def with_work(shape: UnitShape, q: Tensor) -> UnitShape:
+    """A shape of `select` whose few rows may have no work for every warp."""
     kernel = KernelShape("select", q.shape[3], 16, q.element_size(), shape.group)
     config = shape.config if INTERPRETED else without_repeats(kernel, shape.config, gpu_of(q.device).architecture)
     return shape._replace(config=config)

@@ -1,0 +1,19 @@
+"""What the compiler knows of a product, the number that a query and a key give: one record for each.
+
+The library has a record of the same name with the functions that compute it; the oracle has its formula.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """`attended`: kernels of attention and of divergences multiply so; else it can be a score's logits only."""
+
+    name: str
+    attended: bool = False
+
+
+DOT = Product("dot", attended=True)

@@ -1,0 +1,1 @@
+"""Pools: how a cell of tokens becomes an entry, a file for each."""

@@ -1,0 +1,81 @@
+"""Launching the kernels of a choice that is cut: tiles, pieces of bounded size, constants."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.language import tl
+from spdsl.runtime.launch.launch import INTERPRETED, call_of, launch, strided
+from spdsl.runtime.select.cut import NOT_CUT, CutConst, CutTiles, cut_lists
+from spdsl.runtime.sequences import Layout
+from spdsl.runtime.tuning.configs import power_of_2
+from spdsl.runtime.tuning.unit_configs import UnitShape, cut_pieces
+
+_CHUNK = 1024  # units of a list that one program looks at at once
+
+
+def cut_constants(
+    shape: UnitShape, unit: int, rows: int, most: int, least: int, level: float | None, stride: int, first: int,
+    entries: int, splits: int, causal: bool, units: int,
+) -> CutConst:  # fmt: skip
+    """As `select_constants`, for lists of `rows` queries. Without `least` what is below `level` has no bits at all."""
+    passing = NOT_CUT.value if level is None or least == 0 else level_bits(level) - 1
+    chunk = max(16, min(_CHUNK, power_of_2(units)))
+    values = (
+        unit, rows, shape.lanes, max(shape.config.block_n, 16), most, least, passing, unit // stride, first, entries,
+        splits, causal, 16 if INTERPRETED else chunk,
+    )  # fmt: skip
+    return CutConst(*(tl.constexpr(value) for value in values))
+
+
+def level_bits(level: float) -> int:
+    """`score_bits` of the level; -0 is 0."""
+    bits: int = struct.unpack("<i", struct.pack("<f", level + 0.0))[0]
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def tiles_of_rows(q: Tensor, layout: Layout, rows: int, lanes: int) -> tuple[Tensor | None, int, int, int]:
+    """-> the number of each sequence's first tile (None: all have equally many), how many that are, sequences, tiles.
+
+    A tile of lists of several rows may hold rows at the end of one and at the start of the next.
+    """
+    step, more = (lanes, lanes - 1) if rows == 1 else (rows, 2 * rows - 2)
+    sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+    if layout.q_spans is None or q.shape[0] == sequences:
+        each = (q.shape[2] + more) // step if q.shape[2] else 0
+        return None, each, sequences, each * sequences
+    counts = (layout.q_spans[:, 1] + more) // step
+    return (counts.cumsum(0) - counts).int(), 0, sequences, (q.shape[2] + more * sequences) // step
+
+
+def most_units(q: Tensor, layout: Layout, unit: int) -> int:
+    """Of the longest sequence, from host numbers alone; at least 1."""
+    length = layout.keys if layout.q_spans is None else min(layout.keys, layout.longest)
+    if layout.q_offset is not None:
+        length = max((layout.k_offset or 0) + length, layout.q_offset + q.shape[2])
+    return max(1, -(-length // unit))
+
+
+def cut_units(
+    score: Callable[[Tensor, CutTiles, int], None], found: Tensor, q: Tensor, layout: Layout, S: CutConst
+) -> None:
+    """Fills the lists `found` [B, lists, N, most] of the rows of all sequences, a piece of bounded size at a time.
+
+    score(bits, tiles, many) launches the kernel that scores `many` tiles.
+    """
+    first, each, sequences, many = tiles_of_rows(q, layout, S.ROWS.value, S.LANES.value)
+    lists, width = found.shape[1], most_units(q, layout, S.UNIT.value)
+    own = 1 if S.ROWS.value > 1 else S.LANES.value  # lists of a tile
+    for begin, end in cut_pieces(many, lists * own * width, INTERPRETED):
+        rows = (end - begin) * own
+        bits = torch.empty(lists, rows, width, dtype=torch.int32, device=q.device)
+        tiles = CutTiles(first, each, sequences, begin, rows, width)
+        score(bits, tiles, end - begin)
+        launch(
+            cut_lists, (rows, lists), bits, strided(found, sequences), call_of(q, layout), tiles, S,
+            num_warps=max(1, S.CHUNK.value // 256), num_stages=1,
+        )  # fmt: skip
