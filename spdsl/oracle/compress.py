@@ -53,6 +53,8 @@ def _entry(
         return own.mean(2)
     if by == "max":
         return own.amax(2)
+    if by == "min":
+        return own.amin(2)
     if by == "softmax":
         assert z is not None
         return (torch.softmax(z[:, :, tokens], 2) * own).sum(2)

@@ -26,7 +26,9 @@ POOLS = """
 pattern pools {
     causal
     sums = compress(32, 16, by = weighted)
-    return gate(attend(sums), attend(compress(32, 16, by = max)), attend(sliding(64)))
+    high = compress(32, 16, by = max)
+    low  = compress(32, 16, by = min)
+    return gate(attend(sums), attend(high), attend(low), attend(sliding(64)))
 }
 """
 EARLY = """

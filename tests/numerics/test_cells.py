@@ -16,7 +16,7 @@ from tests.numerics.selected import by_rank, picked
 from tests.numerics.test_selection import checked
 from tests.numerics.test_selection_layouts import check_chunks, check_packed, check_padded
 
-WAYS = ("mean", "max", "weighted", "mlp", "softmax(z)")
+WAYS = ("mean", "max", "min", "weighted", "mlp", "softmax(z)")
 
 
 def every_way(grid: str, more: str = "causal", when: str = "") -> str:

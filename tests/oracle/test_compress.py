@@ -63,9 +63,10 @@ def test_cells_hold_what_is_there(grid: Grid, tokens: int, wanted: list[tuple[in
         assert places.stop - places.start == own.stop - own.start
 
 
-def test_mean_and_max() -> None:
+def test_mean_and_extremes() -> None:
     assert made("mean", tokens(1, 5, 3, 9)) == [3, 4, 6]
     assert made("max", tokens(1, 5, 3, 9)) == [5, 5, 9]
+    assert made("min", tokens(1, 5, 3, 9)) == [1, 3, 3]
     assert made("mean", tokens(1, 5, 3, 9, 7), stride=2) == [3, 6]
 
 
@@ -199,7 +200,7 @@ def test_no_closed_entry_gives_zero_and_no_gradient(rows: int) -> None:
     assert inputs["q"].grad[:, :, :3].eq(0).all()
 
 
-@pytest.mark.parametrize("by", ["mean", "max", "weighted", "mlp"])
+@pytest.mark.parametrize("by", ["mean", "max", "min", "weighted", "mlp"])
 def test_gradients_are_those_of_finite_differences(by: str) -> None:
     found = built.pattern(
         (Query("q"), Stream("kv"), built.entries(3, 2, by), *built.weights(3, by)), built.coarse(3, 2)

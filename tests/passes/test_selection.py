@@ -102,6 +102,7 @@ def test_weights_of_a_side(value: str, sides: str) -> None:
             "down": ("heads", "hidden", "dim"),
         },
         "max": {},
+        "min": {},
     }
     for by, roles in shapes.items():
         pattern = lowered(f"causal kv = stream(value = {value}) e = compress(4, by = {by}) return attend(e)")

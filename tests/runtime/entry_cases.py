@@ -14,8 +14,8 @@ from spdsl.runtime.sequences import Layout, layout_of
 
 HEADS, DIM, HIDDEN = 2, 6, 5
 LAYOUTS = ("dense", "short", "none", "packed", "packed inside", "one packed", "padded")
-KINDS = ("mean", "max", "weighted", "mlp", "softmax")
-STREAMED = ("mean", "max", "weighted")
+KINDS = ("mean", "max", "min", "weighted", "mlp", "softmax")
+STREAMED = ("mean", "max", "min", "weighted")
 
 PACKED = {"packed": [0, 9, 9, 12, 30, 37], "packed inside": [3, 14, 31], "one packed": [0, 37]}
 LENGTHS = [0, 2, 11, 36, 37]

@@ -91,7 +91,7 @@ def way_of(kind: str, width: int) -> Way:
 
 @pytest.mark.parametrize("page", [None, 16])
 @pytest.mark.parametrize("pieces", PIECES)
-@pytest.mark.parametrize("kind", ["mean", "max", "weighted", "mlp"])
+@pytest.mark.parametrize("kind", ["mean", "max", "min", "weighted", "mlp"])
 def test_pieces_make_the_entries_of_the_whole(kind: str, pieces: str, page: int | None) -> None:
     for cells in CELLS:
         k, v = tokens_of(41)

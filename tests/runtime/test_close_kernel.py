@@ -38,6 +38,7 @@ class Way(NamedTuple):
 WAYS = {
     "mean": Way(POOLS["mean"]),
     "max": Way(POOLS["max"]),
+    "min": Way(POOLS["min"]),
     "weighted": Way(POOLS["weighted"]),
     "softmax": Way(POOLS["softmax"], "full"),
     "softmax of one number": Way(POOLS["softmax"], "narrow"),
@@ -170,15 +171,16 @@ def test_weights_of_another_dtype(way: str) -> None:
 
 
 @pytest.mark.interpret
-def test_the_maximum_of_nan_is_nan() -> None:
+@pytest.mark.parametrize("kind", ["max", "min"])
+def test_the_maximum_of_nan_is_nan(kind: str) -> None:
     x = torch.tensor([1.0, torch.nan, 3.0, -torch.inf, -torch.inf, 5.0, -0.0, torch.nan]).view(1, 1, 8, 1)
     store = EntryStore(
         1, 8, {"kv": StreamShape(1, 1, 0)}, {}, {"cmp": EntryShape(1, 1, 0, Cells(2, 1))},
         page=None, device="cpu", dtype=torch.float32, page_table=None,
     )  # fmt: skip
     store._append_by_torch({"kv": x}, {}, {}, 8)
-    store.close("cmp", "kv", 8, *WAYS["max"][:2])
-    wanted = POOLS["max"].entries(x.unfold(2, 2, 1).transpose(3, 4), None)
+    store.close("cmp", "kv", 8, POOLS[kind])
+    wanted = POOLS[kind].entries(x.unfold(2, 2, 1).transpose(3, 4), None)
     torch.testing.assert_close(store.k["cmp"][:, :, :-1], wanted, rtol=0, atol=0, equal_nan=True)
 
 
@@ -257,7 +259,8 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, way: str, added: int, page: int
     [
         ("mean", 400, 64), ("mlp", 1, 64),
         *(pytest.param(*case, marks=pytest.mark.full) for case in (
-            ("max", 1, 64), ("weighted", 1, None), ("softmax", 400, 64), ("mlp", 1, None), ("mlp", 400, 64),
+            ("max", 1, 64), ("min", 400, 64), ("weighted", 1, None), ("softmax", 400, 64), ("mlp", 1, None),
+            ("mlp", 400, 64),
         )),
     ],
 )  # fmt: skip

@@ -44,8 +44,9 @@ def entry(kind: str, c: Tensor, places: slice, weights: Weights, z: Tensor) -> T
     """One entry [B, H, D] of the tokens of one cell [B, H, tokens, D] at some of its places, by the formulas."""
     if kind == "mean":
         return c.sum(2) / c.shape[2]
-    if kind == "max":
-        return torch.stack([c[:, :, w] for w in range(c.shape[2])]).amax(0)
+    if kind in ("max", "min"):
+        tokens = torch.stack([c[:, :, w] for w in range(c.shape[2])])
+        return tokens.amax(0) if kind == "max" else tokens.amin(0)
     if kind == "softmax":
         e = torch.exp(z)
         return (e * c).sum(2) / e.sum(2)

@@ -109,14 +109,15 @@ def test_kernels_take_any_strides(kind: str) -> None:
 
 
 @pytest.mark.interpret
-def test_ties_and_nan_of_the_maximum() -> None:
-    x = torch.tensor([1.0, 3.0, 3.0, 0.0, torch.nan, torch.nan, 5.0, 1.0]).view(1, 1, 8, 1)
+@pytest.mark.parametrize("kind, sign", [("max", 1), ("min", -1)])
+def test_ties_and_nan_of_an_extreme(kind: str, sign: int) -> None:
+    x = sign * torch.tensor([1.0, 3.0, 3.0, 0.0, torch.nan, torch.nan, 5.0, 1.0]).view(1, 1, 8, 1)
     layout = dense(x)
-    found = entries_forward(x, Cells(4, 2), layout, "max").flatten()
+    found = entries_forward(x, Cells(4, 2), layout, kind).flatten()
     torch.testing.assert_close(
-        found, POOLS["max"].entries(cells_of(x, Cells(4, 2), layout), None).flatten(), equal_nan=True
+        found, POOLS[kind].entries(cells_of(x, Cells(4, 2), layout), None).flatten(), equal_nan=True
     )
-    (dx,) = entries_backward(torch.ones(1, 1, 3, 1), x, Cells(4, 2), layout, "max")
+    (dx,) = entries_backward(torch.ones(1, 1, 3, 1), x, Cells(4, 2), layout, kind)
     assert dx.flatten().tolist() == [0, 1, 0, 0, 2, 0, 0, 0]
 
 
@@ -153,7 +154,8 @@ def test_kernels_compile(
     kind: str, dtype: torch.dtype, packed: bool, dim: int, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launches = launches_of(monkeypatch, kind, dtype, packed, dim)
-    more = {"max": ["pool_entries", "spread_entries"], "weighted": ["spread_entries", "weight_sums"]}
+    again = ["pool_entries", "spread_entries"]
+    more = {"max": again, "min": again, "weighted": ["spread_entries", "weight_sums"]}
     assert [launch.name for launch in launches] == ["pool_entries", *more.get(kind, ["spread_entries"])]
     for launch in launches:
         compiled = compile_launch(launch, targets.find(target))

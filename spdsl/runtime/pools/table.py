@@ -7,13 +7,14 @@ from torch import Tensor
 from spdsl.runtime.entries.entries import Cells, cells_of, compress
 from spdsl.runtime.pools.max import MAX
 from spdsl.runtime.pools.mean import MEAN
+from spdsl.runtime.pools.min import MIN
 from spdsl.runtime.pools.mlp import MLP
 from spdsl.runtime.pools.pool import Pool
 from spdsl.runtime.pools.softmax import SOFTMAX
 from spdsl.runtime.pools.weighted import WEIGHTED
 from spdsl.runtime.sequences import Layout
 
-POOLS: dict[str, Pool] = {pool.name: pool for pool in (MEAN, MAX, WEIGHTED, MLP, SOFTMAX)}
+POOLS: dict[str, Pool] = {pool.name: pool for pool in (MEAN, MAX, MIN, WEIGHTED, MLP, SOFTMAX)}
 
 
 def entries_by_torch(
