@@ -9,7 +9,6 @@ PLANNED: dict[str, str] = {
     "normalize": "a normalised stream",
     "tail": "the last n queries",
     "bound": "an upper bound of a cell's logits",
-    "cosine": "a cosine score",
     "cohesion": "the self-similarity of a cell",
     "indexer": "a learned index score",
     "antidiagonal": "sums along antidiagonals",

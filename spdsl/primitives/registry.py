@@ -6,6 +6,7 @@ from spdsl.primitives import (
     allow,
     attend,
     compress,
+    cosine,
     cover,
     dilated,
     dot,
@@ -39,7 +40,7 @@ WORDS: dict[str, Word] = {
     for module in (
         sink, sliding, first, last, dilated, strided, fixed, random, where, open, cover, given,
         stream, query, tensor, compress,
-        mass, dot, softmax, top_k, threshold,
+        mass, dot, cosine, softmax, top_k, threshold,
         attend, gate, merge,
         pool, kl,
         expect, allow,

@@ -96,6 +96,15 @@ WORDS = {
     ),
     "at least of a logit": by_rank("threshold(0.9, score = rank, share = max(group), unit = max(16), least = 2)"),
     "threshold of a logit": by_rank("threshold(0.2, score = rank, share = max(group), unit = max(16))"),
+    "cosine": (
+        "causal chosen = top_k(2, score = cosine(compress(8, 4)), share = max(group), unit = max(16), force = last(1)) "
+        "return attend(chosen)"
+    ),
+    "threshold of a cosine": (
+        "causal index = stream(value = none) q_index = query() chosen = threshold(0.6, "
+        "score = cosine(index, query = q_index), share = head, unit = max(16), least = 1, most = 3) "
+        "return attend(chosen)"
+    ),
     "within": by_rank(
         "top_k(2, score = softmax(rank), unit = sum(16), within = ~last(2))", keys="chosen | last(2, unit = 16)"
     ),

@@ -37,7 +37,7 @@ LONG = published("infllm_v2", ("compress(32, 16", "compress(8, 4"), ("return att
 CHUNKABLE = {"infllm_v2": LONG} | {
     name: SELECTED[name]
     for name in ("nsa", "moba", "msa_minimax", "units of four cells", "softmax", "max", "heads apart", "threshold",
-                 "threshold of at least", "at least of a logit",
+                 "threshold of at least", "at least of a logit", "cosine", "threshold of a cosine",
                  "sink", "within", "bias", "value is key", "softmax of a stream without values")
 }  # fmt: skip
 
