@@ -1,7 +1,7 @@
 """Reads the functions of kernels for products of an index and a stride of which neither is 64 bits wide.
 
 Wide is what is converted to int64, what is computed from it, a name set to it, a parameter that every call gives it to,
-and what a function returns of it.
+and what a function returns of it. `C.POOL.add(...)` calls every function that stands as `add` in a record.
 """
 
 from __future__ import annotations
@@ -28,8 +28,21 @@ class _Function:
 
 def narrow_products(text: str) -> list[str]:
     """`function:line: product` of each product that may pass 2^31."""
-    nodes = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and _is_jit(node)]
-    return _Reading({node.name: _Function(node, {}) for node in nodes}).narrow()
+    body = ast.parse(text).body
+    nodes = [node for node in body if isinstance(node, ast.FunctionDef) and _is_jit(node)]
+    return _Reading({node.name: _Function(node, {}) for node in nodes}, _of_records(body)).narrow()
+
+
+def _of_records(body: list[ast.stmt]) -> dict[str, set[str]]:
+    """The names that stand in each field of a record: of a named tuple that is made on the level of the module."""
+    classes = [node for node in body if isinstance(node, ast.ClassDef)]
+    fields = {one.name: [ast.unparse(x.target) for x in one.body if isinstance(x, ast.AnnAssign)] for one in classes}
+    found: dict[str, set[str]] = {}
+    for call in (call for node in body if isinstance(node, ast.Assign) for call in _calls(node)):
+        assert isinstance(call.func, ast.Name)
+        for name, given in zip(fields.get(call.func.id, []), call.args, strict=False):
+            found.setdefault(name, set()).add(ast.unparse(given))
+    return found
 
 
 def _is_jit(node: ast.FunctionDef) -> bool:
@@ -39,9 +52,10 @@ def _is_jit(node: ast.FunctionDef) -> bool:
 class _Reading:
     """All start as wide; what is not falls, until nothing falls any more."""
 
-    def __init__(self, functions: dict[str, _Function]) -> None:
-        self.functions = functions
-        called = {call.func.id for one in functions.values() for call in _calls(one.node) if call.func.id in functions}
+    def __init__(self, functions: dict[str, _Function], records: dict[str, set[str]]) -> None:
+        self.functions, self.records = functions, records
+        calls = [call for one in functions.values() for call in (*_calls(one.node), *_calls_of_records(one.node))]
+        called = {callee.node.name for call in calls for callee in self._callees(call)}
         for name, one in functions.items():
             one.wide = {arg.arg: name in called for arg in one.node.args.args}
             one.returns = [True] * 8
@@ -68,15 +82,22 @@ class _Reading:
                 one.returns = [
                     a and b for a, b in zip(self._parts(statement.value, one.env), one.returns, strict=False)
                 ]
-        for call in _calls(one.node):
+        for call in (*_calls(one.node), *_calls_of_records(one.node)):
             self._pass(call, one.env)
 
     def _pass(self, call: ast.Call, env: dict[str, bool]) -> None:
-        assert isinstance(call.func, ast.Name)
-        callee = self.functions.get(call.func.id)
-        if callee is not None:
+        for callee in self._callees(call):
             for name, given in zip(callee.wide, call.args, strict=False):
                 callee.wide[name] = callee.wide[name] and self._wide(given, env)
+
+    def _callees(self, call: ast.Call) -> list[_Function]:
+        """Fields of one name in two kinds of records differ in their parameters."""
+        of_record = isinstance(call.func, ast.Attribute)
+        names = (
+            self.records.get(call.func.attr, ()) if isinstance(call.func, ast.Attribute) else [ast.unparse(call.func)]
+        )
+        found = [self.functions[name] for name in names if name in self.functions]
+        return [one for one in found if not of_record or len(one.node.args.args) == len(call.args)]
 
     def _assign(self, env: dict[str, bool], target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, ast.Name):
@@ -140,6 +161,12 @@ def _is_constant(value: ast.expr) -> bool:
 
 def _calls(node: ast.AST) -> list[ast.Call]:
     return [call for call in ast.walk(node) if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)]
+
+
+def _calls_of_records(node: ast.AST) -> list[ast.Call]:
+    """`C.POOL.add(...)`"""
+    calls = [call for call in ast.walk(node) if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)]
+    return [call for call in calls if ast.unparse(call.func).startswith("C.POOL.")]
 
 
 def _is_stride(value: ast.expr) -> bool:

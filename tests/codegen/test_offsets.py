@@ -64,6 +64,17 @@ def test_a_narrow_product_is_seen(name: str) -> None:
     assert narrow_products(f"@jit\ndef f(x, h, i, stride, C):\n    {SEEDED[name]}\n")
 
 
+def test_a_narrow_call_of_a_record_is_seen() -> None:
+    """What a kernel passes to a field of a record is passed to all functions that stand there."""
+    text = (
+        "class Pool(NamedTuple):\n    start: Any\n    add: Any\n\n\n"
+        "@jit\ndef f(x, i):\n    return x.data + i * x.token\n\n\n"
+        "MAX = Pool(None, f)\n\n\n@jit\ndef g(x, i, C):\n    return C.POOL.add(x, i{})\n"
+    )
+    assert narrow_products(text.format(".to(tl.int64)")) == []
+    assert narrow_products(text.format("")) == ["f:8: i * x.token"]
+
+
 def test_one_narrow_call_is_seen() -> None:
     """A parameter is wide if all that is passed for it is."""
     text = "@jit\ndef f(x, i):\n    return x.data + i * x.token\n\n\n@jit\ndef g(x, i):\n    {}return f(x, i{})\n"
