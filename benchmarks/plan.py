@@ -62,9 +62,9 @@ def prepared(module: ModuleType, tokens: int) -> float:
 
     q, k, v = (torch.zeros(1, 1, tokens, 1) for _ in range(3))
     start = time.perf_counter()
-    module._check(q, k, v)
+    inputs = module.rt.checked(module.ARGUMENTS, module.Inputs(q, k, v), "train")
     layout = module.rt.checked_layout(q, k, None, None, None, None, None)
-    module._prepare(q, k, v, layout, *module.rt.sizes_of(q, k, layout))
+    module.rt.prepared(module.ARGUMENTS, inputs, layout)
     return time.perf_counter() - start
 
 
@@ -76,7 +76,9 @@ def stopped(module: ModuleType, begun: list[float]) -> Iterator[None]:
         begun.append(time.perf_counter())
         raise Started
 
-    with mock.patch.object(module.rt, "sparse_forward", stop):
+    from spdsl.runtime.cpu import attention
+
+    with mock.patch.object(attention, "sparse_forward", stop):
         yield
 
 

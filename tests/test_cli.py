@@ -72,7 +72,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return [f"{path.name} for {gpu.name}" for gpu in gpus]
 
     stand_ins: dict[str, dict[str, object]] = {
-        "module_report": {"compile_file": compile_file, "write_binaries": None},
+        "module_report": {"compile_file": compile_file, "write_binaries": None, "name_of": None},
         "report": {"report": lambda rows: f"report {rows}", "to_json_of_files": json.dumps},
         "counts": {"tables": lambda plan: [f"counts of {plan}"]},
     }

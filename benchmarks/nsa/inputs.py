@@ -99,8 +99,8 @@ def parts_of(module: ModuleType, given: Inputs, chosen: Tensor | None = None) ->
     """The inputs of the branches' operators with their entries, the layout, and the lists (by default the module's)."""
     arrays = {name: x for name, x in given.items() if name != "gates"}
     layout = module.rt.checked_layout(given["q"], given["k_rough"], None, None, None, None, None)
-    sizes = dict(zip(("tokens", "keys"), module.rt.sizes_of(given["q"], given["k_rough"], layout), strict=True))
-    made = module._entries(module._prepare(**arrays, layout=layout, **sizes), layout)
+    inputs = module.rt.prepared(module.ARGUMENTS, module.Inputs(**arrays), layout)
+    made = module._entries(inputs, layout)
     if chosen is None:
         _, lse = module.coarse_forward_op(made.q, made.k_entries, made.v_entries, *layout)
         chosen = select(module, made, layout, lse)

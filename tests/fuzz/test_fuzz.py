@@ -36,8 +36,8 @@ def test_programs_hold_every_word_and_many_are_valid() -> None:
     texts = [Programs(seed).source() for seed in range(300)]
     missing = [word for word in WORDS if not any(f"{word}(" in text for text in texts)]
     assert missing == []
-    valid = [text for text in texts[:40] if not any(one.code.startswith("E") for one in api.check(text))]
-    assert len(valid) >= 8
+    valid = [text for text in texts[:80] if not any(one.code.startswith("E") for one in api.check(text))]
+    assert len(valid) >= 16  # a fifth: of 200 programs some 46
 
 
 def test_cases_are_the_same_in_every_run() -> None:

@@ -682,7 +682,7 @@ def reference(
 def _reference(inputs: Inputs, gates: Tensor | None, layout: rt.Layout, return_lse: bool) -> Any:
     """The float64 meaning in every phase."""
     inputs = rt.prepared(ARGUMENTS, inputs, layout)
-    inputs = rt.in_float64(inputs)
+    inputs = rt.in_float64(ARGUMENTS, inputs)
 
     attend_part = attend_dense(inputs, layout)
     return rt.finish(attend_part, return_lse)

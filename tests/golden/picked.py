@@ -1228,7 +1228,7 @@ def reference(
 def _reference(inputs: Inputs, gates: Tensor | None, layout: rt.Layout, return_lse: bool) -> Any:
     """The float64 meaning in every phase."""
     inputs = rt.prepared(ARGUMENTS, inputs, layout)
-    inputs = _entries(rt.in_float64(inputs), layout)
+    inputs = _entries(rt.in_float64(ARGUMENTS, inputs), layout)
     inputs = rt.with_choices(ARGUMENTS, inputs, layout)
 
     inputs = _dense_chosen(inputs, layout, None)

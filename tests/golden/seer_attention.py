@@ -1189,7 +1189,7 @@ def reference(
 def _reference_train(inputs: Inputs, gates: Tensor | None, layout: rt.Layout, return_lse: bool) -> Any:
     """The float64 meaning in the phase train."""
     inputs = rt.prepared(ARGUMENTS, inputs, layout)
-    inputs = rt.in_float64(inputs)
+    inputs = rt.in_float64(ARGUMENTS, inputs)
 
     full_part = full_dense(inputs, layout)
     return rt.finish(full_part, return_lse), _result_1(inputs, layout, full_part[1])
@@ -1199,7 +1199,7 @@ def _reference_prefill(inputs: Inputs, gates: Tensor | None, layout: rt.Layout, 
     """The float64 meaning in the phase prefill."""
     rt.expect_tensor("chosen", inputs.chosen)
     inputs = rt.prepared(ARGUMENTS, inputs, layout)
-    inputs = rt.in_float64(inputs)
+    inputs = rt.in_float64(ARGUMENTS, inputs)
 
     attend_part = attend_dense(inputs, layout)
     return rt.finish(attend_part, return_lse)
@@ -1208,7 +1208,7 @@ def _reference_prefill(inputs: Inputs, gates: Tensor | None, layout: rt.Layout, 
 def _reference_decode(inputs: Inputs, gates: Tensor | None, layout: rt.Layout, return_lse: bool) -> Any:
     """The float64 meaning in the phase decode."""
     inputs = rt.prepared(ARGUMENTS, inputs, layout)
-    inputs = rt.in_float64(inputs)
+    inputs = rt.in_float64(ARGUMENTS, inputs)
 
     full_part = full_dense(inputs, layout)
     return rt.finish(full_part, return_lse)

@@ -259,7 +259,8 @@ def kept_dtypes(arguments: Arguments, dtype: torch.dtype) -> dict[str, torch.dty
     return {x.name: dtypes[x.kind] for x in arguments.tensors if x.kept}
 
 
-def in_float64(inputs: Inputs) -> Inputs:
-    """Floating point inputs in float64."""
-    made: Inputs = type(inputs)(*[x.double() if x is not None and x.is_floating_point() else x for x in inputs])
-    return made
+def in_float64(arguments: Arguments, inputs: Inputs) -> Inputs:
+    """The inputs in float64, but for what the caller chose: that is not checked yet."""
+    chosen = {x.name for x in arguments.chosen}
+    own = {name: x for name, x in inputs._asdict().items() if x is not None and name not in chosen}
+    return changed_in(inputs, {name: x.double() for name, x in own.items() if x.is_floating_point()})
