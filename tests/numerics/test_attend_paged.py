@@ -116,7 +116,7 @@ def check(module: ModuleType, pattern: Pattern, pages: Pages, **how: Any) -> Non
             (out[first : first + count].transpose(0, 1)[None], lse[first : first + count].transpose(0, 1)[None])
             for out, lse in found
         ]
-        tokens = own[min(streams(pattern))].shape[2]
+        tokens = own[min(streams(pattern) & {*own})].shape[2]  # of entries there are fewer
         first += count
         if not count:
             continue
