@@ -245,18 +245,6 @@ class ModuleText:
         return any(found.pool.backward for found in self.entries)
 
     @property
-    def scored(self) -> frozenset[str]:
-        """The softmaxes whose logits torch computes as well, for a choice or a result."""
-        chosen = {found.softmax.name for found in self.selected}
-        whole = {part.softmax.name for extra in self.extras for part in extra.parts if not extra.listed}
-        return frozenset(chosen | whole)
-
-    @property
-    def scored_by_list(self) -> frozenset[str]:
-        """Those whose logits torch computes on the units of a list."""
-        return frozenset(part.softmax.name for extra in self.extras for part in extra.parts if extra.listed)
-
-    @property
     def vectors(self) -> tuple[str, ...]:
         """The arguments with a head dim: queries, keys and values, in the order of the pattern."""
         names: list[str] = []

@@ -80,13 +80,11 @@ def _environment() -> Environment:
 
 def _pieces(s: SoftmaxText) -> dict[str, object]:
     """Pieces of text that several templates of a softmax share."""
-    tokens = "None if layout.q_spans is None else corner.tokens"
     return {
         "cells": s.cells,
         "corners": f"rt.entry_corners(q, layout, {s.cells})" if s.cells else "rt.corners(q, layout)",
         "t": ", t" if s.reads else "",
         "reads_class": s.reads_class,
-        "own_reads": f", {s.name}_reads_of(t, corner.sequences, {tokens})" if s.reads else "",
         "sink_parameter": f"{s.sink}: Tensor, " if s.sink else "",
         "scale": s.scale or "q.shape[-1] ** -0.5",
         "softcap": s.softcap or None,

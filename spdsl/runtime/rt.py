@@ -65,8 +65,6 @@ from spdsl.runtime.cpu.attention import (
     logits_of_units,
 )
 from spdsl.runtime.cpu.cpu import sink_gradient
-from spdsl.runtime.entries.close_mlp import close_mlp
-from spdsl.runtime.entries.close_streamed import close_streamed
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
 from spdsl.runtime.language import triton
@@ -98,13 +96,7 @@ from spdsl.runtime.launch.launch import (
 )
 from spdsl.runtime.launch.splits import most_visited, split_count
 from spdsl.runtime.module import Module, library_digest
-from spdsl.runtime.pools.max import pool_max
-from spdsl.runtime.pools.mean import pool_mean
-from spdsl.runtime.pools.min import pool_min
-from spdsl.runtime.pools.mlp import pool_mlp
-from spdsl.runtime.pools.softmax import pool_softmax
 from spdsl.runtime.pools.table import POOLS, entries_by_torch
-from spdsl.runtime.pools.weighted import pool_weighted
 from spdsl.runtime.select.choose import Selection, choose
 from spdsl.runtime.select.cut import CutTiles, cut_end, cut_rows, of_pooled, pool_rows, store_bits
 from spdsl.runtime.select.cut_launch import cut_constants, cut_units, most_units
@@ -295,8 +287,6 @@ __all__ = [
     "choose",
     "chose",
     "close_in_pages",
-    "close_mlp",
-    "close_streamed",
     "compress_operator",
     "config_for",
     "constants",
@@ -396,13 +386,7 @@ __all__ = [
     "pair_shape",
     "parts_of",
     "per_sequence",
-    "pool_max",
-    "pool_mean",
-    "pool_min",
-    "pool_mlp",
     "pool_rows",
-    "pool_softmax",
-    "pool_weighted",
     "pooled",
     "pooled_scores",
     "prepared",

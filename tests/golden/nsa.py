@@ -1184,8 +1184,7 @@ def fine_kernel_forward(
     """-> out, lse. Rows in no sequence keep out = 0, lse = -inf."""
     sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
     v_dim, lists = keys[0][1].shape[3], chosen.shape[1]
-    out = q.new_zeros(*q.shape[:3], v_dim)
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=rt.wide(q.dtype))
+    out, lse = rt.empty_rows(q, v_dim)
     shape = rt.unit_shape("units", q, v_dim, lists, 64, paged)
     unit_list = rt.unit_lists(chosen, shape, 64, layout)
     q = rt.rows_contiguous(q)
@@ -1260,8 +1259,7 @@ def fine_kernel_decode(
     visited = min(paged.capacity, max(1, chosen.shape[3]) * 64)
     splits = rt.split_count(sequences * lists, visited, rt.gpu_of(q.device).processors)
     q = rt.rows_contiguous(q)
-    partial = torch.empty(sequences, heads, splits, v_dim, device=q.device, dtype=rt.wide(q.dtype))
-    partial_lse = partial.new_empty(sequences, heads, splits)
+    partial, partial_lse = rt.split_room(q, splits, v_dim)
     rt.launch(
         fine_decode, (sequences, lists, splits),
         rt.strided(q), rt.source(q, *keys[0], sequences, layout, paged),

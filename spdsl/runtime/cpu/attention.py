@@ -20,7 +20,7 @@ from spdsl.runtime.cpu.cpu_units import units_backward, units_forward
 from spdsl.runtime.cpu.visits import CPU_BLOCK, visits_of_blocks, visits_of_ranges
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners
-from spdsl.runtime.launch.launch import room_like, wide
+from spdsl.runtime.launch.launch import empty_rows, gradient_room, is_step, wide
 from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.scores import unit_products
 from spdsl.runtime.sequences import Corner, Layout, corners
@@ -122,19 +122,29 @@ def cpu_forward(
     chosen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """-> out, lse; rows in no sequence keep out = 0, lse = -inf. chosen: the units that it walks."""
-    out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
+    out, lse = empty_rows(q, keys[0][1].shape[3])
     for corner in form.corners(q, layout):
         rows, columns = (corner.batch, slice(None), corner.rows), (corner.batch, slice(None), corner.keys)
         here, own = [(k[columns], v[columns]) for k, v in keys], form.own(t, corner, layout)
-        logits = form.logits(q, corner.q_origin)
-        if chosen is not None:
-            seen = _seen(form, corner, own)
-            out[rows], lse[rows] = units_forward(q[rows], *here[0], chosen[rows], form.unit, *seen, logits, sink)
-        else:
-            parts = streams_of(form, q.shape[1], here, corner, own)
-            out[rows], lse[rows] = sparse_forward(q[rows], parts, logits, sink)
+        units = None if chosen is None else chosen[rows]
+        out[rows], lse[rows] = _rows_forward(form, q[rows], here, corner, own, sink, units)
     return out, lse
+
+
+def _rows_forward(
+    form: Form,
+    q: Tensor,
+    keys: KeyValues,
+    corner: Corner,
+    own: tuple[Any, ...],
+    sink: Tensor | None,
+    chosen: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Of the rows and keys of one corner: out, lse."""
+    logits = form.logits(q, corner.q_origin)
+    if chosen is not None:
+        return units_forward(q, *keys[0], chosen, form.unit, *_seen(form, corner, own), logits, sink)
+    return sparse_forward(q, streams_of(form, q.shape[1], keys, corner, own), logits, sink)
 
 
 def cpu_backward(
@@ -150,8 +160,7 @@ def cpu_backward(
     chosen: Tensor | None = None,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """-> dq, (dk, dv) of each stream; out and lse may be those of a joint softmax."""
-    dq = room_like(q).zero_()
-    grads = [(room_like(k).zero_(), room_like(v).zero_()) for k, v in keys]
+    dq, grads = gradient_room(q, keys)
     for corner in form.corners(q, layout):
         rows, columns = (corner.batch, slice(None), corner.rows), (corner.batch, slice(None), corner.keys)
         here, own = [(k[columns], v[columns]) for k, v in keys], form.own(t, corner, layout)
@@ -179,27 +188,24 @@ def cached_attention(
     chosen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """New queries over the keys in a cache, or in pages: out, lse. Of one query the keys are read where they lie."""
-    out = q.new_zeros(*q.shape[:3], keys[0][1].shape[3])
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
-    one_query = q.shape[2] == 1 and layout.q_spans is None  # of each sequence
+    out, lse = empty_rows(q, keys[0][1].shape[3])
+    step = is_step(q, layout)
     for corner in form.corners(q, layout, in_cache=True):
         s, own = corner.sequences.start, form.own(t, corner, layout)
         row = (corner.batch, slice(None), corner.rows)
-        logits, seen = form.logits(q, corner.q_origin), _seen(form, corner, own)
+        logits, units = form.logits(q, corner.q_origin), None if chosen is None else chosen[row]
         if form.cells is not None:
             here = [(held.entry_rows(k, s, corner.keys), held.entry_rows(v, s, corner.keys)) for k, v in keys]
-            found = sparse_forward(q[row], streams_of(form, q.shape[1], here, corner, own), logits, sink)
-        elif one_query and chosen is not None:
-            found = step_of_units(q[row], *keys[0], chosen[row], form.unit, *seen, held.homes(s), logits, sink)
-        elif one_query:
+            found = _rows_forward(form, q[row], here, corner, own, sink, units)
+        elif step and units is not None:
+            seen = _seen(form, corner, own)
+            found = step_of_units(q[row], *keys[0], units, form.unit, *seen, held.homes(s), logits, sink)
+        elif step:
             parts = streams_of(form, q.shape[1], keys, corner, own)
             found = sparse_step(q[row], parts, _step_ranges(form, corner, own), held.homes(s), logits, sink)
         else:
             here = [(held.rows(k, s, corner.length), held.rows(v, s, corner.length)) for k, v in keys]
-            if chosen is not None:
-                found = units_forward(q[row], *here[0], chosen[row], form.unit, *seen, logits, sink)
-            else:
-                found = sparse_forward(q[row], streams_of(form, q.shape[1], here, corner, own), logits, sink)
+            found = _rows_forward(form, q[row], here, corner, own, sink, units)
         out[row], lse[row] = found
     return out, lse
 
