@@ -84,7 +84,7 @@ def stopped(module: ModuleType, begun: list[float]) -> Iterator[None]:
 
 def walk(module: ModuleType, tokens: int) -> tuple[float, int, int]:
     """Seconds for the key ranges of all tiles of the CPU path, how many tiles, the most keys that one visits."""
-    from spdsl.runtime.cpu.cpu import _TILE_ROWS as rows
+    from spdsl.runtime.cpu.cpu_tiles import _TILE_ROWS as rows
 
     start = time.perf_counter()
     found = [module.attend_visits(q, min(q + rows, tokens) - 1, tokens) for q in range(0, tokens, rows)]

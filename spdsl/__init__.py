@@ -7,13 +7,21 @@
 
 from __future__ import annotations
 
-from spdsl.diagnostics import Diagnostic, SpatError
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from spdsl.version import __version__
+
+if TYPE_CHECKING:
+    from spdsl.diagnostics import Diagnostic, SpatError
 
 __all__ = ["Diagnostic", "SpatError", "__version__", "check", "compile", "load"]
 
-
-_LATE = frozenset({"compile", "check", "load"})
+# `spdsl.api` imports sympy, and generated modules import this package: so these come when they are first used.
+_LATE = {
+    "Diagnostic": "spdsl.diagnostics", "SpatError": "spdsl.diagnostics",
+    "check": "spdsl.api", "compile": "spdsl.api", "load": "spdsl.api",
+}  # fmt: skip
 
 
 def __dir__() -> list[str]:
@@ -21,9 +29,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """`compile`, `check` and `load` come from `spdsl.api`, which imports sympy: only when first used."""
     if name in _LATE:
-        from spdsl import api
-
-        return getattr(api, name)
+        return getattr(import_module(_LATE[name]), name)
     raise AttributeError(f"module 'spdsl' has no attribute {name!r}")

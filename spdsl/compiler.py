@@ -68,15 +68,15 @@ def stages(
     while True:
         try:
             with at_most(budget):
-                found = next(steps, None)
+                step = next(steps, None)
         except TooMuch:
             _too_much(tree, report, budget)
             report.check()
-        if found is None:
+        if step is None:
             return
-        if found[0] == "plan":
+        if step[0] == "plan":
             budget = Budget(RENDER_STEPS)
-        yield found
+        yield step
 
 
 def _too_much(tree: PatternTree, report: Report, budget: Budget) -> None:
@@ -103,8 +103,8 @@ def _stages(
     plan = aligned(partition(split(meaning), source))
     yield "aligned", plan
     for view in views(plan, source, tree, setting):
-        for found in findings(view):
-            report.add(found)
+        for diagnostic in findings(view):
+            report.add(diagnostic)
     report.check()
     yield "plan", plan
     steps = tuple(schedule(plan, stage) for stage in scheduled(plan))
@@ -128,9 +128,9 @@ def compile(source: Source, pattern: str | None, params: Params, setting: Settin
 def plan_of(source: Source, pattern: str | None, params: Params) -> Plan:
     """The plan of the pattern. Raises SpatError."""
     report = Report(source)
-    found = dict(islice(stages(source, _chosen(source, pattern, report), params, report), 4))["plan"]
-    assert isinstance(found, Plan)
-    return found
+    plan = dict(islice(stages(source, _chosen(source, pattern, report), params, report), 4))["plan"]
+    assert isinstance(plan, Plan)
+    return plan
 
 
 def emit(source: Source, pattern: str | None, params: Params, stage: str) -> str:
@@ -161,7 +161,7 @@ def check(
     tree = parse(source, report)
     _distinct_names(tree, report)
     budget, setting = budget or Budget(CHECK_STEPS), replace(setting, estimates=Budget(ESTIMATE_STEPS))
-    if all(found.code in NAMES_ONLY for found in report.diagnostics):
+    if all(diagnostic.code in NAMES_ONLY for diagnostic in report.diagnostics):
         last = "pattern" if report.failed else "plan"
         patterns = [pattern for pattern in tree.patterns if only in (None, pattern.name.text)]
         for pattern, given in zip(patterns, divided(patterns, params), strict=True):
@@ -172,9 +172,9 @@ def check(
                         break
             except SpatError:
                 pass
-            for found in own.told():
-                if found.severity is Severity.ERROR or last == "plan":
-                    report.add(found)
+            for diagnostic in own.told():
+                if diagnostic.severity is Severity.ERROR or last == "plan":
+                    report.add(diagnostic)
     return report.told()
 
 

@@ -92,9 +92,10 @@ class SpatError(Exception):
         super().__init__("\n".join(self._lines()))
 
     def _lines(self) -> Iterable[str]:
-        for found in self.diagnostics:
-            line, column = self.source.position(found.span.start) if found.span else (1, 1)
-            yield f"{self.source.path}:{line}:{column}: {found.severity.value}[{found.code}]: {found.message}"
+        for diagnostic in self.diagnostics:
+            line, column = self.source.position(diagnostic.span.start) if diagnostic.span else (1, 1)
+            place, severity = f"{self.source.path}:{line}:{column}", diagnostic.severity.value
+            yield f"{place}: {severity}[{diagnostic.code}]: {diagnostic.message}"
 
 
 @dataclass(slots=True)
@@ -105,9 +106,9 @@ class Report:
     diagnostics: list[Diagnostic] = field(default_factory=list)
     allowed: set[str] = field(default_factory=set)
 
-    def add(self, found: Diagnostic) -> None:
-        if len(self.diagnostics) < MOST_ERRORS and found not in self.diagnostics:
-            self.diagnostics.append(found)
+    def add(self, diagnostic: Diagnostic) -> None:
+        if len(self.diagnostics) < MOST_ERRORS and diagnostic not in self.diagnostics:
+            self.diagnostics.append(diagnostic)
 
     def error(
         self, code: str, message: str, span: Span | None, label: str = "", *, note: str = "", hint: str | Hint = ""
@@ -128,15 +129,15 @@ class Report:
     def told(self) -> list[Diagnostic]:
         """What is to be shown, in source order."""
         told = [
-            found
-            for found in self.diagnostics
-            if found.severity is not Severity.WARNING or found.code not in self.allowed
+            diagnostic
+            for diagnostic in self.diagnostics
+            if diagnostic.severity is not Severity.WARNING or diagnostic.code not in self.allowed
         ]
-        return sorted(told, key=lambda found: found.span.start if found.span else 0)
+        return sorted(told, key=lambda diagnostic: diagnostic.span.start if diagnostic.span else 0)
 
     @property
     def failed(self) -> bool:
-        return any(found.severity is Severity.ERROR for found in self.diagnostics)
+        return any(diagnostic.severity is Severity.ERROR for diagnostic in self.diagnostics)
 
     def check(self) -> None:
         """Raises if any error was found."""

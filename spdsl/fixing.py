@@ -50,26 +50,26 @@ def fix(source: Source, check: Check) -> Fixed:
     """Applies hints until none is left, round by round; all of a round that do not overlap, together."""
     changes: list[Change] = []
     refused: set[tuple[str, str, str]] = set()  # (code, old words, new words) that were taken back
-    found = tuple(check(source))
+    diagnostics = tuple(check(source))
     for _ in range(ROUNDS):
-        edits = [edit for edit in apart(edits_of(found)) if _words(source, edit) not in refused]
+        edits = [edit for edit in apart(edits_of(diagnostics)) if _words(source, edit) not in refused]
         if not edits:
             break
         together = applied(source, edits)
         after = tuple(check(together))
-        if not any(_worse(edit.code, _errors(found), _errors(after)) for edit in edits):
+        if not any(_worse(edit.code, _errors(diagnostics), _errors(after)) for edit in edits):
             changes += [_change(source, edit) for edit in reversed(edits)]
-            source, found = together, after
+            source, diagnostics = together, after
             continue
         for edit in reversed(edits[-ONE_BY_ONE:]):  # from the end on: what is before an edit keeps its place
             tried = applied(source, [edit])
             after = tuple(check(tried))
-            if _worse(edit.code, _errors(found), _errors(after)):
+            if _worse(edit.code, _errors(diagnostics), _errors(after)):
                 refused.add(_words(source, edit))
                 continue
             changes.append(_change(source, edit))
-            source, found = tried, after
-    return Fixed(source, tuple(changes), found)
+            source, diagnostics = tried, after
+    return Fixed(source, tuple(changes), diagnostics)
 
 
 def _change(source: Source, edit: Edit) -> Change:
@@ -77,12 +77,14 @@ def _change(source: Source, edit: Edit) -> Change:
     return Change(edit.code, line, source.text[edit.span.start : edit.span.end], edit.text)
 
 
-def edits_of(found: Iterable[Diagnostic]) -> list[Edit]:
+def edits_of(diagnostics: Iterable[Diagnostic]) -> list[Edit]:
     """The machine-applicable hints, each once, in the order of the text."""
     edits = [
-        Edit(hint.span, hint.replacement, one.code) for one in found for hint in one.hints if applicable(hint)
-        if hint.span is not None and hint.replacement is not None
-    ]  # fmt: skip
+        Edit(hint.span, hint.replacement, diagnostic.code)
+        for diagnostic in diagnostics
+        for hint in diagnostic.hints
+        if applicable(hint) and hint.span is not None and hint.replacement is not None
+    ]
     return sorted(dict.fromkeys(edits), key=lambda edit: (edit.span.start, edit.span.end, edit.text, edit.code))
 
 
@@ -113,8 +115,8 @@ def applied(source: Source, edits: Sequence[Edit]) -> Source:
     return Source("".join([*parts, source.text[end:]]), source.path)
 
 
-def _errors(found: Iterable[Diagnostic]) -> Counter[str]:
-    return Counter(one.code for one in found if one.severity is Severity.ERROR)
+def _errors(diagnostics: Iterable[Diagnostic]) -> Counter[str]:
+    return Counter(diagnostic.code for diagnostic in diagnostics if diagnostic.severity is Severity.ERROR)
 
 
 def _worse(code: str, before: Counter[str], after: Counter[str]) -> bool:

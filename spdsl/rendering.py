@@ -18,54 +18,54 @@ _AROUND = 60  # characters shown at either side of a span in a line too long for
 _LONG_LINE = 160
 
 
-def render(source: Source, found: Diagnostic) -> Text:
+def render(source: Source, diagnostic: Diagnostic) -> Text:
     """One diagnostic with its lines of the source; ends with a line feed."""
-    style = _STYLES[found.severity]
+    style = _STYLES[diagnostic.severity]
     text = Text()
-    text.append(f"{found.severity.value}[{found.code}]", style)
-    text.append(f": {visible(found.message)}\n", "bold")
-    width = _gutter_width(source, found)
-    if found.span is None:
+    text.append(f"{diagnostic.severity.value}[{diagnostic.code}]", style)
+    text.append(f": {visible(diagnostic.message)}\n", "bold")
+    width = _gutter_width(source, diagnostic)
+    if diagnostic.span is None:
         text.append(f"{' ' * width}--> ", _GUTTER).append(f"{visible(source.path)}\n")
     else:
-        row, column = source.position(found.span.start)
+        row, column = source.position(diagnostic.span.start)
         text.append(f"{' ' * width}--> ", _GUTTER).append(f"{visible(source.path)}:{row}:{column}\n")
         text.append(f"{' ' * width} |\n", _GUTTER)
-        _append_span(text, source, found.span, found.label, width, style)
-    notes = [("note", note) for note in found.notes]
-    if found.span is None and found.label:
-        notes.insert(0, ("note", found.label))
-    if found.span is not None and (notes or found.hints):
+        _append_span(text, source, diagnostic.span, diagnostic.label, width, style)
+    notes = [("note", note) for note in diagnostic.notes]
+    if diagnostic.span is None and diagnostic.label:
+        notes.insert(0, ("note", diagnostic.label))
+    if diagnostic.span is not None and (notes or diagnostic.hints):
         text.append(f"{' ' * width} |\n", _GUTTER)
-    for kind, words in [*notes, *(("hint", hint.text) for hint in found.hints)]:
+    for kind, words in [*notes, *(("hint", hint.text) for hint in diagnostic.hints)]:
         text.append(f"{' ' * width} = ", _GUTTER).append(f"{kind}: ", "bold").append(f"{visible(words)}\n")
-    for hint in found.hints:
+    for hint in diagnostic.hints:
         _append_replacement(text, source, hint, width)
     return text
 
 
 def summary(diagnostics: Iterable[Diagnostic]) -> str:
     """`2 errors, 1 warning`; empty if there is nothing to count."""
-    severities = [found.severity for found in diagnostics]
+    severities = [diagnostic.severity for diagnostic in diagnostics]
     counts = [(severities.count(severity), severity.value) for severity in Severity]
     return ", ".join(f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count)
 
 
-def as_data(source: Source, found: Diagnostic) -> dict[str, object]:
+def as_data(source: Source, diagnostic: Diagnostic) -> dict[str, object]:
     """One diagnostic as JSON types. Rows and columns count from 1, end columns point behind the last character."""
-    span = found.span or Span(0, 0)
-    entry = entries().get(found.code)
+    span = diagnostic.span or Span(0, 0)
+    entry = entries().get(diagnostic.code)
     return {
-        "code": found.code,
+        "code": diagnostic.code,
         "name": entry.name if entry else None,
-        "severity": found.severity.value,
-        "message": found.message,
-        "label": found.label,
+        "severity": diagnostic.severity.value,
+        "message": diagnostic.message,
+        "label": diagnostic.label,
         "filename": source.path,
         "location": _location(source, span.start),
         "end_location": _location(source, span.end),
-        "notes": list(found.notes),
-        "hints": [_hint_data(source, hint) for hint in found.hints],
+        "notes": list(diagnostic.notes),
+        "hints": [_hint_data(source, hint) for hint in diagnostic.hints],
     }
 
 
@@ -85,9 +85,11 @@ def _location(source: Source, offset: int) -> dict[str, int]:
     return {"row": row, "column": column}
 
 
-def _gutter_width(source: Source, found: Diagnostic) -> int:
-    last = found.span.end if found.span else 0
-    edits = [(hint.span.end, hint.replacement) for hint in found.hints if hint.span and hint.replacement is not None]
+def _gutter_width(source: Source, diagnostic: Diagnostic) -> int:
+    last = diagnostic.span.end if diagnostic.span else 0
+    edits = [
+        (hint.span.end, hint.replacement) for hint in diagnostic.hints if hint.span and hint.replacement is not None
+    ]
     rows = [source.position(end)[0] + text.count("\n") for end, text in [(last, ""), *edits]]
     return len(str(max(rows)))
 

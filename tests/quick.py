@@ -12,9 +12,9 @@ import pytest
 
 WHOLE = (
     "syntax/", "checks/", "golden/", "test_catalogue.py", "diagnostics/test_codes.py", "diagnostics/test_selection.py",
-    "diagnostics/test_first_contact.py", "passes/test_count.py", "passes/test_joint.py", "passes/test_later.py",
+    "diagnostics/test_first_contact.py", "passes/test_count.py", "passes/test_joint.py", "passes/test_later_keys.py",
     "passes/test_pairs.py", "passes/test_residues.py", "passes/test_selection.py", "passes/test_split.py",
-    "passes/test_wanted.py", "runtime/test_cache.py", "runtime/test_choose.py",
+    "passes/test_read_lengths.py", "runtime/test_cache.py", "runtime/test_choose.py",
 )  # fmt: skip
 
 

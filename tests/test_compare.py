@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 
 from benchmarks.compare import cases, reports, results
+from spdsl.machine.crosscompile import Compiled
+from spdsl.machine.launches import Workload
+from spdsl.machine.machine_code import Code
+from spdsl.machine.products import Product
+from spdsl.machine.report import to_json
 
-KERNEL = {
-    "kernel": "attend_forward",
-    "workload": "train",
-    "target": "h200",
-    "error": None,
-    "registers": 200,
-    "spills": 0,
-}
+CODE = Code(
+    registers=200, spills=0, scalar_spills=0, scratch=0, mma=(("wgmma", 16),), loop_mma=(("wgmma", 16),),
+    async_copies=(), widest_load=128,
+)  # fmt: skip
+KERNEL = Compiled("attend_forward", "h200", 8, 3, (), code=CODE, workload=Workload("train", "bf16", 64, 64))
+TWICE = Product(128, 64, (64, 64), 2)
 
 
-def compared(**changes: object) -> list[reports.Line]:
-    return reports.compare(json.dumps([KERNEL]), json.dumps([KERNEL | changes]))
+def compared(**changes: Any) -> list[reports.Line]:
+    return reports.compare(to_json([KERNEL]), to_json([replace(KERNEL, **changes)]))
 
 
 def test_equal_reports_have_no_line() -> None:
@@ -31,22 +35,24 @@ def test_equal_reports_have_no_line() -> None:
 @pytest.mark.parametrize(
     "changes, worse",
     [
-        ({"registers": 220}, False),
-        ({"spills": 3}, True),
+        ({"code": replace(CODE, registers=220)}, False),
+        ({"code": replace(CODE, spills=3)}, True),
         ({"error": "out of shared memory"}, True),
-        ({"redundant": 2}, True),
-        ({"code": {"loop_mma": []}}, True),
+        ({"products": (TWICE,)}, True),
+        ({"code": replace(CODE, loop_mma=())}, True),
+        ({"shared": 100}, False),
     ],
 )
-def test_what_differs_is_told(changes: dict[str, object], worse: bool) -> None:
+def test_what_differs_is_told(changes: dict[str, Any], worse: bool) -> None:
     (line,) = compared(**changes)
     assert line.worse == worse
-    assert "attend_forward train h200" in line.text
+    assert "attend_forward" in line.text
+    assert "h200" in line.text
 
 
 def test_a_lost_kernel_is_worse_and_a_new_one_is_not() -> None:
-    (lost,) = reports.compare(json.dumps([KERNEL]), "[]")
-    (new,) = reports.compare("[]", json.dumps([KERNEL]))
+    (lost,) = reports.compare(to_json([KERNEL]), "[]")
+    (new,) = reports.compare("[]", to_json([KERNEL]))
     assert (lost.worse, new.worse) == (True, False)
 
 

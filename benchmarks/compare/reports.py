@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
@@ -28,7 +29,7 @@ def by_kernel(rows: list[Row]) -> dict[tuple[str, ...], Row]:
     """A kernel that is launched several times for a workload keeps its place among these."""
     found: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        head = (str(row.get("file", "")), row["kernel"], str(row["workload"]), row["target"])
+        head = (Path(str(row.get("file", ""))).name, row["kernel"], str(row["workload"]), row["target"])
         place = sum(key[:-1] == head for key in found)
         found[(*head, str(place))] = row
     return found
@@ -36,8 +37,8 @@ def by_kernel(rows: list[Row]) -> dict[tuple[str, ...], Row]:
 
 def numbers(row: Row) -> Row:
     code = row.get("code") or {}
-    names = ("error", "registers", "spills", "shared", "num_warps", "num_stages", "redundant")
-    return {name: row.get(name) for name in names} | {"products": str(code.get("loop_mma"))}
+    whole = {name: row.get(name) for name in ("error", "shared", "num_warps", "num_stages", "computed")}
+    return whole | {name: code.get(name) for name in ("registers", "spills")} | {"products": str(code.get("loop_mma"))}
 
 
 def differing(old: Row, new: Row) -> dict[str, tuple[Any, Any]]:
@@ -45,9 +46,9 @@ def differing(old: Row, new: Row) -> dict[str, tuple[Any, Any]]:
 
 
 def is_worse(name: str, old: Any, new: Any) -> bool:
-    """Spills and redundancy may not rise, products may not leave the tensor cores, what compiled still compiles."""
+    """Spills and repeats may not rise, products may not leave the tensor cores, what compiled still compiles."""
     if name == "error":
         return new is not None
-    if name in ("spills", "redundant"):
+    if name in ("spills", "computed"):
         return (new or 0) > (old or 0)
     return name == "products" and new in ("()", "[]")

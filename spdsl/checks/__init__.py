@@ -31,8 +31,8 @@ ESTIMATES: tuple[Callable[[View], Iterator[Diagnostic]], ...] = (slower_than_den
 
 def findings(view: View) -> Iterator[Diagnostic]:
     """What does not fit, check by check."""
-    found = [one for check in CHECKS for one in check(view)]
-    yield from found
-    if not any(one.severity is Severity.ERROR for one in found):
+    diagnostics = [diagnostic for check in CHECKS for diagnostic in check(view)]
+    yield from diagnostics
+    if not any(diagnostic.severity is Severity.ERROR for diagnostic in diagnostics):
         for estimate in ESTIMATES:
             yield from estimate(view)

@@ -13,9 +13,9 @@ from spdsl.checks.view import View, warning
 from spdsl.cost.kernels import Kernel, Options, count_of
 from spdsl.cost.machine import machine_of
 from spdsl.cost.phases import Stage, kernels, stages
-from spdsl.cost.relaxed import depends
 from spdsl.cost.report import duration
 from spdsl.cost.roofline import dense_seconds, selecting_share, time
+from spdsl.cost.upper_bound import depends
 from spdsl.diagnostics import Diagnostic
 from spdsl.ir.pattern import Phase
 from spdsl.ir.plan import Role
@@ -28,7 +28,7 @@ AT_BEST = Options(overlap=1.0)
 def slower_than_dense(view: View) -> Iterator[Diagnostic]:
     """W510, if a length is declared."""
     length = view.expected.length
-    if length is None or any(depends(view.plan, one.name) for one in view.plan.softmaxes):
+    if length is None or any(depends(view.plan, softmax.name) for softmax in view.plan.softmaxes):
         return
     target = view.target or find(USUAL)
     try:
@@ -57,27 +57,29 @@ def slower_than_dense(view: View) -> Iterator[Diagnostic]:
 def _slower(view: View, length: int, target: Target) -> Iterator[tuple[Stage, float, float, float]]:
     """Stages that lose: their seconds, dense attention's, and the share of selection."""
     for stage in stages(view.plan):
-        if stage is Stage.PREFILL and Phase.TRAIN in {one for case in view.plan.pattern.cases for one in case.phases}:
+        if stage is Stage.PREFILL and Phase.TRAIN in {
+            phase for case in view.plan.pattern.cases for phase in case.phases
+        }:
             continue  # as forward
-        found = kernels(view.plan, stage, length, view.shape, machine_of(target), AT_BEST)
+        started = kernels(view.plan, stage, length, view.shape, machine_of(target), AT_BEST)
         if _is_dense(view, stage, length):
             continue
         dense = dense_seconds(stage, length, view.shape, target, view.plan.pattern.causal)
-        own = sum(_seconds(one, target, view.shape.size, stage) for one in found)
+        own = sum(_seconds(kernel, target, view.shape.size, stage) for kernel in started)
         if own > dense:
-            yield stage, own, dense, selecting_share(found, target, view.shape.size)
+            yield stage, own, dense, selecting_share(started, target, view.shape.size)
 
 
 def _seconds(kernel: Kernel, target: Target, size: int, stage: Stage) -> float:
     """Launches of a decode step hide behind others in a graph of a whole model."""
-    found = time(kernel, target, size)
-    return found.seconds - (found.launches if stage is Stage.DECODE else 0.0)
+    spent = time(kernel, target, size)
+    return spent.seconds - (spent.launches if stage is Stage.DECODE else 0.0)
 
 
 def _is_dense(view: View, stage: Stage, length: int) -> bool:
     """Nothing is left out, so nothing is to be gained."""
     count = count_of(view.plan, length, view.shape)
     names = {step.name for step in count.computed(stage.phase)}
-    branches = [one for one in count.plan.softmaxes if one.name in names and one.role is Role.BRANCH]
+    branches = [softmax for softmax in count.plan.softmaxes if softmax.name in names and softmax.role is Role.BRANCH]
     every = length * (length + 1) // 2 if view.plan.pattern.causal else length * length
     return len(branches) == 1 and count.pairs(branches[0]).value >= every * count.heads(branches[0].softmax)

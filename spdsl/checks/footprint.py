@@ -61,9 +61,9 @@ def _by_step(view: View) -> Iterator[tuple[Target, list[Need]]]:
         return
     architecture = view.target.architecture
     steps: dict[str, list[Need]] = {}
-    for one in launches(view):
-        shared = shared_bytes(one.kernel, one.config, architecture)
-        steps.setdefault(one.of, []).append(Need(one, shared, spills(one.kernel, one.config, architecture)))
+    for launch in launches(view):
+        shared = shared_bytes(launch.kernel, launch.config, architecture)
+        steps.setdefault(launch.of, []).append(Need(launch, shared, spills(launch.kernel, launch.config, architecture)))
     for own in steps.values():
         yield view.target, own
 
@@ -79,8 +79,8 @@ def _kernel(need: Need) -> str:
     return f"the kernel `{need.launch.kernel.name}` of `{need.launch.of}`"
 
 
-def _tile(one: Launch) -> str:
-    form, config = one.kernel, one.config
+def _tile(launch: Launch) -> str:
+    form, config = launch.kernel, launch.config
     return (
         f"{form.name}: tiles of {config.block_m} x {config.block_n}, {config.num_warps} warps, {config.num_stages} "
         f"stages, head dims {form.qk} and {form.v}, {form.size} bytes per element, {form.group} heads"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spdsl.checks.kernels import heads_per_list, phases
+from spdsl.checks.kernels import heads_per_list, steps_of
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint
-from spdsl.ir.pattern import Phase
+from spdsl.ir.schedule import Stage
 from spdsl.passes.source_numbers import Written, declared
 from spdsl.runtime.tuning.configs import power_of_2
 
@@ -28,7 +28,7 @@ def groups(view: View) -> Iterator[Diagnostic]:
             continue
         group = heads_per_list(view, choice, softmax.softmax)
         padded = power_of_2(group)
-        if 1 - group / padded < LEAST_WASTE or phases(view, softmax.name) == {Phase.DECODE}:
+        if 1 - group / padded < LEAST_WASTE or {stage for stage, _ in steps_of(view, softmax)} == {Stage.DECODE}:
             continue
         yield warning(
             "W501",

@@ -54,13 +54,13 @@ def untuned(view: View) -> Iterator[Diagnostic]:
 def _declared(view: View) -> Iterator[tuple[str, int, Written]]:
     """Every head dim that the pattern names, once for each place."""
     pattern = view.plan.pattern
-    found = [
+    places = [
         ("qk", pattern.qk_dim, declared(view.tree, "dim", "qk")),
         ("v", pattern.v_dim, declared(view.tree, "dim", "v")),
     ]
     for stream in pattern.inputs:
         if isinstance(stream, Stream) and stream.compress is None:
-            found += [(name, getattr(stream, name), argument(view.tree, stream.span, name)) for name in ("qk", "v")]
-    for name, dim, written in found:
+            places += [(name, getattr(stream, name), argument(view.tree, stream.span, name)) for name in ("qk", "v")]
+    for name, dim, written in places:
         if dim is not None and written is not None:
             yield name, dim, written

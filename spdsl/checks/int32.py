@@ -27,7 +27,7 @@ def maps(view: View) -> Iterator[Diagnostic]:
     told: set[Choice] = set()
     for softmax in view.plan.softmaxes:
         for choice in softmax.reads:
-            if not isinstance(choice, Choice) or choice.selected or choice in told or not view.expected.length:
+            if not isinstance(choice, Choice) or choice.listed or choice in told or not view.expected.length:
                 continue
             told.add(choice)
             heads = view.query_heads(softmax.softmax) if choice.share == "head" else view.plan.pattern.kv_heads
@@ -69,7 +69,8 @@ def pairs_of_units(view: View) -> Iterator[Diagnostic]:
         for one in unit_launches(view, softmax):
             if one.kernel.name != "units_dkdv":
                 continue
-            width = min(one.lanes * (choice.capacity or view.units(choice)), view.units(choice))
+            listed = one.lanes * (choice.capacity or view.units(choice))
+            width = min(listed, -(-view.length // choice.whole_unit))  # short units are taken together
             tiles = view.expected.batch * per_kv * -(-view.length // one.lanes)
             if tiles * width > MOST:
                 yield _exceeds(

@@ -1,18 +1,22 @@
-"""The kernels that a plan launches, with the configuration that the tables give them: what launching does, read off.
+"""The kernels that the schedules of a plan launch, with the configuration that the tables give them.
 
-Numbers that neither the pattern nor `expect` fixes are those of `View.shape`.
+Of softmaxes and choices: those of divergences have no model of their footprint. Numbers that neither the pattern nor
+`expect` fixes are those of `View.shape`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from spdsl.checks.view import View
 from spdsl.diagnostics import Span
 from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Tensor, Values
-from spdsl.ir.plan import ChoicePlan, Form, Role, SoftmaxPlan
+from spdsl.ir.plan import ChoicePlan, Plan, Role, SoftmaxPlan
+from spdsl.ir.schedule import Schedule, Stage, Step
 from spdsl.ir.symbols import lookup_name, lookups
+from spdsl.passes.schedule import schedule, stages
 from spdsl.runtime.tuning.configs import TABLES, Config, chained, lookup, power_of_2, table_dim
 from spdsl.runtime.tuning.footprint import KernelShape
 from spdsl.runtime.tuning.unit_configs import (
@@ -21,7 +25,9 @@ from spdsl.runtime.tuning.unit_configs import (
     UnitShape,
     fitted,
     one_query,
+    page_of_block,
     rows_alone,
+    table_row,
     tile_of_lists,
 )
 from spdsl.runtime.tuning.warps import without_repeats
@@ -50,17 +56,20 @@ def launches(view: View) -> Iterator[Launch]:
 
 def _tiles(view: View) -> Iterator[Launch]:
     for softmax in view.plan.softmaxes:
-        if softmax.role is not Role.LOGITS:
-            yield from unit_launches(view, softmax) if softmax.units else _swept(view, softmax)
+        yield from unit_launches(view, softmax) if softmax.units else _swept(view, softmax)
     for choice in view.plan.choices:
-        yield _select(view, choice)
+        yield from _select(view, choice)
 
 
-def phases(view: View, name: str) -> frozenset[Phase]:
-    """The phases that compute a softmax or a choice."""
-    pattern = view.plan.pattern
-    cases = (case for case in pattern.cases if any(step.name == name for step in pattern.steps(case)))
-    return frozenset(phase for case in cases for phase in case.phases)
+def steps_of(view: View, part: SoftmaxPlan | ChoicePlan) -> list[tuple[Stage, Step[object]]]:
+    """The launches for a softmax or a choice whose tiles are of a table, with the stages that start them."""
+    every = ((found.stage, step) for found in _schedules(view.plan) for step in found.steps)
+    return [(stage, step) for stage, step in every if step.kernel and step.table and step.of == part]
+
+
+@lru_cache(maxsize=16)
+def _schedules(plan: Plan) -> tuple[Schedule, ...]:
+    return tuple(schedule(plan, stage) for stage in stages(plan))
 
 
 def dims(view: View, stream: Stream) -> tuple[int, int]:
@@ -84,9 +93,9 @@ def unit_config(view: View, kernel: str, softmax: SoftmaxPlan, unit: int, page: 
     """The tiles of a kernel over units."""
     assert softmax.units is not None
     dim = table_dim(kernel, *dims(view, softmax.sweeps[0].stream))
-    row = f"{kernel}_pairs" if softmax.pairs and kernel != "units_decode" else kernel
+    row = f"{kernel}_pairs" if softmax.pairs and kernel != "units_decode" else table_row(kernel, unit)
     found = lookup(row, view.architecture, dim, view.shape.size, UNIT_TABLES)
-    config, group = _in_page(found, page), heads_per_list(view, softmax.units, softmax.softmax)
+    config, group = _in_page(found, page_of_block(page, unit)), heads_per_list(view, softmax.units, softmax.softmax)
     shape = rows_alone(config, unit) if softmax.pairs else fitted(config, group, unit)
     return one_query(shape) if kernel == "units_decode" else shape
 
@@ -95,8 +104,9 @@ def unit_launches(view: View, softmax: SoftmaxPlan) -> Iterator[Launch]:
     """The kernels of a softmax over the units of a choice."""
     assert softmax.units is not None
     qk, v = dims(view, softmax.sweeps[0].stream)
-    for kernel, page in _kernels(view, softmax, ("units", "units_dq", "units_dkdv", "units_decode")):
-        shape = unit_config(view, kernel, softmax, softmax.units.unit, page)
+    for kernel, page, _ in _kernels(view, softmax):
+        unit = softmax.units.whole_unit if kernel == "units_dkdv" else softmax.units.unit
+        shape = unit_config(view, kernel, softmax, unit, page)
         form = KernelShape(kernel, qk, v, view.shape.size, shape.group, paged=page > 0)
         yield Launch(form, shape.config, softmax.name, softmax.softmax.span, shape.lanes)
 
@@ -105,19 +115,18 @@ def _swept(view: View, softmax: SoftmaxPlan) -> Iterator[Launch]:
     """The kernels of a softmax over ranges or lists of blocks."""
     qk, v = dims(view, softmax.sweeps[0].stream)
     v = LSE_COLUMNS if softmax.role is Role.LSE else v
-    listed = any(sweep.form is Form.LISTS for sweep in softmax.sweeps)
     bias = softmax.softmax.bias is not None
     heads = view.query_heads(softmax.softmax) or view.shape.heads
     group = min(heads // (view.kv_heads(sweep.stream) or view.shape.kv_heads) for sweep in softmax.sweeps) or 1
-    for kernel, page in _kernels(view, softmax, ("forward", "dq", "dkdv", "decode")):
-        decode = kernel == "decode"
+    for kernel, page, own in _kernels(view, softmax):
+        decode, listed = kernel == "decode", bool(own.maps)
         row = kernel if decode or not bias else f"{kernel}_bias"
         found = lookup(row, view.architecture, table_dim(kernel, qk, v), view.shape.size, TABLES)
         config = _in_page(found, page)
         config = config._replace(block_m=max(16, power_of_2(group))) if decode else config
         form = KernelShape(
             kernel, qk, v, view.shape.size, group if decode else 1, bias, page > 0, listed and not decode,
-            _mask_bytes(softmax), bool(_mask_reads(softmax)),
+            _mask_bytes(own), bool(_mask_reads(own)),
         )  # fmt: skip
         yield Launch(form, config, softmax.name, softmax.softmax.span)
 
@@ -139,24 +148,27 @@ def _mask_bytes(softmax: SoftmaxPlan) -> int:
     return sum({"int": 8, "float": 4}.get(tensor.dtype, 0) for tensor in tensors)
 
 
-def _kernels(view: View, softmax: SoftmaxPlan, names: tuple[str, str, str, str]) -> Iterator[tuple[str, int]]:
-    """Of forward, dq, dkdv and decode those that are launched, each with the page of its keys."""
-    own = phases(view, softmax.name)
-    page = 0 if softmax.sweeps[0].stream.compress is not None else view.expected.page or 0  # entries lie in none
-    forward, dq, dkdv, decode = names
-    if Phase.TRAIN in own or (Phase.PREFILL in own and not page):
-        yield forward, 0
-    if Phase.PREFILL in own and page:
-        yield forward, page
-    if Phase.TRAIN in own and softmax.role is Role.BRANCH:
-        yield dq, 0
-        yield dkdv, 0
-    if Phase.DECODE in own:
-        yield decode, page
+def _kernels(view: View, softmax: SoftmaxPlan) -> list[tuple[str, int, SoftmaxPlan]]:
+    """The tables of the kernels that are launched, each with the page of its keys and what it walks: one class, or
+    all keys.
+    """
+    own_page = 0 if softmax.sweeps[0].stream.compress is not None else view.expected.page or 0  # entries lie in none
+    found = (
+        (step.table, 0 if stage.phase is Phase.TRAIN else own_page, _walked(softmax, step.kernel))
+        for stage, step in steps_of(view, softmax)
+    )
+    return list(dict.fromkeys(found))
 
 
-def _select(view: View, plan: ChoicePlan) -> Launch:
-    """The kernel that scores the units of a choice."""
+def _walked(softmax: SoftmaxPlan, kernel: str) -> SoftmaxPlan:
+    of_class = softmax.of_class
+    return of_class if of_class is not None and kernel.startswith(f"{of_class.name}_") else softmax
+
+
+def _select(view: View, plan: ChoicePlan) -> Iterator[Launch]:
+    """The kernel that scores the units of a choice, where some call starts it."""
+    if not steps_of(view, plan):
+        return
     choice = plan.choice
     assert choice.score is not None
     stream = view.plan.pattern.input(choice.score.grain.stream)
@@ -166,4 +178,4 @@ def _select(view: View, plan: ChoicePlan) -> Launch:
     shape = fitted(found, heads_per_list(view, choice, choice.score.softmax), MOST_UNIT)
     shape = shape if choice.rows == 1 else tile_of_lists(shape, choice.rows)
     form = KernelShape("select", qk, LSE_COLUMNS, view.shape.size, shape.group)
-    return Launch(form, shape.config, choice.name, choice.span, shape.lanes)
+    yield Launch(form, shape.config, choice.name, choice.span, shape.lanes)

@@ -30,7 +30,7 @@ def pages_and_units(view: View) -> Iterator[Diagnostic]:
     for choice in choices if page else ():
         assert page is not None
         factor = spread(choice.unit, page)
-        if factor == 1:
+        if factor == 1 or choice.unit < LEAST_BLOCK:  # lists of so short units are not made for whole pages
             continue
         touched = float(factor * choice.unit / page)
         unit, own = argument(view.tree, choice.span, "unit"), argument(view.tree, _expect(view), "page")
@@ -56,14 +56,15 @@ def small_pages(view: View) -> Iterator[Diagnostic]:
     if page is None:
         return
     bounded = {softmax.name: softmax.units.unit for softmax in view.plan.softmaxes if softmax.units is not None}
-    paged = {one.name for one in view.plan.softmaxes if one.sweeps[0].stream.compress is None}  # entries lie in none
+    of_tokens = [softmax for softmax in view.plan.softmaxes if softmax.sweeps[0].stream.compress is None]
+    paged = {softmax.name for softmax in of_tokens}  # entries lie in none
     whole = 0
-    for one in launches(view):
-        if one.kernel.name in ("decode", "units_decode") and one.of in paged:
-            tables = UNIT_TABLES if one.kernel.name == "units_decode" else TABLES
-            dim = max(one.kernel.qk, one.kernel.v)
-            tuned = lookup(one.kernel.name, view.architecture, dim, view.shape.size, tables)
-            unit = bounded.get(one.of, tuned.block_n)
+    for launch in launches(view):
+        if launch.kernel.name in ("decode", "units_decode") and launch.of in paged:
+            tables = UNIT_TABLES if launch.kernel.name == "units_decode" else TABLES
+            dim = max(launch.kernel.qk, launch.kernel.v)
+            tuned = lookup(launch.kernel.name, view.architecture, dim, view.shape.size, tables)
+            unit = bounded.get(launch.of, tuned.block_n)
             whole = max(whole, min(tuned.block_n, unit & -unit))
     if whole <= page:
         return

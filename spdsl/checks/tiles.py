@@ -1,6 +1,6 @@
 """tiles: units of given and drawn sets that are smaller than the tiles that the kernels visit them with.
 
-The list form visits a tile whole if it may hold a pair. Forward, dQ and dK/dV have tiles of their own, so a unit that
+A tile map visits a tile whole if it may hold a pair. Forward, dQ and dK/dV have tiles of their own, so a unit that
 fills one of them can waste most of another.
 """
 
@@ -13,7 +13,6 @@ from spdsl.checks.pages import spread
 from spdsl.checks.view import View, warning
 from spdsl.diagnostics import Applicability, Diagnostic, Hint
 from spdsl.ir.pattern import Choice
-from spdsl.ir.plan import Form
 from spdsl.passes.source_numbers import Written, argument
 
 KERNELS = ("forward", "dq", "dkdv")
@@ -26,11 +25,11 @@ def tiles(view: View) -> Iterator[Diagnostic]:
     told: set[Choice] = set()
     every = [one for one in launches(view) if one.kernel.name in KERNELS]
     for softmax in view.plan.softmaxes:
-        if not any(sweep.form is Form.LISTS for sweep in softmax.sweeps):
+        if not softmax.maps:
             continue
         own = [one for one in every if one.of == softmax.name]
         for choice in softmax.reads:
-            if isinstance(choice, Choice) and not choice.selected and choice not in told and own:
+            if isinstance(choice, Choice) and not choice.listed and choice not in told and own:
                 told.add(choice)
                 yield from _check(view, choice, own)
 

@@ -24,7 +24,7 @@ def unit_blocks(view: View) -> Iterator[Diagnostic]:
     told = set()
     for softmax in view.plan.softmaxes:
         choice = softmax.units
-        if choice is None or choice in told:
+        if choice is None or choice.gathered or choice in told:
             continue
         told.add(choice)
         tuned = max(unit_config(view, kernel, softmax, ANY_UNIT).config.block_n for kernel in KERNELS)
@@ -50,7 +50,7 @@ def unit_blocks(view: View) -> Iterator[Diagnostic]:
 def _unit(view: View, choice: Choice) -> tuple[Written | None, Applicability]:
     """Where the unit is written: in the choice, or it is the stride of the entries that it picks."""
     own = argument(view.tree, choice.span, "unit")
-    if own is not None:
+    if own is not None or choice.given:
         return own, Applicability.MACHINE
     cells = _scored(view, choice).span
     return argument(view.tree, cells, "stride") or argument(view.tree, cells, "width"), Applicability.MAYBE
@@ -58,7 +58,8 @@ def _unit(view: View, choice: Choice) -> tuple[Written | None, Applicability]:
 
 def _stride(view: View, choice: Choice) -> int:
     """What a unit must be a multiple of, whichever it is."""
-    return lcm(_scored(view, choice).grid.stride if argument(view.tree, choice.span, "unit") else 1, LEAST_BLOCK)
+    scored = choice.selected and argument(view.tree, choice.span, "unit") is not None
+    return lcm(_scored(view, choice).grid.stride if scored else 1, LEAST_BLOCK)
 
 
 def _scored(view: View, choice: Choice) -> Stream:

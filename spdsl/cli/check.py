@@ -76,14 +76,14 @@ def check(
 
     if fix and STDIN in files:
         raise click.UsageError("--fix writes files, and standard input is none")
-    found = _found(files, pattern, parameters(definitions), _settings(targets, lengths, allowed), fix)
+    told = _found(files, pattern, parameters(definitions), _settings(targets, lengths, allowed), fix)
     if form == "json":
-        click.echo(json.dumps([as_data(source, one) for source, one in found], indent=2))
+        click.echo(json.dumps([as_data(source, diagnostic) for source, diagnostic in told], indent=2))
     else:
-        for source, one in found:
-            print_diagnostics(source, [one])
-        click.echo(summary(one for _, one in found) or "no errors, no warnings", err=True)
-    context.exit(int(any(one.severity is not Severity.NOTE for _, one in found)))
+        for source, diagnostic in told:
+            print_diagnostics(source, [diagnostic])
+        click.echo(summary(diagnostic for _, diagnostic in told) or "no errors, no warnings", err=True)
+    context.exit(int(any(diagnostic.severity is not Severity.NOTE for _, diagnostic in told)))
 
 
 def _settings(targets: Sequence[Target], lengths: Sequence[int] | None, allowed: Sequence[str]) -> list[Setting]:
@@ -100,22 +100,24 @@ def _found(
     from spdsl.syntax.overrides import declared, shared
 
     opened = [_open(path, wanted) for path in once(files)]
-    if wanted is not None and not any(one.patterns or one.failed for one in opened):
-        refuse_unheld(wanted, [name for one in opened for name in one.names], files)
-    given = shared([set().union(*map(declared, one.patterns)) for one in opened], params)
-    found: Found = []
-    for one, own in zip(opened, given, strict=True):
+    if wanted is not None and not any(file.patterns or file.failed for file in opened):
+        refuse_unheld(wanted, [name for file in opened for name in file.names], files)
+    given = shared([set().union(*map(declared, file.patterns)) for file in opened], params)
+    told_of_all: Found = []
+    for file, own in zip(opened, given, strict=True):
 
         def found_in(source: Source, own: dict[str, Fraction] = own) -> list[Diagnostic]:
             every = [told for judged in settings for told in findings(source, own, judged, wanted)]
             return list(dict.fromkeys(every))
 
-        if one.text:
-            source, ones = _fixed(one.source, Path(one.path), found_in) if fix else (one.source, found_in(one.source))
-            found += [(source, told) for told in ones]
+        if file.text:
+            source, ones = (
+                _fixed(file.source, Path(file.path), found_in) if fix else (file.source, found_in(file.source))
+            )
+            told_of_all += [(source, told) for told in ones]
         else:
-            found += [(one.source, told) for told in one.failed]
-    return found
+            told_of_all += [(file.source, told) for told in file.failed]
+    return told_of_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,11 @@ def _tell(done: Fixed) -> None:
     for change in done.changes:
         place, old, new = f"{done.source.path}:{change.line}", visible(change.old), visible(change.new)
         click.echo(f"{place}: {change.code} fixed: `{old}` -> `{new}`", err=True)
-    left = [one for one in done.left if any(hint.applicability is Applicability.MAYBE for hint in one.hints)]
+    left = [
+        diagnostic
+        for diagnostic in done.left
+        if any(hint.applicability is Applicability.MAYBE for hint in diagnostic.hints)
+    ]
     if left:
-        codes = ", ".join(dict.fromkeys(one.code for one in left))
+        codes = ", ".join(dict.fromkeys(diagnostic.code for diagnostic in left))
         click.echo(f"{done.source.path}: left to you, as a fix may change what is meant: {codes}", err=True)

@@ -20,7 +20,7 @@ from spdsl.cli.options import (
     source_files,
     target_option,
 )
-from spdsl.machine.gates import GATES
+from spdsl.machine.build_gates import GATES
 
 if TYPE_CHECKING:
     from spdsl.checks.view import Setting
@@ -88,7 +88,7 @@ def compile_file(
     if wanted.any:
         from spdsl.compiler import plan_of
 
-        measure(written, [plan_of(one.source, one.name, one.params) for one in work], targets, wanted)
+        measure(written, [plan_of(task.source, task.name, task.params) for task in work], targets, wanted)
 
 
 def _setting(targets: Sequence[Target], length: int | None, allowed: Sequence[str]) -> Setting:
@@ -100,8 +100,8 @@ def _setting(targets: Sequence[Target], length: int | None, allowed: Sequence[st
 def _emit(work: Sequence[Job], stage: str) -> None:
     from spdsl.compiler import emit
 
-    for one in work:
-        click.echo(emit(one.source, one.name, one.params, stage))
+    for task in work:
+        click.echo(emit(task.source, task.name, task.params, stage))
 
 
 def _module_writer(folder: Path, force: bool) -> Callable[[str, str], Path]:
@@ -123,10 +123,10 @@ def _write(work: Sequence[Job], judged: Setting, folder: Path, write: Callable[[
     from spdsl.compiler import compile as compile_pattern
 
     _expect_apart(work)
-    modules = [compile_pattern(one.source, one.name, one.params, judged) for one in work]
+    modules = [compile_pattern(task.source, task.name, task.params, judged) for task in work]
     written = []
-    for one, module in zip(work, modules, strict=True):
-        print_diagnostics(one.source, module.diagnostics)
+    for task, module in zip(work, modules, strict=True):
+        print_diagnostics(task.source, module.diagnostics)
         try:
             path = write(module.name, module.text)
         except Foreign as error:
@@ -139,7 +139,7 @@ def _write(work: Sequence[Job], judged: Setting, folder: Path, write: Callable[[
 
 def _expect_apart(work: Sequence[Job]) -> None:
     """Each module has a file of its own, on systems that ignore case, too. A name twice in one source is its error."""
-    names = [name for _, name in dict.fromkeys((one.source.path, one.name) for one in work)]
+    names = [name for _, name in dict.fromkeys((task.source.path, task.name) for task in work)]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise Failed(f"two of the files hold a pattern `{twice}`; compile them into two folders")

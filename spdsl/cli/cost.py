@@ -97,24 +97,24 @@ def cost(
         work = jobs([read_source(file)], pattern, definitions)
         from spdsl.compiler import plan_of
 
-        plans = [plan_of(one.source, one.name, one.params) for one in work]
+        plans = [plan_of(task.source, task.name, task.params) for task in work]
     if varied is not None and not formulas:
         raise click.UsageError("--of names what --formulas is about: give both")
     if plot is not None and (len(plans) > 1 or len(targets) > 1):
         raise click.UsageError("--plot draws one pattern on one GPU: name them with -p and --target")
     from spdsl.cost.kernels import Options
 
-    found = targets or (find(USUAL),)
+    gpus = targets or (find(USUAL),)
     options = Options(density, overlap)
     documents = []
-    for one, plan in zip(work, plans, strict=True):
+    for task, plan in zip(work, plans, strict=True):
         shape = _shape(plan, batch, heads, kv_heads, dim)
         stages = _stages(plan, phases)
         if formulas:
-            of = None if varied is None else varied_by(one.source, plan, one.params, varied)
-            print_formulas(plan, stages, shape, found[0], options, of)
+            of = None if varied is None else varied_by(task.source, plan, task.params, varied)
+            print_formulas(plan, stages, shape, gpus[0], options, of)
             continue
-        curves = _curves(plan, stages, lengths, shape, found, options)
+        curves = _curves(plan, stages, lengths, shape, gpus, options)
         if form == "json":
             documents.append(_document(plan, curves))
         else:
@@ -122,7 +122,7 @@ def cost(
         if plot is not None:
             _plot(plan, curves, plot)
         if measure:
-            _measure(file, one, curves, form)
+            _measure(file, task, curves, form)
     if form == "json" and documents:
         click.echo(json.dumps(documents, indent=1))
 
@@ -131,10 +131,10 @@ def _stages(plan: Plan, wanted: Sequence[str]) -> list[Stage]:
     from spdsl.cost.phases import stages
 
     known = stages(plan)
-    missing = [name for name in wanted if name not in {one.value for one in known}]
+    missing = [name for name in wanted if name not in {stage.value for stage in known}]
     if missing:
         raise click.UsageError(f"--phase: {plan.pattern.name} has no {missing[0]}")
-    return [one for one in known if not wanted or one.value in wanted]
+    return [stage for stage in known if not wanted or stage.value in wanted]
 
 
 def _shape(plan: Plan, batch: int | None, heads: int | None, kv_heads: int | None, dim: int | None) -> Shape:
@@ -175,16 +175,16 @@ def _print(plan: Plan, curves: Sequence[Curve], in_detail: bool) -> None:
     console = Console(highlight=False)
     console.print(plan.pattern.name, style="bold")
     printed = []
-    for found in curves:
-        printed.append(table(found))
+    for curve in curves:
+        printed.append(table(curve))
         if in_detail:
-            printed.append(detail(found.points[-1], found.target, found.shape.size))
+            printed.append(detail(curve.points[-1], curve.target, curve.shape.size))
     console.print(*printed, Legend(printed), sep="\n")
     if told := bounds(curves):
         console.print(told, style="dim")
-    for found in curves:
-        console.print(f"{found.target.name}, {crossing(found)}")
-    for line in dict.fromkeys(line for found in curves for line in notes(found.target)):
+    for curve in curves:
+        console.print(f"{curve.target.name}, {crossing(curve)}")
+    for line in dict.fromkeys(line for curve in curves for line in notes(curve.target)):
         console.print(line, style="dim")
 
 

@@ -16,7 +16,7 @@ from spdsl.diagnostics import Source, SpatError, did_you_mean
 if TYPE_CHECKING:
     from spdsl.cost.kernels import Options
     from spdsl.cost.phases import Stage
-    from spdsl.cost.printed import Varied
+    from spdsl.cost.show_formulas import Varied
     from spdsl.ir.plan import Plan
     from spdsl.passes.count import Shape
     from spdsl.targets import Target
@@ -26,18 +26,18 @@ def print_formulas(
     plan: Plan, stages: Sequence[Stage], shape: Shape, target: Target, options: Options, varied: Varied | None
 ) -> None:
     """The counts of the kernels of each stage, of the length or of it and a parameter."""
-    from spdsl.cost.printed import printed
+    from spdsl.cost.show_formulas import show_formulas
 
     with counting(plan.pattern.name):
         for stage in stages:
-            for line in printed(plan, stage, shape, target, options, varied):
+            for line in show_formulas(plan, stage, shape, target, options, varied):
                 click.echo(line)
 
 
 def varied_by(source: Source, plan: Plan, params: dict[str, Fraction], name: str) -> Varied:
     """The parameter of that name, which has to be a whole number. Raises Failed."""
     from spdsl.compiler import plan_of
-    from spdsl.cost.printed import Varied
+    from spdsl.cost.show_formulas import Varied
 
     values = dict(plan.pattern.params)
     if name not in values:

@@ -89,10 +89,10 @@ def patterns_of(source: Source) -> tuple[PatternTree, ...]:
 
 def refuse_unheld(wanted: str, known: Sequence[str], paths: Sequence[str]) -> NoReturn:
     """The usage error where no file holds the pattern."""
-    one = len(paths) == 1
+    alone = len(paths) == 1
     raise click.UsageError(
-        f"{', '.join(paths)} {'holds' if one else 'hold'} no pattern `{wanted}`; "
-        f"{'it holds' if one else 'they hold'} {', '.join(known)}"
+        f"{', '.join(paths)} {'holds' if alone else 'hold'} no pattern `{wanted}`; "
+        f"{'it holds' if alone else 'they hold'} {', '.join(known)}"
     )
 
 
@@ -103,8 +103,8 @@ def print_diagnostics(source: Source, diagnostics: Iterable[Diagnostic]) -> None
     from spdsl.rendering import render
 
     console = Console(stderr=True, highlight=False, emoji=False, markup=False)
-    for found in diagnostics:
-        console.print(render(source, found), soft_wrap=True)
+    for diagnostic in diagnostics:
+        console.print(render(source, diagnostic), soft_wrap=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from spdsl.cli.inputs import Failed
-from spdsl.machine.gates import offences
+from spdsl.machine.build_gates import offences
 from spdsl.targets import USUAL, find
 
 if TYPE_CHECKING:
@@ -77,12 +77,12 @@ def _print_tables(compiled: Sequence[Compiled], plan: Plan) -> None:
     """What the kernels use, then what the plan counts."""
     from rich.console import Console
 
-    from spdsl.machine.counts import tables
+    from spdsl.machine.counts import gathered, tables
     from spdsl.machine.report import report
 
     console = Console(highlight=False)
-    for table in (report(compiled), *tables(plan)):
-        console.print(table)
+    for part in (report(compiled), *tables(plan), *gathered(plan)):
+        console.print(part)
 
 
 def _end_on_offences(compiled: Mapping[Path, Sequence[Compiled]], deny: Sequence[str]) -> None:

@@ -15,12 +15,12 @@ _MOST_LENGTHS = 64  # of one option: more rows than anybody reads
 
 def number(text: str) -> Fraction:
     """The exact value. Raises ValueError with the reason."""
-    found = _NUMBER.fullmatch(text.strip())
-    if found is None:
+    written = _NUMBER.fullmatch(text.strip())
+    if written is None:
         raise ValueError(
             f"`{text}` is no number: one is written in digits, as 4096, 0.5, 64k or 1M (k is 1024, M is 1024 * 1024)"
         )
-    value = read_number(found[1]) * SCALES[found[2].lower()]
+    value = read_number(written[1]) * SCALES[written[2].lower()]
     if abs(value) > NUMBER_VALUE:
         raise ValueError(f"`{text}` is too large: a number is at most {NUMBER_VALUE} (2^31 - 1)")
     return value
@@ -44,10 +44,10 @@ def tokens(text: str) -> int:
 
 def lengths(text: str) -> tuple[int, ...]:
     """Lengths, rising: `8k`, `8k,16k`, or `4k..64k`, which is 4k, doubled below 64k, and 64k. Raises ValueError."""
-    found = {length for part in text.split(",") for length in _range(part)}
-    if len(found) > _MOST_LENGTHS:
-        raise ValueError(f"`{text}` stands for {len(found)} lengths, and at most {_MOST_LENGTHS} are taken")
-    return tuple(sorted(found))
+    every = {length for part in text.split(",") for length in _range(part)}
+    if len(every) > _MOST_LENGTHS:
+        raise ValueError(f"`{text}` stands for {len(every)} lengths, and at most {_MOST_LENGTHS} are taken")
+    return tuple(sorted(every))
 
 
 def _range(text: str) -> list[int]:

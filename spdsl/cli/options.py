@@ -33,8 +33,8 @@ class Read(_ParamType[Value]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Value:
         if not isinstance(value, str):  # a default, or converted already
-            found: Value = value
-            return found
+            converted: Value = value
+            return converted
         try:
             return self.read(value)
         except ValueError as reason:

@@ -78,13 +78,13 @@ def tune_module(
     sizes = Sizes(batch, heads, kv_heads, dim, page or None, dtype)
     try:
         if target is not None:
-            found = rank_file(file, lengths, phases, sizes, store, target)
+            winners = rank_file(file, lengths, phases, sizes, store, target)
         else:
-            found = tune_file(file, lengths, phases, sizes, store)
+            winners = tune_file(file, lengths, phases, sizes, store)
     except (RuntimeError, ValueError, ImportError) as error:
         raise Failed(str(error)) from None
     if form == "json":
-        click.echo(json.dumps(rows(found), indent=2))
+        click.echo(json.dumps(rows(winners), indent=2))
     else:
-        Console(highlight=False).print(table(found))
+        Console(highlight=False).print(table(winners))
     click.echo(store.as_posix(), err=form == "json")

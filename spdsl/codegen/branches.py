@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spdsl.codegen.texts import JointText
+from spdsl.codegen.softmax_text import JointText
 from spdsl.ir.pattern import Branch, Gate, Softmax
 from spdsl.passes.joint import leaves
 

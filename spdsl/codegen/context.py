@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import sympy
 
+from spdsl.codegen.answer_text import AnswerText, CaseText, ExtraText, PooledText
 from spdsl.codegen.branches import branch_text, cached_text
+from spdsl.codegen.choice_text import ChoiceText, LimitsText
+from spdsl.codegen.entries_text import EntriesText
 from spdsl.codegen.expressions import PYTHON, TORCH, TRITON, expression
-from spdsl.codegen.module_text import AnswerText, CaseText, EntriesText, ExtraText, ModuleText, PooledText
+from spdsl.codegen.module_text import ModuleText
 from spdsl.codegen.reads import Reads, extremes
+from spdsl.codegen.softmax_text import JointText, RangeText, SoftmaxText, SweepText
 from spdsl.codegen.spelling import Spelling
-from spdsl.codegen.texts import ChoiceText, JointText, RangeText, SoftmaxText, SweepText
 from spdsl.ir.pattern import (
     Branch,
     Case,
@@ -26,9 +29,11 @@ from spdsl.ir.pattern import (
     Tensor,
     Weight,
 )
-from spdsl.ir.plan import ChoicePlan, Form, Plan, Range, SoftmaxPlan, Sweep
+from spdsl.ir.plan import ChoicePlan, Plan, SoftmaxPlan, Sweep
+from spdsl.ir.rule import Threshold, TopK
 from spdsl.ir.schedule import Schedule, Stage, Walk
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
+from spdsl.ir.visit import Range, Ranges, TileMap
 from spdsl.passes.resident import resident
 from spdsl.passes.schedule.buffers import sides
 from spdsl.passes.schedule.extras import extra_of
@@ -41,7 +46,8 @@ def context(plan: Plan, schedules: Sequence[Schedule], spelling: Spelling) -> Mo
 
     Its analyses go by the pattern's names, what is printed has marks for them.
     """
-    by_name = {found.name: _softmax(found, spelling) for found in plan.softmaxes}
+    learning = _learning(schedules)
+    by_name = {softmax.name: _softmax(softmax, spelling, softmax.name in learning) for softmax in plan.softmaxes}
     chosen = {found.choice.name: _choice(found, by_name, spelling) for found in plan.choices}
     softmaxes = tuple(one for found in by_name.values() for one in (found, found.of_class) if one)
     joints = {
@@ -66,12 +72,19 @@ def context(plan: Plan, schedules: Sequence[Schedule], spelling: Spelling) -> Mo
         tuple(_entries(found, plan, spelling) for found in entries),
         tuple(found for found in pattern.inputs if isinstance(found, Weight)),
         tuple(found for found in pattern.inputs if isinstance(found, Tensor)),
-        tuple(found for found in pattern.inputs if isinstance(found, Choice) and not found.selected),
+        tuple(found for found in pattern.inputs if isinstance(found, Choice) and not found.listed),
+        tuple(found for found in pattern.inputs if isinstance(found, Choice) and found.listed and found.given),
         tuple(chosen.values()), len(gates[0].branches) if gates else 0, phases, resident(plan),
     )  # fmt: skip
 
 
-def _softmax(plan: SoftmaxPlan, spelling: Spelling, is_class: bool = False) -> SoftmaxText:
+def _learning(schedules: Sequence[Schedule]) -> set[str]:
+    """The softmaxes that some call takes the gradient of."""
+    steps = (step for schedule in schedules if schedule.stage is Stage.BACKWARD for step in schedule.steps)
+    return {step.of.name for step in steps if isinstance(step.of, SoftmaxPlan)}
+
+
+def _softmax(plan: SoftmaxPlan, spelling: Spelling, learns: bool, is_class: bool = False) -> SoftmaxText:
     softmax, bias = spelling.of(plan.softmax), plan.softmax.bias
     reads = Reads({source.name: spelling.of(source) for source in plan.reads})
     name = spelling.softmax(plan.name, "class") if is_class else softmax.name
@@ -93,13 +106,14 @@ def _softmax(plan: SoftmaxPlan, spelling: Spelling, is_class: bool = False) -> S
         bias_mask="" if bias is None else _bias_text(bias, reads),
         bias_reads=() if bias is None else _float_reads(bias, reads),
         role=plan.role,
+        learns=learns,
         units=spelling.of(plan.units),
         unwanted="" if plan.wanted is sympy.true else expression(sympy.to_nnf(sympy.Not(plan.wanted)), TRITON),
         pairs=plan.pairs,
         grid=plan.sweeps[0].stream.grid,
-        skip_empty=any(sweep.form is Form.LISTS for sweep in plan.sweeps),
+        skip_empty=bool(plan.maps),
         step=plan.step,
-        of_class=_softmax(plan.of_class, spelling, is_class=True) if plan.of_class else None,
+        of_class=_softmax(plan.of_class, spelling, learns, is_class=True) if plan.of_class else None,
         is_class=is_class,
     )
 
@@ -126,22 +140,24 @@ def _sweep(sweep: Sweep, stream: Stream, name: str, reads: Reads) -> SweepText:
     def python(value: Expr | Boolean) -> str:
         return expression(value, PYTHON)
 
+    ranges = sweep.visit if isinstance(sweep.visit, Ranges) else Ranges((), ())
+    tiles = sweep.visit if isinstance(sweep.visit, TileMap) else TileMap(sympy.true, sympy.false)
     return SweepText(
         name=name,
         stream=stream,
-        ranges=sweep.form is Form.RANGES,
+        ranges=isinstance(sweep.visit, Ranges),
         line=sweep.line,
         visible=triton(sweep.test),
         by_head=sweep.test != _of_positions(sweep.test),
         mask=torch(sweep.test),
-        keys=tuple(_range(found, triton) for found in sweep.keys),
-        rows=tuple(_range(found, triton) for found in sweep.rows),
-        visits=tuple(_range(_any_head(found), python) for found in sweep.keys),
+        keys=tuple(_range(found, triton) for found in ranges.keys),
+        rows=tuple(_range(found, triton) for found in ranges.rows),
+        visits=tuple(_range(_any_head(found), python) for found in ranges.keys),
         decode=tuple(_range(found, triton) for found in sweep.decode),
         decode_visits=tuple(_range(found, python) for found in sweep.decode),
-        may=torch(sweep.may),
-        must=torch(sweep.must),
-        extremes=tuple(extremes(sweep.may, sweep.must, reads.sources, torch)),
+        may=torch(tiles.may),
+        must=torch(tiles.must),
+        extremes=tuple(extremes(tiles.may, tiles.must, reads.sources, torch)),
     )
 
 
@@ -166,13 +182,31 @@ def _of_positions(condition: Boolean) -> Boolean:
 def _choice(plan: ChoicePlan, softmaxes: dict[str, SoftmaxText], spelling: Spelling) -> ChoiceText:
     choice = plan.choice
     assert choice.score is not None
-    reads = Reads({source.name: spelling.of(source) for source in plan.reads})
+    reads = Reads({source.name: spelling.of(source) for source in (*plan.reads, *plan.at_call)})
     return ChoiceText(
         spelling.of(choice), softmaxes[choice.score.softmax.name], choice.score.probability,
         expression(plan.forced, TRITON, reads.triton), expression(plan.allowed, TRITON, reads.triton),
         expression(plan.forced, TORCH, reads.torch), expression(plan.allowed, TORCH, reads.torch),
-        spelling.of(plan),
+        spelling.of(plan), _limits(choice, reads) if choice.at_call else None,
     )  # fmt: skip
+
+
+def _limits(choice: Choice, reads: Reads) -> LimitsText:
+    def text(value: Expr) -> str:
+        if not value.is_number:
+            return expression(value, TORCH, reads.of_inputs)
+        return str(value) if value.is_Integer else repr(float(value)) if value.is_finite else f'float("{float(value)}")'
+
+    count = choice.rule.count.value if isinstance(choice.rule, TopK) else choice.most
+    most = sympy.oo if count is None else sympy.Integer(count) if isinstance(count, int) else count
+    level = choice.rule.level if isinstance(choice.rule, Threshold) else -sympy.oo
+    used = {symbol for value in choice.at_call for symbol in value.free_symbols}
+    return LimitsText(text(-_floor(-choice.least)), text(_floor(most)), text(level), H in used, LENGTH in used)
+
+
+def _floor(value: Expr) -> Expr:
+    """Of a fraction of whole numbers, which torch would round before; of others the library takes it."""
+    return sympy.floor(value) if all(read.is_integer for read in lookups(value)) else value
 
 
 def _entries(stream: Stream, plan: Plan, spelling: Spelling) -> EntriesText:

@@ -2,152 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from spdsl.codegen.answer_text import CaseText, ExtraText, MeaningText, read_by
+from spdsl.codegen.choice_text import ChoiceText
+from spdsl.codegen.entries_text import EntriesText
+from spdsl.codegen.softmax_text import JointText, SoftmaxText
 from spdsl.codegen.spelling import Spelling
-from spdsl.codegen.texts import ChoiceText, JointText, SoftmaxText, cells_of
 from spdsl.ir.pattern import Branch, Choice, Pattern, Phase, Query, Stream, Tensor, Weight
-from spdsl.ir.pool import Pool
 from spdsl.passes.joint import leaves
-from spdsl.primitives.pools import POOLS
 
-
-@dataclass(frozen=True, slots=True)
-class EntriesText:
-    """A compressed stream: where its keys and values come from."""
-
-    stream: Stream
-    source: Stream
-    logits: Stream | None
-    weights: tuple[tuple[str, ...], ...]  # of keys, of values
-    has_values: bool  # some result reads them
-    kept: bool  # by a cache
-
-    @property
-    def name(self) -> str:
-        return self.stream.name
-
-    @property
-    def pool(self) -> Pool:
-        assert self.stream.compress is not None
-        return POOLS[self.stream.compress.by]
-
-    @property
-    def cells(self) -> str:
-        return cells_of(self.stream.grid)
-
-    @property
-    def sides(self) -> tuple[tuple[str, str, str, str, tuple[str, ...]], ...]:
-        """(k or v, argument, argument of the source, of the logits, weights) of what is computed."""
-        return tuple(self._side(side) for side in "kv"[: 1 + self.has_values])
-
-    def _side(self, side: str) -> tuple[str, str, str, str, tuple[str, ...]]:
-        logits = ""
-        if self.logits is not None:
-            logits = (self.logits.value_argument if side == "v" else None) or self.logits.key_argument
-        made = (self.stream.key_argument, self.source.key_argument)
-        if side == "v":
-            made = (self.stream.value_argument or "", self.source.value_argument or "")
-        return side, *made, logits, self.weights[side == "v"]
-
-
-@dataclass(frozen=True, slots=True)
-class PooledText:
-    """A score at the grains of a result; `prefix` names it among the parts of the result."""
-
-    prefix: str
-    softmax: SoftmaxText
-    probability: bool
-    unit: int
-    rows: int
-    share: str
-    heads_by: str | None
-    rows_by: str | None
-    unit_by: str | None
-
-    @property
-    def needs_lse(self) -> bool:
-        """From outside: that of a softmax which is no branch has no gradient, the score computes it again."""
-        return self.probability and self.softmax.is_branch
-
-    @property
-    def key_argument(self) -> str:
-        return self.softmax.sweeps[0].stream.key_argument
-
-
-@dataclass(frozen=True, slots=True)
-class ExtraText:
-    """A further result that is a score, or the divergence of two: target and score."""
-
-    name: str
-    parts: tuple[PooledText, ...]
-    listed: Choice | None = None  # whose units hold every entry of a divergence
-    walked: bool = False  # by kernels
-
-    @property
-    def call(self) -> str:
-        return f"_{self.name}({self._given})"
-
-    @property
-    def dense_call(self) -> str:
-        """That of the reference."""
-        return f"_{self.name}_torch({self._given})" if self.walked else self.call
-
-    @property
-    def _given(self) -> str:
-        lses = "".join(f", {part.softmax.name}_part[1]" for part in self.parts if part.needs_lse)
-        return f"inputs, layout{lses}"
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerText:
-    """How one kind of call answers: what it computes, in the order of its use, and expressions over their names."""
-
-    calls: tuple[SoftmaxText | JointText | ChoiceText, ...]
-    result: str
-    extras: tuple[str | ExtraText, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CaseText:
-    condition: str  # over `length` and scalars; empty: always
-    uses_length: bool
-    scalars: tuple[str, ...]  # of the condition
-    gated: bool
-    dense: AnswerText  # of `reference`
-    answer: AnswerText  # of `attention`: joints in place of their parts; with a cache parts of one query are splits
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """The tensors and choices that its results are made of."""
-        extras = [part.softmax for x in self.dense.extras if isinstance(x, ExtraText) for part in x.parts]
-        return frozenset(self.scalars) | read_by(*self.dense.calls, *extras)
-
-    @property
-    def without_scores(self) -> CaseText:
-        """As the phases with a cache answer."""
-        branches = tuple(extra for extra in self.dense.extras if isinstance(extra, str))
-        return replace(self, dense=replace(self.dense, extras=branches))
-
-
-def read_by(*steps: SoftmaxText | JointText | ChoiceText) -> frozenset[str]:
-    """The tensors and choices that the steps read."""
-    softmaxes = [step.softmax if isinstance(step, ChoiceText) else step for step in steps]
-    chosen = [x.name for step in steps if isinstance(step, ChoiceText) for x in step.plan.reads]
-    return frozenset((*(name for step in softmaxes for name in step.tensors), *chosen))
-
-
-@dataclass(frozen=True, slots=True)
-class MeaningText:
-    """What `reference` or `choices` computes in phases that mean the same."""
-
-    name: str
-    phases: tuple[str, ...]
-    cases: tuple[CaseText, ...] = ()  # of the reference
-    steps: tuple[SoftmaxText | ChoiceText, ...] = ()  # of the choices
-    needs: tuple[str, ...] = ()  # arguments that the signature lets one leave out, and these phases read
+_END = 120  # columns of a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +28,7 @@ class ModuleText:
     weights: tuple[Weight, ...]
     tensors: tuple[Tensor, ...]
     choices: tuple[Choice, ...]  # given and drawn: read as maps
+    lists: tuple[Choice, ...]  # given for single queries
     selected: tuple[ChoiceText, ...]
     gated: int  # branches of the gate, 0: no gate
     phases: dict[str, tuple[CaseText, ...]]
@@ -175,9 +42,12 @@ class ModuleText:
 
     @property
     def operators(self) -> tuple[SoftmaxText | JointText, ...]:
-        """What is differentiable as a whole; parts of a joint are not by themselves."""
-        inside = {part.name for joint in self.joints for part in joint.parts}
-        return (*(found for found in self.softmaxes if found.is_computed and found.name not in inside), *self.joints)
+        """What `attention` and `choices` call as a whole; parts of a joint are not called by themselves."""
+        calls = [call for case in self.phases.get("train", ()) for call in case.answer.calls]
+        called = {call.name for call in calls} | {step.name for meaning in self.choosing for step in meaning.steps}
+        called |= {s.of_class.name for s in self.softmaxes if s.of_class and s.name in called}
+        wholes: tuple[SoftmaxText | JointText, ...] = (*self.softmaxes, *self.joints)
+        return tuple(whole for whole in wholes if whole.name in called)
 
     @property
     def walked(self) -> tuple[ExtraText, ...]:
@@ -264,7 +134,8 @@ class ModuleText:
     @property
     def lookups(self) -> tuple[str, ...]:
         """The other tensor arguments: tensors, then given lists."""
-        return (*(x.name for x in self.tensors), *(x.name for x in self.choices if x.given))
+        given = (x.name for x in (*self.choices, *self.lists) if x.given)
+        return (*(x.name for x in self.tensors), *given)
 
     def read(self, phase: str) -> tuple[str, ...]:
         """The other tensor arguments that a phase asks for."""
@@ -274,6 +145,11 @@ class ModuleText:
     def gates(self, phase: str) -> int:
         """Branches of the gate of a phase, 0: none."""
         return self.gated if any(case.gated for case in self.phases[phase]) else 0
+
+    @property
+    def gated_phases(self) -> tuple[str, ...]:
+        """The phases with gates."""
+        return tuple(phase for phase in self.phases if self.gates(phase))
 
     def unread(self, phase: str) -> tuple[str, ...]:
         """The arguments that no result of the phase reads: they may be left out."""
@@ -300,11 +176,25 @@ class ModuleText:
         return frozenset(x.name for x in self.tensors if "token" in x.axes and x.name in read)
 
     @property
-    def paged_phase(self) -> str:
-        """The phase that answers over adopted pages; "": none, as it is not clear which."""
-        cached = [phase for phase in ("prefill", "decode") if phase in self.phases]
-        same = len(cached) == 1 or (len(cached) == 2 and self.phases["prefill"] == self.phases["decode"])
-        return cached[0] if same else ""
+    def kept_by_head(self) -> tuple[str, ...]:
+        """Those of them with numbers for each query head."""
+        return tuple(x.name for x in self.tensors if x.name in self.kept_tokens and "head" in x.axes)
+
+    @property
+    def paged_phases(self) -> tuple[str, ...]:
+        """The phases that answer over adopted pages; where both answer alike, one of them does."""
+        cached = tuple(phase for phase in ("prefill", "decode") if phase in self.phases)
+        same = len(cached) == 2 and self.phases["prefill"] == self.phases["decode"]
+        return cached[:1] if same else cached
+
+    def read_in(self, phases: Sequence[str]) -> tuple[str, ...]:
+        """The other tensor arguments that each of the phases asks for."""
+        return tuple(name for name in self.lookups if all(name in self.read(phase) for phase in phases))
+
+    def unread_in(self, phases: Sequence[str]) -> tuple[str, ...]:
+        """The arguments that one of the phases may leave out."""
+        names = (name for phase in phases for name in self.unread(phase))
+        return tuple(dict.fromkeys(names))
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -332,9 +222,9 @@ class ModuleText:
 
     @property
     def prepared(self) -> tuple[str, ...]:
-        """What is made of the others: every choice is a map and its first row tile."""
+        """What is made of the others: a choice is a map and its first row tile, or lists."""
         maps = tuple(name for x in self.choices for name in (x.name, f"{x.name}_first"))
-        return (*(x.name for x in self.tensors), *maps)
+        return (*(x.name for x in self.tensors), *maps, *(x.name for x in self.lists))
 
     @property
     def computed(self) -> tuple[str, ...]:
@@ -370,6 +260,12 @@ class ModuleText:
         return frozenset(name for s in self.softmaxes for name in s.bias_reads)
 
     @property
+    def counts(self) -> dict[str, int]:
+        """The tensors that say how long lists are, and how long they can be."""
+        found = ((x.name, c.choice.capacity) for c in self.selected for x in c.plan.at_call if c.choice.level is None)
+        return {name: most for name, most in found if most}
+
+    @property
     def widened(self) -> bool:
         """Whether the reference computes with more than queries, keys and values in floating point."""
         return bool(self.entries or self.extras or any(x.dtype == "float" for x in self.tensors))
@@ -382,35 +278,16 @@ class ModuleText:
         gates = ("gates",) if self.gates(phase) else ()
         return ", ".join((*self.vectors, *(x.name for x in self.weights), *self.read(phase), *gates))
 
-    @property
-    def argument_lines(self) -> str:
-        """The shapes of the arguments, for a docstring."""
-        pattern = self.pattern
-        q_heads, kv_heads = pattern.query_heads or "Hq", pattern.kv_heads or "Hkv"
-        qk, v = pattern.qk_dim or "Dqk", pattern.v_dim or "Dv"
-        lines = [f"{x.name} [B, {x.heads or q_heads}, N, {x.dim or qk}]" for x in self.queries]
-        for x in self.streams:
-            lines.append(f"{x.key_argument} [B, {x.heads or kv_heads}, M, {x.qk or qk}]")
-            if x.value_argument:
-                lines.append(f"{x.value_argument} [B, {x.heads or kv_heads}, M, {x.v or v}]")
-        unread = self.unread("train") if "train" in self.phases else ()
-        read = [x for x in self.tensors if x.name not in unread]
-        lines += [f"{x.name} {x.dtype} [{', '.join(['B', *map(str, x.axes)])}]" for x in read]
-        for given in (x for x in self.choices if x.name not in unread):
-            heads = q_heads if given.share == "head" else kv_heads
-            if given.given:
-                units = f"units of {given.unit} keys, -1 padded"
-                lines.append(f"{given.name} int [B, {heads}, tiles of {given.rows} rows, most]: {units}")
-        lines += [f"{x.name} [{', '.join(map(str, x.axes))}]" for x in self.weights]
-        lines += [f"gates [B, Hq, N, {self.gated}]"] if self.gated and "gates" not in unread else []
-        for found in self.selected:
-            heads = q_heads if found.choice.share == "head" else kv_heads
-            units = f"units of {found.choice.unit} keys to use instead of the computed ones, -1 padded"
-            lines.append(f"{found.name} int [B, {heads}, N, any]: {units}")
-        lines += [f"{', '.join(unread)}: not read here, may be left out"] if unread else []
-        text = self.spelling.written("; ".join(lines) + ". -> out [B, Hq, N, Dv] in the dtype of q.")
-        text = textwrap.fill(text, 110)
-        return textwrap.indent(text, "    ")
+    def filled(self, parameters: str, column: int = 4) -> str:
+        """Parameters, parted by ", ", on as few lines as they fit on once their names are written."""
+        lines, end = list[str](), _END
+        for one in parameters.split(", "):
+            width = len(self.spelling.written(one)) + 2
+            if end + width > _END:
+                lines, end = [*lines, " " * (column - 1)], column - 1
+            lines[-1], end = f"{lines[-1]} {one},", end + width
+        no_comma = parameters.rpartition(", ")[2].startswith("**")
+        return "\n".join(lines).removesuffix("," if no_comma else "")
 
 
 def _shared(name: str, answers: Mapping[str, object]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from spdsl.codegen.parsed import parsed
+from spdsl.codegen.syntax_tree import parsed
 
 Definition = ast.FunctionDef | ast.ClassDef
 
@@ -38,7 +38,7 @@ def _reached(module: ast.Module, definitions: list[Definition], public: frozense
     return reached
 
 
-_HARMLESS = ("rt.jit", "torch.no_grad", "MODULE.tuned", "MODULE.entry")
+_HARMLESS = ("rt.jit", "torch.no_grad", "MODULE.tuned", "MODULE.entry", "MODULE.step")
 
 
 def _registers(node: Definition) -> bool:

@@ -59,11 +59,27 @@ class Reads:
         if isinstance(source, Choice):
             head, tile, unit = (text(index) for index in read.args)
             return f"rt.read(t.{name}, {head} // t.{name}_group, {tile} - t.{name}_first, {unit})"
+        return f"rt.read(t.{', '.join([name, *_indices(source, read, text)])})"
+
+    def of_inputs(self, read: AppliedUndef, text: Text) -> str:
+        """In torch, of a tensor among the `inputs` of a call with `heads` query heads."""
+        source = self.sources[lookup_name(read)]
+        assert isinstance(source, Tensor)
+        own = f"inputs.{source.name}"
+        exact = own if source.dtype == "float" else f"{own}.long()"  # numbers of few bits would wrap
+        if not source.axes:
+            return f"{exact}.view(-1, 1, 1, 1)"
         indices = [
-            f"{text(index)} // t.{name}_group" if axis == "kv_head" else text(index)
-            for axis, index in zip(source.axes, read.args, strict=True)
+            f"{text(index)} // (heads // {own}.shape[{i}])" if axis == "kv_head" else text(index)
+            for i, (axis, index) in enumerate(zip(source.axes, read.args, strict=True), 1)
         ]
-        return f"rt.read(t.{', '.join([name, *indices])})"
+        return f"rt.read({', '.join([exact, *indices])})"
+
+
+def _indices(tensor: Tensor, read: AppliedUndef, text: Text) -> list[str]:
+    """One for each axis, in torch text."""
+    axes = zip(tensor.axes, map(text, read.args), strict=True)
+    return [f"{index} // t.{tensor.name}_group" if axis == "kv_head" else index for axis, index in axes]
 
 
 def extreme_variable(read: AppliedUndef, sources: Mapping[str, Source]) -> str:
@@ -94,6 +110,8 @@ def _extreme_call(source: Source, read: AppliedUndef, text: Text) -> str:
     moving = [index for index in read.args if index.free_symbols & {Q, K}]
     if not moving:
         return f"rt.bounds_of(t.{name})"
-    before = "".join(f", {text(index)}" for index in read.args if index not in moving)
+    place, indices = read.args.index(moving[0]), _indices(source, read, text)
+    before, after = indices[:place], indices[place + 1 :]
+    given = [f"t.{name}", "tiles", *before, *([f"after=({', '.join(after)},)"] if after else [])]
     side = "row" if moving == [Q] else "key"
-    return f"rt.{side}_extremes(t.{name}, tiles{before})"
+    return f"rt.{side}_extremes({', '.join(given)})"

@@ -12,11 +12,12 @@ from functools import cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruff.__main__ import find_ruff_bin  # type: ignore[import-untyped]
 
+from spdsl.codegen.argument_lines import argument_lines
 from spdsl.codegen.module_text import ModuleText
 from spdsl.codegen.prune import prune
+from spdsl.codegen.softmax_text import SoftmaxText
 from spdsl.codegen.spelled import FUNCTIONS, spelled
 from spdsl.codegen.spelling import camel
-from spdsl.codegen.texts import SoftmaxText
 from spdsl.diagnostics import Source
 from spdsl.resources import folder
 from spdsl.runtime.version import RUNTIME
@@ -44,7 +45,7 @@ def render(module: ModuleText, source: Source, pattern_text: str) -> GeneratedMo
     digest = hashlib.sha256(key.encode()).hexdigest()
     environment = _environment()
     file = re.sub(r"[^\w.\- ]", "_", source.path.replace("\\", "/").rsplit("/", 1)[-1])
-    shared = {"m": module, "file": file}
+    shared = {"m": module, "file": file, "argument_lines": argument_lines(module)}
 
     def part(name: str, s: SoftmaxText | None = None, **context: object) -> str:
         pieces = {"s": s, **_pieces(s)} if s is not None else {}

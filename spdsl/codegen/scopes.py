@@ -75,15 +75,15 @@ def _parts(node: ast.AST) -> Iterator[ast.AST]:
 
 def scopes(module: ast.Module, spelling: Spelling, public: Public) -> list[Scope]:
     """Of a text with marks."""
-    found, bound, read = [], set[str](), set[str]()
+    inner, bound, read = [], set[str](), set[str]()
     for node in module.body:
         names = mentions(node)
-        found.append(_scope(node, names, spelling, public))
+        inner.append(_scope(node, names, spelling, public))
         defines = isinstance(node, Definition)
         bound |= {node.name} if isinstance(node, Definition) else names.variables
         read |= names.read - names.variables if defines else names.read
     made = frozenset(name for name in bound if spelling.marks(name))
-    return [*found, Scope(frozenset(read | bound) - made, made)]
+    return [*inner, Scope(frozenset(read | bound) - made, made)]
 
 
 def _scope(node: ast.stmt, names: Mentions, spelling: Spelling, public: Public) -> Scope:
@@ -98,11 +98,11 @@ def _scope(node: ast.stmt, names: Mentions, spelling: Spelling, public: Public) 
     return Scope(frozenset(own), made)
 
 
-def chosen_names(found: list[Scope], spelling: Spelling) -> list[str]:
+def chosen_names(all_scopes: list[Scope], spelling: Spelling) -> list[str]:
     """The spelling of each name by its number: its own, or the first with a number behind that meets nothing."""
-    marks = {name: spelling.marks(name) for scope in found for name in scope.made}
+    marks = {name: spelling.marks(name) for scope in all_scopes for name in scope.made}
     around: dict[int, list[tuple[Scope, list[str]]]] = {}
-    for scope in found:
+    for scope in all_scopes:
         for number in {number for name in scope.made for number in marks[name]}:
             around.setdefault(number, []).append((scope, [name for name in scope.made if number in marks[name]]))
     chosen: list[str] = []

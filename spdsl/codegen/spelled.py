@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from itertools import accumulate
 
-from spdsl.codegen.handed import handed
 from spdsl.codegen.module_text import ModuleText
-from spdsl.codegen.parsed import parsed
 from spdsl.codegen.scopes import Public, chosen_names, scopes
+from spdsl.codegen.shadowing import without_shadowing
 from spdsl.codegen.spelling import Spelling
+from spdsl.codegen.syntax_tree import parsed
 
 FUNCTIONS = frozenset(
     {"attention", "choices", "reference", "prefill", "decode", "attend_paged", "paged_states", "update_states"}
@@ -31,30 +31,30 @@ def spelled(text: str, module: ModuleText) -> str:
     spelling, public = module.spelling, Public(module.public, FUNCTIONS)
     given = _with_operators(text, spelling)
     tree = parsed(given)
-    text = handed(given, tree, spelling, public)
+    text = without_shadowing(given, tree, spelling, public)
     tree = tree if text == given else parsed(text)
     names = chosen_names(scopes(tree, spelling, public), spelling)
     made = frozenset(module.computed) - public.names  # fields of `Inputs` that nobody asks for by name
     starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
     outside = [range(starts[node.lineno - 1], starts[node.end_lineno or 0]) for node in tree.body if public.holds(node)]
 
-    def spell(found: re.Match[str]) -> str:
-        if found["prose"]:
+    def spell(token: re.Match[str]) -> str:
+        if token["prose"]:
             return spelling.written(
-                re.sub(r"\w+", lambda word: spelling.spelled(word[0], names) if word[0] in made else word[0], found[0])
+                re.sub(r"\w+", lambda word: spelling.spelled(word[0], names) if word[0] in made else word[0], token[0])
             )
-        kept = found["name"] in public.names and (found["field"] or any(found.start() in part for part in outside))
-        return spelling.written(found[0]) if kept else spelling.spelled(found[0], names)
+        kept = token["name"] in public.names and (token["field"] or any(token.start() in part for part in outside))
+        return spelling.written(token[0]) if kept else spelling.spelled(token[0], names)
 
-    return _TOKEN.sub(lambda found: spell(found) if spelling.found.search(found[0]) else found[0], text)
+    return _TOKEN.sub(lambda token: spell(token) if spelling.found.search(token[0]) else token[0], text)
 
 
 def _with_operators(text: str, spelling: Spelling) -> str:
     """With names for operators: those of the pattern, but where two would be registered under one."""
-    found = dict.fromkeys(_OPERATOR.findall(text))
-    taken = {*_OF_LIBRARY, *(name for base in found if not spelling.marks(base) for name in _registered(base))}
+    operators = dict.fromkeys(_OPERATOR.findall(text))
+    taken = {*_OF_LIBRARY, *(name for base in operators if not spelling.marks(base) for name in _registered(base))}
     bases: dict[str, str] = {}
-    for mark in filter(spelling.marks, found):
+    for mark in filter(spelling.marks, operators):
         base, again = spelling.written(mark), 0
         while not taken.isdisjoint(_registered(base)):
             again += 1

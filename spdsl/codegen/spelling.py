@@ -55,9 +55,9 @@ class Spelling:
     def spelled(self, text: str, names: list[str]) -> str:
         """The text with names for marks; a mark with a capital is the name of a class."""
 
-        def name(found: re.Match[str]) -> str:
-            own = names[int(found[2])]
-            return own if found[1] == "z" else camel(own)
+        def name(mark: re.Match[str]) -> str:
+            own = names[int(mark[2])]
+            return own if mark[1] == "z" else camel(own)
 
         return self.found.sub(name, text)
 

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
-from spdsl.codegen.parsed import parsed
+from spdsl.codegen.syntax_tree import parsed
 
 LIBRARY = "spdsl.runtime"
 _OF_LIBRARY = re.compile(rf"^( *from ){re.escape(LIBRARY)}(\.| )", re.MULTILINE)
@@ -25,14 +25,14 @@ def standalone(text: str) -> dict[str, str]:
     """The files of the package, by path inside it: the module's text, and what it uses of the library."""
     names = sorted({*_USED.findall(text), *tool_names()})
     homes = {name: home for name, home in exported().items() if name in names}
-    found = {"__init__.py": _relative(text, 1, "runtime"), "runtime/rt.py": _relative(_exports(homes), 1)}
+    package = {"__init__.py": _relative(text, 1, "runtime"), "runtime/rt.py": _relative(_exports(homes), 1)}
     for module in sorted(_reached([*homes.values(), f"{LIBRARY}.language"])):
         path = _path(module)
-        found[f"runtime/{path}"] = _relative(library_texts()[path], path.count("/") + 1)
+        package[f"runtime/{path}"] = _relative(library_texts()[path], path.count("/") + 1)
         for folder in path.split("/")[:-1]:
-            found[f"runtime/{folder}/__init__.py"] = library_texts()[f"{folder}/__init__.py"]
-    found["runtime/__init__.py"] = library_texts()["__init__.py"]
-    return found
+            package[f"runtime/{folder}/__init__.py"] = library_texts()[f"{folder}/__init__.py"]
+    package["runtime/__init__.py"] = library_texts()["__init__.py"]
+    return package
 
 
 @cache
@@ -81,14 +81,14 @@ def _exports(homes: dict[str, str]) -> str:
 
 def _reached(modules: Iterable[str]) -> set[str]:
     """The modules of the library and all that they import of it."""
-    found: set[str] = set()
+    reached: set[str] = set()
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        if module not in found:
-            found.add(module)
+        if module not in reached:
+            reached.add(module)
             waiting += _imported(library_texts()[_path(module)])
-    return found
+    return reached
 
 
 @cache
@@ -112,5 +112,5 @@ def _relative(text: str, depth: int, inside: str = "") -> str:
     `from spdsl.runtime.tiles.blocks import jump` -> `from ..tiles.blocks import jump`
     """
     return _OF_LIBRARY.sub(
-        lambda found: f"{found[1]}{'.' * depth}{inside}{found[2].strip('.' if not inside else '')}", text
+        lambda opening: f"{opening[1]}{'.' * depth}{inside}{opening[2].strip('.' if not inside else '')}", text
     )

@@ -144,12 +144,12 @@ def step_pairs(call: Call, softmax: SoftmaxPlan) -> int:
 
 def _over_classes(call: Call, softmax: SoftmaxPlan, tiles: Callable[[int], int]) -> int:
     """The sum over sequences: one, or one for each residue class."""
-    step = next((one.step for one in call.softmaxes if one.of_class == softmax), 1)
+    step = next((other.step for other in call.softmaxes if other.of_class == softmax), 1)
     if step == 1:
         return tiles(call.length)
     short, longer = divmod(call.length, step)
-    found = longer * tiles(short + 1)
-    return found + ((step - longer) * tiles(short) if short else 0)
+    total = longer * tiles(short + 1)
+    return total + ((step - longer) * tiles(short) if short else 0)
 
 
 def _row_tiles(call: Call, softmax: SoftmaxPlan, block_m: int, block_n: int) -> Number:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import prod
 
 from spdsl.cost.entries import entry_flops, sides_of, tokens_moved, weights_of
 from spdsl.cost.kernels import INDEX_BYTES, Call, Kernel
-from spdsl.ir.pattern import Phase, Stream
+from spdsl.ir.pattern import Phase, Query, Stream, Tensor
 from spdsl.ir.schedule import Step
 from spdsl.passes.count import Number
 
@@ -16,9 +17,16 @@ ROWS, COLUMNS, DEEP_BYTES = 16, 32, 256  # of a program that closes by `mlp`: se
 
 def append_rows(call: Call, step: Step[None]) -> Kernel:
     each = sum(call.count.stream(stream)[0] * sum(sides_of(call, stream)) for stream in call.streams) * call.shape.size
-    each += sum(VALUE_BYTES[tensor.dtype] for tensor in call.token_tensors)
+    each += sum(VALUE_BYTES[tensor.dtype] * _numbers(call, tensor) for tensor in call.token_tensors)
     moved = call.many(2 * call.queries * each)
     return Kernel(step.name, "cache", "copy", bytes=moved, moved=moved)
+
+
+def _numbers(call: Call, tensor: Tensor) -> int:
+    """Of one token."""
+    query = next(one for one in call.plan.pattern.inputs if isinstance(one, Query))
+    known = {"head": query.heads or call.shape.heads, "kv_head": call.count.stream(call.streams[0])[0]}
+    return prod(known.get(str(axis), axis if isinstance(axis, int) else 1) for axis in tensor.axes)
 
 
 def append_lengths(call: Call, step: Step[None]) -> Kernel:

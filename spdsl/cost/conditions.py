@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spdsl.cost import chosen, divergence, pairs
+from spdsl.cost import choose, divergence, pairs, units
 from spdsl.cost.attend import walked
 from spdsl.cost.cache import attempted
 from spdsl.cost.kernels import Call
@@ -28,9 +28,9 @@ def slots(call: Call, step: Step[SoftmaxPlan]) -> int:
     assert choice is not None
     lists = call.lists(choice, softmax) // call.count.stream(softmax.sweeps[0].stream)[0]
     if softmax.pairs:
-        return chosen.slots(call, choice, lists, 1, pairs.tiles_of_job(call, step))
-    lanes = chosen.walked(call, step).shape.lanes
-    return chosen.slots(call, choice, lists, lanes, call.machine.job_tiles(choice.unit))
+        return units.slots(call, choice, lists, 1, pairs.tiles_of_job(call, step))
+    lanes = units.walked(call, step).shape.lanes
+    return units.slots(call, choice, lists, lanes, call.machine.job_tiles(choice.whole_unit))
 
 
 def _has_entries(call: Call, step: Step[Side] | Step[SoftmaxPlan]) -> bool:
@@ -46,15 +46,15 @@ def _has_jobs(call: Call, step: Step[Any]) -> bool:
 _TURNS: dict[str, Callable[[Call, Step[Any]], int]] = {
     "": lambda call, step: 1,
     "heads": pairs.turns,
-    "rows": chosen.pieces,
+    "rows": choose.pieces,
 }
 _HOLDS: dict[When, Callable[[Call, Step[Any]], bool]] = {
     When.ENTRIES: _has_entries,
     When.ONE_ENTRY: lambda call, step: attempted(call, step.of) == 1,
     When.MORE_ENTRIES: lambda call, step: attempted(call, step.of) > 1,
-    When.SPLITS: lambda call, step: chosen.select_splits(call, step) > 1,
+    When.SPLITS: lambda call, step: choose.select_splits(call, step) > 1,
     When.JOBS: _has_jobs,
-    When.OTHER_TILES: chosen.other_tiles,
+    When.OTHER_TILES: units.other_tiles,
     When.NOT_MADE: lambda call, step: False,  # with a cache all results are computed
     When.SHARED_KEYS: lambda call, step: divergence.shared(call, step.of),
 }

@@ -23,11 +23,11 @@ def crossings(first: Cost, second: Cost, lengths: Sequence[int], grain: int = 1)
     Two changes within one gap are not seen.
     """
     wins = [first(length) < second(length) for length in lengths]
-    found = []
+    changes = []
     for i in range(1, len(lengths)):
         if wins[i] != wins[i - 1]:
-            found.append(Crossing(_first(first, second, lengths[i - 1], lengths[i], wins[i], grain), wins[i]))
-    return found
+            changes.append(Crossing(_first(first, second, lengths[i - 1], lengths[i], wins[i], grain), wins[i]))
+    return changes
 
 
 def _first(first: Cost, second: Cost, low: int, high: int, wins: bool, grain: int) -> int:
@@ -42,12 +42,12 @@ def _first(first: Cost, second: Cost, low: int, high: int, wins: bool, grain: in
     return min(high, above * grain)
 
 
-def told(found: Sequence[Crossing], wins_first: bool, lengths: Sequence[int]) -> str:
+def told(changes: Sequence[Crossing], wins_first: bool, lengths: Sequence[int]) -> str:
     """A sentence for people."""
-    if not found:
+    if not changes:
         always = f"always faster than dense from {lengths[0]:,} to {lengths[-1]:,} tokens"
         return always if wins_first else f"never faster than dense up to {lengths[-1]:,} tokens"
-    parts = [f"{'faster' if one.wins else 'slower'} than dense from {one.length:,} tokens" for one in found]
+    parts = [f"{'faster' if change.wins else 'slower'} than dense from {change.length:,} tokens" for change in changes]
     return ", ".join(parts)
 
 

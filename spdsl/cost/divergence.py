@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from spdsl.cost.chosen import scored_bytes, slots, union_bytes, union_of, walked
+from spdsl.cost.choose import scored_bytes
 from spdsl.cost.kernels import LSE_BYTES, NONE, Call, Kernel
 from spdsl.cost.machine import padded
+from spdsl.cost.units import slots, union_bytes, visited_keys, walked, whole_unions
 from spdsl.ir.schedule import Step, Walk
 from spdsl.passes.count import Number
 from spdsl.runtime.tuning.configs import power_of_2
@@ -14,47 +15,51 @@ PLACES = 3  # exponentials and logarithms of the sums that a key and a query hav
 
 
 def forward(call: Call, step: Step[Walk]) -> Kernel:
-    walk, shape = step.of, walked(call, step).shape
+    walk, found = step.of, walked(call, step)
+    shape, keys = found.shape, visited_keys(call, found)
     moved = _rows_bytes(call, walk) + _keys_bytes(call, walk)
     return Kernel(
-        step.name, "extra", "units", flops=_flops(call, walk, (1, 1)), machine=_machine(call, walk, shape, (1, 1)),
-        exps=_exps(call, walk, shape), bytes=moved + call.list_bytes(walk.choice, walk.target),
+        step.name, "extra", "units", flops=_flops(call, walk, (1, 1)),
+        machine=_machine(call, walk, shape, keys, (1, 1)),
+        exps=_exps(shape, keys), bytes=moved + call.list_bytes(walk.choice, walk.target),
         moved=moved + union_bytes(call, walk.target, walk.choice, shape.lanes),
     )  # fmt: skip
 
 
 def dq(call: Call, step: Step[Walk]) -> Kernel:
     """As dk, computes target and score again; the score alone learns."""
-    walk, shape = step.of, walked(call, step).shape
+    walk, found = step.of, walked(call, step)
+    shape, keys = found.shape, visited_keys(call, found)
     own = call.rows_bytes(walk.score, call.dims(walk.score)[0])
     moved = _rows_bytes(call, walk) + _keys_bytes(call, walk) + own
     return Kernel(
         step.name, "extra", "units_backward", flops=_flops(call, walk, (1, 2)),
-        machine=_machine(call, walk, shape, (1, 2)), exps=_exps(call, walk, shape),
+        machine=_machine(call, walk, shape, keys, (1, 2)), exps=_exps(shape, keys),
         bytes=moved, moved=moved + union_bytes(call, walk.target, walk.choice, shape.lanes),
     )  # fmt: skip
 
 
 def dk(call: Call, step: Step[Walk]) -> Kernel:
-    walk, shape = step.of, walked(call, step).shape
+    walk, found = step.of, walked(call, step)
+    shape, keys = found.shape, whole_unions(call, found) * found.choice.whole_unit
     moved = _rows_bytes(call, walk) + _keys_bytes(call, walk) + _parts_bytes(call, walk)
     return Kernel(
         step.name, "extra", "units_backward", flops=_flops(call, walk, (0, 1)),
-        machine=_machine(call, walk, shape, (1, 2)), exps=_exps(call, walk, shape), bytes=moved, moved=moved,
+        machine=_machine(call, walk, shape, keys, (1, 2)), exps=_exps(shape, keys), bytes=moved, moved=moved,
     )  # fmt: skip
 
 
 def add_slots(call: Call, step: Step[Walk]) -> Kernel:
     """Parts of several jobs, of each list."""
     walk, lists = step.of, call.lists(step.of.choice, step.of.target)
-    numbers = lists * slots_of(call, step) * walk.choice.unit * call.dims(walk.score)[0]
+    numbers = lists * slots_of(call, step) * walk.choice.whole_unit * call.dims(walk.score)[0]
     parts = Number(numbers * LSE_BYTES, exact=False)
     return Kernel(step.name, "extra", "copy", bytes=parts, moved=parts)
 
 
 def slots_of(call: Call, step: Step[Walk]) -> int:
     lanes = walked(call, step).shape.lanes
-    return slots(call, step.of.choice, 1, lanes, call.machine.job_tiles(step.of.choice.unit))
+    return slots(call, step.of.choice, 1, lanes, call.machine.job_tiles(step.of.choice.whole_unit))
 
 
 def key_parts(call: Call, step: Step[Walk]) -> Kernel:
@@ -73,21 +78,16 @@ def _score_heads(call: Call, walk: Walk) -> int:
     return call.count.heads(walk.score.softmax) // call.lists(walk.choice, walk.target)
 
 
-def _keys(call: Call, walk: Walk, shape: UnitShape) -> Number:
-    """Keys of the units that all tiles visit."""
-    return union_of(call, walk.choice, walk.target, shape.lanes) * walk.choice.unit
-
-
-def _machine(call: Call, walk: Walk, shape: UnitShape, times: tuple[int, int]) -> Number:
-    """Products of the tiles, so many times each for target and score."""
+def _machine(call: Call, walk: Walk, shape: UnitShape, keys: Number, times: tuple[int, int]) -> Number:
+    """Products of the tiles and `keys`, so many times each for target and score."""
     score_rows = max(16, shape.lanes * power_of_2(_score_heads(call, walk)))
     sides = ((shape.config.block_m, walk.target), (score_rows, walk.score))
     of_key = sum(often * 2 * rows * padded(call.dims(one)[0]) for often, (rows, one) in zip(times, sides, strict=True))
-    return _keys(call, walk, shape) * of_key
+    return keys * of_key
 
 
-def _exps(call: Call, walk: Walk, shape: UnitShape) -> Number:
-    return _keys(call, walk, shape) * (shape.config.block_m + PLACES * shape.lanes)
+def _exps(shape: UnitShape, keys: Number) -> Number:
+    return keys * (shape.config.block_m + PLACES * shape.lanes)
 
 
 def _flops(call: Call, walk: Walk, times: tuple[int, int]) -> Number:

@@ -42,11 +42,11 @@ def launch_seconds() -> float:
 
 def borrowed(gpu: str) -> dict[str, list[str]]:
     """Which kinds the GPU has no source for, by the GPU that they are taken from."""
-    found: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = {}
     for kind in KINDS:
         if (owner := efficiency(gpu, kind).gpu) != gpu:
-            found.setdefault(owner, []).append(kind)
-    return found
+            kinds.setdefault(owner, []).append(kind)
+    return kinds
 
 
 @cache
@@ -57,8 +57,8 @@ def _data() -> dict[str, Any]:
 @cache
 def _measured() -> dict[tuple[str, str], Efficiency]:
     return {
-        (one["gpu"], one["kind"]): Efficiency(
-            one["kind"], one["of"], one["value"], one["source"], one["gpu"], one.get("derived", False)
+        (entry["gpu"], entry["kind"]): Efficiency(
+            entry["kind"], entry["of"], entry["value"], entry["source"], entry["gpu"], entry.get("derived", False)
         )
-        for one in _data()["measured"]
+        for entry in _data()["measured"]
     }

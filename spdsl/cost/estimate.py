@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from math import lcm
 
-from spdsl.cost.between import between, period
 from spdsl.cost.crossing import Crossing, crossings
+from spdsl.cost.interpolate import interpolate, period
 from spdsl.cost.kernels import USUAL, Kernel, Options, added
 from spdsl.cost.machine import machine_of
 from spdsl.cost.phases import Stage, kernels
@@ -38,27 +38,27 @@ class Point:
 
     @property
     def flops(self) -> Number:
-        return added(one.flops for one in self.kernels)
+        return added(kernel.flops for kernel in self.kernels)
 
     @property
     def machine(self) -> Number:
-        return added(one.machine for one in self.kernels)
+        return added(kernel.machine for kernel in self.kernels)
 
     @property
     def bytes(self) -> Number:
-        return added(one.bytes for one in self.kernels)
+        return added(kernel.bytes for kernel in self.kernels)
 
     @property
     def moved(self) -> Number:
-        return added(one.moved for one in self.kernels)
+        return added(kernel.moved for kernel in self.kernels)
 
     @property
     def launches(self) -> int:
-        return sum(one.launches for one in self.kernels)
+        return sum(kernel.launches for kernel in self.kernels)
 
     @property
     def operators(self) -> int:
-        return sum(one.operators for one in self.kernels)
+        return sum(kernel.operators for kernel in self.kernels)
 
     @property
     def exact(self) -> bool:
@@ -82,10 +82,10 @@ class Curve:
 
 def point(plan: Plan, stage: Stage, length: int, shape: Shape, target: Target, options: Options) -> Point:
     """Raises DependsOnData where the result that answers is not known, ValueError for a dtype that the GPU lacks."""
-    found = kernels(plan, stage, length, shape, machine_of(target), options)
+    started = kernels(plan, stage, length, shape, machine_of(target), options)
     dense = dense_seconds(stage, length, shape, target, plan.pattern.causal)
-    time, share = seconds(found, target, shape.size), selecting_share(found, target, shape.size)
-    return Point(length, tuple(found), time, dense, share)
+    time, share = seconds(started, target, shape.size), selecting_share(started, target, shape.size)
+    return Point(length, tuple(started), time, dense, share)
 
 
 def curve(
@@ -93,13 +93,13 @@ def curve(
 ) -> Curve:
     """The points at `lengths`, and the changes between them to the next grain of about 1 % of the length."""
     points = [point(plan, stage, length, shape, target, options) for length in lengths]
-    known = {one.length: one.kernels for one in points}
+    known = {point.length: point.kernels for point in points}
     whole = period(plan, shape, target)
 
     @cache
     def cost(length: int) -> float:
-        found = known.get(length) or between(known, length, whole)
-        return seconds(found or kernels(plan, stage, length, shape, machine_of(target), options), target, shape.size)
+        started = known.get(length) or interpolate(known, length, whole)
+        return seconds(started or kernels(plan, stage, length, shape, machine_of(target), options), target, shape.size)
 
     @cache
     def dense(length: int) -> float:
@@ -112,7 +112,7 @@ def curve(
 
 def doubling(first: int, last: int) -> list[int]:
     """first, twice that, and so on, then last."""
-    found = [first]
-    while found[-1] * 2 < last:
-        found.append(found[-1] * 2)
-    return found if last == first else [*found, last]
+    lengths = [first]
+    while lengths[-1] * 2 < last:
+        lengths.append(lengths[-1] * 2)
+    return lengths if last == first else [*lengths, last]

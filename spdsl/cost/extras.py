@@ -5,7 +5,7 @@ Over all pairs of queries and entries, visible or not; or of queries and the key
 
 from __future__ import annotations
 
-from spdsl.cost.chosen import scored_bytes
+from spdsl.cost.choose import scored_bytes
 from spdsl.cost.kernels import LSE_BYTES, NONE, Call, Kernel
 from spdsl.ir.plan import SoftmaxPlan
 from spdsl.ir.schedule import Scores, Step

@@ -43,28 +43,28 @@ def formula(count: Count, units: Sequence[int] = (), whole: int = 1, least: int 
     """The formula of a count with the given units, or of its multiples of `whole`; None if there is none."""
     count = cache(count)
     small = sorted({unit for unit in units if unit > 1})[:2]
-    for start in (one for one in STARTS if one >= least):
-        found = _fitted(count, _basis(small), start, 1)
-        found = found or (
+    for start in (length for length in STARTS if length >= least):
+        fitted = _fitted(count, _basis(small), start, 1)
+        fitted = fitted or (
             _fitted(count, [sympy.S.One, N, N**2], -(-start // whole) * whole, whole) if whole > 1 else None
         )
-        if found is not None:
-            return found
+        if fitted is not None:
+            return fitted
     return None
 
 
 def _basis(units: Sequence[int]) -> list[sympy.Expr]:
     rests = [sympy.Mod(N, unit) for unit in units]
-    found = [sympy.S.One, N, N**2, *rests, *(N * rest for rest in rests)]
-    return found + [a * b for i, a in enumerate(rests) for b in rests[i:]]
+    terms = [sympy.S.One, N, N**2, *rests, *(N * rest for rest in rests)]
+    return terms + [a * b for i, a in enumerate(rests) for b in rests[i:]]
 
 
 def _fitted(count: Count, basis: list[sympy.Expr], start: int, modulus: int) -> Formula | None:
     places = [start + modulus * i * (1 if modulus > 1 else 1 + 12 * i) for i in range(len(basis) + _CHECKS)]
-    far = [one // modulus * modulus + (37 if modulus == 1 else 0) for one in (8 * start, FAR)]
+    far = [length // modulus * modulus + (37 if modulus == 1 else 0) for length in (8 * start, FAR)]
     used, further = places[: len(basis)], [*places[len(basis) :], *far]
-    found = through(count, (N,), basis, [(one,) for one in used], [(one,) for one in further])
-    return None if found is None else Formula(found, start, modulus)
+    expression = through(count, (N,), basis, [(length,) for length in used], [(length,) for length in further])
+    return None if expression is None else Formula(expression, start, modulus)
 
 
 def through(
@@ -84,7 +84,7 @@ def through(
         terms = (factor * _value(term, symbols, point) for factor, term in zip(factors, basis, strict=True) if factor)
         if sum(terms) != count(*point):
             return None
-    parts = (sympy.Rational(one.numerator, one.denominator) * term for one, term in zip(factors, basis, strict=True))
+    parts = (sympy.Rational(own.numerator, own.denominator) * term for own, term in zip(factors, basis, strict=True))
     return sympy.Add(*parts)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from spdsl.cost.machine import Machine, padded
-from spdsl.cost.relaxed import depends, relaxed
+from spdsl.cost.upper_bound import depends, upper_bound
 from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Tensor, Values
 from spdsl.ir.plan import Plan, Role, SoftmaxPlan
 from spdsl.ir.schedule import Stage
@@ -54,8 +54,8 @@ USUAL = Options()
 
 @lru_cache(maxsize=512)
 def count_of(plan: Plan, length: int, shape: Shape) -> Count:
-    """The counts of the relaxed plan, shared by the stages of one length."""
-    return Count(relaxed(plan), length, shape)
+    """The counts of the upper bound, shared by the stages of one length."""
+    return Count(upper_bound(plan), length, shape)
 
 
 class Call:
@@ -109,7 +109,7 @@ class Call:
         """Of one sequence -> of the batch."""
         return Number(number * self.shape.batch, exact)
 
-    # ---- counts of the relaxed plan, thinned
+    # ---- counts of the upper bound, thinned
 
     def pairs(self, softmax: SoftmaxPlan) -> Number:
         return self.thinned(softmax, self.count.pairs(softmax))
@@ -137,7 +137,9 @@ class Call:
         return self.many(found * self.shape.size)
 
     def list_bytes(self, choice: Choice, softmax: SoftmaxPlan) -> Number:
-        return self.many(self.queries * self.lists(choice, softmax) * self.capacity(choice) * INDEX_BYTES)
+        """The caller says how long its lists are, up to a bound."""
+        numbers = self.queries * self.lists(choice, softmax) * self.capacity(choice)
+        return self.many(numbers * INDEX_BYTES, exact=not choice.given)
 
     def capacity(self, choice: Choice) -> int:
         return choice.capacity or max(1, -(-self.length // choice.unit))

@@ -16,6 +16,7 @@ from spdsl.runtime.tuning.unit_configs import (
     job_tiles,
     one_query,
     rows_alone,
+    table_row,
 )
 from spdsl.targets import Target
 
@@ -33,7 +34,7 @@ class Machine:
         return lookup(f"{kernel}_bias" if bias else kernel, self.architecture, dim, size)
 
     def unit_shape(self, kernel: str, dim: int, size: int, group: int, unit: int) -> UnitShape:
-        return fitted(self._unit_config(kernel, dim, size), group, unit)
+        return fitted(self._unit_config(table_row(kernel, unit), dim, size), group, unit)
 
     def pair_shape(self, kernel: str, dim: int, size: int, unit: int) -> UnitShape:
         """Where keys are outermost."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from spdsl.cost.kernels import Call
 from spdsl.ir.pattern import Case, Choice, Merge, Phase, Stream
-from spdsl.ir.schedule import Gradient, Kind, Side, Step
+from spdsl.ir.plan import SoftmaxPlan
+from spdsl.ir.schedule import Gradient, Kind, Side, Step, Walk
 from spdsl.passes.joint import leaves
 from spdsl.passes.schedule.buffers import sides
 from spdsl.passes.schedule.entries import pool_of
@@ -39,6 +40,13 @@ def _by_phase(call: Call, step: Step[Any], counts: Counts) -> int:
     if call.phase is Phase.TRAIN:
         return counts["train"]
     return counts["cached"] + counts.get("one_batch", 0) * (call.shape.batch == 1)
+
+
+def _inverse(call: Call, step: Step[SoftmaxPlan] | Step[Walk], counts: Counts) -> int:
+    """Short units are taken together first."""
+    choice = step.of.choice if isinstance(step.of, Walk) else step.of.units
+    assert choice is not None
+    return counts["train"] + counts["short"] * choice.gathered
 
 
 def _settle(call: Call, step: Step[tuple[Case, ...]], counts: Counts) -> int:
@@ -79,12 +87,14 @@ def _pool(counts: Counts, stream: Stream) -> int:
 
 _RUN: dict[Kind, Callable[[Call, Step[Any], Counts], int]] = {
     Kind.MAP: _map,
+    Kind.SORT: _each,
     Kind.CLASSES: _by_phase,
     Kind.CLASSES_BACK: _by_phase,
     Kind.TILES: _by_phase,
     Kind.UNIONS: _by_phase,
-    Kind.INVERSE: _by_phase,
+    Kind.INVERSE: _inverse,
     Kind.PAIRS: _by_phase,
+    Kind.LIMITS: _each,
     Kind.HOLDS: _each,
     Kind.SETTLE: _settle,
     Kind.LSES: _each,

@@ -119,7 +119,7 @@ def _tiles(call: Call, choice: Choice, pairs: Number, groups: int, block_m: int)
     seen = [rows - (unit * choice.unit if call.plan.pattern.causal else 0) for unit in range(units)]
     lists = group // sum(seen) if sum(seen) and not group % sum(seen) else 0
     if pairs.exact and lists:
-        return Number(sum(-(-one * lists // block_m) for one in seen))
+        return Number(sum(-(-pairs_of_unit * lists // block_m) for pairs_of_unit in seen))
     return Number(group // block_m + min(units, group), exact=False)
 
 

@@ -35,12 +35,12 @@ def kernels(
 
 def launches(call: Call) -> list[str]:
     """The kernels that the call launches, in order."""
-    found: list[str] = []
+    names_in_order: list[str] = []
     for _, group in groupby(started(call), key=lambda step: (step.turns_of, step.part if step.turns_of else "")):
         steps = list(group)
         names = [step.kernel for step in steps if step.kernel]
-        found += names * turns(call, steps[0])
-    return found
+        names_in_order += names * turns(call, steps[0])
+    return names_in_order
 
 
 def started(call: Call) -> Iterator[Step[Any]]:

@@ -44,14 +44,14 @@ def save(name: str, curves: Sequence[Curve], path: Path) -> None:
 
 
 def _panel(axes: Axes, curve: Curve) -> None:
-    lengths = [one.length for one in curve.points]
+    lengths = [point.length for point in curve.points]
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.plot(lengths, [one.dense for one in curve.points], color=DENSE, linewidth=2, label="dense")
-    label = "pattern" if all(one.exact for one in curve.points) else "pattern, at most"
-    axes.plot(lengths, [one.seconds for one in curve.points], color=OWN, linewidth=2, label=label)
-    for one in curve.crossings:
-        axes.axvline(one.length, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.plot(lengths, [point.dense for point in curve.points], color=DENSE, linewidth=2, label="dense")
+    label = "pattern" if all(point.exact for point in curve.points) else "pattern, at most"
+    axes.plot(lengths, [point.seconds for point in curve.points], color=OWN, linewidth=2, label=label)
+    for change in curve.crossings:
+        axes.axvline(change.length, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_title(curve.stage.value, color=INK, fontsize=12, loc="left", pad=20)
     remark = told(curve.crossings, curve.wins_first, lengths)
     axes.text(0, 1.02, remark, transform=axes.transAxes, color=QUIET, fontsize=8.5, va="bottom")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from spdsl.cost.chosen import scoring
+from spdsl.cost.choose import scoring
 from spdsl.cost.kernels import NONE, USUAL, Call, Options
 from spdsl.cost.machine import Machine
 from spdsl.cost.phases import started
@@ -34,8 +34,8 @@ class StepReads:
 def step_reads(plan: Plan, length: int, shape: Shape, options: Options = USUAL) -> StepReads:
     """Of the result that answers at this length. Raises DependsOnData where that is not known."""
     call = Call(plan, Stage.DECODE, length, shape, Machine(), options)
-    names = {one.name for one in call.count.softmaxes(Stage.DECODE.phase)}
-    softmaxes = dict.fromkeys(one for step in started(call) for one in _read_by(call, step))
+    names = {softmax.name for softmax in call.count.softmaxes(Stage.DECODE.phase)}
+    softmaxes = dict.fromkeys(read for step in started(call) for read in _read_by(call, step))
     reads = tuple(_thinned(call, softmax) for softmax in softmaxes if softmax.name in names)
     row = shape.kv_heads * (shape.qk + shape.v) * shape.size
     return StepReads(length, reads, shape.batch * length * row)

@@ -16,10 +16,10 @@ from spdsl.targets import Target
 
 
 def table(curve: Curve) -> Fitted:
-    found = Fitted(f"{curve.stage.value} on {curve.target.name}: {sizes(curve.shape)}", _columns(), legend=False)
+    fitted = Fitted(f"{curve.stage.value} on {curve.target.name}: {sizes(curve.shape)}", _columns(), legend=False)
     for point in curve.points:
-        found.add_row(*_row(point))
-    return found
+        fitted.add_row(*_row(point))
+    return fitted
 
 
 def _columns() -> tuple[Column, ...]:
@@ -64,13 +64,13 @@ def detail(point: Point, target: Target, size: int) -> Fitted:
         Column("FLOPs run", spare=4),
         Column("bytes", spare=1),
     )
-    found = Fitted(f"its kernels at {point.length:,} tokens", columns, legend=False)
+    fitted = Fitted(f"its kernels at {point.length:,} tokens", columns, legend=False)
     for kernel in point.kernels:
-        found.add_row(
+        fitted.add_row(
             kernel.name, kernel.part, duration(time(kernel, target, size).seconds), bound(kernel, target, size),
             number(kernel.flops), number(kernel.machine), number(kernel.moved),
         )  # fmt: skip
-    return found
+    return fitted
 
 
 def bounds(curves: Sequence[Curve]) -> str:
@@ -81,18 +81,18 @@ def bounds(curves: Sequence[Curve]) -> str:
 
 def bound(kernel: Kernel, target: Target, size: int) -> str:
     """What its time is made of."""
-    found = time(kernel, target, size)
+    spent = time(kernel, target, size)
     parts = {
-        "products": found.products,
-        "exponentials": found.exponentials,
-        "bytes": found.bytes,
-        "launches": found.launches,
+        "products": spent.products,
+        "exponentials": spent.exponentials,
+        "bytes": spent.bytes,
+        "launches": spent.launches,
     }
     return max(parts, key=lambda name: parts[name])
 
 
 def crossing(curve: Curve) -> str:
-    return f"{curve.stage.value}: {told(curve.crossings, curve.wins_first, [one.length for one in curve.points])}"
+    return f"{curve.stage.value}: {told(curve.crossings, curve.wins_first, [point.length for point in curve.points])}"
 
 
 def notes(target: Target) -> Iterator[str]:
@@ -120,11 +120,11 @@ def duration(seconds: float) -> str:
 
 def number(value: Number) -> str:
     """Three digits with a prefix; `<=` for a bound."""
-    sign, found = "" if value.exact else "<= ", float(value.value)
+    sign, size = "" if value.exact else "<= ", float(value.value)
     for prefix, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if found >= scale:
-            return f"{sign}{found / scale:.3g} {prefix}"
-    return f"{sign}{found:.3g}"
+        if size >= scale:
+            return f"{sign}{size / scale:.3g} {prefix}"
+    return f"{sign}{size:.3g}"
 
 
 # ---- JSON
@@ -135,7 +135,7 @@ def document(name: str, curves: Sequence[Curve]) -> dict[str, Any]:
     return {
         "pattern": name,
         "curves": [_curve(curve) for curve in curves],
-        "efficiencies": {one: _efficiencies(target) for one, target in targets.items()},
+        "efficiencies": {gpu: _efficiencies(target) for gpu, target in targets.items()},
         "seconds_per_launch": launch_seconds(),
     }
 
@@ -146,7 +146,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
         "phase": curve.stage.value,
         "target": curve.target.name,
         "shape": {name: getattr(shape, name) for name in ("batch", "heads", "kv_heads", "qk", "v", "size")},
-        "overtakes": [{"length": one.length, "faster": one.wins} for one in curve.crossings],
+        "overtakes": [{"length": change.length, "faster": change.wins} for change in curve.crossings],
         "points": [_point(point, curve) for point in curve.points],
     }
 
@@ -184,8 +184,14 @@ def _kernel(kernel: Kernel, curve: Curve) -> dict[str, Any]:
 def _efficiencies(target: Target) -> dict[str, Any]:
     from spdsl.cost.efficiency import KINDS
 
-    found = {}
+    shares = {}
     for kind in KINDS:
-        one = efficiency(target.name, kind)
-        found[kind] = {"value": one.value, "of": one.of, "gpu": one.gpu, "derived": one.derived, "source": one.source}
-    return found
+        share = efficiency(target.name, kind)
+        shares[kind] = {
+            "value": share.value,
+            "of": share.of,
+            "gpu": share.gpu,
+            "derived": share.derived,
+            "source": share.source,
+        }
+    return shares

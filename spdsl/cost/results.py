@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spdsl.cost import attend, chosen
+from spdsl.cost import attend, units
 from spdsl.cost.entries import dim_of
 from spdsl.cost.kernels import LSE_BYTES, NONE, Call, Kernel
 from spdsl.ir.pattern import Branch, Case, Gate, Merge
@@ -36,7 +36,7 @@ def settled(call: Call, step: Step[tuple[Case, ...]]) -> Kernel:
 
 def sums(call: Call, step: Step[tuple[Gradient, ...]]) -> Kernel:
     """What comes to a gradient that is there already; that of a sink has next to no bytes."""
-    moved = sum((_gradient(call, one) for one in step.of), NONE) * 3
+    moved = sum((_gradient(call, gradient) for gradient in step.of), NONE) * 3
     return Kernel(step.name, "combine", "copy", bytes=moved, moved=moved)
 
 
@@ -68,7 +68,7 @@ def _bytes(call: Call, branch: Branch | Joint) -> Number:
 
 def joined(call: Call, step: Step[Branch]) -> Kernel:
     moved = _written(call, step.of)
-    for softmax in (one for one in call.softmaxes if one.name in leaves(step.of)):
+    for softmax in (other for other in call.softmaxes if other.name in leaves(step.of)):
         _, v = call.dims(softmax)
         moved += _splits(call, softmax) * ((v + 1) * LSE_BYTES)
     return Kernel(step.name, "combine", "copy", bytes=moved, moved=moved)
@@ -76,7 +76,7 @@ def joined(call: Call, step: Step[Branch]) -> Kernel:
 
 def _splits(call: Call, softmax: SoftmaxPlan) -> Number:
     """Of all heads."""
-    splits = (attend.splits if softmax.units is None else chosen.splits)(call, softmax)
+    splits = (attend.splits if softmax.units is None else units.splits)(call, softmax)
     return call.many(call.count.heads(softmax.softmax) * splits)
 
 

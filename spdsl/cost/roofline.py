@@ -65,7 +65,7 @@ def selecting_share(kernels: list[Kernel], target: Target, size: int) -> float:
     """How much of the time scoring, choosing and making lists take, of entries that only score included."""
     parts = (*SELECTING, "lists")
     whole = seconds(kernels, target, size)
-    return seconds((one for one in kernels if one.part in parts), target, size) / whole if whole else 0.0
+    return seconds((kernel for kernel in kernels if kernel.part in parts), target, size) / whole if whole else 0.0
 
 
 # ---- dense attention of the same shape

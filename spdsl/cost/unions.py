@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import gcd
 
 from spdsl.ir.pattern import Choice
 from spdsl.passes.count import Count, Number
 from spdsl.passes.series import Trace, total
-from spdsl.passes.spans import size, union
+from spdsl.passes.spans import size, touched, union
 
 
 @lru_cache(maxsize=512)
-def tile_units(count: Count, choice: Choice, lanes: int, overlap: float) -> Number:
-    """Units over all tiles of `lanes` queries of one list, summed.
+def tile_units(count: Count, choice: Choice, lanes: int, overlap: float, whole: bool = False) -> Number:
+    """Units over all tiles of `lanes` queries of one list, summed; or whole units, of which short ones are parts.
 
-    Which units a score takes is not known: at most they are all different. `overlap` is the share of that room which
-    neighbours do not use because they choose alike: 0 the most, 1 the least.
+    Which units a score or the caller takes is not known: at most they are all different. `overlap` is the share of that
+    room which neighbours do not use because they choose alike: 0 the most, 1 the least.
     """
+    unit = choice.whole_unit if whole else choice.unit
+    return _summed(count, choice, lanes, overlap, unit, lambda units, trace: units)
+
+
+@lru_cache(maxsize=512)
+def tile_blocks(count: Count, choice: Choice, lanes: int, overlap: float, block: int) -> Number:
+    """Blocks of `block` gathered keys over all tiles, as `tile_units`: the last one of each tile may not be full."""
+
+    def blocks(units: int, trace: Trace) -> int:
+        return trace.ceil(units * choice.unit, block)
+
+    return _summed(count, choice, lanes, overlap, choice.unit, blocks, block)
+
+
+def _summed(
+    count: Count, choice: Choice, lanes: int, overlap: float, unit: int, of: Callable[[int, Trace], int], block: int = 1
+) -> Number:
+    """The sum over tiles of a number `of` their units."""
     stride = count.stride(choice)
     exact = True
-    units = [max(1, unit // gcd(unit, lanes)) for unit in (choice.unit, stride, choice.rows)]
+    units = [max(1, one // gcd(one, lanes)) for one in (choice.unit, unit, stride, choice.rows, block)]
 
     def most(i: int, trace: Trace) -> int:
         nonlocal exact
-        least, found = _tile(count, choice, i, lanes, trace)
+        least, found = _tile(count, choice, i, lanes, unit, trace)
         exact = exact and bool(trace.constant(int(not trace.less(least, found))))
-        return found
+        return of(found, trace)
 
     def least(i: int, trace: Trace) -> int:
-        return _tile(count, choice, i, lanes, trace)[0]
+        return of(_tile(count, choice, i, lanes, unit, trace)[0], trace)
 
     tiles = -(-count.length // lanes)
     found = total(most, tiles, units)
@@ -38,8 +57,11 @@ def tile_units(count: Count, choice: Choice, lanes: int, overlap: float) -> Numb
     return Number(found, exact and choice.sized)
 
 
-def _tile(count: Count, choice: Choice, i: int, lanes: int, trace: Trace) -> tuple[int, int]:
-    """The least and the most units of the union of one tile."""
+def _tile(count: Count, choice: Choice, i: int, lanes: int, unit: int, trace: Trace) -> tuple[int, int]:
+    """The least and the most units of the union of one tile; where several are a whole one, of `unit` keys, of these.
+
+    Neighbours that choose alike may still have taken each unit from another whole one.
+    """
     end = trace.constant(trace.least(count.length - i * lanes, lanes))
     every, forced, taken, longest = [], [], 0, 0
     for lane in range(end):
@@ -51,6 +73,8 @@ def _tile(count: Count, choice: Choice, i: int, lanes: int, trace: Trace) -> tup
         longest = trace.most(longest, own + free)
         forced += sets.forced
         every += [*sets.forced, *sets.free]
+    if unit != choice.unit:
+        forced, every = (touched(one, unit // choice.unit, trace) for one in (forced, every))
     together = size(union(forced, trace))
     most = trace.least(size(union(every, trace)), together + taken)
     return trace.least(trace.most(longest, together), most), most

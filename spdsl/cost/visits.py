@@ -7,9 +7,9 @@ from math import gcd
 
 import sympy
 
-from spdsl.cost.relaxed import without_lookups
+from spdsl.cost.upper_bound import without_lookups
 from spdsl.ir.conjunct import Conjunct
-from spdsl.ir.plan import Form, Range, Sweep
+from spdsl.ir.plan import Sweep
 from spdsl.ir.symbols import (
     K_FIRST,
     K_LAST,
@@ -22,6 +22,7 @@ from spdsl.ir.symbols import (
     Q,
     lookups,
 )
+from spdsl.ir.visit import Range, Ranges
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.numbers import NotWhole, Values, compiled
 from spdsl.passes.ranges import key_range, row_range
@@ -42,7 +43,7 @@ def row_tiles(sweep: Sweep, rows: int, keys: int, length: int, block_m: int, blo
         first = i * block_m
         return {Q_FIRST: first, Q_LAST: trace.least(first + block_m, rows) - 1, LENGTH: length}
 
-    ranges = _own(sweep, sweep.keys, key_range)
+    ranges = _own(sweep, lambda visit: visit.keys, key_range)
     return _visited(ranges, tile, -(-rows // block_m), block_m, keys, block_n, heads)
 
 
@@ -54,7 +55,7 @@ def key_tiles(sweep: Sweep, rows: int, keys: int, length: int, block_m: int, blo
         last = trace.least(first + block_n, keys) - 1
         return {K_FIRST: first, K_LAST: last, LENGTH: length, Q_BEGIN: 0, Q_END: rows}
 
-    ranges = _own(sweep, sweep.rows, row_range)
+    ranges = _own(sweep, lambda visit: visit.rows, row_range)
     return _visited(ranges, tile, -(-keys // block_n), block_n, rows, block_m, heads)
 
 
@@ -73,11 +74,12 @@ def step_blocks(sweep: Sweep, keys: int, length: int, block: int) -> int:
     return _blocks([_bounds(one) for one in ranges], values, keys, block, Trace())
 
 
-def _own(sweep: Sweep, ranges: Sequence[Range], solve: Callable[[Conjunct], Range]) -> Sequence[Range]:
+def _own(
+    sweep: Sweep, side: Callable[[Ranges], tuple[Range, ...]], solve: Callable[[Conjunct], Range]
+) -> Sequence[Range]:
     """The ranges that the kernel walks; where tensors tell, those of the test with its reads taken as true."""
-    if sweep.form is Form.RANGES and not any(
-        lookups(part) for one in ranges for part in (one.first, one.end, one.condition)
-    ):
+    ranges = side(sweep.visit) if isinstance(sweep.visit, Ranges) else None
+    if ranges is not None and not any(lookups(part) for one in ranges for part in (one.first, one.end, one.condition)):
         return ranges
     return [solve(conjunct) for conjunct in _conjuncts(sweep)]
 

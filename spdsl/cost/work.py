@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spdsl.cost import attend, cache, chosen, divergence, entries, extras, pairs, results
+from spdsl.cost import attend, cache, choose, divergence, entries, extras, pairs, results, units
 from spdsl.cost.conditions import slots
 from spdsl.cost.kernels import LSE_BYTES, Call, Kernel
 from spdsl.ir.plan import SoftmaxPlan
@@ -18,13 +18,14 @@ def add_slots(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     softmax = step.of
     assert softmax.units is not None
     heads, qk, v = call.count.stream(softmax.sweeps[0].stream)
-    numbers = heads * slots(call, step) * softmax.units.unit * (qk + (v or qk))
+    numbers = heads * slots(call, step) * softmax.units.whole_unit * (qk + (v or qk))
     parts = Number(numbers * LSE_BYTES, exact=False)
     return Kernel(step.name, "backward", "copy", bytes=parts, moved=parts)
 
 
 WORK: dict[Kind, Callable[[Call, Step[Any]], Kernel]] = {
-    Kind.MAP: chosen.mapped,
+    Kind.MAP: choose.mapped,
+    Kind.SORT: choose.sorted_list,
     Kind.APPEND_ROWS: cache.append_rows,
     Kind.APPEND_LENGTHS: cache.append_lengths,
     Kind.CLOSE_CELLS: cache.close_cells,
@@ -48,12 +49,12 @@ WORK: dict[Kind, Callable[[Call, Step[Any]], Kernel]] = {
     Kind.CLASSES_BACK: attend.by_torch,
     Kind.ADD_FRONT: attend.add_front,
     Kind.SINK_GRADIENT: results.sink_gradient,
-    Kind.UNIONS: chosen.unions,
-    Kind.UNIT_FORWARD: chosen.forward,
-    Kind.UNIT_DECODE: chosen.decode,
-    Kind.UNIT_DQ: chosen.dq,
-    Kind.INVERSE: chosen.inverse,
-    Kind.UNIT_DKDV: chosen.dkdv,
+    Kind.UNIONS: units.unions,
+    Kind.UNIT_FORWARD: units.forward,
+    Kind.UNIT_DECODE: units.decode,
+    Kind.UNIT_DQ: units.dq,
+    Kind.INVERSE: units.inverse,
+    Kind.UNIT_DKDV: units.dkdv,
     Kind.ADD_SLOTS: add_slots,
     Kind.PAIRS: pairs.lists,
     Kind.PAIR_FORWARD: pairs.forward,
@@ -61,10 +62,11 @@ WORK: dict[Kind, Callable[[Call, Step[Any]], Kernel]] = {
     Kind.PAIR_DQ: pairs.dq,
     Kind.ADD_PAIRS: pairs.add_pairs,
     Kind.PAIR_DKDV: pairs.dkdv,
-    Kind.SELECT: chosen.select,
-    Kind.MERGE_RANKS: chosen.merge_ranks,
-    Kind.SCORE_UNITS: chosen.score_units,
-    Kind.CUT: chosen.cut,
+    Kind.LIMITS: choose.limits,
+    Kind.SELECT: choose.select,
+    Kind.MERGE_RANKS: choose.merge_ranks,
+    Kind.SCORE_UNITS: choose.score_units,
+    Kind.CUT: choose.cut,
     Kind.HOLDS: results.small,
     Kind.GATE: results.combined,
     Kind.LSES: results.small,

@@ -1,8 +1,6 @@
-"""What the GPU does: for each softmax the sweeps over its streams, each in one loop form.
+"""What the GPU does: for each softmax the sweeps over its streams, and how each visits its keys (`ir/visit.py`).
 
-A kernel is rows x visit. Rows: a tile of queries of one head (train, prefill), or one query with the heads of a group
-(decode). Visit: a range whose ends the kernel computes, or a list of blocks built on the device. Templates know sweeps,
-masks and softmax; they know no word of the language.
+Templates know sweeps, masks and softmax; they know no word of the language.
 """
 
 from __future__ import annotations
@@ -13,47 +11,21 @@ from enum import Enum
 import sympy
 
 from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor
-from spdsl.ir.symbols import Boolean, Expr
-
-
-class Form(Enum):
-    """How a sweep finds its blocks."""
-
-    RANGES = "ranges"  # bounds computed in the kernel from the corners of the tile
-    LISTS = "lists"  # full and partial blocks, listed on the device before the launch
-    UNITS = "units"  # the units that a choice names for each query; a tile visits the union of its queries
-    PAIRS = "pairs"  # the same, keys outermost: a unit meets the queries that chose it, and parts of outputs are merged
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Visit [first, end) if `condition`; if `full`, every pair of the tile is visible in [full_first, full_end)."""
-
-    first: Expr
-    end: Expr
-    condition: Boolean
-    full_first: Expr
-    full_end: Expr
-    full: Boolean
+from spdsl.ir.symbols import Boolean
+from spdsl.ir.visit import CHOSEN, PACKED, TILE, Order, Range, Rows, TileMap, Units, Visit
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """One stream of a softmax.
 
-    `keys` and `rows` (the transpose, for dK and dV) come in an order in which a running cursor visits no block twice;
-    they are empty in the list form, where `may` and `must` sort the tiles into empty, partial and full.
-    `decode` are the ranges of a single query for any head, with elements masked one by one.
+    `decode` are the ranges of a single query for any head, with elements masked one by one; none over units.
     """
 
     stream: Stream
     test: Boolean
-    form: Form
-    keys: tuple[Range, ...]
-    rows: tuple[Range, ...]
+    visit: Visit
     decode: tuple[Range, ...]
-    may: Boolean
-    must: Boolean
     line: int  # of the source
 
 
@@ -69,14 +41,13 @@ class Role(Enum):
 class SoftmaxPlan:
     """One normaliser and its sweeps; `reads` are the tensors and choices that its tests and bias look up.
 
-    All its streams lie on one grid. In the forms UNITS and PAIRS there is one sweep, over the choice `units`.
+    All its streams lie on one grid. Units of a choice are visited by one sweep alone.
     """
 
     softmax: Softmax
     sweeps: tuple[Sweep, ...]
     reads: tuple[Tensor | Choice, ...]
     role: Role = Role.BRANCH
-    units: Choice | None = None
     wanted: Boolean = sympy.true
     """On `length`: where it is false another result answers, and nobody reads this one."""
     step: int = 1
@@ -88,9 +59,26 @@ class SoftmaxPlan:
         return self.softmax.name
 
     @property
+    def units(self) -> Choice | None:
+        """The choice whose units it visits."""
+        visit = self.sweeps[0].visit
+        return visit.choice if isinstance(visit, Units) else None
+
+    @property
     def pairs(self) -> bool:
         """Whether each unit meets the queries that chose it."""
-        return self.sweeps[0].form is Form.PAIRS
+        visit = self.sweeps[0].visit
+        return isinstance(visit, Units) and visit.order is Order.KEYS
+
+    @property
+    def maps(self) -> tuple[Sweep, ...]:
+        """The sweeps whose tiles are listed."""
+        return tuple(sweep for sweep in self.sweeps if isinstance(sweep.visit, TileMap))
+
+    @property
+    def rows(self) -> Rows:
+        """Of a program for many queries; for one query they are the heads of a group or a list."""
+        return TILE if self.units is None else CHOSEN if self.pairs else PACKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +95,12 @@ class ChoicePlan:
     weights: tuple[float, ...]
     ratio: int  # entries from one unit to the next
     reads: tuple[Tensor | Choice, ...]  # of the score's softmax
+    at_call: tuple[Tensor | Choice, ...] = ()  # of its numbers
+
+    @property
+    def read(self) -> tuple[Tensor | Choice, ...]:
+        """All that it reads."""
+        return tuple(dict.fromkeys((*self.reads, *self.at_call)))
 
     @property
     def shared(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """`attended`: kernels of attention and of divergences multiply so; else it can be a score's logits only."""
+    """`attended`: kernels of branches and of divergences multiply so; else it is a score's, its logits or their lse."""
 
     name: str
     attended: bool = False

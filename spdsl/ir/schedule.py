@@ -44,7 +44,8 @@ class Buffer:
     """A tensor that steps read and write.
 
     An axis is a size (B sequences, N queries, M keys, E entries, heads, dims) or the number that a pattern fixes.
-    `capacity` is a bound on an axis, where sizes or data decide how much of it is used.
+    `capacity` is a bound on an axis, where sizes or data decide how much of it is used; `overflow` says what of more
+    than that is left out.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Buffer:
     dtype: str  # or `as q`
     lifetime: Lifetime
     capacity: str = ""
+    overflow: str = ""
 
 
 class Event(Enum):
@@ -82,6 +84,7 @@ class Kind(Enum):
 
     # sets of units that are given or drawn
     MAP = "map"
+    SORT = "sort"
     # the cache, and entries
     APPEND_ROWS = "append rows"
     APPEND_LENGTHS = "append lengths"
@@ -123,6 +126,7 @@ class Kind(Enum):
     ADD_PAIRS = "add pairs"
     PAIR_DKDV = "pair dkdv"
     # choices
+    LIMITS = "limits"
     SELECT = "select"
     MERGE_RANKS = "merge ranks"
     SCORE_UNITS = "score units"

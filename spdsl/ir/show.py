@@ -7,7 +7,8 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 
 from spdsl.diagnostics import Span
-from spdsl.ir.plan import Form, Plan, Range
+from spdsl.ir.plan import Plan
+from spdsl.ir.visit import Range, Ranges, TileMap
 
 
 def form(node: object) -> str:
@@ -50,13 +51,13 @@ def plan(plan: Plan, ranges: bool) -> str:
     for softmax in [one for found in plan.softmaxes for one in (found, found.of_class) if one]:
         lines.append(f"softmax {softmax.name} (query {softmax.softmax.query})")
         for sweep in softmax.sweeps:
-            lines.append(f"  sweep {sweep.stream.name}: {sweep.form.value}, line {sweep.line}")
+            lines.append(f"  sweep {sweep.stream.name}: {sweep.visit}, line {sweep.line}")
             lines.append(f"    test {sweep.test}")
-            if ranges and sweep.form is Form.RANGES:
-                lines += [f"    keys {_range(found)}" for found in sweep.keys]
-                lines += [f"    rows {_range(found)}" for found in sweep.rows]
-            elif ranges:
-                lines += [f"    may  {sweep.may}", f"    must {sweep.must}"]
+            if ranges and isinstance(sweep.visit, Ranges):
+                lines += [f"    keys {_range(found)}" for found in sweep.visit.keys]
+                lines += [f"    rows {_range(found)}" for found in sweep.visit.rows]
+            elif ranges and isinstance(sweep.visit, TileMap):
+                lines += [f"    may  {sweep.visit.may}", f"    must {sweep.visit.must}"]
             if ranges:
                 lines += [f"    decode {_range(found)}" for found in sweep.decode]
     lines += [f"joint {found.name}: {', '.join(found.parts)}" for found in plan.joints]

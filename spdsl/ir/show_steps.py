@@ -72,7 +72,8 @@ def _buffers(buffers: Sequence[Buffer]) -> Iterator[str]:
     known = {one.name: one for one in buffers}
     width = min(24, max((len(name) for name in known), default=0))
     for one in known.values():
-        axes = f"[{', '.join(one.axes)}]" + (f", {one.capacity}" if one.capacity else "")
+        bound = ": ".join(text for text in (one.capacity, one.overflow) if text)
+        axes = f"[{', '.join(one.axes)}]" + (f", {bound}" if bound else "")
         yield from _wrapped(f"{one.name:<{width}} {one.lifetime.value:<6} {one.dtype:<9} {axes}", 4, width + 22)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
+
+from rich.text import Text
 
 from spdsl.budget import TooMuch, at_most
 from spdsl.cost.kernels import USUAL, Call
@@ -13,8 +15,9 @@ from spdsl.cost.phases import kernel, started
 from spdsl.cost.reads import StepReads, step_reads
 from spdsl.cost.report import sizes
 from spdsl.ir.plan import Plan
-from spdsl.ir.schedule import Stage
-from spdsl.passes.count import Number, Shape, shape_of
+from spdsl.ir.schedule import Buffer, Stage
+from spdsl.passes.count import Count, Number, Shape, shape_of
+from spdsl.passes.schedule import schedule, stages
 from spdsl.passes.visible import DependsOnData
 from spdsl.tables import Column, Fitted
 from spdsl.targets import USUAL as USUAL_TARGET
@@ -22,6 +25,7 @@ from spdsl.targets import find
 
 LENGTHS = (8192, 16384, 32768, 65536)
 FORWARD = 8192  # tokens of the forward pass
+LINE = 128  # bytes that memory moves at once
 MOST_STEPS = 4_000_000  # of all tables together: up to half a minute
 UNKNOWN = "depends on the data"
 UNCOUNTED = "too much to count"
@@ -29,10 +33,38 @@ Counted = TypeVar("Counted")
 
 
 def tables(plan: Plan) -> tuple[Fitted, Fitted]:
-    """Decode steps at LENGTHS, and the steps of a forward pass at FORWARD tokens, in bf16."""
+    """Decode steps at LENGTHS, and the steps of a forward pass at FORWARD tokens, in bf16.
+
+    Below them the lists that may overflow.
+    """
     shape = shape_of(plan.pattern)
     with at_most(MOST_STEPS):
-        return _steps(plan, shape), _forward(plan, shape)
+        found = _steps(plan, shape), _forward(plan, shape)
+    found[1].notes += [Text(f"{one.name}, {one.capacity}: {one.overflow}") for one in _bounded(plan)]
+    return found
+
+
+def _bounded(plan: Plan) -> list[Buffer]:
+    """The buffers whose bound may leave something out."""
+    steps = [step for stage in stages(plan) for step in schedule(plan, stage).steps]
+    return list({one.name: one for step in steps for one in step.writes if one.overflow}.values())
+
+
+def gathered(plan: Plan) -> Iterator[str]:
+    """What is told of softmaxes whose keys are loaded one by one: bytes as memory moves them, in whole lines."""
+    shape = shape_of(plan.pattern)
+    for softmax in plan.softmaxes:
+        choice = softmax.units
+        if choice is None or not choice.gathered:
+            continue
+        _, qk, v = Count(plan, FORWARD, shape).stream(softmax.sweeps[0].stream)
+        rows = [dim * shape.size for dim in (qk, v) if dim]
+        own, moved = sum(rows), sum(-(-row // LINE) * LINE for row in rows)
+        more = "" if moved == own else f" ({moved:,} in lines of {LINE})"
+        yield (
+            f"{softmax.name}: no block lies in units of {choice.unit} in `{choice.name}`, so keys are gathered row by "
+            f"row, {own:,} bytes each{more}; dk and dv go over whole units of {choice.whole_unit}"
+        )
 
 
 def _steps(plan: Plan, shape: Shape) -> Fitted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from spdsl.machine.gates import described, redundant
+from spdsl.machine.build_gates import described, redundant
 from spdsl.runtime.tuning.configs import Config
 from spdsl.runtime.tuning.footprint import KernelShape, matrix_unit, registers
 from spdsl.targets import find

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from spdsl.machine.build_gates import described
 from spdsl.machine.crosscompile import Compiled, compile_launch, failed
-from spdsl.machine.gates import described
 from spdsl.machine.launches import Launch
 from spdsl.machine.reasons import reasons
 from spdsl.machine.record import refuse_interpreter

@@ -25,11 +25,11 @@ from spdsl.ir.pattern import (
 )  # fmt: skip
 from spdsl.ir.pattern import Score as ScoreOf
 from spdsl.ir.pattern import Tensor as TensorInput
-from spdsl.ir.symbols import Boolean, lookup_name, lookups
+from spdsl.ir.symbols import Boolean, Expr, lookup_name, lookups
 from spdsl.oracle.compress import compressed, entries
 from spdsl.oracle.evaluate import Environment, Table, evaluate
 from spdsl.oracle.products import multiplied
-from spdsl.oracle.selection import Scores, chosen, pooled
+from spdsl.oracle.selection import Limits, Scores, chosen, constant, pooled
 from spdsl.oracle.sets import drawn, given
 from spdsl.oracle.sizes import Inputs, Sizes
 from spdsl.oracle.softmax import Part, divergence, log_sum_exp, merged, normalised
@@ -201,7 +201,17 @@ class Call:
             values, known = self.pooled(choice)
             shape = (*values.shape[:3], choice.unit)
             forced, allowed = self.units(choice.force, choice, shape), self.units(choice.within, choice, shape)
-            return chosen(choice, (values, known), forced, allowed & self.begun(choice))
+            limits = Limits.of(choice, lambda number: self.of_lists(number, shape[1]))
+            return chosen(choice, (values, known), forced, allowed & self.begun(choice), limits)
+
+    def of_lists(self, number: Expr, lists: int) -> Tensor:
+        """An expression without positions for each list, float64 [B or 1, lists or 1]: `h` is the list's first head."""
+        if number.is_number:
+            return constant(number)
+        around = self.around()
+        first = (torch.arange(lists) * around.heads // lists).view(1, -1, 1, 1)
+        found = evaluate(number, Environment({**around.symbols, "h": first}, around.tables, around.heads))
+        return found.double().flatten(1)
 
     def begun(self, choice: Choice) -> Tensor:
         """Units that begin at or before the last query of a tile, all without `causal`: bool [row tiles, units]."""

@@ -28,8 +28,8 @@ def environment(pattern: Pattern, inputs: Inputs, sizes: Sizes, stream: str | No
 def visible(pattern: Pattern, term: Term, inputs: Inputs, sizes: Sizes) -> Tensor:
     """Which entries of the term's stream each query sees: bool [B, Hq, N, M]."""
     call = Call(pattern, inputs, sizes)
-    found = evaluate(term.test, call.around(term.stream))
-    return found.expand(sizes.batch, sizes.heads, sizes.rows, call.entries(term.stream))
+    mask = evaluate(term.test, call.around(term.stream))
+    return mask.expand(sizes.batch, sizes.heads, sizes.rows, call.entries(term.stream))
 
 
 def attention(
@@ -91,7 +91,11 @@ def choices(
     Computed even where `inputs` has them; those that one depends on are taken from there.
     """
     call = Call(pattern, inputs, sizes_of(pattern, inputs, q_offset, k_offset))
-    return {found.name: call.lists(found) for found in pattern.inputs if isinstance(found, Choice) and found.selected}
+    return {
+        an_input.name: call.lists(an_input)
+        for an_input in pattern.inputs
+        if isinstance(an_input, Choice) and an_input.selected
+    }
 
 
 def scores(
@@ -99,5 +103,7 @@ def scores(
 ) -> dict[str, Tensor]:
     """What every `top_k` and `threshold` chooses by, [B, heads, row tiles, units]; -inf for a unit without a score."""
     call = Call(pattern, inputs, sizes_of(pattern, inputs, q_offset, k_offset))
-    found = {one.name: call.pooled(one) for one in pattern.inputs if isinstance(one, Choice) and one.selected}
-    return {name: torch.where(known, values.detach(), -torch.inf) for name, (values, known) in found.items()}
+    pooled = {
+        choice.name: call.pooled(choice) for choice in pattern.inputs if isinstance(choice, Choice) and choice.selected
+    }
+    return {name: torch.where(known, values.detach(), -torch.inf) for name, (values, known) in pooled.items()}

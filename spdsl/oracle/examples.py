@@ -32,18 +32,18 @@ def example_inputs(
     """
     inputs: dict[str, Tensor] = {}
     notes: list[str] = []
-    for found in pattern.inputs:
-        if isinstance(found, TensorInput):
-            inputs[found.name], what = _tensor(found, sizes)
-        elif isinstance(found, Choice) and found.given:
-            inputs[found.name], what = _units(found, pattern.causal, sizes)
-        elif isinstance(found, Choice) and found.selected and choices:
-            inputs[found.name], what = _selected(pattern, found, inputs, sizes, forced_only)
-        elif isinstance(found, Weight) and weights:
-            inputs[found.name], what = _weight(pattern, found, sizes)
+    for an_input in pattern.inputs:
+        if isinstance(an_input, TensorInput):
+            inputs[an_input.name], what = _tensor(an_input, sizes)
+        elif isinstance(an_input, Choice) and an_input.given:
+            inputs[an_input.name], what = _units(an_input, pattern.causal, sizes)
+        elif isinstance(an_input, Choice) and an_input.selected and choices:
+            inputs[an_input.name], what = _selected(pattern, an_input, inputs, sizes, forced_only)
+        elif isinstance(an_input, Weight) and weights:
+            inputs[an_input.name], what = _weight(pattern, an_input, sizes)
         else:
             continue
-        notes.append(f"{found.name}: {what}")
+        notes.append(f"{an_input.name}: {what}")
     return inputs, notes
 
 
@@ -84,7 +84,7 @@ def _scalar(dtype: str, length: int) -> tuple[Tensor, str]:
 
 def _units(choice: Choice, causal: bool, sizes: Sizes) -> tuple[Tensor, str]:
     """A few units of those that a tile of rows may see, [1, heads, row tiles, width]."""
-    heads = sizes.heads if choice.share == "head" else sizes.kv_heads
+    heads = {"head": sizes.heads, "group": sizes.kv_heads, "all": 1}[choice.share]
     tiles, units = -(-sizes.rows // choice.rows), -(-sizes.keys // choice.unit)
     width = min(choice.most or _TILES, _TILES, units)
     last = torch.arange(tiles).view(1, 1, -1, 1) * choice.rows + choice.rows - 1
@@ -122,7 +122,7 @@ def _selected(
     units = sizes.units(choice.unit)
     width = min(choice.capacity or _TILES, units)
     drawn = torch.rand(int(last[-1]) // choice.unit + 1, units, generator=torch.Generator().manual_seed(0))
-    found = []
+    ranked = []
     for rows in torch.split(last, _ROWS):
         forced, allowed = (_any(test, choice, around, rows) for test in (choice.force, choice.within))
         starts = torch.arange(forced.shape[1]) * choice.unit
@@ -130,8 +130,8 @@ def _selected(
         # 2 for a forced unit, less than 1 for any other, -1 for what is no candidate.
         rank = drawn[rows // choice.unit].masked_fill(forced, 2).masked_fill(~allowed, -1)
         best = rank.sort(dim=1, descending=True, stable=True)
-        found.append(best.indices[..., :width].masked_fill(best.values[..., :width] < least, -1))
-    lists = torch.cat(found).expand(1, heads, -1, -1)
+        ranked.append(best.indices[..., :width].masked_fill(best.values[..., :width] < least, -1))
+    lists = torch.cat(ranked).expand(1, heads, -1, -1)
     return lists, f"forced units of {choice.unit} keys, and random ones where scores would choose; {width} at most"
 
 

@@ -20,26 +20,26 @@ def cut(pattern: Pattern, inputs: Inputs, first: int, end: int) -> dict[str, Ten
 
     Lists of a choice for single queries are cut like its queries; those for tiles of rows stay whole.
     """
-    axes = {name: axis for found in pattern.inputs for name, axis in _token_axes(found)} | {"gates": 2}
+    axes = {name: axis for an_input in pattern.inputs for name, axis in _token_axes(an_input)} | {"gates": 2}
     return {
         name: x.narrow(axes[name] % x.dim(), first, end - first) if name in axes else x for name, x in inputs.items()
     }
 
 
-def _token_axes(found: Input) -> Iterator[tuple[str, int]]:
+def _token_axes(an_input: Input) -> Iterator[tuple[str, int]]:
     """The arguments of an input that run along the tokens, and their axis (from the end, where a batch may lack)."""
-    if isinstance(found, Query):
-        yield found.name, 2
-    elif isinstance(found, Stream) and found.compress is None:
-        yield found.key_argument, 2
-        if found.value_argument:
-            yield found.value_argument, 2
-    elif isinstance(found, TensorInput):
-        for axis, name in enumerate(found.axes):
+    if isinstance(an_input, Query):
+        yield an_input.name, 2
+    elif isinstance(an_input, Stream) and an_input.compress is None:
+        yield an_input.key_argument, 2
+        if an_input.value_argument:
+            yield an_input.value_argument, 2
+    elif isinstance(an_input, TensorInput):
+        for axis, name in enumerate(an_input.axes):
             if name in ("token", "query"):
-                yield found.name, axis - len(found.axes)
-    elif isinstance(found, Choice) and found.rows == 1:
-        yield found.name, 2
+                yield an_input.name, axis - len(an_input.axes)
+    elif isinstance(an_input, Choice) and an_input.rows == 1:
+        yield an_input.name, 2
 
 
 def packed(pattern: Pattern, inputs: Inputs, cu_seqlens: Sequence[int], phase: str = "train") -> list[Result]:
@@ -48,22 +48,22 @@ def packed(pattern: Pattern, inputs: Inputs, cu_seqlens: Sequence[int], phase: s
     Units restart with every sequence. Empty sequences have no result. Scores of units cannot be joined: ValueError.
     """
     spans = [span for span in pairwise(cu_seqlens) if span[0] < span[1]]
-    found = [results(pattern, cut(pattern, inputs, *span), phase) for span in spans]
-    return [_joined(parts) for parts in zip(*found, strict=True)]
+    answers = [results(pattern, cut(pattern, inputs, *span), phase) for span in spans]
+    return [_joined(parts) for parts in zip(*answers, strict=True)]
 
 
 def packed_choices(pattern: Pattern, inputs: Inputs, cu_seqlens: Sequence[int]) -> dict[str, Tensor]:
     """The lists of all sequences in the layout of the queries, [1, heads, N, n]: one for each, as modules have them."""
     spans = [span for span in pairwise(cu_seqlens) if span[0] < span[1]]
-    found = [
+    by_sequence = [
         of_queries(pattern, choices(pattern, cut(pattern, inputs, *span)), range(span[1] - span[0])) for span in spans
     ]
-    return {name: _lists([one[name] for one in found]) for name in found[0]}
+    return {name: _lists([lists[name] for lists in by_sequence]) for name in by_sequence[0]}
 
 
 def of_queries(pattern: Pattern, lists: dict[str, Tensor], positions: range) -> dict[str, Tensor]:
     """Lists [B, heads, row tiles, n] of the tiles that the queries at `positions` lie in -> one for each of them."""
-    rows = {found.name: found.rows for found in pattern.inputs if isinstance(found, Choice)}
+    rows = {choice.name: choice.rows for choice in pattern.inputs if isinstance(choice, Choice)}
     q = torch.tensor(positions, dtype=torch.long)
     return {name: x[:, :, q // rows[name] - positions.start // rows[name]] for name, x in lists.items()}
 
@@ -85,17 +85,17 @@ def _lists(parts: Sequence[Tensor]) -> Tensor:
 
 def padded(pattern: Pattern, inputs: Inputs, lengths: Sequence[int], phase: str = "train") -> list[list[Result] | None]:
     """Results of each row of a batch whose last `lengths[s]` tokens are real; None for a row without any."""
-    size = inputs[next(one.name for one in pattern.inputs if isinstance(one, Query))].shape[2]
-    found: list[list[Result] | None] = []
+    size = inputs[next(query.name for query in pattern.inputs if isinstance(query, Query))].shape[2]
+    answers: list[list[Result] | None] = []
     for row, length in enumerate(lengths):
         own = {name: x[row : row + 1] if _batched(pattern, name, x) else x for name, x in inputs.items()}
-        found.append(results(pattern, cut(pattern, own, size - length, size), phase) if length else None)
-    return found
+        answers.append(results(pattern, cut(pattern, own, size - length, size), phase) if length else None)
+    return answers
 
 
 def _batched(pattern: Pattern, name: str, x: Tensor) -> bool:
     """Whether the first axis is the batch: not of weights, nor of tensors without one."""
-    found = next((one for one in pattern.inputs if one.name == name), None)
-    if isinstance(found, TensorInput):
-        return x.dim() > len(found.axes)
-    return not isinstance(found, Weight)
+    an_input = next((other for other in pattern.inputs if other.name == name), None)
+    if isinstance(an_input, TensorInput):
+        return x.dim() > len(an_input.axes)
+    return not isinstance(an_input, Weight)

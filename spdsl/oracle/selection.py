@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import inf, isnan
 
+import sympy
 import torch
 from torch import Tensor
 
 from spdsl.ir.pattern import Choice, Grid, Pooled
-from spdsl.ir.rule import Threshold
+from spdsl.ir.rule import Threshold, TopK
+from spdsl.ir.symbols import Expr
 from spdsl.oracle.sizes import Sizes
 
 Scores = tuple[Tensor, Tensor]  # float64, bool: the score, and whether there is one (where not, the score is 0)
@@ -95,11 +98,46 @@ def _stacked(parts: list[Scores], like: Scores, axis: int) -> Scores:
     return torch.stack([x for x, _ in parts], axis), torch.stack([known for _, known in parts], axis)
 
 
-def chosen(choice: Choice, scores: Scores, forced: Tensor, allowed: Tensor) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The numbers of a choice for each list, float64 [B or 1, heads or 1]: what the call may say of them.
+
+    A list has no fewer than `least` units (of those with a score) and no more than `most`; others have a score of at
+    least `level`. A number that is not one is no level, and 0 units.
+    """
+
+    least: Tensor
+    most: Tensor
+    level: Tensor
+
+    @classmethod
+    def of(cls, choice: Choice, number: Callable[[Expr], Tensor]) -> Limits:
+        """`number` gives the value of an expression."""
+        room = inf if choice.capacity is None else choice.capacity
+        count = choice.rule.count.value if isinstance(choice.rule, TopK) else sympy.oo
+        level = choice.rule.level if isinstance(choice.rule, Threshold) else -sympy.oo
+        most = torch.floor(number(count).nan_to_num(0, posinf=inf)).clamp(0, room)
+        return cls(torch.ceil(number(choice.least).nan_to_num(0, posinf=inf)), most, number(level))
+
+    def at(self, batch: int, head: int) -> tuple[float, float, float]:
+        """Least, most and level of one list."""
+        least, most, level = (
+            float(x[batch if len(x) > 1 else 0, head if x.shape[1] > 1 else 0])
+            for x in (self.least, self.most, self.level)
+        )
+        return least, most, level
+
+
+def constant(value: Expr) -> Tensor:
+    return torch.full((1, 1), float(value), dtype=torch.float64)
+
+
+def chosen(choice: Choice, scores: Scores, forced: Tensor, allowed: Tensor, limits: Limits | None = None) -> Tensor:
     """The lists of `top_k` and `threshold`: int32 [B, heads, row tiles, capacity or units], ascending, -1 at the end.
 
-    `forced` and `allowed` bool, like the scores [B, heads, row tiles, units].
+    `forced` and `allowed` bool, like the scores [B, heads, row tiles, units]. `limits`: None where all is constant.
     """
+    limits = Limits.of(choice, constant) if limits is None else limits
     units = forced.shape[3]
     width = units if choice.capacity is None else choice.capacity
     found = torch.full((*forced.shape[:3], width), -1, dtype=torch.int32)
@@ -108,23 +146,29 @@ def chosen(choice: Choice, scores: Scores, forced: Tensor, allowed: Tensor) -> T
             for tile in range(forced.shape[2]):
                 at = (batch, head, tile)
                 values = torch.where(scores[1][at], scores[0][at], -inf).tolist()
-                members = _members(choice, values, forced[at].tolist(), allowed[at].tolist())
+                members = _members(values, forced[at].tolist(), allowed[at].tolist(), *limits.at(batch, head))
                 found[batch, head, tile, : len(members)] = torch.tensor(members, dtype=torch.int32)
     return found
 
 
-def _members(choice: Choice, scores: list[float], forced: list[bool], allowed: list[bool]) -> list[int]:
+def _members(
+    scores: list[float], forced: list[bool], allowed: list[bool], least: float, most: float, level: float
+) -> list[int]:
     """The units of one query: the forced ones, then by falling score; ties go to the lowest index.
 
-    Below its level a threshold fills up to `least` units, forced ones among them.
+    Below the level a list is filled up to `least` units, forced ones among them.
     """
     scores = [-inf if isnan(score) else score for score in scores]
     first = [unit for unit, one in enumerate(forced) if one and allowed[unit]]
     rest = [unit for unit, one in enumerate(allowed) if one and unit not in first and scores[unit] > -inf]
     rest.sort(key=lambda unit: (-scores[unit], unit))
-    if isinstance(choice.rule, Threshold):
-        level = float(choice.rule.level)
-        passing = [unit for unit in rest if scores[unit] >= level]
-        below = [unit for unit in rest if unit not in passing]
-        rest = passing + below[: max(0, choice.least - len(first) - len(passing))]
-    return sorted([*first, *rest][: choice.capacity])
+    passing = [unit for unit in rest if scores[unit] >= level]
+    below = [unit for unit in rest if unit not in passing]
+    found: list[int] = []
+    for unit in [*first, *passing]:
+        if len(found) < most:
+            found.append(unit)
+    for unit in below:
+        if len(found) < min(least, most):
+            found.append(unit)
+    return sorted(found)

@@ -20,10 +20,10 @@ def given(choice: Choice, units: Tensor, first: int, tiles: int, most: int) -> T
     if units.dim() != 4 or units.shape[2] != tiles:
         raise ValueError(f"{choice.name}: expected [batch, heads, {tiles} row tiles, most], got {list(units.shape)}")
     number = torch.arange(most)
-    found = torch.zeros(*units.shape[:3], most, dtype=torch.bool)
+    members = torch.zeros(*units.shape[:3], most, dtype=torch.bool)
     for column in units.unbind(3):
-        found |= column.unsqueeze(-1) == number
-    return Table(found, (True, False, False), (0, first, 0))
+        members |= column.unsqueeze(-1) == number
+    return Table(members, (True, False, False), (0, first, 0))
 
 
 def drawn(choice: Choice, heads: int, first: int, tiles: int, most: int, causal: bool) -> Table:
@@ -33,15 +33,15 @@ def drawn(choice: Choice, heads: int, first: int, tiles: int, most: int, causal:
     lowest hash of (seed, head, tile, unit); a tie goes to the lower unit. Tiles before position 0 hold nothing.
     """
     assert isinstance(choice.rule, Drawn)
-    found = torch.zeros(1, heads, tiles, most, dtype=torch.bool)
+    members = torch.zeros(1, heads, tiles, most, dtype=torch.bool)
     for tile in range(max(0, first), first + tiles):
         last_row = (tile + 1) * choice.rows - 1
         number = torch.arange(last_row // choice.unit + 1 if causal else most)
         key = _mixed(torch.arange(choice.rule.seed, choice.rule.seed + heads)).unsqueeze(1)
         order = _mixed(_mixed(key + tile) + number).sort(dim=1, stable=True).indices[:, : choice.count]
         for head, units in enumerate(order):
-            found[0, head, tile - first, units[units < most]] = True
-    return Table(found, (True, False, False), (0, first, 0))
+            members[0, head, tile - first, units[units < most]] = True
+    return Table(members, (True, False, False), (0, first, 0))
 
 
 def _mixed(x: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ class Sizes:
 
 def sizes_of(pattern: Pattern, inputs: Inputs, q_offset: int | None = None, k_offset: int | None = None) -> Sizes:
     """The sizes of the inputs; by default the last query stands at the last key."""
-    q = inputs[next(found.name for found in pattern.inputs if isinstance(found, Query))]
-    streams = (found for found in pattern.inputs if isinstance(found, Stream) and found.compress is None)
+    q = inputs[next(query.name for query in pattern.inputs if isinstance(query, Query))]
+    streams = (stream for stream in pattern.inputs if isinstance(stream, Stream) and stream.compress is None)
     k = inputs[next(streams).key_argument]
     k_origin = k_offset or 0
     q_origin = k_origin + k.shape[2] - q.shape[2] if q_offset is None else q_offset

@@ -74,15 +74,15 @@ def _sketches(pattern: Pattern, length: int) -> tuple[list[Sketch], list[str]]:
     sizes = Sizes(1, heads, kv_heads, length, length, 0, 0)
     inputs, notes = example_inputs(pattern, sizes, choices=True, weights=False)
     forced, _ = example_inputs(pattern, sizes, choices=True, weights=False, forced_only=True)
-    found = []
+    sketches_of_terms = []
     for softmax in pattern.softmaxes():
         for term in softmax.terms:
             around = environment(pattern, inputs, sizes, term.stream)
             certain = environment(pattern, forced, sizes, term.stream) if _is_example(pattern, term) else None
             name = _name(pattern, softmax, term)
             for head in _heads(pattern, term, around, length):
-                found.append(_sketch(pattern, term, name, head, around, certain, length))
-    return found, [*(f"example values, {note}" for note in notes), *_grid_notes(pattern)]
+                sketches_of_terms.append(_sketch(pattern, term, name, head, around, certain, length))
+    return sketches_of_terms, [*(f"example values, {note}" for note in notes), *_grid_notes(pattern)]
 
 
 def _grid_notes(pattern: Pattern) -> Iterator[str]:
@@ -110,9 +110,9 @@ def _conditions(pattern: Pattern, used: Sequence[Case]) -> list[str]:
         return []
     (case,) = used
     phases = [phase.value for phase in Phase if phase in case.phases]
-    found = [] if len(phases) == len(Phase) else [" or ".join(phases)]
-    found += [] if case.condition is None else [str(case.condition)]
-    return [f"if {' and '.join(found)}"] if found else []
+    texts = [] if len(phases) == len(Phase) else [" or ".join(phases)]
+    texts += [] if case.condition is None else [str(case.condition)]
+    return [f"if {' and '.join(texts)}"] if texts else []
 
 
 def _is_example(pattern: Pattern, term: Term) -> bool:
@@ -140,8 +140,8 @@ def _reads_choice(pattern: Pattern, term: Term) -> bool:
 def _block(test: sympy.Basic, around: Environment, rows: Tensor, head: int) -> Tensor:
     """The mask of one head for some query positions: bool [rows, entries]."""
     symbols = {**around.symbols, "q": rows.view(1, 1, -1, 1), "h": torch.tensor(head).view(1, 1, 1, 1)}
-    found = evaluate(test, replace(around, symbols=symbols))
-    return found.expand(1, 1, len(rows), around.symbols["k"].shape[3])[0, 0]
+    mask = evaluate(test, replace(around, symbols=symbols))
+    return mask.expand(1, 1, len(rows), around.symbols["k"].shape[3])[0, 0]
 
 
 def _sketch(
@@ -180,9 +180,9 @@ def _spread(block: Tensor, grid: Grid, length: int) -> Tensor:
     """Entries as columns of tokens: bool [rows, entries] -> float32 [1, 1, rows, length], for pooling."""
     early = max(0, grid.before + grid.stride - grid.width)  # so much less than a stride begins at the place
     columns = (block.repeat_interleave(grid.stride, 1) if grid.stride > 1 else block)[:, early : early + length]
-    found = torch.zeros(1, 1, len(block), length)
-    found[..., : columns.shape[1]] = columns
-    return found
+    whole = torch.zeros(1, 1, len(block), length)
+    whole[..., : columns.shape[1]] = columns
+    return whole
 
 
 def _power_of_two(x: int) -> int:

@@ -15,7 +15,9 @@ class Tables(Mapping[str, Table]):
     """The tensors and choices of a pattern by name."""
 
     def __init__(self, pattern: Pattern, make: Callable[[TensorInput | Choice], Table]) -> None:
-        self._inputs = {found.name: found for found in pattern.inputs if isinstance(found, TensorInput | Choice)}
+        self._inputs = {
+            an_input.name: an_input for an_input in pattern.inputs if isinstance(an_input, TensorInput | Choice)
+        }
         self._make = make
         self._made: dict[str, Table] = {}
 

@@ -1,6 +1,14 @@
 """affine: ends of ranges as sums of corners and rounded quotients, so that comparing two of them is adding numbers.
 
 A corner is q_first, k_first, length or another symbol; a rounded quotient is a floor of a sum of corners.
+
+>>> begin = 16 * sympy.floor(Q_FIRST / 16)  # of the block of 16 that holds the first row
+>>> sorted(map(str, parts(begin - 3)))
+['1', 'floor(q_first/16)']
+>>> nonnegative(Q_FIRST, begin), nonnegative(begin + 15, Q_FIRST), nonnegative(begin + 14, Q_FIRST)
+(True, True, False)
+>>> nonnegative(LENGTH - 1, Q_LAST), nonnegative(Q_FIRST, K_FIRST)
+(True, False)
 """
 
 from __future__ import annotations
@@ -35,10 +43,10 @@ def nonnegative(expression: Expr, less: Expr) -> bool:
     """
     spend(COMPARISON)
     try:
-        found = dict(parts(expression))
-        _add(found, parts(less), Fraction(-1))
-        spend(PART * sum(_weight(part) for part in found))
-        return any(_is_nonnegative(found, corners) for corners in _CORNERS)
+        difference = dict(parts(expression))
+        _add(difference, parts(less), Fraction(-1))
+        spend(PART * sum(_weight(part) for part in difference))
+        return any(_is_nonnegative(difference, corners) for corners in _CORNERS)
     except NotAffine:
         return False
 
@@ -46,27 +54,27 @@ def nonnegative(expression: Expr, less: Expr) -> bool:
 @lru_cache(maxsize=4096)
 def parts(expression: Expr) -> Parts:
     """Raises NotAffine."""
-    found: dict[Part, Fraction] = {}
+    coefficients: dict[Part, Fraction] = {}
     for part, times in sympy.expand(expression).as_coefficients_dict().items():
         if not times.is_Rational or not (part is ONE or part.is_Symbol or isinstance(part, sympy.floor)):
             raise NotAffine
-        found[part] = Fraction(int(times.p), int(times.q))
-    return found
+        coefficients[part] = Fraction(int(times.p), int(times.q))
+    return coefficients
 
 
 def _weight(part: Part) -> int:
     return 1 + len(parts(part.args[0])) if isinstance(part, sympy.floor) else 1
 
 
-def _add(found: dict[Part, Fraction], other: Parts, times: Fraction) -> None:
+def _add(total: dict[Part, Fraction], other: Parts, times: Fraction) -> None:
     for part, own in other.items():
-        found[part] = found.get(part, Fraction(0)) + times * own
+        total[part] = total.get(part, Fraction(0)) + times * own
 
 
-def _is_nonnegative(found: Parts, corners: Mapping[Part, Parts]) -> bool:
+def _is_nonnegative(difference: Parts, corners: Mapping[Part, Parts]) -> bool:
     """With floors at the worse of their bounds, and each corner as what it is at least, and a rest."""
     plain: dict[Part, Fraction] = {}
-    for part, times in found.items():
+    for part, times in difference.items():
         if times and isinstance(part, sympy.floor):
             inner = parts(part.args[0])
             _add(plain, inner, times)

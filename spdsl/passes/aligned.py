@@ -12,7 +12,7 @@ from spdsl.passes.tidy import tidy
 
 
 def aligned(plan: Plan) -> Plan:
-    return replace(plan, softmaxes=tuple(_softmax(found) for found in plan.softmaxes))
+    return replace(plan, softmaxes=tuple(_softmax(softmax) for softmax in plan.softmaxes))
 
 
 def _softmax(plan: SoftmaxPlan) -> SoftmaxPlan:

@@ -10,9 +10,9 @@ from spdsl.passes.names import Names
 
 # Arguments and attributes of every generated module.
 MODULE_WORDS = frozenset(
-    "gates return_lse phase where how rows block_table seq_lens cu_seqlens_q max_seqlen_q states state_rows new_tokens"
-    " cu_seqlens max_seqlen lengths q_offset k_offset cache page capacity batch attention reference launch Cache"
-    " tensors spans".split()
+    "gates return_lse return_counts phase where how rows block_table seq_lens cu_seqlens_q max_seqlen_q states"
+    " state_rows new_tokens cu_seqlens max_seqlen lengths q_offset k_offset cache page capacity batch attention"
+    " reference launch Cache tensors spans".split()
 )
 
 
@@ -39,7 +39,7 @@ def arguments(found: Input) -> tuple[str, ...]:
     if isinstance(found, Stream):
         given = (found.key_argument, found.value_argument) if _given(found) else ()
         return tuple(text for text in given if text)
-    if isinstance(found, Choice) and not found.selected:
+    if isinstance(found, Choice) and not found.listed:
         return found.name, f"{found.name}_first"
     return (found.name,)
 

@@ -16,7 +16,7 @@ from spdsl.limits import SET_CASES
 from spdsl.passes.choices import check_choices
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.joint import tensors_read
-from spdsl.passes.later import later_key
+from spdsl.passes.later_keys import later_key
 from spdsl.passes.overlap import Overlaps
 from spdsl.passes.source_numbers import new_item
 from spdsl.syntax.tree import PatternTree
@@ -130,7 +130,7 @@ def _whole_groups(pattern: Pattern, softmax: Softmax, report: Report) -> None:
 
 
 def _one_set_of_gates(pattern: Pattern, report: Report) -> None:
-    gates = [one for case in pattern.cases for one in (case.branch, *case.extras) if isinstance(one, Gate)]
+    gates = [branch for case in pattern.cases for branch in (case.branch, *case.extras) if isinstance(branch, Gate)]
     for gate in gates[1:]:
         if len(gate.branches) != len(gates[0].branches):
             report.error(
@@ -149,14 +149,14 @@ def _later_keys(pattern: Pattern, report: Report, tree: PatternTree | None) -> N
     if pattern.causal or not cached:
         return
     for case in pattern.cases[:MOST_RESULTS]:
-        found = later_key(pattern, case) if case.phases != {Phase.DECODE} else None  # its one query is the last
-        if found is not None:
-            entry = "key" if found.stream.grid.is_tokens else "entry"
+        seen = later_key(pattern, case) if case.phases != {Phase.DECODE} else None  # its one query is the last
+        if seen is not None:
+            entry = "key" if seen.stream.grid.is_tokens else "entry"
             report.warning(
                 "W404",
                 f"queries see later keys in a pattern with {cached}: "
                 "write `causal`, or say that it is meant: `return ... if train` or `allow(W404)`",
-                found.softmax.span, f"query {found.place.q} sees {entry} {found.place.k} of `{found.stream.name}`",
+                seen.softmax.span, f"query {seen.place.q} sees {entry} {seen.place.k} of `{seen.stream.name}`",
                 note="a model that generates would learn from tokens that it is about to predict",
                 hint=new_item(tree, report.source.text, "causal", "write `causal`"),
             )  # fmt: skip

@@ -64,18 +64,18 @@ def _whole_units(choice: Choice, report: Report) -> None:
 
 
 def _walked(pattern: Pattern, softmax: Softmax, report: Report) -> None:
-    """Every selected set must be a list of units that a kernel walks."""
+    """Every set that a call has as lists must be one that a kernel walks."""
     for term in softmax.terms:
         reads = [pattern.choice(lookup_name(read)) for read in lookups(term.test)]
-        chosen = dict.fromkeys(found for found in reads if found is not None and found.selected)
+        chosen = dict.fromkeys(found for found in reads if found is not None and found.listed)
         if not chosen or (len(chosen) == 1 and listed(pattern, term)):
             continue
         report.error(
             "E105",
             f"this use of {' and '.join(f'`{found.name}`' for found in chosen)} is not built yet",
             softmax.span,
-            "a selected set is read as the list of its units",
-            hint="select units of 16 tokens or a multiple, and unite the set with others only",
+            "it is read as a list of units for each query",
+            hint="unite the set with others, or intersect it with sets of positions, only",
         )
 
 

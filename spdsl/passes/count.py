@@ -1,7 +1,8 @@
 """count: how many keys the queries of a plan see, exactly, and what that costs in FLOPs and bytes.
 
 Numbers of the algorithm, not of a machine: every tensor is read and written once, a product of n x d and d x m numbers
-is 2 n d m FLOPs, and only visible pairs count. `exact` is false where scores decide: then the number is the most.
+is 2 n d m FLOPs, and only visible pairs count. `exact` is false where scores or the caller decide: then the number is
+the most. Lists of the caller are full, and hold no unit that lies behind their query where the pattern is causal.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sympy
 
 from spdsl.ir.pattern import Case, Choice, Pattern, Phase, Query, Softmax, Stream, Values
 from spdsl.ir.plan import ChoicePlan, Plan, Role, SoftmaxPlan
-from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Boolean, K
+from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Boolean, K, Q
 from spdsl.passes.series import Trace, total
 from spdsl.passes.spans import Spans, difference, intersection, lowest, size, touched, union, within
 from spdsl.passes.visible import DependsOnData, Visible
@@ -56,7 +57,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class UnitSets:
-    """The units of one query: forced, those that a score may choose, and how many a list holds."""
+    """The units of one query: forced, those that a score or the caller may choose, and how many a list holds."""
 
     forced: Spans
     free: Spans
@@ -81,7 +82,7 @@ class Count:
     def __init__(self, plan: Plan, length: int, shape: Shape) -> None:
         self.plan, self.length, self.shape = plan, length, shape
         self._visible = cache(self._see)
-        self._known_sets: dict[str, tuple[ChoicePlan, Visible, Visible, Visible]] = {}
+        self._known_sets: dict[str, tuple[ChoicePlan | None, Visible, Visible, Visible]] = {}
         self.pairs = cache(self._pairs)
 
     # ---- sizes of parts
@@ -176,7 +177,7 @@ class Count:
         exact = True
         rest = self._visible(softmax.sweeps[0].test, self.length)
         _, allowed, forced, entries = self._sets(choice)
-        stride = self._scorer(choice).grid.stride
+        stride = self.stride(choice)
         units = [choice.unit, choice.unit // stride * stride, stride, choice.rows]
         units += [unit for one in (rest, allowed, forced, entries) for unit in one.units()]
 
@@ -226,36 +227,41 @@ class Count:
         return sum(found[: max(0, count)])
 
     def units(self, choice: Choice, q: int, head: int, trace: Trace) -> UnitSets:
-        """Units that are forced, those that a score may choose, and how many a list holds."""
+        """Units that are forced, those that a score or the caller may choose, and how many a list holds."""
         plan, allowed_units, forced_units, entries = self._sets(choice)
         first = trace.floor(q, choice.rows) * choice.rows
         last = first + choice.rows - 1  # a tile sees what its last row sees, which may lie past the end
         allowed = allowed_units.spans(last, head, trace)
         forced = intersection(forced_units.spans(last, head, trace), allowed, trace)
         room = allowed_units.length if choice.capacity is None else choice.capacity
+        if plan is None:
+            return UnitSets([], allowed, room)
         seen = entries.spans(trace.least(last, self.length - 1), head, trace)
         if choice.rows > 1:  # its score is that of all its rows
             seen = union([*entries.spans(first, head, trace), *seen], trace)
         scored = self._scored(plan, seen, trace)
         return UnitSets(forced, difference(intersection(scored, allowed, trace), forced, trace), room)
 
-    def _sets(self, choice: Choice) -> tuple[ChoicePlan, Visible, Visible, Visible]:
-        """Units that are allowed and forced, and the entries that have a score."""
+    def _sets(self, choice: Choice) -> tuple[ChoicePlan | None, Visible, Visible, Visible]:
+        """Units that are allowed and forced, and the entries that have a score; None where the caller has the list."""
         if choice.name not in self._known_sets:
             self._known_sets[choice.name] = self._sets_of(choice)
         return self._known_sets[choice.name]
 
-    def _sets_of(self, choice: Choice) -> tuple[ChoicePlan, Visible, Visible, Visible]:
-        plan = next(found for found in self.plan.choices if found.choice == choice)
-        assert choice.score is not None
+    def _sets_of(self, choice: Choice) -> tuple[ChoicePlan | None, Visible, Visible, Visible]:
         units = -(-self.length // choice.unit)
+        if choice.score is None:
+            causal = sympy.Le(choice.unit * K, Q) if self.plan.pattern.causal else sympy.true
+            allowed, none = self._see(causal, units), self._see(sympy.false, units)
+            return None, allowed, none, none
+        plan = next(found for found in self.plan.choices if found.choice == choice)
         allowed, forced = (self._see(_of_units(test, choice.unit), units) for test in (plan.allowed, plan.forced))
         (term,) = choice.score.softmax.terms
         return plan, allowed, forced, self._see(term.test, self.entries(self._scorer(choice)))
 
     def stride(self, choice: Choice) -> int:
-        """Tokens between the entries that score a choice."""
-        return self._scorer(choice).grid.stride
+        """Tokens between the entries that score a choice; of one by the caller a unit."""
+        return choice.unit if choice.score is None else self._scorer(choice).grid.stride
 
     def _scorer(self, choice: Choice) -> Stream:
         assert choice.score is not None

@@ -53,7 +53,7 @@ def _union(test: Boolean) -> list[Conjunct]:
         unions = [_union(argument) for argument in _ordered(test)]
         together = [Conjunct()]
         for union in unions:
-            spend(sum(len(one.linears) for one in together) * len(union) // 4)
+            spend(sum(len(conjunct.linears) for conjunct in together) * len(union) // 4)
             together = _capped([left & right for left, right in product(together, union)])
         return together
     if isinstance(test, sympy.Not) and isinstance(test.args[0], sympy.logic.boolalg.BooleanFunction):
@@ -87,9 +87,9 @@ def _atom(atom: Boolean) -> tuple[Conjunct, ...]:
         Unequality: [[(less, True)], [(greater, True)]],
     }[type(atom)]
     linear = [[_linear(expression, strict) for expression, strict in side] for side in sides]
-    if any(found is None for side in linear for found in side):
+    if any(linear_atom is None for side in linear for linear_atom in side):
         return (_other_atom(atom),)
-    return tuple(Conjunct(linears=tuple(found for found in side if found)) for side in linear)
+    return tuple(Conjunct(linears=tuple(linear_atom for linear_atom in side if linear_atom)) for side in linear)
 
 
 def _other_atom(atom: Boolean) -> Conjunct:
@@ -111,10 +111,10 @@ def _linear(expression: Expr, strict: bool) -> Linear | None:
         if not rest.free_symbols & {Q, K}:
             constant += term
             continue
-        found = _step(rest, int(coefficient)) if coefficient.is_Integer else None
-        if found is None or found[0] in steps:
+        quotient = _step(rest, int(coefficient)) if coefficient.is_Integer else None
+        if quotient is None or quotient[0] in steps:
             return None
-        steps[found[0]] = found[1]
+        steps[quotient[0]] = quotient[1]
     if not steps:
         return None
     # Over integers, x > 0 is x - 1 >= 0: only once the fractions are scaled away.

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
 
 from spdsl.budget import spend
-from spdsl.diagnostics import did_you_mean
-from spdsl.ir import extent
-from spdsl.ir.pattern import Gate, Kl, Logits, Mass, Merge, Pooled, Query, Softmax, Stream, Tensor
-from spdsl.limits import NESTED, SET_SIZE
 from spdsl.passes import arithmetic, codes, grains, source_numbers
+from spdsl.passes.kinds import INPUTS, how_joined, is_main_stream, kind_of, of_kind
 from spdsl.passes.names import Names
+from spdsl.passes.placed_arguments import placed_arguments
+from spdsl.passes.set_algebra import combined, united, within_limits
 from spdsl.primitives.attend import on_stream
 from spdsl.primitives.planned import PLANNED
 from spdsl.primitives.pools import POOLS
@@ -21,49 +19,8 @@ from spdsl.primitives.registry import WORDS
 from spdsl.primitives.word import REQUIRED, UNIT_OF_CHOICE, Cells, Kind, Parameter, Scope, SetValue, Word
 from spdsl.syntax import tree
 
-STEPS, CALL = 10, 80  # of an argument of And and Or, and of what a word builds
-_INPUTS: dict[Kind, tuple[type, str]] = {
-    Kind.STREAM: (Stream, "stream()"), Kind.QUERY: (Query, "query()"), Kind.TENSOR: (Tensor, "tensor(head)"),
-}  # fmt: skip
+CALL = 80  # steps of what a word builds
 AXES = ("head", "kv_head", "query", "token", "float", "int", "bool")
-_TYPES: dict[Kind, type | tuple[type, ...]] = {
-    Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor,
-    Kind.BRANCH: (Softmax, Gate, Merge), Kind.SCORE: (Logits, Mass), Kind.VECTORS: (Stream, Query),
-    Kind.RESULT: (Softmax, Gate, Merge, Logits, Mass, Pooled, Kl), Kind.UNGATED: (Softmax, Merge),
-}  # fmt: skip
-
-
-def kind_of(names: Names, expr: tree.Expr) -> Kind:
-    """What kind of value an expression makes, read off its outermost word."""
-    match expr:
-        case tree.Call() if expr.function.text in WORDS:
-            return WORDS[expr.function.text].makes
-        case tree.Call() if expr.function.text in arithmetic.MATH:
-            return Kind.NUMBER
-        case tree.Name(text="all"):
-            return Kind.SET
-        case tree.Name():
-            bound = names.bound.get(expr.text)
-            return next((kind for kind, types in _TYPES.items() if isinstance(bound, types)), Kind.NUMBER)
-        case tree.Restrict():
-            base = names.bound.get(expr.base.text) if isinstance(expr.base, tree.Name) else None
-            return Kind.SET if isinstance(base, Stream) or _is_kv(expr.base) else Kind.ELEMENT
-        case tree.Unary():
-            return kind_of(names, expr.operand)
-        case tree.Binary():
-            left = kind_of(names, expr.left)  # once: expressions nest
-            if left is Kind.NUMBER and (right := kind_of(names, expr.right)) in (Kind.SCORE, Kind.BRANCH, Kind.SET):
-                return right
-            if left is Kind.STREAM:
-                return Kind.SET
-            return (
-                left if left in (Kind.SCORE, Kind.BRANCH, Kind.SET) or expr.operator in ("|", "&", "-") else Kind.NUMBER
-            )
-    return Kind.NUMBER
-
-
-def _is_kv(expr: tree.Expr) -> bool:
-    return isinstance(expr, tree.Name) and expr.text == "kv"
 
 
 def evaluate(names: Names, expr: tree.Expr, parameter: Parameter, binding: str | None = None) -> Any:
@@ -73,6 +30,10 @@ def evaluate(names: Names, expr: tree.Expr, parameter: Parameter, binding: str |
             return arithmetic.size(names, expr, parameter.least, f"`{parameter.name}`", parameter.most)
         case Kind.NUMBER:
             return arithmetic.number(names, expr, parameter.least, f"`{parameter.name}`")
+        case Kind.COUNT:
+            return arithmetic.count(names, expr, parameter.least, f"`{parameter.name}`", parameter.most)
+        case Kind.LEVEL:
+            return arithmetic.of_call(names, expr)
         case Kind.ELEMENT:
             return arithmetic.element(names, expr)
         case Kind.CONDITION:
@@ -110,7 +71,7 @@ def _cells(names: Names, expr: tree.Expr, parameter: Parameter) -> Cells | None:
 def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None) -> Any:
     """A stream, query, tensor or branch: a name bound to one, or a call that makes one."""
     if isinstance(expr, tree.Name) and expr.text != "all":
-        found: Any = names.find(expr, *_INPUTS.get(kind, ()))
+        found: Any = names.find(expr, *INPUTS.get(kind, ()))
     elif isinstance(expr, tree.Call):
         found = call(names, expr, binding)
     elif kind in (Kind.SCORE, Kind.RESULT) and kind_of(names, expr) is Kind.SCORE:
@@ -118,62 +79,16 @@ def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None)
         return None
     else:
         names.report.error(
-            "E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}", hint=_how_joined(names, expr)
+            "E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}", hint=how_joined(names, expr)
         )
         return None
-    return _of_kind(names, found, kind, expr)
-
-
-def _how_joined(names: Names, expr: tree.Expr) -> str:
-    """How branches, or sets, are put together, where that was tried by an operator that they do not have."""
-    if not isinstance(expr, tree.Binary):
-        return "attend to the set: `attend(...)`" if kind_of(names, expr) is Kind.SET else ""
-    kinds = {kind_of(names, expr.left), kind_of(names, expr.right)}
-    if kinds & {Kind.BRANCH}:
-        return (
-            "`gate(a, b)` adds branches by the caller's weights, `merge(a, b)` is one softmax over disjoint keys, "
-            "`attend(x | y)` one over both sets"
-        )
-    if kinds & {Kind.SET, Kind.STREAM}:
-        return "sets are put together by `|` (in either), `&` (in both) and `-` (in the first only)"
-    return "make a condition a set with `where(...)`"
-
-
-def _of_kind(names: Names, found: Any, kind: Kind, expr: tree.Expr) -> Any:
-    if found is None or isinstance(found, _TYPES[kind]):
-        return found
-    hint = ""
-    if kind in (Kind.BRANCH, Kind.UNGATED, Kind.RESULT) and isinstance(found, SetValue):
-        hint = "attend to the set: `attend(...)`"
-    elif kind in (Kind.SET, Kind.UNITS) and isinstance(found, Softmax | Gate | Merge):
-        hint = "put sets together inside of one `attend`, branches with `merge(...)` or `gate(...)`"
-    elif kind is Kind.UNGATED and isinstance(found, Gate):
-        hint = "gate all branches together: `gate(a, b, c)`"
-    elif kind is Kind.SCORE and isinstance(found, Softmax):
-        hint = "take its probabilities: `mass(...)`"
-    elif kind is Kind.SCORE and isinstance(found, Stream):
-        hint = "take its logits: `dot(...)`"
-    names.report.error("E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}", hint=hint)
-    return None
+    return of_kind(names, found, kind, expr)
 
 
 def _set(names: Names, expr: tree.Expr, binding: str | None) -> SetValue | None:
     """A set that the analyses can go on with."""
-    found = _set_as_written(names, expr, binding)
-    if found is None:
-        return None
-    long = max(extent.size(test, SET_SIZE) for _, test in found.parts)
-    spend(long // 8)
-    deep = max(extent.nesting(test) for _, test in found.parts) if long <= SET_SIZE else 0
-    if long <= SET_SIZE and deep <= NESTED:
-        return found
-    names.report.error(
-        "E307",
-        f"the set has more than {SET_SIZE:,} operators and operands" if long > SET_SIZE else
-        f"roundings and remainders stand {deep} deep inside one another in this set, at most {NESTED}",
-        expr.span, "too complex, with its names written out", hint="split it over several branches with `merge`",
-    )  # fmt: skip
-    return None
+    members = _set_as_written(names, expr, binding)
+    return members if members is not None and within_limits(names, members, expr.span) else None
 
 
 def _set_as_written(names: Names, expr: tree.Expr, binding: str | None) -> SetValue | None:
@@ -191,9 +106,9 @@ def _set_as_written(names: Names, expr: tree.Expr, binding: str | None) -> SetVa
             return _united(names, expr)
         case tree.Binary(operator="&" | "-"):
             left, right = _set(names, expr.left, None), _set(names, expr.right, None)
-            return _combine(names, expr, left, right) if left and right else None
+            return combined(names, expr, left, right) if left and right else None
     if isinstance(expr, tree.Name | tree.Call):
-        if kind_of(names, expr) is Kind.STREAM or _is_kv(expr):
+        if kind_of(names, expr) is Kind.STREAM or is_main_stream(expr):
             stream = _bound_value(names, expr, Kind.STREAM, None)
             return stream and SetValue(((stream.name, sympy.true),))
         found: SetValue | None = _bound_value(names, expr, Kind.SET, binding)
@@ -203,54 +118,21 @@ def _set_as_written(names: Names, expr: tree.Expr, binding: str | None) -> SetVa
         "a set is expected here",
         expr.span,
         "not a set",
-        hint=_how_joined(names, expr),
+        hint=how_joined(names, expr),
     )
     return None
 
 
 def _united(names: Names, expr: tree.Binary) -> SetValue | None:
-    """A chain of unions at once, since each step looks at all that is there. Streams stay apart."""
+    """A chain of unions, from left to right."""
     operands: list[tree.Expr] = []
     left: tree.Expr = expr
     while isinstance(left, tree.Binary) and left.operator == "|":
         operands.insert(0, left.right)
         left = left.left
-    together: dict[str | None, list[sympy.Basic]] = {}
     sets = [_set(names, operand, None) for operand in (left, *operands)]
-    for found in sets:
-        for stream, test in found.parts if found else ():
-            together.setdefault(stream, []).append(test)
-    if None in sets:
-        return None
-    spend(sum(_joined(tests) for tests in together.values()))
-    return SetValue(tuple((stream, sympy.Or(*tests)) for stream, tests in together.items()))
-
-
-def _joined(tests: Sequence[sympy.Basic]) -> int:
-    """Steps of an And or Or, which compares each argument's forms with those of the others."""
-    return STEPS * sum(len(test.args) if isinstance(test, sympy.And | sympy.Or) else 1 for test in tests)
-
-
-def _combine(names: Names, expr: tree.Binary, left: SetValue, right: SetValue) -> SetValue | None:
-    """Intersection and difference apply an unplaced right side to every stream."""
-    spend(_joined([test for members in (left, right) for _, test in members.parts]))
-    apply: Callable[[sympy.Basic, sympy.Basic], sympy.Basic] = (
-        sympy.And if expr.operator == "&" else lambda a, b: sympy.And(a, sympy.Not(b))
-    )
-    if [stream for stream, _ in right.parts] == [None]:
-        ((_, test),) = right.parts
-        return SetValue(tuple((stream, apply(own, test)) for stream, own in left.parts))
-    tests = dict(right.parts)
-    if {stream for stream, _ in left.parts} != set(tests):
-        names.report.error(
-            "E201",
-            "the two sets lie on different streams",
-            expr.span,
-            "cannot be intersected or subtracted",
-            note="entries of different streams are different even where they cover the same tokens",
-        )
-        return None
-    return SetValue(tuple((stream, apply(own, tests[stream])) for stream, own in left.parts))
+    known = [members for members in sets if members is not None]
+    return united(known) if len(known) == len(sets) else None
 
 
 def call(names: Names, expr: tree.Call, binding: str | None) -> Any:
@@ -308,7 +190,7 @@ def _unknown_word(names: Names, expr: tree.Call) -> None:
 def _arguments(names: Names, word: Word, expr: tree.Call) -> dict[str, Any] | None:
     """Each parameter's value; None after an error."""
     values: dict[str, Any] = {}
-    placed, failed = _placed(names, word, expr)
+    placed, failed = placed_arguments(names, word, expr)
     for parameter, value in sorted(placed, key=lambda pair: pair[0].kind is Kind.UNITS):
         found = _argument(names, word, parameter, value, values)
         failed |= found is None
@@ -326,25 +208,24 @@ def _arguments(names: Names, word: Word, expr: tree.Call) -> dict[str, Any] | No
             )
             failed = True
         values[parameter.name] = names.unit if parameter.default is UNIT_OF_CHOICE else parameter.default
+    for parameter, value in placed:
+        failed |= bool(parameter.bound) and _unbounded(names, parameter, value, values)
     return None if failed else values
 
 
-def _placed(names: Names, word: Word, expr: tree.Call) -> tuple[list[tuple[Parameter, tree.Expr]], bool]:
-    """Which parameter each argument is for, and whether one is for none."""
-    parameters = {parameter.name: parameter for parameter in word.parameters}
-    places = list(word.parameters)
-    placed: list[tuple[Parameter, tree.Expr]] = []
-    failed = False
-    for argument in expr.arguments:
-        parameter = parameters.get(argument.name.text) if argument.name else (places[0] if places else None)
-        if parameter is None or (parameter not in places and not parameter.many):
-            _wrong_argument(names, word, argument, list(parameters))
-            failed = True
-            continue
-        placed.append((parameter, argument.value))
-        if not parameter.many:
-            places.remove(parameter)
-    return placed, failed
+def _unbounded(names: Names, parameter: Parameter, value: tree.Expr, values: dict[str, Any]) -> bool:
+    """Whether a count is known at the call only, and the parameter that bounds it is left out; then an error."""
+    found = values[parameter.name]
+    if found is None or found.is_number or values[parameter.bound] is not None:
+        return False
+    names.report.error(
+        "E309",
+        "this size is not known when compiling, and lists need a greatest length",
+        value.span,
+        "depends on the call",
+        hint=f"say how many there are at most: `{parameter.bound} = ...`",
+    )
+    return True
 
 
 def _argument(names: Names, word: Word, parameter: Parameter, value: tree.Expr, before: dict[str, Any]) -> Any:
@@ -356,30 +237,3 @@ def _argument(names: Names, word: Word, parameter: Parameter, value: tree.Expr, 
         return evaluate(names, value, parameter)
     finally:
         names.unit = outer
-
-
-def _wrong_argument(names: Names, word: Word, argument: tree.Argument, known: list[str]) -> None:
-    if argument.name is None:
-        names.report.error(
-            "E202",
-            f"`{word.name}` takes fewer arguments",
-            argument.value.span,
-            "one too many",
-            note=f"its parameters: {', '.join(known) or 'none'}",
-        )
-        return
-    text = argument.name.text
-    if text in word.planned:
-        names.report.error(
-            "E105", f"`{text}` of `{word.name}` is not built yet", argument.name.span, "specified, but not built"
-        )
-        return
-    message = f"`{text}` is given twice" if text in known else f"`{word.name}` has no parameter `{text}`"
-    names.report.error(
-        "E202",
-        message,
-        argument.name.span,
-        "unknown here",
-        note=f"its parameters: {', '.join(known) or 'none'}",
-        hint=did_you_mean(text, known, argument.name.span) or "",
-    )

@@ -12,7 +12,7 @@ from spdsl.ir.symbols import lookup_name, lookups
 
 def joints(pattern: Pattern, softmaxes: tuple[SoftmaxPlan, ...]) -> tuple[Joint, ...]:
     """The merges of training results of which no part is read by itself, nor goes by residue class."""
-    plans = {found.name: found for found in softmaxes}
+    plans = {softmax.name: softmax for softmax in softmaxes}
     results = [result for case in pattern.cases_of(Phase.TRAIN) for result in (case.branch, *case.extras)]
     merges = dict.fromkeys(leaves(merge) for result in results for merge in _merges(result))
     read = Counter(
@@ -24,7 +24,7 @@ def joints(pattern: Pattern, softmaxes: tuple[SoftmaxPlan, ...]) -> tuple[Joint,
         return read[name] == 1 and name not in alone and plans[name].of_class is None
 
     return tuple(
-        Joint(_free(f"{names[0]}_joint", {*plans, *(found.name for found in pattern.inputs)}), names)
+        Joint(_free(f"{names[0]}_joint", {*plans, *(an_input.name for an_input in pattern.inputs)}), names)
         for names in merges
         if len(set(names)) == len(names) > 1
         and all(fits(name) and plans[name].role is Role.BRANCH for name in names)
@@ -39,13 +39,15 @@ def _free(name: str, taken: set[str]) -> str:
 
 def _sinks_alone(softmaxes: list[Softmax]) -> bool:
     """An operator has one argument for each tensor: with a gradient, as a sink, or without, as what is read."""
-    return not {one.sink for one in softmaxes} & {name for one in softmaxes for name in tensors_read(one)}
+    return not {softmax.sink for softmax in softmaxes} & {
+        name for softmax in softmaxes for name in tensors_read(softmax)
+    }
 
 
 def tensors_read(softmax: Softmax) -> set[str]:
     """What its tests and its bias read."""
-    found = [read for term in softmax.terms for read in lookups(term.test)]
-    return {lookup_name(read) for read in (found if softmax.bias is None else [*found, *lookups(softmax.bias)])}
+    reads = [read for term in softmax.terms for read in lookups(term.test)]
+    return {lookup_name(read) for read in (reads if softmax.bias is None else [*reads, *lookups(softmax.bias)])}
 
 
 def leaves(branch: Branch) -> tuple[str, ...]:

@@ -12,9 +12,11 @@ from spdsl.ir.pattern import Case, Choice, Input, Pattern, Query, Stream, Weight
 from spdsl.limits import HEAD_DIM, HEADS, INPUTS, RESULTS, SOFTMAXES
 from spdsl.passes import arithmetic
 from spdsl.passes.arguments import check_arguments
-from spdsl.passes.evaluate import call, evaluate, kind_of
+from spdsl.passes.evaluate import call, evaluate
+from spdsl.passes.kinds import kind_of
 from spdsl.passes.names import Names
 from spdsl.passes.results import lone_extras, results, uncovered_phases
+from spdsl.passes.values import MATH
 from spdsl.primitives.registry import WORDS
 from spdsl.primitives.word import Kind, Parameter
 from spdsl.syntax import tree
@@ -66,7 +68,7 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
     _unused(names)
     uncovered_phases(names, pattern, cases)
     streams = {term.stream for softmax in meaning.softmaxes() for term in softmax.terms}
-    needed = tuple(found for found in meaning.inputs if _needed(meaning, found, streams))
+    needed = tuple(an_input for an_input in meaning.inputs if _needed(meaning, an_input, streams))
     return replace(meaning, inputs=needed, **names.stated)
 
 
@@ -78,9 +80,9 @@ def _few(names: Names, pattern: tree.PatternTree, meaning: Pattern) -> bool:
         ("softmaxes", lambda: len(meaning.softmaxes()), SOFTMAXES),
     )
     for what, count, most in counts:
-        found = count()
-        if found > most:
-            message = f"pattern `{pattern.name.text}` has {found:,} {what}, at most {most}"
+        number = count()
+        if number > most:
+            message = f"pattern `{pattern.name.text}` has {number:,} {what}, at most {most}"
             names.report.error("E312", message, pattern.name.span, "too many", hint="split it into several patterns")
             return False
     return True
@@ -176,7 +178,7 @@ def _bind(names: Names, item: tree.Binding) -> None:
             "E201", "`kv` can be rebound to a stream only", item.value.span, "not a stream", hint="choose another name"
         )
         return
-    if isinstance(item.value, tree.Call) and kind is Kind.NUMBER and item.value.function.text not in arithmetic.MATH:
+    if isinstance(item.value, tree.Call) and kind is Kind.NUMBER and item.value.function.text not in MATH:
         call(names, item.value, item.name.text)  # reports the unknown word
         return
     value = evaluate(names, item.value, parameter, item.name.text)
@@ -188,7 +190,7 @@ def _statement(names: Names, item: tree.Policy, before: dict[str, tree.Policy]) 
     """A call that stands alone: what it states about the pattern. `before` are the statements by their word."""
     text = item.call.function.text
     word = WORDS.get(text)
-    if text in arithmetic.MATH or (word is not None and word.states is None):
+    if text in MATH or (word is not None and word.states is None):
         statements = [f"`{known.name}`" for known in WORDS.values() if known.states]
         names.report.error(
             "E205",
@@ -211,17 +213,17 @@ def _statement(names: Names, item: tree.Policy, before: dict[str, tree.Policy]) 
         names.stated[word.states] = value
 
 
-def _needed(pattern: Pattern, found: Input, streams: set[str]) -> bool:
+def _needed(pattern: Pattern, an_input: Input, streams: set[str]) -> bool:
     """Whether an input is read, or comes from the caller and is read by no result; nothing is computed in vain.
 
     `streams` are those that softmaxes read.
     """
-    if isinstance(found, Stream) and found.compress:
-        return found.name in streams
-    if isinstance(found, Weight):
-        return found.stream in streams
-    if isinstance(found, Choice) and found.selected:
-        return any(found in pattern.steps(case) for case in pattern.cases)
+    if isinstance(an_input, Stream) and an_input.compress:
+        return an_input.name in streams
+    if isinstance(an_input, Weight):
+        return an_input.stream in streams
+    if isinstance(an_input, Choice) and an_input.selected:
+        return any(an_input in pattern.steps(case) for case in pattern.cases)
     return True
 
 
@@ -234,9 +236,9 @@ def _unused(names: Names) -> None:
 def _ordered_inputs(names: Names) -> tuple[Input, ...]:
     """The order of the module's arguments: q, kv, then as written."""
     first = [
-        found
+        an_input
         for kind in (Query, Stream)
-        for found in names.inputs
-        if isinstance(found, kind) and found.name in ("q", "kv")
+        for an_input in names.inputs
+        if isinstance(an_input, kind) and an_input.name in ("q", "kv")
     ]
-    return (*first, *(found for found in names.inputs if found not in first))
+    return (*first, *(an_input for an_input in names.inputs if an_input not in first))

@@ -122,8 +122,8 @@ class Names:
 
     def values_in(self, expr: tree.Expr) -> str:
         """What the parameters of an expression are, as a note."""
-        found = dict.fromkeys(name.text for name in mentioned(expr) if name.text in self.params)
-        return ", ".join(f"`{text}` is {self.params[text]}" for text in found)
+        params = dict.fromkeys(name.text for name in mentioned(expr) if name.text in self.params)
+        return ", ".join(f"`{text}` is {self.params[text]}" for text in params)
 
     def fresh(self, word: str) -> str:
         """A name for a call that is bound to none: attend, attend_2, ..."""

@@ -1,4 +1,12 @@
-"""numbers: expressions over positions as plain functions of whole numbers, with traced comparisons and floors."""
+"""numbers: expressions over positions as plain functions of whole numbers, with traced comparisons and floors.
+
+>>> q, k = sympy.symbols("q k", integer=True)
+>>> near, trace = compiled(q - 4 * sympy.floor(k / 4) < 8), Trace()
+>>> near({q: 12, k: 9}, trace), near({q: 16, k: 9}, Trace())
+(True, False)
+>>> trace.notes  # of the first: 9 was divided by 4, and 12 - 8 - 8 was below 0
+[(9, 4), (1, 0)]
+"""
 
 from __future__ import annotations
 
@@ -63,10 +71,10 @@ def _product(expression: sympy.Mul) -> Evaluate:
         return lambda values, trace: number * inner(values, trace)
 
     def product(values: Values, trace: Trace) -> int:
-        found = number
+        whole_product = number
         for part in parts:
-            found *= trace.constant(part(values, trace))
-        return found
+            whole_product *= trace.constant(part(values, trace))
+        return whole_product
 
     return product
 

@@ -25,7 +25,7 @@ class Overlaps:
     def of(self, left: Boolean, right: Boolean) -> tuple[bool, bool]:
         """Whether the two may share a pair, and whether that is certain."""
         shared = [both for both in product(self._conjuncts(left), self._conjuncts(right)) if not _apart(*both)]
-        return bool(shared), any(not (one.residual or one.uniform) for one in (a & b for a, b in shared))
+        return bool(shared), any(not (conjunct.residual or conjunct.uniform) for conjunct in (a & b for a, b in shared))
 
     def _conjuncts(self, test: Boolean) -> tuple[Conjunct, ...]:
         if test not in self.known:

@@ -11,8 +11,9 @@ from spdsl.diagnostics import Source
 from spdsl.ir import interval
 from spdsl.ir.conjunct import Conjunct
 from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor, Term
-from spdsl.ir.plan import Form, Plan, Range, Role, SoftmaxPlan, Sweep
+from spdsl.ir.plan import Plan, Role, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Boolean, Expr, Q, lookup_name, lookups
+from spdsl.ir.visit import Order, Range, Ranges, TileMap, Units
 from spdsl.passes.disjuncts import disjuncts
 from spdsl.passes.joint import joints
 from spdsl.passes.listed import listed
@@ -61,7 +62,7 @@ def _sweeps(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
         read += map(lookup_name, lookups(softmax.bias))
     inputs = tuple(pattern.input(name) for name in dict.fromkeys(read))
     reads = tuple(found for found in inputs if isinstance(found, Tensor | Choice))
-    return SoftmaxPlan(softmax, sweeps, reads, units=walked[0] if walked else None)
+    return SoftmaxPlan(softmax, sweeps, reads)
 
 
 def _units(pattern: Pattern, term: Term, choice: Choice, rest: Boolean, source: Source) -> Sweep:
@@ -72,9 +73,9 @@ def _units(pattern: Pattern, term: Term, choice: Choice, rest: Boolean, source: 
     """
     stream = pattern.input(term.stream)
     assert isinstance(stream, Stream)
-    apart = choice.share == "head" and choice.rows == 1 and choice.capacity is not None
-    form = Form.PAIRS if apart else Form.UNITS
-    return Sweep(stream, rest, form, (), (), (), sympy.true, sympy.false, _line(term, source))
+    apart = choice.share == "head" and choice.rows == 1 and choice.capacity is not None and not choice.gathered
+    visit = Units(choice, Order.KEYS if apart else Order.ROWS)
+    return Sweep(stream, rest, visit, (), _line(term, source))
 
 
 def _line(term: Term, source: Source) -> int:
@@ -90,9 +91,8 @@ def _sweep(pattern: Pattern, term: Term, source: Source) -> Sweep:
     rows = _in_order([row_range(conjunct) for conjunct in conjuncts])
     decode = _decode_ranges(conjuncts)
     if keys is None or rows is None or any(_reads_positions(conjunct) for conjunct in conjuncts):
-        may, must = interval.may(term.test), interval.must(term.test)
-        return Sweep(stream, term.test, Form.LISTS, (), (), decode, may, must, line)
-    return Sweep(stream, term.test, Form.RANGES, keys, rows, decode, sympy.true, sympy.false, line)
+        return Sweep(stream, term.test, TileMap(interval.may(term.test), interval.must(term.test)), decode, line)
+    return Sweep(stream, term.test, Ranges(keys, rows), decode, line)
 
 
 def _reads_positions(conjunct: Conjunct) -> bool:

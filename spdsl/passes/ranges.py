@@ -13,8 +13,8 @@ import sympy
 
 from spdsl.budget import spend
 from spdsl.ir.conjunct import Conjunct, Linear, Step
-from spdsl.ir.plan import Range
 from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Q_BEGIN, Q_END, Q_FIRST, Q_LAST, Expr
+from spdsl.ir.visit import Range
 from spdsl.passes.affine import nonnegative
 
 STEPS, ROUNDED = 30, 120  # of solving one linear, and one with a quotient that is rounded

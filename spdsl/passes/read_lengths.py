@@ -16,12 +16,12 @@ def read_lengths(pattern: Pattern, softmax: Softmax) -> Boolean:
 
 
 def _in_phase(pattern: Pattern, softmax: Softmax, phase: Phase) -> Boolean:
-    found, earlier = sympy.false, sympy.false
+    read, earlier = sympy.false, sympy.false
     for case in pattern.cases_of(phase):
         condition = sympy.true if case.condition is None else case.condition
         known = not lookups(condition)
         if softmax in pattern.steps(case):
-            found = sympy.Or(found, sympy.And(condition if known else sympy.true, sympy.Not(earlier)))
+            read = sympy.Or(read, sympy.And(condition if known else sympy.true, sympy.Not(earlier)))
         if known:
             earlier = sympy.Or(earlier, condition)
-    return found
+    return read

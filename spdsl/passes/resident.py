@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import sympy
 
-from spdsl.ir.plan import Plan, Range
+from spdsl.ir.plan import Plan
 from spdsl.ir.symbols import Expr, Q
+from spdsl.ir.visit import Range
 
 
 def resident(plan: Plan) -> tuple[int, int] | None:
     """(first tokens, tokens of the window up to the query's own); None if that is not all that later queries read."""
-    if any(sweep.stream.compress for softmax in plan.softmaxes for sweep in softmax.sweeps) or plan.choices:
+    sweeps = [sweep for softmax in plan.softmaxes for sweep in softmax.sweeps]
+    listed = plan.choices or any(softmax.units for softmax in plan.softmaxes)
+    if listed or any(sweep.stream.compress for sweep in sweeps):
         return None
-    ranges = [found for softmax in plan.softmaxes for sweep in softmax.sweeps for found in sweep.decode]
+    ranges = [found for sweep in sweeps for found in sweep.decode]
     ends = [(_last(found), _reach(found)) for found in ranges]
     if any(last is None and reach is None for last, reach in ends):
         return None

@@ -56,25 +56,25 @@ def results(names: Names, item: tree.Result, before: list[Case]) -> list[Case]:
 
 def _value(names: Names, expr: tree.Expr, kind: Kind) -> Extra | None:
     """One value of a `return`: the first is a branch, others may be scores and losses."""
-    found: Extra | Score | None = evaluate(names, expr, Parameter("result", kind))
-    if not isinstance(found, Score):
-        return found
-    pooled: Pooled | None = as_it_is(scope_of(names, "score", expr), found)
+    value: Extra | Score | None = evaluate(names, expr, Parameter("result", kind))
+    if not isinstance(value, Score):
+        return value
+    pooled: Pooled | None = as_it_is(scope_of(names, "score", expr), value)
     return pooled
 
 
 def _moves(names: Names, condition: tree.Expr) -> bool:
     """Reports a position in the condition of a result."""
-    found = next((name for name in mentioned(condition) if name.text in ("q", "k", "h")), None)
-    if found is not None:
+    position = next((name for name in mentioned(condition) if name.text in ("q", "k", "h")), None)
+    if position is not None:
         names.report.error(
             "E308",
-            f"a result's condition cannot depend on the position `{found.text}`",
-            found.span,
+            f"a result's condition cannot depend on the position `{position.text}`",
+            position.span,
             "differs from query to query",
             hint="conditions are about the phase, `length` and scalars; use `where` for positions",
         )
-    return found is not None
+    return position is not None
 
 
 def uncovered_phases(names: Names, pattern: tree.PatternTree, cases: list[Case]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -37,10 +37,15 @@ def selection(pattern: Pattern, choice: Choice) -> ChoicePlan:
     started = K_FIRST <= Q if pattern.causal else sympy.true
     softmax = choice.score.softmax
     tests = [term.test for term in softmax.terms] + ([softmax.bias] if softmax.bias is not None else [])
-    names = dict.fromkeys(lookup_name(read) for test in tests for read in lookups(test))
-    reads = tuple(found for found in map(pattern.input, names) if isinstance(found, Tensor | Choice))
+    reads, at_call = (_read(pattern, values) for values in (tests, choice.at_call))
     forced, allowed = (sympy.And(of_units(test, choice.unit), started) for test in (choice.force, choice.within))
-    return ChoicePlan(choice, forced, allowed, first, weights, choice.unit // stream.grid.stride, reads)
+    return ChoicePlan(choice, forced, allowed, first, weights, choice.unit // stream.grid.stride, reads, at_call)
+
+
+def _read(pattern: Pattern, values: Iterable[sympy.Basic]) -> tuple[Tensor | Choice, ...]:
+    """What the values look up."""
+    names = dict.fromkeys(lookup_name(read) for value in values for read in lookups(value))
+    return tuple(found for found in map(pattern.input, names) if isinstance(found, Tensor | Choice))
 
 
 def overlap(grid: Grid, unit: int) -> tuple[int, tuple[float, ...]]:

@@ -3,6 +3,17 @@
 A function of a position that is built from affine terms, comparisons and floors is affine on each stretch on which
 every comparison comes out the same and every floor moves evenly. A `Trace` notes both. If the two ends of a stretch
 agree, all between them do, so the stretch sums up as an arithmetic series; if not, it is halved. Nothing is estimated.
+
+The keys of a window of 64, over a million queries, from a few dozen of them:
+
+>>> walked = []
+>>> def keys(q, trace):
+...     walked.append(q)
+...     return trace.least(q + 1, 64)
+>>> total(keys, 1_000_000) == sum(min(q + 1, 64) for q in range(1_000_000))
+True
+>>> len(walked) < 50
+True
 """
 
 from __future__ import annotations
@@ -24,9 +35,9 @@ class Trace:
         self.notes: list[tuple[int, int]] = []
 
     def less(self, a: int, b: int) -> bool:
-        found = a < b
-        self.notes.append((int(found), 0))
-        return found
+        below = a < b
+        self.notes.append((int(below), 0))
+        return below
 
     def equal(self, a: int, b: int) -> bool:
         return not self.less(a, b) and not self.less(b, a)
@@ -82,19 +93,19 @@ def _series(function: Function, first: int, step: int, count: int) -> int:
     known = _known(function, first)
     if count == 1:
         return known[0]
-    found, waiting = 0, [(0, known, count - 1, _known(function, first + step * (count - 1)))]
+    whole, waiting = 0, [(0, known, count - 1, _known(function, first + step * (count - 1)))]
     # A stretch is (i, f(i), j, f(j)); the last value of each is counted by the next one.
     while waiting:
         i, left, j, right = waiting.pop()
         if j == i + 1:
-            found += left[0]
+            whole += left[0]
         elif _agree(left[1], right[1], j - i):
-            found += (left[0] + right[0]) * (j - i + 1) // 2 - right[0]
+            whole += (left[0] + right[0]) * (j - i + 1) // 2 - right[0]
         else:
             middle = (i + j) // 2
             known = _known(function, first + step * middle)
             waiting += [(middle, known, j, right), (i, left, middle, known)]
-    return found + _known(function, first + step * (count - 1))[0]
+    return whole + _known(function, first + step * (count - 1))[0]
 
 
 def _known(function: Function, place: int) -> tuple[int, list[tuple[int, int]]]:

@@ -32,11 +32,11 @@ class Written:
 
 def argument(pattern: tree.PatternTree | None, call: Span | None, name: str) -> Written | None:
     """The argument `name` of the call that stands at a place; None where it is left out."""
-    found = next((one for one in calls(pattern) if one.span == call), None)
-    if pattern is None or found is None or found.function.text not in WORDS:
+    own_call = next((written_call for written_call in calls(pattern) if written_call.span == call), None)
+    if pattern is None or own_call is None or own_call.function.text not in WORDS:
         return None
-    places = [parameter.name for parameter in WORDS[found.function.text].parameters]
-    for i, given in enumerate(found.arguments):
+    places = [parameter.name for parameter in WORDS[own_call.function.text].parameters]
+    for i, given in enumerate(own_call.arguments):
         if (given.name.text if given.name else places[min(i, len(places) - 1)]) == name:
             return Written(given.value.span, *_literal(pattern, _inner(given.value)))
     return None
@@ -46,19 +46,24 @@ def instead(
     pattern: tree.PatternTree | None, call: Span, name: str, actual: int, wanted: int, applicability: Applicability
 ) -> Hint:
     """The hint to write `wanted` for an argument that is `actual`."""
-    found, text = argument(pattern, call, name), f"use `{name} = {wanted}`"
-    return found.hint(text, actual, wanted, applicability) if found else Hint(text)
+    place, text = argument(pattern, call, name), f"use `{name} = {wanted}`"
+    return place.hint(text, actual, wanted, applicability) if place else Hint(text)
 
 
 def given_as(
     pattern: tree.PatternTree | None, call: Span, name: str, value: str, applicability: Applicability, more: str
 ) -> Hint:
     """The hint to pass `value` for an argument, which may be left out; `more` is said behind it."""
-    text, found = f"write `{name} = {value}`{more}", argument(pattern, call, name)
-    if found is not None:
-        return Hint(text, applicability, found.place, value)
+    text, place = f"write `{name} = {value}`{more}", argument(pattern, call, name)
+    if place is not None:
+        return Hint(text, applicability, place.place, value)
     last = next(
-        (one.arguments[-1].value.span.end for one in calls(pattern) if one.span == call and one.arguments), None
+        (
+            written_call.arguments[-1].value.span.end
+            for written_call in calls(pattern)
+            if written_call.span == call and written_call.arguments
+        ),
+        None,
     )
     return Hint(text) if last is None else Hint(text, applicability, Span(last, last), f", {name} = {value}")
 
@@ -72,7 +77,9 @@ def declared(pattern: tree.PatternTree | None, keyword: str, name: str) -> Writt
 def statement(pattern: tree.PatternTree | None, word: str) -> Span | None:
     """Where the statement of that word stands."""
     items = () if pattern is None else pattern.items
-    return next((one.span for one in items if isinstance(one, tree.Policy) and one.call.function.text == word), None)
+    return next(
+        (item.span for item in items if isinstance(item, tree.Policy) and item.call.function.text == word), None
+    )
 
 
 def new_item(pattern: tree.PatternTree | None, source: str, item: str, text: str) -> Hint:

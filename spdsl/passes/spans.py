@@ -1,4 +1,14 @@
-"""spans: sets of whole numbers as sorted, disjoint, not touching spans [first, end), with traced comparisons."""
+"""spans: sets of whole numbers as sorted, disjoint, not touching spans [first, end), with traced comparisons.
+
+>>> trace = Trace()
+>>> seen = union([(40, 100), (0, 4), (90, 130)], trace)
+>>> seen, size(seen)
+([(0, 4), (40, 130)], 94)
+>>> touched(seen, 16, trace), within(seen, 16, trace)  # units of 16 tokens
+([(0, 1), (2, 9)], [(3, 8)])
+>>> difference(seen, [(50, 60)], trace), lowest(seen, 6, trace)
+([(0, 4), (40, 50), (60, 130)], [(0, 4), (40, 42)])
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from itertools import count
 
 import sympy
 
-from spdsl.ir.pattern import LEAST_BLOCK, Branch, Choice, Extra, Gate, Grid, Merge, Pattern, Softmax, Stream, Term
+from spdsl.ir.pattern import Branch, Extra, Gate, Grid, Merge, Pattern, Softmax, Stream, Term
 from spdsl.ir.symbols import Boolean, is_membership, lookup_name, lookups
 
 
@@ -87,8 +87,8 @@ def _listed(pattern: Pattern, term: Term) -> tuple[Boolean, Boolean] | None:
     A test that grows with the membership m is `m & test[m = true] | test[m = false]`.
     """
     reads = [read for read in lookups(term.test) if is_membership(read)]
-    chosen = [(read, found) for read in reads if (found := pattern.choice(lookup_name(read))) and found.selected]
-    if len(chosen) != 1 or not _walkable(chosen[0][1]):
+    chosen = [(read, found) for read in reads if (found := pattern.choice(lookup_name(read))) and found.listed]
+    if len(chosen) != 1:
         return None
     member = sympy.Ne(chosen[0][0], 0)
     if sympy.Not(member) in sympy.to_nnf(term.test, simplify=False).atoms(sympy.Eq):
@@ -97,10 +97,6 @@ def _listed(pattern: Pattern, term: Term) -> tuple[Boolean, Boolean] | None:
     where_out = term.test.xreplace({member: sympy.false})
     new = sympy.And(where_in, sympy.Not(_without(where_out, where_in)))
     return sympy.And(member, new), where_out
-
-
-def _walkable(choice: Choice) -> bool:
-    return choice.unit % LEAST_BLOCK == 0
 
 
 def _without(test: Boolean, known: Boolean) -> Boolean:

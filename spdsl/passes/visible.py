@@ -61,15 +61,15 @@ class Visible:
     def keys(self, q: int, head: int = 0) -> int:
         """What the query at position q sees: bit k of the number stands for key k."""
         spend(EVALUATION * (1 + self.length // _BITS))
-        found = 0
+        every = 0
         for part in self._of(head):
             if part.residuals and part.period is None and self.length > MOST_LISTED:
                 raise DependsOnData
             seen = bits(*_span(part.conjunct.linears, q, self.length, Trace()))
             for residual in part.residuals:
                 seen &= residual(q, head, self.length)
-            found |= seen
-        return found
+            every |= seen
+        return every
 
     def spans(self, q: int, head: int, trace: Trace) -> Spans:
         """The same as spans. Raises DependsOnData where a key is left out by its number alone."""
@@ -92,14 +92,14 @@ class Visible:
         remainder = trace.remainder(q, period)
         every = [span for part, span in zip(parts, spans, strict=True) if not part.residuals]
         plain = union(every, trace)
-        found = size(plain)
+        number = size(plain)
         for place, chosen in self._places(remainder, head, period):
             spend(EVALUATION)
             own = [_of_class(spans[i], place, period, trace) for i in chosen]
             own += [_of_class(span, place, period, trace) for span in every]
             known = [_of_class(span, place, period, trace) for span in plain]
-            found += size(union(own, trace)) - size(union(known, trace))
-        return found
+            number += size(union(own, trace)) - size(union(known, trace))
+        return number
 
     def units(self) -> Iterator[int]:
         """What positions of queries are divided by, and periods."""
@@ -113,8 +113,8 @@ class Visible:
     def signature(self, head: int) -> tuple[bool, ...]:
         """Heads of one signature see the same; heads that atoms of other shapes read have one of their own."""
         own = any(H in atom.free_symbols for part in self._parts for atom in part.conjunct.residual)
-        found = tuple(self._holds(part.conjunct, head) for part in self._parts)
-        return (*found, *(bool(head >> i & 1) for i in range(16))) if own else found
+        holding = tuple(self._holds(part.conjunct, head) for part in self._parts)
+        return (*holding, *(bool(head >> i & 1) for i in range(16))) if own else holding
 
     def _of(self, head: int) -> list[_Part]:
         return [part for part in self._parts if self._holds(part.conjunct, head)]
@@ -137,11 +137,11 @@ def bits(first: int, end: int) -> int:
     return ((1 << end) - (1 << first)) if end > first else 0
 
 
-def _members(found: int) -> Iterator[int]:
-    while found:
-        low = found & -found
+def _members(bits_left: int) -> Iterator[int]:
+    while bits_left:
+        low = bits_left & -bits_left
         yield low.bit_length() - 1
-        found ^= low
+        bits_left ^= low
 
 
 def _part(conjunct: Conjunct) -> _Part:
@@ -192,11 +192,11 @@ def _residual(atom: Boolean) -> Residual:
 
 def _period(atom: Boolean) -> int | None:
     """After how many positions an atom repeats along q and k; None if it does not, or after too many."""
-    remainders = [found for found in atom.atoms(sympy.Mod) if found.free_symbols & {Q, K}]
-    if atom.xreplace({found: sympy.Dummy() for found in remainders}).free_symbols & {Q, K}:
+    remainders = [remainder for remainder in atom.atoms(sympy.Mod) if remainder.free_symbols & {Q, K}]
+    if atom.xreplace({remainder: sympy.Dummy() for remainder in remainders}).free_symbols & {Q, K}:
         return None
-    whole = all(_steps(found.args[0]) and found.args[1].is_Integer for found in remainders)
-    return _common(int(found.args[1]) for found in remainders) if whole else None
+    whole = all(_steps(remainder.args[0]) and remainder.args[1].is_Integer for remainder in remainders)
+    return _common(int(remainder.args[1]) for remainder in remainders) if whole else None
 
 
 def _common(periods: Iterable[int | None]) -> int | None:

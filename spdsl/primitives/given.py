@@ -1,6 +1,7 @@
 """name = given(unit, rows, share, most): a set that the caller passes as lists of unit indices.
 
-Argument `name`: int [B, heads, row tiles, most], padded with -1; order and repetition do not matter.
+Argument `name`: int [B, heads, row tiles, most], padded with -1; order and repetition do not matter. With `share = all`
+there is one head, for all of the pattern's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ WORD = Word(
     (
         Parameter("unit", Kind.SIZE, default=1, least=1),
         Parameter("rows", Kind.SIZE, default=1, least=1),
-        Parameter("share", Kind.CHOICE, default="group", words=("head", "group")),
+        Parameter("share", Kind.CHOICE, default="group", words=("head", "group", "all")),
         Parameter("most", Kind.SIZE, default=None, least=1),
     ),
     given,

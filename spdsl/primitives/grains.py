@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import lcm
 from typing import Any
 
 from spdsl.diagnostics import Applicability
@@ -49,13 +48,8 @@ def nearest(number: int, step: int) -> int:
     return max(step, (2 * number + step) // (2 * step) * step)
 
 
-def reduction(
-    scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | None, whole: int = 1
-) -> Reduction | None:
-    """What the grains say of this score; None (and an error) where they do not fit it. No unit: the entries.
-
-    A written unit is a multiple of `whole`, too.
-    """
+def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | None) -> Reduction | None:
+    """What the grains say of this score; None (and an error) where they do not fit it. No unit: the entries."""
     grid = scope.stream(score.grain.stream).grid
     size = grid.stride if unit is None else int(unit.size)
     several = _several_heads(scope, score, str(share.size))
@@ -64,13 +58,7 @@ def reduction(
     if size % grid.stride:
         scope.refuse(
             "E203", f"unit = {size} is no multiple of the stride {grid.stride} of `{score.grain.stream}`",
-            scope.instead("unit", size, nearest(size, lcm(grid.stride, whole)), Applicability.MACHINE),
-        )  # fmt: skip
-        return None
-    if unit is not None and size % whole:
-        scope.refuse(
-            "E105", f"units of {size} tokens are not built yet: a block of {whole} keys lies in one unit",
-            scope.instead("unit", size, nearest(size, lcm(grid.stride, whole)), Applicability.MACHINE),
+            scope.instead("unit", size, nearest(size, grid.stride), Applicability.MACHINE),
         )  # fmt: skip
         return None
     entries = len(grid.overlapping(size))

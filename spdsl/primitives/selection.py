@@ -5,9 +5,9 @@ from __future__ import annotations
 import sympy
 
 from spdsl.diagnostics import Applicability
-from spdsl.ir.pattern import LEAST_BLOCK, Choice, Score
+from spdsl.ir.pattern import Choice, Score, Tensor
 from spdsl.ir.rule import Threshold, TopK
-from spdsl.ir.symbols import Boolean, K, Q, lookups
+from spdsl.ir.symbols import Boolean, Expr, K, Q, lookup_name, lookups
 from spdsl.limits import NUMBER_VALUE
 from spdsl.primitives.grains import ROWS, SHARE, UNIT, reduction
 from spdsl.primitives.random import member
@@ -20,15 +20,16 @@ PARAMETERS = (
     UNIT,
     Parameter("force", Kind.UNITS, default=None),
     Parameter("within", Kind.UNITS, default=None),
-    Parameter("least", Kind.SIZE, default=None, least=0),
+    Parameter("least", Kind.COUNT, default=None, least=0),
     Parameter("most", Kind.SIZE, default=None, least=1),
 )
 PLANNED = ("across", "when")
+APART = ("head", "group")  # an axis, and whose lists have no number along it
 
 
 def choose(
     scope: Scope, rule: TopK | Threshold, score: Score, share: Grain, rows: Grain, unit: Grain | None,
-    force: SetValue | None, within: SetValue | None, least: int = 0, most: int | None = None,
+    force: SetValue | None, within: SetValue | None, least: Expr = sympy.S.Zero, most: int | None = None,
 ) -> SetValue | None:  # fmt: skip
     """The set of a new Choice by `score`; None after an error."""
     grid = scope.stream(score.grain.stream).grid
@@ -41,30 +42,49 @@ def choose(
     if any(lookups(term.test) for term in score.softmax.terms):
         scope.refuse("E105", "a score over a set that reads tensors or choices is not built yet", "")
         return None
-    grains = reduction(scope, score, share, rows, unit, LEAST_BLOCK)
+    grains = reduction(scope, score, share, rows, unit)
     forced, candidates = _units(scope, "force", force), _units(scope, "within", within)
     if grains is None or forced is None or candidates is None:
         return None
     count = rule.count.bound or 0 if isinstance(rule, TopK) else most or least
-    if count * grains.unit > NUMBER_VALUE:
+    if (count * grains.unit > NUMBER_VALUE) == True:  # noqa: E712  # of a number known at the call nothing is known
         scope.refuse(
             "E203", f"units of {grains.unit} tokens, so many of them, exceed any sequence", "choose fewer units"
         )
         return None
-    scope.add(
-        Choice(
-            scope.name, rule, grains.unit, grains.rows, grains.share, least, most, score,
-            grains.heads_by, grains.rows_by, grains.unit_by, force=forced, within=candidates, span=scope.span,
-        )
+    choice = Choice(
+        scope.name, rule, grains.unit, grains.rows, grains.share, least, most, score,
+        grains.heads_by, grains.rows_by, grains.unit_by, force=forced, within=candidates, span=scope.span,
     )  # fmt: skip
+    if not _of_lists(scope, choice):
+        return None
+    scope.add(choice)
     return member(scope.name, grains.unit, grains.rows)
 
 
-def ordered(scope: Scope, least: int | None, most: int | None) -> bool:
-    """Whether `least` leaves room below `most`; an error if not."""
-    if least is None or most is None or least <= most:
+def _of_lists(scope: Scope, choice: Choice) -> bool:
+    """Whether what it reads at the call has a number for each of its lists; an error if not."""
+    for read in (one for number in choice.at_call for one in lookups(number)):
+        tensor = next(known for known in scope.inputs if known.name == lookup_name(read))
+        assert isinstance(tensor, Tensor)
+        stranger = next((axis for axis in tensor.axes if axis == "token" or (axis, choice.share) == APART), None)
+        if stranger is None:
+            continue
+        why = "a list has no token of its own" if stranger == "token" else "query heads of a group have one list"
+        scope.refuse("E204", f"the axis `{stranger}` of `{tensor.name}` is read for a list: {why}", _instead(stranger))
+        return False
+    return True
+
+
+def _instead(axis: str | int) -> str:
+    return "use a tensor without it" if axis == "token" else "use a `kv_head` axis, or `share = head`"
+
+
+def ordered(scope: Scope, least: Expr | None, most: int | None) -> bool:
+    """Whether `least` leaves room below `most`, as far as it is known; an error if not."""
+    if least is None or most is None or not least.is_number or least <= most:
         return True
-    hint = scope.instead("least", least, most, Applicability.MAYBE)
+    hint = scope.instead("least", int(least), most, Applicability.MAYBE)
     scope.refuse("E203", f"at least {least} units cannot be at most {most}", hint)
     return False
 

@@ -13,10 +13,6 @@ def softmax(scope: Scope, score: Score) -> Mass | None:
     if score.probability:
         scope.refuse("E201", "the score holds probabilities already", "leave `softmax` out")
         return None
-    if not score.softmax.product.attended:
-        name = score.softmax.product.name
-        scope.refuse("E105", f"probabilities of `{name}` are not built yet", "use the score as it is")
-        return None
     return Mass(score.softmax)
 
 

@@ -6,6 +6,8 @@ ones among them. Ties, NaN and the argument `name` as in `top_k`.
 
 from __future__ import annotations
 
+import sympy
+
 from spdsl.ir.pattern import Score
 from spdsl.ir.rule import Threshold
 from spdsl.ir.symbols import Expr
@@ -16,17 +18,17 @@ from spdsl.primitives.word import Grain, Kind, Parameter, Scope, SetValue, Word
 
 def threshold(
     scope: Scope, x: Expr, score: Score, share: Grain, rows: Grain, unit: Grain | None,
-    force: SetValue | None, within: SetValue | None, least: int | None, most: int | None,
+    force: SetValue | None, within: SetValue | None, least: Expr | None, most: int | None,
 ) -> SetValue | None:  # fmt: skip
     if not ordered(scope, least, most):
         return None
-    return choose(scope, Threshold(x), score, share, rows, unit, force, within, least or 0, most)
+    return choose(scope, Threshold(x), score, share, rows, unit, force, within, least or sympy.S.Zero, most)
 
 
 WORD = Word(
     "threshold",
     Kind.SET,
-    (Parameter("x", Kind.NUMBER), *PARAMETERS),
+    (Parameter("x", Kind.LEVEL), *PARAMETERS),
     threshold,
     "the units of a score of at least x",
     "pattern p { causal rank = softmax(dot(compress(16))) "

@@ -6,27 +6,38 @@ the query. Argument `name` (optional): int [B, heads, N, k], taken in place of w
 
 from __future__ import annotations
 
+import sympy
+
 from spdsl.ir.pattern import Score
 from spdsl.ir.rule import Size, TopK
+from spdsl.ir.symbols import Expr
 from spdsl.primitives.grains import unit_of
 from spdsl.primitives.selection import PARAMETERS, PLANNED, choose, ordered
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, SetValue, Word
 
 
 def top_k(
-    scope: Scope, k: int, score: Score, share: Grain, rows: Grain, unit: Grain | None,
-    force: SetValue | None, within: SetValue | None, least: int | None, most: int | None,
+    scope: Scope, k: Expr, score: Score, share: Grain, rows: Grain, unit: Grain | None,
+    force: SetValue | None, within: SetValue | None, least: Expr | None, most: int | None,
 ) -> SetValue | None:  # fmt: skip
     if not ordered(scope, least, most):
         return None
-    count = min(max(k, least or k), most or max(k, least or k))
-    return choose(scope, TopK(Size.of(count)), score, share, rows, unit, force, within)
+    count = k if least is None else sympy.Max(sympy.floor(k), -sympy.floor(-least))
+    if count.is_number:
+        size = Size(count if most is None else min(count, sympy.Integer(most)))
+    elif most is not None:
+        size = Size(count, most)
+    else:
+        message = "`least` is not known when compiling, and lists need a greatest length"
+        scope.refuse("E309", message, "say how many there are at most: `most = ...`")
+        return None
+    return choose(scope, TopK(size), score, share, rows, unit, force, within)
 
 
 WORD = Word(
     "top_k",
     Kind.SET,
-    (Parameter("k", Kind.SIZE, least=1), *PARAMETERS),
+    (Parameter("k", Kind.COUNT, least=1, bound="most"), *PARAMETERS),
     top_k,
     "the k units of highest score",
     "pattern p { causal blocks = compress(16) "

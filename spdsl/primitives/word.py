@@ -22,6 +22,8 @@ class Kind(Enum):
 
     SIZE = "a size"  # compile-time integer
     NUMBER = "a number"  # compile-time real, exact
+    COUNT = "a number of units"  # a size, or an element expression without positions: known at the call
+    LEVEL = "a level"  # a number, or the same
     ELEMENT = "an element expression"  # over q, k, h, length and tensor reads
     CONDITION = "a condition"  # Boolean over the same
     SET = "a set"
@@ -71,7 +73,8 @@ class Parameter:
     """`least` and `most` bound a SIZE, `least` a NUMBER; `words` lists what a CHOICE or GRAIN may be, `many` takes all
     that follow.
 
-    `planned` are words that the language specifies here and that are not built.
+    `planned` are words that the language specifies here and that are not built. `bound` is the parameter that a COUNT
+    needs if only the call knows it.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Parameter:
     many: bool = False
     planned: tuple[str, ...] = ()
     most: int = NUMBER_VALUE
+    bound: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,17 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 
+from spdsl.runtime.launch.eager import eager
 from spdsl.runtime.launch.launch import Start, started_by
 from spdsl.runtime.tuning.tuner import Tuner
 from spdsl.runtime.version import RUNTIME
+
+_Given = ParamSpec("_Given")
+_Answer = TypeVar("_Answer")
 
 
 class Module:
@@ -37,17 +41,21 @@ class Module:
         self.tuned, self.tune, self.tuning = self.tuner.tuned, self.tuner.tune, self.tuner.tuning
         self.start: Start | None = None  # what starts its kernels in place of Triton
 
-    def entry(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def entry(self, function: Callable[_Given, _Answer]) -> Callable[_Given, _Answer]:
         """A function that launches kernels: all of them, the library's too, are started as the module says."""
 
         @wraps(function)
-        def call(*args: Any, **named: Any) -> Any:
+        def call(*args: _Given.args, **named: _Given.kwargs) -> _Answer:
             if self.start is None:
                 return function(*args, **named)
             with started_by(self.start):
                 return function(*args, **named)
 
         return call
+
+    def step(self, function: Callable[_Given, _Answer]) -> Callable[_Given, _Answer]:
+        """An entry that reads or writes what a cache or pages hold: torch.compile calls it between its graphs."""
+        return eager(self.entry(function))
 
 
 @cache

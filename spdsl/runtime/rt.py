@@ -8,9 +8,10 @@ from __future__ import annotations
 from spdsl.runtime.cache.adopted import close_in_pages, from_pages, packed_queries, state_buffers, unpacked
 from spdsl.runtime.cache.cache import CacheStore, StreamShape
 from spdsl.runtime.cache.cache_arguments import expect_sizes
-from spdsl.runtime.cache.steps import Closes, answer, append_alone, step
+from spdsl.runtime.cache.states import token_states
+from spdsl.runtime.cache.steps import Brought, Closes, answer, append_alone, step
 from spdsl.runtime.cache.storage import EntryShape, Storage, paged_entries, paged_of
-from spdsl.runtime.call.cases import finish, settle
+from spdsl.runtime.call.cases import finish, known, settle
 from spdsl.runtime.call.example_arguments import Sizes, example_arguments
 from spdsl.runtime.call.examples import expect_gates
 from spdsl.runtime.call.lists import (
@@ -44,13 +45,13 @@ from spdsl.runtime.call.table import (
     ChosenArgument,
     DrawnArgument,
     GivenArgument,
+    ListArgument,
     QueryArgument,
     StreamArgument,
     TensorArgument,
     WeightArgument,
     checked,
     in_float64,
-    kept_dtypes,
     prepared,
     with_choices,
 )
@@ -100,11 +101,11 @@ from spdsl.runtime.pools.table import POOLS, entries_by_torch
 from spdsl.runtime.select.choose import Selection, choose
 from spdsl.runtime.select.cut import CutTiles, cut_end, cut_rows, of_pooled, pool_rows, store_bits
 from spdsl.runtime.select.cut_launch import cut_constants, cut_units, most_units
+from spdsl.runtime.select.limits import first_heads, level_of, limits_of, list_limits, request_lengths
 from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.ranking import (
     NOT_RANKED,
     heads_that_see,
-    load_entries,
     of_list_head,
     ranked,
     shared_tokens,
@@ -117,17 +118,17 @@ from spdsl.runtime.sequences import Corner, Layout, checked_layout, corners, exp
 from spdsl.runtime.tiles.blocks import jump, sequence_keys, to_blocks, visit_lists
 from spdsl.runtime.tiles.combine import Splits
 from spdsl.runtime.tiles.kernel import LN2, LOG2E, HeadRows, KeyBlock, RangeVisit, RowGrads, Rows, jit
+from spdsl.runtime.tiles.keys import block_of, key_column, keys_there, load_k, load_tokens, load_values
 from spdsl.runtime.tiles.positions import floor_div, floor_mod, member, row_origin, span
+from spdsl.runtime.tiles.rows import load_dout, load_rows, load_tile_delta, load_tile_lse, tile_of_rows
 from spdsl.runtime.tiles.softmax import add_values, softmax_step, start_softmax
 from spdsl.runtime.tiles.tiles import (
     at,
     dot_columns,
     dot_rows,
-    key_pointer,
     load_lse,
     load_qk,
     load_row_values,
-    load_rows,
     load_v,
     store_qk,
     store_row_values,
@@ -158,11 +159,13 @@ from spdsl.runtime.units.divergence import (
 from spdsl.runtime.units.divergence_launch import add_key_parts, key_parts, key_slot_buffer, of_key_heads, score_shape
 from spdsl.runtime.units.packed import (
     chose,
+    chose_unit,
     load_packed_lse,
     load_packed_rows,
     load_packed_v,
     load_packed_values,
     load_step_lse,
+    packed_tile,
     store_packed_qk,
     store_packed_v,
     store_packed_values,
@@ -170,6 +173,7 @@ from spdsl.runtime.units.packed import (
     unit_block,
     visit_step,
     visit_units,
+    visited_blocks,
 )
 from spdsl.runtime.units.pair_launch import (
     add_rows,
@@ -200,6 +204,7 @@ from spdsl.runtime.units.unit_launch import (
     unit_lists,
     unit_shape,
 )
+from spdsl.runtime.units.units import whole_units
 
 # What recording, tuning and binaries use, whatever the pattern.
 TOOLS = (
@@ -231,6 +236,7 @@ __all__ = [
     "TOOLS",
     "Arguments",
     "BlockLists",
+    "Brought",
     "CacheStore",
     "Cells",
     "ChosenArgument",
@@ -247,6 +253,7 @@ __all__ = [
     "KeyBlock",
     "KeyPair",
     "Layout",
+    "ListArgument",
     "Module",
     "Paged",
     "QueryArgument",
@@ -273,6 +280,7 @@ __all__ = [
     "at",
     "attention_operators",
     "block_lists",
+    "block_of",
     "blocks_until",
     "bounds_of",
     "bucket_candidates",
@@ -286,6 +294,7 @@ __all__ = [
     "choices_in",
     "choose",
     "chose",
+    "chose_unit",
     "close_in_pages",
     "compress_operator",
     "config_for",
@@ -318,6 +327,7 @@ __all__ = [
     "expect_sizes",
     "expect_tensor",
     "finish",
+    "first_heads",
     "floor_div",
     "floor_mod",
     "from_pages",
@@ -332,18 +342,23 @@ __all__ = [
     "jit",
     "job_tiles",
     "jump",
-    "kept_dtypes",
+    "key_column",
     "key_extremes",
     "key_parts",
-    "key_pointer",
     "key_slot_buffer",
+    "keys_there",
+    "known",
     "launch",
     "launching",
     "length_bucket",
     "length_of",
+    "level_of",
     "library_digest",
+    "limits_of",
+    "list_limits",
     "lists_of",
-    "load_entries",
+    "load_dout",
+    "load_k",
     "load_lse",
     "load_packed_lse",
     "load_packed_rows",
@@ -356,7 +371,11 @@ __all__ = [
     "load_rows",
     "load_score_grads",
     "load_step_lse",
+    "load_tile_delta",
+    "load_tile_lse",
+    "load_tokens",
     "load_v",
+    "load_values",
     "logits_of",
     "logits_of_units",
     "lse_of",
@@ -378,6 +397,7 @@ __all__ = [
     "one_query",
     "packed_constants",
     "packed_queries",
+    "packed_tile",
     "page_of",
     "paged_entries",
     "paged_of",
@@ -396,6 +416,7 @@ __all__ = [
     "read",
     "reference_in",
     "reporting",
+    "request_lengths",
     "room_like",
     "root",
     "row_extremes",
@@ -440,10 +461,12 @@ __all__ = [
     "strided",
     "summed",
     "there",
+    "tile_of_rows",
     "tiles_of",
     "to_blocks",
     "to_rows",
     "token_pointer",
+    "token_states",
     "triton",
     "turns",
     "unit_block",
@@ -458,6 +481,8 @@ __all__ = [
     "visit_step",
     "visit_unit",
     "visit_units",
+    "visited_blocks",
+    "whole_units",
     "wide",
     "with_choices",
     "with_triton",

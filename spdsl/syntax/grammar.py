@@ -52,9 +52,9 @@ def saved(parser: InteractiveParser) -> InteractiveParser:
 
 def tokens(text: str) -> list[Token]:
     """The tokens of the text, one more than the limit at most, and an end token. No text fails: see ALIEN."""
-    found = list(islice(_lark().lex(text), TOKENS + 1))
-    if not found:
+    stream = list(islice(_lark().lex(text), TOKENS + 1))
+    if not stream:
         return [Token(END, "", 0, 1, 1)]
-    last = found[-1]
+    last = stream[-1]
     end = (last.start_pos or 0) + len(last)
-    return [*found, Token(END, "", end, last.line, (last.column or 0) + len(last))]
+    return [*stream, Token(END, "", end, last.line, (last.column or 0) + len(last))]

@@ -74,7 +74,7 @@ def _with_comment(pattern: PatternTree, text: str) -> PatternTree:
     lines = text[: pattern.span.start].split("\n")
     if lines.pop().strip():  # something stands in front of `pattern`
         return pattern
-    found: list[str] = []
+    comment: list[str] = []
     while lines and lines[-1].lstrip().startswith("#"):
-        found.insert(0, lines.pop().strip().lstrip("#").strip())
-    return replace(pattern, comment="\n".join(found))
+        comment.insert(0, lines.pop().strip().lstrip("#").strip())
+    return replace(pattern, comment="\n".join(comment))

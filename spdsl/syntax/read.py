@@ -66,14 +66,14 @@ def decode(data: bytes, path: str = "<bytes>") -> Source:
         whole = Source(data.decode("utf-8-sig", errors="replace"), path)
         start = len(data[: error.start].decode("utf-8-sig", errors="replace"))
         byte = f"byte 0x{data[error.start]:02x} at offset {error.start} belongs to no character"
-        found = Diagnostic(
+        diagnostic = Diagnostic(
             "E002",
             "the source is not UTF-8",
             Span(start, start + 1),
             byte,
             hints=(Hint("save the file as UTF-8"),),
         )
-        raise SpatError(whole, [found]) from None
+        raise SpatError(whole, [diagnostic]) from None
 
 
 def check_text(source: Source, report: Report) -> str | None:

@@ -15,8 +15,9 @@ from lark.parsers.lalr_interactive_parser import InteractiveParser
 from spdsl.diagnostics import MOST_ERRORS, Report
 from spdsl.limits import BRACKETS
 from spdsl.syntax.build import Refused, token_span
+from spdsl.syntax.failure import Failure
 from spdsl.syntax.grammar import END, fresh_parser, saved
-from spdsl.syntax.mistakes import Failure, diagnose, unclosed_pattern
+from spdsl.syntax.mistakes import diagnose, unclosed_pattern
 from spdsl.syntax.tree import FileTree
 
 _KEYWORDS = frozenset({"HEADS", "DIM", "PARAM", "CAUSAL", "RETURN"})

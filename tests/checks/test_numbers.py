@@ -71,6 +71,13 @@ def test_products_of_positions_exceed_32_bits_from_the_root_on(length: int, told
     assert ("E521" in codes(body, length=length)) is told
 
 
+def test_short_units_count_as_whole_ones_and_are_not_made_for_pages() -> None:
+    """dK and dV walk 2^17 tiles of 8 queries, with 2^13 whole units of 16 tokens each: 2^30."""
+    body = "heads query = 32, kv = 4 dim qk = 128 expect(batch = 8, page = 64) t = given(most = 2048) return attend(t)"
+    assert codes(body, length=2**17) == set()
+    assert "E521" in codes(body, length=2**18)
+
+
 def test_sums_that_stay_small_are_fine() -> None:
     body = "heads query = 8, kv = 8 return attend(where(abs(q - k) * 16384 < 99 * h + length))"
     assert "E521" not in codes(body, length=2**17)

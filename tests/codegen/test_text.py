@@ -13,6 +13,7 @@ from ruff.__main__ import find_ruff_bin
 import spdsl
 from spdsl import resources
 from spdsl.codegen.render import formatted
+from tests.cost import calls
 
 PATTERNS = sorted(Path(resources.folder("patterns")).glob("*.spat"))
 ALLOWED = {"__future__", "collections.abc", "functools", "typing", "torch", "spdsl.runtime", "spdsl.runtime.language"}
@@ -35,3 +36,17 @@ def test_text(path: Path) -> None:
         capture_output=True, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("pattern", [calls.DECODED, calls.FILLED], ids=["decode", "prefill"])
+def test_without_training_nothing_of_a_backward_is_printed(pattern: str) -> None:
+    text = spdsl.compile(pattern).text
+    assert not re.search(r"_dq|_dkdv|delta|dout|kernel_backward|backward_of|Backward", text)
+    assert re.search("_dq.*_dkdv", spdsl.compile(re.sub(" if .*", "", pattern)).text, re.DOTALL)
+
+
+def test_of_several_softmaxes_those_that_train_have_a_backward() -> None:
+    text = spdsl.compile("pattern p { causal return attend(all) if train return attend(sliding(8)) }").text
+    named = set(re.findall(r"def (\w+)_(?:dq|dkdv|kernel_backward|backward_of)\(", text))
+    assert named == {"attend"}
+    assert set(re.findall(r"(\w+)_forward_op,", text)) == {"attend"}

@@ -50,6 +50,15 @@ pattern union {
     return attend(chosen | sliding(64))
 }
 """
+# Numbers of a list that the call says; torch computes them from one tensor.
+LIMITS = """
+pattern limits {
+    causal
+    most = tensor(int)
+    near = top_k(most, score = dot(compress(64)), share = max(group), most = 4)
+    return attend(near)
+}
+"""
 SUNK = """
 pattern sunk {
     causal
@@ -136,6 +145,22 @@ pattern long {
     return gate(coarse, attend(chosen), attend(every))
 }
 """
+# Phases with a cache alone: no gradient is taken, so its kernels are not there.
+DECODED = """
+pattern decoded {
+    causal
+    coarse = attend(compress(32, 16))
+    chosen = top_k(2, score = mass(coarse), share = group, unit = 64, force = last(1))
+    return gate(coarse, attend(chosen), merge(attend(sliding(64)), attend(sink(4) - sliding(64)))) if decode
+}
+"""
+FILLED = """
+pattern filled {
+    causal
+    few = top_k(2, score = dot(compress(16)), share = head, unit = 16)
+    return gate(attend(few), attend(dilated(64, 4), bias = 0.5 * (k - q))) if prefill
+}
+"""
 COSINE = """
 pattern cosines {
     causal
@@ -147,6 +172,31 @@ TILED = """
 pattern tiled {
     chosen = top_k(2, score = softmax(dot(compress(32, 16))), share = sum(group), unit = 64, rows = max(48))
     return attend(chosen)
+}
+"""
+# Lists of the caller, which torch sorts in each call, and units that no block of keys lies in.
+GIVEN_LISTS = """
+pattern given_lists {
+    causal
+    near = given(most = 40)
+    far = given(unit = 6, share = head)
+    return gate(attend(near), attend(far | sliding(16)))
+}
+"""
+SHORT = """
+pattern short_units {
+    causal
+    coarse = attend(compress(16, 8))
+    chosen = top_k(6, score = mass(coarse), share = group, unit = 8, force = last(1))
+    return gate(coarse, attend(chosen))
+}
+"""
+DECODED_LISTS = """
+pattern decoded_lists {
+    causal
+    near = given(unit = 24, share = head, most = 5)
+    return attend(near) if decode
+    return attend(all)
 }
 """
 PARAMS = {"moba": {"block": 16}, "msa_minimax": {"block": 16}}

@@ -10,12 +10,14 @@ import sympy
 from spdsl.cost.formulas import N, formula
 from spdsl.cost.kernels import Kernel, Options
 from spdsl.cost.machine import Machine
+from spdsl.cost.parameter_formulas import parameter_formula
 from spdsl.cost.phases import Stage, kernels
-from spdsl.cost.surfaces import surface
+from spdsl.cost.show_formulas import show_formulas
 from spdsl.ir.pattern import Phase
 from spdsl.ir.plan import Plan
-from spdsl.passes.count import Count, Shape
-from tests.cost.plans import CHOSEN, STATIC, plan
+from spdsl.passes.count import Count, Number, Shape
+from spdsl.targets import find
+from tests.cost.plans import CHOSEN, STATIC, plan, plan_of_text
 
 WINDOW = sympy.Symbol("window", integer=True)
 SHAPE = Shape(heads=4, kv_heads=2, qk=16, v=16)
@@ -124,7 +126,7 @@ def pairs(length: int, window: int) -> int:
 
 
 def test_a_surface_is_the_count_away_from_its_points() -> None:
-    known = surface(pairs, WINDOW, 48, 64)
+    known = parameter_formula(pairs, WINDOW, 48, 64)
     assert known is not None
     assert (known.first, known.step) == (48, 1)
     for length, window in ((4096 + 64 * 5, 77), (65536, 500)):
@@ -132,7 +134,7 @@ def test_a_surface_is_the_count_away_from_its_points() -> None:
 
 
 def test_a_surface_of_blocks_is_for_whole_blocks() -> None:
-    known = surface(lambda length, window: pairs(length, -(-window // 64) * 64), WINDOW, 128, 64)
+    known = parameter_formula(lambda length, window: pairs(length, -(-window // 64) * 64), WINDOW, 128, 64)
     assert known is not None
     assert known.step == 64
 
@@ -148,4 +150,31 @@ def test_a_surface_of_blocks_is_for_whole_blocks() -> None:
     ids=["degree", "bend", "remainder", "refused"],
 )
 def test_what_is_no_polynomial_of_both_has_no_surface(count: Callable[[int, int], int | None]) -> None:
-    assert surface(count, WINDOW, 100, 1) is None
+    assert parameter_formula(count, WINDOW, 100, 1) is None
+
+
+def test_lists_of_the_caller_are_counted_full() -> None:
+    """Up to their bound, or all that begin before their query; the declared share thins pairs, tiles and keys."""
+    shape = Shape(1, 8, 2, 64, 64)
+
+    def counted(body: str, stage: Stage, **options: float) -> Kernel:
+        plan = plan_of_text(f"pattern lists {{ causal {body} return attend(t) }}")
+        own = kernels(plan, stage, 1000, shape, Machine("sm_90", 132), Options(**options))
+        return next(one for one in own if one.name in ("attend_forward", "attend_decode"))
+
+    pairs = 8 * sum(min(q + 1, 60) for q in range(1000))
+    found = counted("t = given(most = 60)", Stage.FORWARD)
+    assert found.flops == Number(pairs * 4 * 64, exact=False)
+    assert counted("t = given()", Stage.FORWARD).flops == Number(8 * 500_500 * 4 * 64, exact=False)
+    for stage in (Stage.FORWARD, Stage.DECODE):
+        whole, half = (counted("t = given(most = 60)", stage, density=share) for share in (1.0, 0.5))
+        assert 2 * half.flops.value == whole.flops.value
+        assert 2 * half.machine.value == whole.machine.value
+    # 60 tokens, in blocks of 64 gathered ones; the heads of a list as rows of 16
+    assert counted("t = given(most = 60)", Stage.DECODE).machine == Number(2 * 16 * 64 * 2 * 128, exact=False)
+
+
+def test_formulas_of_short_units_are_the_counts() -> None:
+    plan = plan_of_text("pattern short { causal t = given(unit = 6, most = 40) return attend(t) }")
+    for line in show_formulas(plan, Stage.FORWARD, Shape(1, 8, 2, 64, 64), find("h100"), Options()):
+        assert "no polynomial" not in line, line

@@ -62,6 +62,37 @@ TEXTS = {
             return fine, kl(mass(fine), rank, share = mean(group))
         }
     """,
+    # short units: blocks hold the keys of several, dK and dV go over whole units
+    "short units": """
+        pattern p {
+            causal
+            means  = compress(6, 2, by = mean)
+            chosen = top_k(8, score = softmax(dot(means)), unit = 6, share = group, force = last(1))
+            return attend(chosen)
+        }
+    """,
+    "units of 24 of heads": """
+        pattern p {
+            causal
+            means  = compress(8, 4, by = mean)
+            chosen = top_k(8, score = dot(means), unit = max(24), share = head, force = last(1))
+            return attend(chosen)
+        }
+    """,
+    "short units, divergence": """
+        pattern p {
+            causal
+            index  = stream(heads = 1, value = none)
+            asks   = query(heads = 2)
+            rank   = dot(index, query = asks)
+            chosen = top_k(41, score = rank, share = sum(group), unit = 1)
+            fine   = attend(chosen)
+            return fine, kl(mass(fine), rank, share = mean(group))
+        }
+    """,
+    "given tokens": "pattern p { causal t = given(most = 41) return attend(t) }",
+    "given units": "pattern p { causal t = given(unit = 5, share = head) return attend(t) }",
+    "given, no order": "pattern no_order { t = given(unit = 3) return attend(t) }",
     "apart": """
         pattern p {
             causal
@@ -112,11 +143,13 @@ def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch, tokens: in
         1, 1 if decode else tokens, heads=HEADS, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM,
         dtype=torch.float32, device="cpu",
     )  # fmt: skip
+    inputs |= _every_unit(module, inputs, tokens)
     if decode:
         cache = module.Cache(1, tokens + 1, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM, dtype=torch.float32, device="cpu")
         before = module.example_inputs(
             1, tokens - 1, heads=HEADS, kv_heads=KV_HEADS, qk_dim=DIM, v_dim=DIM, dtype=torch.float32, device="cpu"
         )
+        before |= _every_unit(module, before, tokens - 1)
         patch.setattr(launches(module), "KERNELS_ON_CPU", False)  # the CPU path fills the cache faster
         module.prefill(**before, cache=cache)
         patch.setattr(launches(module), "KERNELS_ON_CPU", True)
@@ -127,6 +160,17 @@ def done(module: ModuleType, decode: bool, patch: pytest.MonkeyPatch, tokens: in
             x.requires_grad_()
     out = module.attention(**inputs)
     (out if isinstance(out, torch.Tensor) else sum(x.sum() for x in out)).sum().backward()
+    return found
+
+
+def _every_unit(module: ModuleType, inputs: dict[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
+    """Lists of the caller that hold every unit that begins no later than its query, where there is an order."""
+    found, rows = {}, inputs["q"].shape[2]
+    position = torch.arange(length - rows, length).view(1, 1, -1, 1)
+    for x in module.ARGUMENTS.lists:
+        units = torch.arange(-(-length // x.unit)).expand(1, 1, rows, -1)
+        behind = (units * x.unit > position) & (module.PATTERN != "no_order")
+        found[x.name] = units.masked_fill(behind, -1)
     return found
 
 

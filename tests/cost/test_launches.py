@@ -18,7 +18,8 @@ MACHINE = Machine("sm_90", 1)
 PATTERNS = sorted(path.stem for path in folder("patterns").glob("*.spat"))
 TEXTS = (
     calls.MEANS, calls.POOLS, calls.EARLY, calls.UNION, calls.SUNK, calls.BOTH_CASES, calls.KEYS, calls.APART,
-    calls.THREE, calls.GIVEN, calls.DRAWN, calls.LONG, calls.TILED, calls.COSINE,
+    calls.THREE, calls.GIVEN, calls.DRAWN, calls.LONG, calls.TILED, calls.COSINE, calls.DECODED, calls.FILLED,
+    calls.LIMITS, calls.GIVEN_LISTS, calls.SHORT, calls.DECODED_LISTS,
 )  # fmt: skip
 # Torch runs more than the schedule counts: what tests of tiles read, casts of arguments, scores as results.
 MORE = ("alibi", "big_bird", "block_sparse", "document", "longformer", "prefix_lm", "seer_attention", calls.DRAWN)

@@ -31,9 +31,12 @@ TABLE = Path(counted.__file__).with_name("operators.toml")
 PROBES = [  # phase, pattern, batch
     *(("train", name, 2) for name in (
         "nsa", "moba", "msa_minimax", "dilated", calls.EARLY, calls.POOLS, calls.SUNK, calls.KEYS, calls.APART,
-        calls.THREE, calls.GIVEN, calls.DRAWN, calls.BEFORE, calls.SUMS,
+        calls.THREE, calls.GIVEN, calls.DRAWN, calls.BEFORE, calls.SUMS, calls.LIMITS,
+        calls.GIVEN_LISTS, calls.SHORT,
     )),
-    *(("prefill", name, 2) for name in ("nsa", "moba", "infllm_v2", calls.EARLY, calls.GIVEN, calls.DRAWN)),
+    *(("prefill", name, 2) for name in ("nsa", "moba", "infllm_v2", calls.EARLY, calls.GIVEN, calls.DRAWN,
+        calls.GIVEN_LISTS,
+    )),
     *(("prefill", name, 1) for name in ("nsa", "moba")),
     ("prefill", calls.CASES, 2),
     *(("train", calls.pooled(pool, clipped), 2) for pool in POOLS.values() for clipped in (False, True)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 pytestmark = pytest.mark.crosscompile
@@ -48,6 +50,13 @@ BOUNDED = """pattern bounded { causal
     return gate(coarse, attend(chosen))
 }"""
 
+# The same by numbers that the call says.
+OF_THE_CALL = (
+    BOUNDED.replace("causal", "causal level = tensor(kv_head) n = tensor(int)")
+    .replace("0.1, score", "level[h], score")
+    .replace("least = 4", "least = n")
+)
+
 # Lists that two kernels make: long ones, and those of tiles of queries.
 CUT = {
     "long": """pattern long { causal
@@ -60,6 +69,12 @@ CUT = {
         chosen = threshold(0.01, score = mass(coarse), share = head, unit = max(64), rows = mean(64), least = 4)
         return gate(coarse, attend(chosen))
     }""",
+    "of the call": """pattern of_the_call { causal
+        n = tensor(int)
+        coarse = attend(compress(32, 16))
+        chosen = top_k(n, score = mass(coarse), unit = 64, share = group, force = last(1), most = 512)
+        return gate(coarse, attend(chosen))
+    }""",
 }
 
 # Units of 16 keys cut the blocks of the tables, which counted on 64.
@@ -68,6 +83,13 @@ SHORT = """pattern short { causal
     chosen = top_k(4, score = mass(coarse), unit = 16, share = group, force = last(1))
     return gate(coarse, attend(chosen))
 }"""
+
+# Lists of the caller, whose keys are gathered one by one.
+GATHERED = """pattern gathered {{ causal
+    heads query = {heads}, kv = 2
+    t = given(unit = {unit}, most = 512)
+    return attend(t)
+}}"""
 
 # A list of one head stands for the short groups everywhere; what msa_minimax adds is its own index query.
 CASES = [(*pattern, target) for pattern in PATTERNS for target in TARGETS]
@@ -142,10 +164,11 @@ def test_kernels_beside_attention(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_a_threshold_with_least(target: str) -> None:
+@pytest.mark.parametrize("text", [BOUNDED, OF_THE_CALL], ids=["constants", "of the call"])
+def test_a_threshold_with_least(text: str, target: str) -> None:
     names = ("chosen_select", "merge_ranks")
     found = list(
-        kernels(spdsl.load(BOUNDED), target, "bf16", (128, 128), ("train", "decode"), lambda one: one.name in names)
+        kernels(spdsl.load(text), target, "bf16", (128, 128), ("train", "decode"), lambda one: one.name in names)
     )
     assert {one.kernel for one in found} == set(names)
     for one in found:
@@ -154,8 +177,14 @@ def test_a_threshold_with_least(target: str) -> None:
         assert one.spills == 0, f"{one.kernel}: {one.spills} spills"
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize(
+    "name, target",
+    [
+        pytest.param(name, target, marks=pytest.mark.full if name == "of the call" and target != "sm_90" else ())
+        for name in CUT
+        for target in TARGETS
+    ],
+)
 def test_lists_that_are_cut(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a cache of many units: the kernel then looks at the most that it does at once."""
     monkeypatch.setattr(cut_launch, "power_of_2", lambda units: 512)
@@ -181,3 +210,27 @@ def test_short_units_compute_nothing_twice(target: str) -> None:
         assert one.spills <= 2, (
             f"{one.kernel}: {one.spills} spills"
         )  # dK and dV keep to 128 registers for one block more
+
+
+QUICK_GATHERED = {("sm_90", 1, 4, 128)}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "target, unit, group, dim",
+    [
+        case if case in QUICK_GATHERED else pytest.param(*case, marks=pytest.mark.full)
+        for case in product(TARGETS, (1, 4), (1, 4, 16), (64, 128, 192, 256))
+    ],
+)
+def test_gathered_keys(target: str, unit: int, group: int, dim: int) -> None:
+    """They need registers for their addresses, and have rows of their own in the tables."""
+    module = spdsl.load(GATHERED.format(heads=2 * group, unit=unit))
+    found = list(kernels(module, target, "bf16", (dim, dim), ("train", "decode"), of_units))
+    assert {kind(one) for one in found} >= {*MAIN, "decode"}
+    for one in found:
+        assert one.ok, f"{one.kernel}: {one.error}"
+        assert one.fits, f"{one.kernel}: {one.occupancy}"
+        assert one.spills == 0, f"{one.kernel}: {one.spills} spills"
+        assert one.computed == 1, f"{one.kernel}: {one.products}"
+        assert one.tensor_core_instructions > 0 or kind(one) == "slots", one.kernel

@@ -75,7 +75,8 @@ class Programs:
         if kind in self.bound and self._chance(0.4):
             return self.rng.choice(self.bound[kind])
         made: dict[Kind, Callable[[int], str]] = {
-            Kind.SIZE: lambda _: self._size(), Kind.NUMBER: self._number, Kind.ELEMENT: self._element,
+            Kind.SIZE: lambda _: self._size(), Kind.COUNT: self._of_call, Kind.LEVEL: self._of_call,
+            Kind.NUMBER: self._number, Kind.ELEMENT: self._element,
             Kind.CONDITION: self._condition, Kind.SET: self._set, Kind.UNITS: self._set,
             Kind.AXIS: lambda _: self.rng.choice(["head", "kv_head", "token", "query", self._size(4)]),
             Kind.CODE: lambda _: self.rng.choice(CODES), Kind.VECTORS: self._vectors,
@@ -98,6 +99,10 @@ class Programs:
         if depth <= 0 or self._chance(0.6):
             return self._size()
         return f"({self._number(depth - 1)} {self.rng.choice('+ - * / // %'.split())} {self._number(depth - 1)})"
+
+    def _of_call(self, depth: int) -> str:
+        """A number of a list, now and then one that only a call knows (or that has a position in it)."""
+        return self._element(min(depth, 1)) if self._chance(0.2) else self._size()
 
     def _element(self, depth: int) -> str:
         if depth <= 0 or self._chance(0.3):

@@ -32,7 +32,7 @@ PATTERN = "dilated"
 PARAMS = {"window": 256, "step": 4}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "d8de3d49fac97154f01bdfcc42359379fbb04491588ad6e1e7a20c5b388e576f", runtime=1
+    __name__, PATTERN, PARAMS, "d8de3d49fac97154f01bdfcc42359379fbb04491588ad6e1e7a20c5b388e576f", runtime=2
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 
@@ -161,26 +161,27 @@ def attend_unit(C):
 
 
 @rt.jit
+def attend_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED: tl.constexpr, C):
+    """Online softmax over one block: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = attend_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = attend_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+
+    p, decay, m, total = rt.softmax_step(s, attend_unit(C), m, total)
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
 def attend_forward_blocks(acc0, acc1, m, total, rows, keys, visit, count, MASKED: tl.constexpr, C):
-    """Online softmax over `count` blocks: m is the running maximum (base 2), total the sum of exp2(s - m)."""
     for i in tl.range(0, count, disable_licm=True):
-        block = attend_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = attend_scores(product, rows.position, k_position, rows.head, keys.length, C)
-        if MASKED:
-            seen = attend_visible(rows.position, k_position, rows.head, keys.length)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-
-        p, decay, m, total = rt.softmax_step(s, attend_unit(C), m, total)
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+        block = rt.block_of(keys, attend_block(visit, i, MASKED), C)
+        acc0, acc1, m, total = attend_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED, C)
     return acc0, acc1, m, total
 
 
@@ -221,28 +222,29 @@ def attend_forward(q, kv, out, lse, call, sink, C):
 
 
 @rt.jit
+def attend_dq_step(dq0, dq1, rows, grads, keys, block, MASKED: tl.constexpr, C):
+    """Adds ds k of one block."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, slope = attend_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = attend_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * attend_unit(C) - grads.lse)
+
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+    ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+    dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+    return dq0, dq1
+
+
+@rt.jit
 def attend_dq_blocks(dq0, dq1, rows, grads, keys, visit, count, MASKED: tl.constexpr, C):
-    """Adds ds k of `count` blocks."""
     for i in tl.range(0, count, disable_licm=True):
-        block = attend_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, slope = attend_scores(product, rows.position, k_position, rows.head, keys.length, C)
-        if MASKED:
-            seen = attend_visible(rows.position, k_position, rows.head, keys.length)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-        p = tl.exp2(s * attend_unit(C) - grads.lse)
-
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
-        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
-        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+        block = rt.block_of(keys, attend_block(visit, i, MASKED), C)
+        dq0, dq1 = attend_dq_step(dq0, dq1, rows, grads, keys, block, MASKED, C)
     return dq0, dq1
 
 
@@ -279,28 +281,31 @@ def attend_dq(q, kv, dout, lse, delta, dq, call, C):
 
 
 @rt.jit
+def attend_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED: tl.constexpr, C):
+    """Adds ds q and p dout of one tile of rows.  All is [keys, rows], so that no dot transposes p or ds."""
+    product = rt.dot_rows(keys.k0, keys.k1, tile.q0, tile.q1, C.QK1, C)
+    s, slope = attend_scores(product, tile.position, keys.position, tile.head, keys.length, C)
+    if MASKED:
+        seen = attend_visible(tile.position, keys.position, tile.head, keys.length)
+        seen = seen & (keys.position < keys.end)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * attend_unit(C) - rt.load_tile_lse(tile)[None, :])
+
+    dout0, dout1 = rt.load_dout(tile, MASKED, C)
+    dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
+
+    dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+    ds = p * (dp - rt.load_tile_delta(tile)[None, :]) * slope
+    ds = ds.to(tile.q0.dtype)
+    dk0, dk1 = rt.dot_columns(ds, tile.q0, tile.q1, dk0, dk1, C.QK1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@rt.jit
 def attend_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.constexpr, C):
-    """Adds ds q and p dout of `count` row tiles.  All tiles are [keys, rows], so that no dot transposes p or ds."""
     for i in tl.range(0, count, disable_licm=True):
-        row = attend_block(visit, i, MASKED) * C.BLOCK_M
-        left = rows.count - row
-        q_position = (rows.origin + row + tl.arange(0, C.BLOCK_M))[None, :]
-
-        q0, q1 = rt.load_qk(rows.q.data, rows.q.token, left, C.BLOCK_M, MASKED, C, row)
-        product = rt.dot_rows(keys.k0, keys.k1, q0, q1, C.QK1, C)
-        s, slope = attend_scores(product, q_position, keys.position, rows.head, keys.length, C)
-        if MASKED:
-            seen = attend_visible(q_position, keys.position, rows.head, keys.length)
-            s = tl.where(seen & (keys.position < keys.end), s, float("-inf"))
-        p = tl.exp2(s * attend_unit(C) - rt.load_lse(rows.lse, row, left, C)[None, :])
-
-        dout0, dout1 = rt.load_v(rows.dout.data, rows.dout.token, left, C.BLOCK_M, MASKED, C, row)
-        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
-
-        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
-        ds = p * (dp - rt.load_row_values(rows.delta, row, left, 0.0, C)[None, :]) * slope
-        ds = ds.to(q0.dtype)
-        dk0, dk1 = rt.dot_columns(ds, q0, q1, dk0, dk1, C.QK1, C)
+        tile = rt.tile_of_rows(rows, attend_block(visit, i, MASKED) * C.BLOCK_M, MASKED, C)
+        dk0, dk1, dv0, dv1 = attend_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED, C)
     return dk0, dk1, dv0, dv1
 
 
@@ -353,29 +358,11 @@ def attend_decode_number(ranges, i):
 
 
 @rt.jit
-def attend_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, C):
-    """One step of the online softmax."""
-    left = keys.count - block * C.BLOCK_N
-    k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
-    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-    s, _ = attend_scores(product, rows.position, k_position, rows.head, keys.length, C)
-    s = tl.where(seen, s, float("-inf"))
-
-    p, decay, m, total = rt.softmax_step(s, attend_unit(C), m, total)
-    v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
-    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
-    return acc0, acc1, m, total
-
-
-@rt.jit
 def attend_decode_blocks(acc0, acc1, m, total, rows, keys, ranges, first, end, C):
-    """Online softmax over visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
+    """Visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
     for i in tl.range(first, end, disable_licm=True):
-        block = attend_decode_number(ranges, i)
-        start = block * C.BLOCK_N
-        k_position = (start + tl.arange(0, C.BLOCK_N))[None, :]
-        seen = attend_visible(rows.position, k_position, rows.head, keys.length) & (k_position < keys.count)
-        acc0, acc1, m, total = attend_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, C)
+        block = rt.block_of(keys, attend_decode_number(ranges, i), C)
+        acc0, acc1, m, total = attend_forward_step(acc0, acc1, m, total, rows, keys, block, True, C)
     return acc0, acc1, m, total
 
 
@@ -486,26 +473,27 @@ def attend_class_unit(C):
 
 
 @rt.jit
+def attend_class_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED: tl.constexpr, C):
+    """Online softmax over one block: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = attend_class_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = attend_class_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+
+    p, decay, m, total = rt.softmax_step(s, attend_class_unit(C), m, total)
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
 def attend_class_forward_blocks(acc0, acc1, m, total, rows, keys, visit, count, MASKED: tl.constexpr, C):
-    """Online softmax over `count` blocks: m is the running maximum (base 2), total the sum of exp2(s - m)."""
     for i in tl.range(0, count, disable_licm=True):
-        block = attend_class_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = attend_class_scores(product, rows.position, k_position, rows.head, keys.length, C)
-        if MASKED:
-            seen = attend_class_visible(rows.position, k_position, rows.head, keys.length)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-
-        p, decay, m, total = rt.softmax_step(s, attend_class_unit(C), m, total)
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+        block = rt.block_of(keys, attend_class_block(visit, i, MASKED), C)
+        acc0, acc1, m, total = attend_class_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED, C)
     return acc0, acc1, m, total
 
 
@@ -548,28 +536,29 @@ def attend_class_forward(q, kv, out, lse, call, sink, C):
 
 
 @rt.jit
+def attend_class_dq_step(dq0, dq1, rows, grads, keys, block, MASKED: tl.constexpr, C):
+    """Adds ds k of one block."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, slope = attend_class_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = attend_class_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * attend_class_unit(C) - grads.lse)
+
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+    ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+    dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+    return dq0, dq1
+
+
+@rt.jit
 def attend_class_dq_blocks(dq0, dq1, rows, grads, keys, visit, count, MASKED: tl.constexpr, C):
-    """Adds ds k of `count` blocks."""
     for i in tl.range(0, count, disable_licm=True):
-        block = attend_class_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, slope = attend_class_scores(product, rows.position, k_position, rows.head, keys.length, C)
-        if MASKED:
-            seen = attend_class_visible(rows.position, k_position, rows.head, keys.length)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-        p = tl.exp2(s * attend_class_unit(C) - grads.lse)
-
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
-        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
-        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+        block = rt.block_of(keys, attend_class_block(visit, i, MASKED), C)
+        dq0, dq1 = attend_class_dq_step(dq0, dq1, rows, grads, keys, block, MASKED, C)
     return dq0, dq1
 
 
@@ -606,28 +595,31 @@ def attend_class_dq(q, kv, dout, lse, delta, dq, call, C):
 
 
 @rt.jit
+def attend_class_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED: tl.constexpr, C):
+    """Adds ds q and p dout of one tile of rows.  All is [keys, rows], so that no dot transposes p or ds."""
+    product = rt.dot_rows(keys.k0, keys.k1, tile.q0, tile.q1, C.QK1, C)
+    s, slope = attend_class_scores(product, tile.position, keys.position, tile.head, keys.length, C)
+    if MASKED:
+        seen = attend_class_visible(tile.position, keys.position, tile.head, keys.length)
+        seen = seen & (keys.position < keys.end)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * attend_class_unit(C) - rt.load_tile_lse(tile)[None, :])
+
+    dout0, dout1 = rt.load_dout(tile, MASKED, C)
+    dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
+
+    dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+    ds = p * (dp - rt.load_tile_delta(tile)[None, :]) * slope
+    ds = ds.to(tile.q0.dtype)
+    dk0, dk1 = rt.dot_columns(ds, tile.q0, tile.q1, dk0, dk1, C.QK1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@rt.jit
 def attend_class_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.constexpr, C):
-    """Adds ds q and p dout of `count` row tiles.  All tiles are [keys, rows], so that no dot transposes p or ds."""
     for i in tl.range(0, count, disable_licm=True):
-        row = attend_class_block(visit, i, MASKED) * C.BLOCK_M
-        left = rows.count - row
-        q_position = (rows.origin + row + tl.arange(0, C.BLOCK_M))[None, :]
-
-        q0, q1 = rt.load_qk(rows.q.data, rows.q.token, left, C.BLOCK_M, MASKED, C, row)
-        product = rt.dot_rows(keys.k0, keys.k1, q0, q1, C.QK1, C)
-        s, slope = attend_class_scores(product, q_position, keys.position, rows.head, keys.length, C)
-        if MASKED:
-            seen = attend_class_visible(q_position, keys.position, rows.head, keys.length)
-            s = tl.where(seen & (keys.position < keys.end), s, float("-inf"))
-        p = tl.exp2(s * attend_class_unit(C) - rt.load_lse(rows.lse, row, left, C)[None, :])
-
-        dout0, dout1 = rt.load_v(rows.dout.data, rows.dout.token, left, C.BLOCK_M, MASKED, C, row)
-        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
-
-        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
-        ds = p * (dp - rt.load_row_values(rows.delta, row, left, 0.0, C)[None, :]) * slope
-        ds = ds.to(q0.dtype)
-        dk0, dk1 = rt.dot_columns(ds, q0, q1, dk0, dk1, C.QK1, C)
+        tile = rt.tile_of_rows(rows, attend_class_block(visit, i, MASKED) * C.BLOCK_M, MASKED, C)
+        dk0, dk1, dv0, dv1 = attend_class_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED, C)
     return dk0, dk1, dv0, dv1
 
 
@@ -900,17 +892,10 @@ ARGUMENTS = rt.Arguments(queries=(rt.QueryArgument("q"),), streams=(rt.StreamArg
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    return_lse: bool = False,
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None, lengths: Tensor | None = None, q_offset: int | None = None,
     k_offset: int | None = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """Attention of whole sequences, differentiable.
 
     q [B, Hq, N, Dqk]; k [B, Hkv, M, Dqk]; v [B, Hkv, M, Dv]. -> out [B, Hq, N, Dv] in the dtype of q.
@@ -929,18 +914,10 @@ def attention(
 
 
 def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    return_lse: bool = False,
-    phase: str = "train",
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
-    k_offset: int | None = None,
-) -> Any:
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, phase: str = "train",
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
+    q_offset: int | None = None, k_offset: int | None = None,
+) -> Any:  # fmt: skip
     """What the pattern means: dense, in float64, every pair of query and key tested.
 
     Arguments as of `attention`. phase: "decode" makes every row the last token of its
@@ -984,7 +961,7 @@ class Cache(rt.CacheStore):
     ) -> None:
         rt.expect_sizes(kv_heads, qk_dim, v_dim)
         streams = {"kv": rt.StreamShape(kv_heads, qk_dim, v_dim)}
-        tokens = rt.kept_dtypes(ARGUMENTS, dtype)
+        tokens = rt.token_states(ARGUMENTS, dtype, kv_heads)
         super().__init__(
             batch,
             capacity,
@@ -997,49 +974,63 @@ class Cache(rt.CacheStore):
             keep=None if ring is None else (0, 1024, ring),
         )
 
-    @MODULE.entry
+    @MODULE.step
     @torch.no_grad()
-    def append(self, *given: Tensor, **named: Any) -> None:
+    def append(
+        self, *given: Tensor, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, **named: Tensor
+    ) -> None:  # fmt: skip
         """What `prefill` does, but for attending: its arguments without queries, gates and choices."""
-        rt.append_alone(ARGUMENTS, Inputs, self, given, named)
+        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+        rt.append_alone(ARGUMENTS, Inputs, self, given, named, brought)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
-def prefill(q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool = False, **where: Any) -> Any:
+def prefill(
+    q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool = False, lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None,
+) -> Any:  # fmt: skip
     """Appends keys and values of N new tokens per sequence to the cache, and attends from them. Inference only.
 
-    Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. where: lengths, cu_seqlens,
-    max_seqlen as there; rows: the sequences that the call is for. A token without room is dropped: out 0, lse -inf.
+    Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. lengths, cu_seqlens,
+    max_seqlen: as there; rows: the sequences of the cache that the call is for, each once, by default all in order. A
+    token without room is dropped: out 0, lse -inf.
     """
     inputs = Inputs(q, k, v)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, **where)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, brought)
     attend_part = attend_cached(inputs, own, layout)
     return rt.answer(rt.merged_part(attend_part), done, return_lse)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
-def decode(q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool = False, **where: Any) -> Any:
-    """One step of generation: like `prefill` with one new token for each sequence (or of rows=)."""
+def decode(
+    q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool = False, lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None,
+) -> Any:  # fmt: skip
+    """One step of generation: like `prefill` with one new token for each sequence, or for those of `rows`."""
     inputs = Inputs(q, k, v)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, **where)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought)
     attend_part = attend_cached(inputs, own, layout)
     return rt.answer(rt.merged_part(attend_part), done, return_lse)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def attend_paged(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, seq_lens: Tensor, cu_seqlens_q: Tensor, **how: Any
-) -> Any:
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, seq_lens: Tensor, cu_seqlens_q: Tensor, *,
+    max_seqlen_q: int | None = None,
+) -> Any:  # fmt: skip
     """Attention of packed queries [T, heads, dim] over pages [pages, page, heads, dim] that hold the keys already.
 
     Request r has queries cu_seqlens_q[r] to cu_seqlens_q[r + 1], the last one at seq_lens[r] - 1, and its pages in
-    block_table[r]. how: max_seqlen_q, the most queries of a request. -> out [T, heads, dim], lse [T, heads].
+    block_table[r]. max_seqlen_q: the most queries of a request. -> out [T, heads, dim], lse [T, heads].
     """
     inputs, own, layout, requests = rt.from_pages(
-        ARGUMENTS, Inputs(q, k_pages, v_pages), "prefill", block_table, seq_lens, cu_seqlens_q, **how
+        ARGUMENTS, Inputs(q, k_pages, v_pages), "prefill", block_table, seq_lens, cu_seqlens_q, max_seqlen_q
     )
     attend_part = attend_cached(inputs, own, layout)
     return rt.unpacked(rt.merged_part(attend_part), requests)

@@ -38,7 +38,7 @@ PATTERN = "longformer"
 PARAMS = {"window": 256}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "9afd60a9ff8f0ee7458a2498da19df32f77a4d6cbf321c29bd91c9609914569a", runtime=1
+    __name__, PATTERN, PARAMS, "9afd60a9ff8f0ee7458a2498da19df32f77a4d6cbf321c29bd91c9609914569a", runtime=2
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 
@@ -246,26 +246,27 @@ def local_unit(C):
 
 
 @rt.jit
+def local_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED: tl.constexpr, t, C):
+    """Online softmax over one block: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = local_scores(product, rows.position, block.position, rows.head, keys.length, t, C)
+    if MASKED:
+        seen = local_visible(rows.position, block.position, rows.head, keys.length, t)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+
+    p, decay, m, total = rt.softmax_step(s, local_unit(C), m, total)
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
 def local_forward_blocks(acc0, acc1, m, total, rows, keys, visit, count, MASKED: tl.constexpr, t, C):
-    """Online softmax over `count` blocks: m is the running maximum (base 2), total the sum of exp2(s - m)."""
     for i in tl.range(0, count, disable_licm=True):
-        block = local_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = local_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
-        if MASKED:
-            seen = local_visible(rows.position, k_position, rows.head, keys.length, t)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-
-        p, decay, m, total = rt.softmax_step(s, local_unit(C), m, total)
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+        block = rt.block_of(keys, local_block(visit, i, MASKED), C)
+        acc0, acc1, m, total = local_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED, t, C)
     return acc0, acc1, m, total
 
 
@@ -309,28 +310,29 @@ def local_forward(q, kv, out, lse, call, sink, kv_lists, t, C):
 
 
 @rt.jit
+def local_dq_step(dq0, dq1, rows, grads, keys, block, MASKED: tl.constexpr, t, C):
+    """Adds ds k of one block."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, slope = local_scores(product, rows.position, block.position, rows.head, keys.length, t, C)
+    if MASKED:
+        seen = local_visible(rows.position, block.position, rows.head, keys.length, t)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * local_unit(C) - grads.lse)
+
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+    ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+    dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+    return dq0, dq1
+
+
+@rt.jit
 def local_dq_blocks(dq0, dq1, rows, grads, keys, visit, count, MASKED: tl.constexpr, t, C):
-    """Adds ds k of `count` blocks."""
     for i in tl.range(0, count, disable_licm=True):
-        block = local_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, slope = local_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
-        if MASKED:
-            seen = local_visible(rows.position, k_position, rows.head, keys.length, t)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-        p = tl.exp2(s * local_unit(C) - grads.lse)
-
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
-        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
-        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+        block = rt.block_of(keys, local_block(visit, i, MASKED), C)
+        dq0, dq1 = local_dq_step(dq0, dq1, rows, grads, keys, block, MASKED, t, C)
     return dq0, dq1
 
 
@@ -368,28 +370,31 @@ def local_dq(q, kv, dout, lse, delta, dq, call, kv_lists, t, C):
 
 
 @rt.jit
+def local_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED: tl.constexpr, t, C):
+    """Adds ds q and p dout of one tile of rows.  All is [keys, rows], so that no dot transposes p or ds."""
+    product = rt.dot_rows(keys.k0, keys.k1, tile.q0, tile.q1, C.QK1, C)
+    s, slope = local_scores(product, tile.position, keys.position, tile.head, keys.length, t, C)
+    if MASKED:
+        seen = local_visible(tile.position, keys.position, tile.head, keys.length, t)
+        seen = seen & (keys.position < keys.end)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * local_unit(C) - rt.load_tile_lse(tile)[None, :])
+
+    dout0, dout1 = rt.load_dout(tile, MASKED, C)
+    dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
+
+    dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+    ds = p * (dp - rt.load_tile_delta(tile)[None, :]) * slope
+    ds = ds.to(tile.q0.dtype)
+    dk0, dk1 = rt.dot_columns(ds, tile.q0, tile.q1, dk0, dk1, C.QK1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@rt.jit
 def local_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.constexpr, t, C):
-    """Adds ds q and p dout of `count` row tiles.  All tiles are [keys, rows], so that no dot transposes p or ds."""
     for i in tl.range(0, count, disable_licm=True):
-        row = local_block(visit, i, MASKED) * C.BLOCK_M
-        left = rows.count - row
-        q_position = (rows.origin + row + tl.arange(0, C.BLOCK_M))[None, :]
-
-        q0, q1 = rt.load_qk(rows.q.data, rows.q.token, left, C.BLOCK_M, MASKED, C, row)
-        product = rt.dot_rows(keys.k0, keys.k1, q0, q1, C.QK1, C)
-        s, slope = local_scores(product, q_position, keys.position, rows.head, keys.length, t, C)
-        if MASKED:
-            seen = local_visible(q_position, keys.position, rows.head, keys.length, t)
-            s = tl.where(seen & (keys.position < keys.end), s, float("-inf"))
-        p = tl.exp2(s * local_unit(C) - rt.load_lse(rows.lse, row, left, C)[None, :])
-
-        dout0, dout1 = rt.load_v(rows.dout.data, rows.dout.token, left, C.BLOCK_M, MASKED, C, row)
-        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
-
-        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
-        ds = p * (dp - rt.load_row_values(rows.delta, row, left, 0.0, C)[None, :]) * slope
-        ds = ds.to(q0.dtype)
-        dk0, dk1 = rt.dot_columns(ds, q0, q1, dk0, dk1, C.QK1, C)
+        tile = rt.tile_of_rows(rows, local_block(visit, i, MASKED) * C.BLOCK_M, MASKED, C)
+        dk0, dk1, dv0, dv1 = local_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED, t, C)
     return dk0, dk1, dv0, dv1
 
 
@@ -444,30 +449,13 @@ def local_decode_number(ranges, i):
 
 
 @rt.jit
-def local_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, t, C):
-    """One step of the online softmax."""
-    left = keys.count - block * C.BLOCK_N
-    k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
-    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-    s, _ = local_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
-    s = tl.where(seen, s, float("-inf"))
-
-    p, decay, m, total = rt.softmax_step(s, local_unit(C), m, total)
-    v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
-    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
-    return acc0, acc1, m, total
-
-
-@rt.jit
 def local_decode_blocks(acc0, acc1, m, total, rows, keys, ranges, first, end, t, C):
-    """Online softmax over visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
+    """Visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
     for i in tl.range(first, end, disable_licm=True):
-        block = local_decode_number(ranges, i)
-        start = block * C.BLOCK_N
-        k_position = (start + tl.arange(0, C.BLOCK_N))[None, :]
-        seen = local_visible(rows.position, k_position, rows.head, keys.length, t) & (k_position < keys.count)
+        block = rt.block_of(keys, local_decode_number(ranges, i), C)
+        seen = local_visible(rows.position, block.position, rows.head, keys.length, t) & rt.keys_there(keys, block)
         if tl.max(seen.to(tl.int32)) > 0:  # blocks that the tensors leave out are not loaded
-            acc0, acc1, m, total = local_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, t, C)
+            acc0, acc1, m, total = local_forward_step(acc0, acc1, m, total, rows, keys, block, True, t, C)
     return acc0, acc1, m, total
 
 
@@ -562,26 +550,27 @@ def wide_unit(C):
 
 
 @rt.jit
+def wide_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED: tl.constexpr, t, C):
+    """Online softmax over one block: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = wide_scores(product, rows.position, block.position, rows.head, keys.length, t, C)
+    if MASKED:
+        seen = wide_visible(rows.position, block.position, rows.head, keys.length, t)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+
+    p, decay, m, total = rt.softmax_step(s, wide_unit(C), m, total)
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
 def wide_forward_blocks(acc0, acc1, m, total, rows, keys, visit, count, MASKED: tl.constexpr, t, C):
-    """Online softmax over `count` blocks: m is the running maximum (base 2), total the sum of exp2(s - m)."""
     for i in tl.range(0, count, disable_licm=True):
-        block = wide_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = wide_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
-        if MASKED:
-            seen = wide_visible(rows.position, k_position, rows.head, keys.length, t)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-
-        p, decay, m, total = rt.softmax_step(s, wide_unit(C), m, total)
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+        block = rt.block_of(keys, wide_block(visit, i, MASKED), C)
+        acc0, acc1, m, total = wide_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED, t, C)
     return acc0, acc1, m, total
 
 
@@ -625,28 +614,29 @@ def wide_forward(q, other, out, lse, call, sink, other_lists, t, C):
 
 
 @rt.jit
+def wide_dq_step(dq0, dq1, rows, grads, keys, block, MASKED: tl.constexpr, t, C):
+    """Adds ds k of one block."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, slope = wide_scores(product, rows.position, block.position, rows.head, keys.length, t, C)
+    if MASKED:
+        seen = wide_visible(rows.position, block.position, rows.head, keys.length, t)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * wide_unit(C) - grads.lse)
+
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+    ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+    dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+    return dq0, dq1
+
+
+@rt.jit
 def wide_dq_blocks(dq0, dq1, rows, grads, keys, visit, count, MASKED: tl.constexpr, t, C):
-    """Adds ds k of `count` blocks."""
     for i in tl.range(0, count, disable_licm=True):
-        block = wide_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, slope = wide_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
-        if MASKED:
-            seen = wide_visible(rows.position, k_position, rows.head, keys.length, t)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-        p = tl.exp2(s * wide_unit(C) - grads.lse)
-
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
-        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
-        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+        block = rt.block_of(keys, wide_block(visit, i, MASKED), C)
+        dq0, dq1 = wide_dq_step(dq0, dq1, rows, grads, keys, block, MASKED, t, C)
     return dq0, dq1
 
 
@@ -684,28 +674,31 @@ def wide_dq(q, other, dout, lse, delta, dq, call, other_lists, t, C):
 
 
 @rt.jit
+def wide_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED: tl.constexpr, t, C):
+    """Adds ds q and p dout of one tile of rows.  All is [keys, rows], so that no dot transposes p or ds."""
+    product = rt.dot_rows(keys.k0, keys.k1, tile.q0, tile.q1, C.QK1, C)
+    s, slope = wide_scores(product, tile.position, keys.position, tile.head, keys.length, t, C)
+    if MASKED:
+        seen = wide_visible(tile.position, keys.position, tile.head, keys.length, t)
+        seen = seen & (keys.position < keys.end)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * wide_unit(C) - rt.load_tile_lse(tile)[None, :])
+
+    dout0, dout1 = rt.load_dout(tile, MASKED, C)
+    dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
+
+    dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+    ds = p * (dp - rt.load_tile_delta(tile)[None, :]) * slope
+    ds = ds.to(tile.q0.dtype)
+    dk0, dk1 = rt.dot_columns(ds, tile.q0, tile.q1, dk0, dk1, C.QK1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@rt.jit
 def wide_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.constexpr, t, C):
-    """Adds ds q and p dout of `count` row tiles.  All tiles are [keys, rows], so that no dot transposes p or ds."""
     for i in tl.range(0, count, disable_licm=True):
-        row = wide_block(visit, i, MASKED) * C.BLOCK_M
-        left = rows.count - row
-        q_position = (rows.origin + row + tl.arange(0, C.BLOCK_M))[None, :]
-
-        q0, q1 = rt.load_qk(rows.q.data, rows.q.token, left, C.BLOCK_M, MASKED, C, row)
-        product = rt.dot_rows(keys.k0, keys.k1, q0, q1, C.QK1, C)
-        s, slope = wide_scores(product, q_position, keys.position, rows.head, keys.length, t, C)
-        if MASKED:
-            seen = wide_visible(q_position, keys.position, rows.head, keys.length, t)
-            s = tl.where(seen & (keys.position < keys.end), s, float("-inf"))
-        p = tl.exp2(s * wide_unit(C) - rt.load_lse(rows.lse, row, left, C)[None, :])
-
-        dout0, dout1 = rt.load_v(rows.dout.data, rows.dout.token, left, C.BLOCK_M, MASKED, C, row)
-        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
-
-        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
-        ds = p * (dp - rt.load_row_values(rows.delta, row, left, 0.0, C)[None, :]) * slope
-        ds = ds.to(q0.dtype)
-        dk0, dk1 = rt.dot_columns(ds, q0, q1, dk0, dk1, C.QK1, C)
+        tile = rt.tile_of_rows(rows, wide_block(visit, i, MASKED) * C.BLOCK_M, MASKED, C)
+        dk0, dk1, dv0, dv1 = wide_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED, t, C)
     return dk0, dk1, dv0, dv1
 
 
@@ -759,30 +752,13 @@ def wide_decode_number(ranges, i):
 
 
 @rt.jit
-def wide_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, t, C):
-    """One step of the online softmax."""
-    left = keys.count - block * C.BLOCK_N
-    k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
-    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-    s, _ = wide_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
-    s = tl.where(seen, s, float("-inf"))
-
-    p, decay, m, total = rt.softmax_step(s, wide_unit(C), m, total)
-    v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
-    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
-    return acc0, acc1, m, total
-
-
-@rt.jit
 def wide_decode_blocks(acc0, acc1, m, total, rows, keys, ranges, first, end, t, C):
-    """Online softmax over visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
+    """Visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
     for i in tl.range(first, end, disable_licm=True):
-        block = wide_decode_number(ranges, i)
-        start = block * C.BLOCK_N
-        k_position = (start + tl.arange(0, C.BLOCK_N))[None, :]
-        seen = wide_visible(rows.position, k_position, rows.head, keys.length, t) & (k_position < keys.count)
+        block = rt.block_of(keys, wide_decode_number(ranges, i), C)
+        seen = wide_visible(rows.position, block.position, rows.head, keys.length, t) & rt.keys_there(keys, block)
         if tl.max(seen.to(tl.int32)) > 0:  # blocks that the tensors leave out are not loaded
-            acc0, acc1, m, total = wide_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, t, C)
+            acc0, acc1, m, total = wide_forward_step(acc0, acc1, m, total, rows, keys, block, True, t, C)
     return acc0, acc1, m, total
 
 
@@ -830,7 +806,7 @@ def local_lists(
     t: LocalReads,
     longest: int,
 ) -> dict[str, tuple[rt.BlockLists, rt.BlockLists]]:
-    """For each stream in the list form: key blocks of every row tile, and row tiles of every key block."""
+    """For each stream with a tile map: key blocks of every row tile, and row tiles of every key block."""
     heads = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
     lists = {}
     k = keys[0][0]
@@ -962,7 +938,7 @@ def wide_lists(
     t: WideReads,
     longest: int,
 ) -> dict[str, tuple[rt.BlockLists, rt.BlockLists]]:
-    """For each stream in the list form: key blocks of every row tile, and row tiles of every key block."""
+    """For each stream with a tile map: key blocks of every row tile, and row tiles of every key block."""
     heads = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
     lists = {}
     k = keys[0][0]
@@ -1225,21 +1201,10 @@ ARGUMENTS = rt.Arguments(
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_all: Tensor,
-    k_other: Tensor,
-    v_other: Tensor,
-    mark: Tensor,
-    *,
-    return_lse: bool = False,
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
-    k_offset: int | None = None,
-) -> Any:
+    q: Tensor, k: Tensor, v: Tensor, q_all: Tensor, k_other: Tensor, v_other: Tensor, mark: Tensor, *,
+    return_lse: bool = False, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
+    lengths: Tensor | None = None, q_offset: int | None = None, k_offset: int | None = None,
+) -> Any:  # fmt: skip
     """Attention of whole sequences, differentiable.
 
     q [B, Hq, N, Dqk]; q_all [B, Hq, N, Dqk]; k [B, Hkv, M, Dqk]; v [B, Hkv, M, Dv]; k_other [B, Hkv, M, Dqk];
@@ -1261,22 +1226,10 @@ def attention(
 
 
 def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_all: Tensor,
-    k_other: Tensor,
-    v_other: Tensor,
-    mark: Tensor,
-    *,
-    return_lse: bool = False,
-    phase: str = "train",
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
-    k_offset: int | None = None,
-) -> Any:
+    q: Tensor, k: Tensor, v: Tensor, q_all: Tensor, k_other: Tensor, v_other: Tensor, mark: Tensor, *,
+    return_lse: bool = False, phase: str = "train", cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
+    lengths: Tensor | None = None, q_offset: int | None = None, k_offset: int | None = None,
+) -> Any:  # fmt: skip
     """What the pattern means: dense, in float64, every pair of query and key tested.
 
     Arguments as of `attention`. phase: "decode" makes every row the last token of its
@@ -1319,85 +1272,67 @@ class Cache(rt.CacheStore):
     ) -> None:
         rt.expect_sizes(kv_heads, qk_dim, v_dim)
         streams = {"kv": rt.StreamShape(kv_heads, qk_dim, v_dim), "other": rt.StreamShape(kv_heads, qk_dim, v_dim)}
-        tokens = rt.kept_dtypes(ARGUMENTS, dtype)
+        tokens = rt.token_states(ARGUMENTS, dtype, kv_heads)
         super().__init__(batch, capacity, streams, tokens, page=page, device=device, dtype=dtype, page_table=page_table)
 
-    @MODULE.entry
+    @MODULE.step
     @torch.no_grad()
-    def append(self, *given: Tensor, **named: Any) -> None:
+    def append(
+        self, *given: Tensor, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, **named: Tensor
+    ) -> None:  # fmt: skip
         """What `prefill` does, but for attending: its arguments without queries, gates and choices."""
-        rt.append_alone(ARGUMENTS, Inputs, self, given, named)
+        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+        rt.append_alone(ARGUMENTS, Inputs, self, given, named, brought)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def prefill(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_all: Tensor,
-    k_other: Tensor,
-    v_other: Tensor,
-    mark: Tensor,
-    cache: Cache,
-    *,
-    return_lse: bool = False,
-    **where: Any,
-) -> Any:
+    q: Tensor, k: Tensor, v: Tensor, q_all: Tensor, k_other: Tensor, v_other: Tensor, mark: Tensor, cache: Cache, *,
+    return_lse: bool = False, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None,
+) -> Any:  # fmt: skip
     """Appends keys and values of N new tokens per sequence to the cache, and attends from them. Inference only.
 
-    Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. where: lengths, cu_seqlens,
-    max_seqlen as there; rows: the sequences that the call is for. A token without room is dropped: out 0, lse -inf.
+    Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. lengths, cu_seqlens,
+    max_seqlen: as there; rows: the sequences of the cache that the call is for, each once, by default all in order. A
+    token without room is dropped: out 0, lse -inf.
     """
     inputs = Inputs(q, k, v, q_all, k_other, v_other, mark=mark)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, **where)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, brought)
     local_part = local_cached(inputs, own, layout)
     wide_part = wide_cached(inputs, own, layout)
     return rt.answer(rt.merged_parts([local_part, wide_part]), done, return_lse)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_all: Tensor,
-    k_other: Tensor,
-    v_other: Tensor,
-    mark: Tensor,
-    cache: Cache,
-    *,
-    return_lse: bool = False,
-    **where: Any,
-) -> Any:
-    """One step of generation: like `prefill` with one new token for each sequence (or of rows=)."""
+    q: Tensor, k: Tensor, v: Tensor, q_all: Tensor, k_other: Tensor, v_other: Tensor, mark: Tensor, cache: Cache, *,
+    return_lse: bool = False, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None,
+) -> Any:  # fmt: skip
+    """One step of generation: like `prefill` with one new token for each sequence, or for those of `rows`."""
     inputs = Inputs(q, k, v, q_all, k_other, v_other, mark=mark)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, **where)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought)
     local_part = local_cached(inputs, own, layout)
     wide_part = wide_cached(inputs, own, layout)
     return rt.answer(rt.merged_parts([local_part, wide_part]), done, return_lse)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def attend_paged(
-    q: Tensor,
-    q_all: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    k_other_pages: Tensor,
-    v_other_pages: Tensor,
-    block_table: Tensor,
-    seq_lens: Tensor,
-    cu_seqlens_q: Tensor,
-    mark: Tensor,
-    **how: Any,
-) -> Any:
+    q: Tensor, q_all: Tensor, k_pages: Tensor, v_pages: Tensor, k_other_pages: Tensor, v_other_pages: Tensor,
+    block_table: Tensor, seq_lens: Tensor, cu_seqlens_q: Tensor, mark: Tensor, *, max_seqlen_q: int | None = None,
+) -> Any:  # fmt: skip
     """Attention of packed queries [T, heads, dim] over pages [pages, page, heads, dim] that hold the keys already.
 
     Request r has queries cu_seqlens_q[r] to cu_seqlens_q[r + 1], the last one at seq_lens[r] - 1, and its pages in
-    block_table[r]. how: max_seqlen_q, the most queries of a request. -> out [T, heads, dim], lse [T, heads].
+    block_table[r]. max_seqlen_q: the most queries of a request. -> out [T, heads, dim], lse [T, heads].
     """
     inputs, own, layout, requests = rt.from_pages(
         ARGUMENTS,
@@ -1406,7 +1341,7 @@ def attend_paged(
         block_table,
         seq_lens,
         cu_seqlens_q,
-        **how,
+        max_seqlen_q,
     )
     local_part = local_cached(inputs, own, layout)
     wide_part = wide_cached(inputs, own, layout)

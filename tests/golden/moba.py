@@ -37,7 +37,7 @@ PATTERN = "moba"
 PARAMS = {"block": 4096, "count": 12}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "cf9b2b8107eb936a9ad6f754bdb2f48264115e9086ea47659bba54d4656411c8", runtime=1
+    __name__, PATTERN, PARAMS, "cf9b2b8107eb936a9ad6f754bdb2f48264115e9086ea47659bba54d4656411c8", runtime=2
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 
@@ -115,26 +115,28 @@ def attend_unit(C):
 
 
 @rt.jit
-def attend_forward_units(acc0, acc1, m, total, rows, keys, visit, first, end, U, C):
-    """Online softmax over blocks first..end - 1 of the units of a tile.
-
-    m is the running maximum (base 2), total the sum of exp2(s - m).
-    """
-    for i in tl.range(first, end, disable_licm=True):
-        block = rt.unit_block(visit.units, i, U, C)
-        left = keys.count - block * C.BLOCK_N
-        k_position = (keys.origin + block * C.BLOCK_N + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = attend_scores(product, rows.position, k_position, rows.head[:, None], keys.length, C)
-        seen = attend_visible(rows.position, k_position, rows.head[:, None], keys.length)
-        seen = seen & (k_position < keys.origin + keys.count) & rt.chose(visit.masks, i, rows.lane, U, C)[:, None]
+def attend_forward_step(acc0, acc1, m, total, rows, keys, block, chosen, MASKED: tl.constexpr, C):
+    """Online softmax over one block: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = attend_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = attend_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block) & chosen
         s = tl.where(seen, s, float("-inf"))
 
-        p, decay, m, total = rt.softmax_step(s, attend_unit(C), m, total)
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
-        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    p, decay, m, total = rt.softmax_step(s, attend_unit(C), m, total)
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
+def attend_forward_units(acc0, acc1, m, total, rows, keys, visit, first, end, U, C):
+    """Blocks first..end - 1 of the units of a tile."""
+    for i in tl.range(first, end, disable_licm=True):
+        block, chosen = rt.unit_block(keys, visit, i, U, C), rt.chose(visit, i, rows.lane[:, None], U, C)
+        acc0, acc1, m, total = attend_forward_step(acc0, acc1, m, total, rows, keys, block, chosen, True, C)
     return acc0, acc1, m, total
 
 
@@ -172,24 +174,30 @@ def attend_forward(q, kv, partial, partial_lse, call, lists, U, C):
 
 
 @rt.jit
+def attend_dq_step(dq0, dq1, rows, grads, keys, block, chosen, MASKED: tl.constexpr, C):
+    """Adds ds k of one block."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, slope = attend_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = attend_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block) & chosen
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * attend_unit(C) - grads.lse)
+
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+    ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+    dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+    return dq0, dq1
+
+
+@rt.jit
 def attend_dq_units(dq0, dq1, rows, grads, keys, visit, end, U, C):
-    """Adds ds k of blocks 0..end - 1 of the units of a tile."""
+    """Blocks 0..end - 1 of the units of a tile."""
     for i in tl.range(0, end, disable_licm=True):
-        block = rt.unit_block(visit.units, i, U, C)
-        left = keys.count - block * C.BLOCK_N
-        k_position = (keys.origin + block * C.BLOCK_N + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, slope = attend_scores(product, rows.position, k_position, rows.head[:, None], keys.length, C)
-        seen = attend_visible(rows.position, k_position, rows.head[:, None], keys.length)
-        seen = seen & (k_position < keys.origin + keys.count) & rt.chose(visit.masks, i, rows.lane, U, C)[:, None]
-        p = tl.exp2(tl.where(seen, s, float("-inf")) * attend_unit(C) - grads.lse)
-
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
-        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
-        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
-        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+        block, chosen = rt.unit_block(keys, visit, i, U, C), rt.chose(visit, i, rows.lane[:, None], U, C)
+        dq0, dq1 = attend_dq_step(dq0, dq1, rows, grads, keys, block, chosen, True, C)
     return dq0, dq1
 
 
@@ -207,8 +215,8 @@ def attend_dq(q, kv, dout, lse, delta, partial, call, lists, U, C):
     pair, inside = rt.load_pairs(lists, list_head, tl.load(lists.begin + entry), tl.load(lists.end + entry), C)
     rows = rt.load_pair_rows(rt.at(q, s, 0, q_start), lists, pair, inside, s, h, rt.row_origin(call, s, q_count), C)
     dout0, dout1 = rt.load_packed_v(rt.at(dout, s, 0, q_start), rows, C)
-    row_lse = rt.load_packed_lse(rt.at(lse, s, 0, q_start), rows, C)
-    row_delta = rt.load_packed_values(rt.at(delta, s, 0, q_start), rows, 0.0, C)
+    row_lse = rt.load_packed_lse(rt.at(lse, s, 0, q_start), rows)
+    row_delta = rt.load_packed_values(rt.at(delta, s, 0, q_start), rows, 0.0)
     grads = rt.RowGrads(dout0, dout1, row_lse[:, None], row_delta[:, None])
     visit = rt.visit_unit(lists, entry)
 
@@ -219,35 +227,38 @@ def attend_dq(q, kv, dout, lse, delta, partial, call, lists, U, C):
 
 
 @rt.jit
-def attend_dkdv_tiles(
-    dk0, dk1, dv0, dv1, keys, q, dout, lse, delta, inverse, begin, end, s, kv_head, q_count, q_origin, U, C
-):
-    """Adds ds q and p dout of the queries that chose the unit.
+def attend_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, chosen, MASKED: tl.constexpr, C):
+    """Adds ds q and p dout of one tile of rows.  All is [keys, rows], so that no dot transposes p or ds."""
+    product = rt.dot_rows(keys.k0, keys.k1, tile.q0, tile.q1, C.QK1, C)
+    s, slope = attend_scores(product, tile.position, keys.position, tile.head, keys.length, C)
+    if MASKED:
+        seen = attend_visible(tile.position, keys.position, tile.head, keys.length)
+        seen = seen & (keys.position < keys.end) & chosen
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * attend_unit(C) - rt.load_tile_lse(tile)[None, :])
 
-    All products are [keys, rows]: no dot transposes p or ds.
-    """
+    dout0, dout1 = rt.load_dout(tile, MASKED, C)
+    dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
+
+    dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+    ds = p * (dp - rt.load_tile_delta(tile)[None, :]) * slope
+    ds = ds.to(tile.q0.dtype)
+    dk0, dk1 = rt.dot_columns(ds, tile.q0, tile.q1, dk0, dk1, C.QK1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@rt.jit
+def attend_dkdv_tiles(
+    dk0, dk1, dv0, dv1, keys, q, dout, lse, delta, inverse, begin, end, s, kv_head, part, q_count, q_origin, U, C
+):
+    """The queries that chose the unit."""
     head = tl.load(inverse.heads + kv_head)
     for i in tl.range(begin, end, C.BLOCK_M, disable_licm=True):
         pair, inside = rt.load_pairs(inverse, kv_head, i, end, C)
         rows = rt.load_pair_rows(q, inverse, pair, inside, s, head, q_origin, C)
-        q_position = tl.trans(rows.position)
-        q_head = rows.head[None, :]
-
-        product = rt.dot_rows(keys.k0, keys.k1, rows.q0, rows.q1, C.QK1, C)
-        s_, slope = attend_scores(product, q_position, keys.position, q_head, keys.length, C)
-        chosen = rows.inside
-        seen = attend_visible(q_position, keys.position, q_head, keys.length)
-        seen = seen & (keys.position < keys.end) & chosen[None, :]
-        row_lse = rt.load_packed_lse(lse, rows, C)
-        p = tl.exp2(tl.where(seen, s_, float("-inf")) * attend_unit(C) - row_lse[None, :])
-
-        dout0, dout1 = rt.load_packed_v(dout, rows, C)
-        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
-
-        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
-        ds = p * (dp - rt.load_packed_values(delta, rows, 0.0, C)[None, :]) * slope
-        ds = ds.to(rows.q0.dtype)
-        dk0, dk1 = rt.dot_columns(ds, rows.q0, rows.q1, dk0, dk1, C.QK1, C)
+        chosen = inside[None, :]
+        tile = rt.packed_tile(rows, dout, lse, delta)
+        dk0, dk1, dv0, dv1 = attend_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, chosen, True, C)
     return dk0, dk1, dv0, dv1
 
 
@@ -279,7 +290,7 @@ def attend_dkdv(q, source, dout, lse, delta, dk, dv, buffer, call, inverse, U, C
     dk0, dk1, dv0, dv1 = attend_dkdv_tiles(
         dk0, dk1, dv0, dv1, own, rt.at(q, s, 0, q_start), rt.at(dout, s, 0, q_start), rt.at(lse, s, 0, q_start),
         rt.at(delta, s, 0, q_start), inverse, tl.load(inverse.begin + entry), tl.load(inverse.end + entry), s, kv_head,
-        q_count, rt.row_origin(call, s, q_count), U, C
+        part, q_count, rt.row_origin(call, s, q_count), U, C
     )  # fmt: skip
 
     slot = tl.load(inverse.slot + entry)
@@ -300,7 +311,7 @@ def attend_decode(q, kv, partial, partial_lse, call, lists, U, C):
     keys = rt.sequence_keys(kv, s, h, call, C)
     rows = rt.load_packed_rows(rt.at(q, s, 0, 0), 0, h, keys.length - 1, 1, U, C)
     visit = rt.visit_step(lists, s, list_head)
-    visited = visit.count * (U.UNIT // C.BLOCK_N)
+    visited = rt.visited_blocks(visit.count, U, C)
 
     acc0 = rt.zeros(C.BLOCK_M, C.V0, C.ACC)
     acc1 = rt.zeros(C.BLOCK_M, C.V1, C.ACC)
@@ -342,9 +353,9 @@ def chosen_scores_of(rows, row_lse, position, keys, unit, S, C):
         entry = unit * S.RATIO + (S.FIRST + i)
         inside = (entry >= 0) & (entry < keys.count)
         k_position = (keys.origin + entry)[None, :]
-        k0, k1 = rt.load_entries(keys.k, keys.pages, entry, inside, C)
+        k0, k1 = rt.load_tokens(keys.k, keys.pages, entry, inside, C.QK0, C.QK1, C.QK_DIM, C)
         product = chosen_product(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = ranking_scores(product, rows.position, k_position, rows.head[:, None], keys.length, C)
+        s, _ = ranking_scores(product, rows.position, k_position, rows.head, keys.length, C)
         value = s * (ranking_unit(C) * rt.LN2)  # natural units
         value = rt.of_list_head(value, rt.there(rows, S, C), "sum", S, C)
         seen = ranking_visible(position, k_position, 0, keys.length) & inside[None, :]  # all heads see the same
@@ -649,18 +660,10 @@ def _entries(inputs: Inputs, layout: rt.Layout) -> Inputs:
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    chosen: Tensor | None = None,
-    return_lse: bool = False,
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
-    k_offset: int | None = None,
-) -> Any:
+    q: Tensor, k: Tensor, v: Tensor, *, chosen: Tensor | None = None, return_lse: bool = False,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
+    q_offset: int | None = None, k_offset: int | None = None,
+) -> Any:  # fmt: skip
     """Attention of whole sequences, differentiable.
 
     q [B, Hq, N, Dqk]; k [B, Hkv, M, Dqk]; v [B, Hkv, M, Dv]; chosen int [B, Hq, N, any]: units of 4096 keys to
@@ -685,26 +688,19 @@ def attention(
 @MODULE.entry
 @torch.no_grad()
 def choices(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    phase: str = "train",
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
-    k_offset: int | None = None,
-) -> dict[str, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, *, return_counts: bool = False, phase: str = "train",
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
+    q_offset: int | None = None, k_offset: int | None = None,
+) -> Any:  # fmt: skip
     """The units that a phase chooses, by name: int32 [B, heads, N, most], ascending, -1 at the end.
 
     Passed back to `attention` or `reference`, they hold the choice fixed. In `phase` "decode" every row chooses as if
-    it were the last token.
+    it were the last token. return_counts: (the lists, how many units each has, int32 [B, heads, N]).
     """
     rt.expect_phase(phase, PHASES)
     inputs = rt.checked(ARGUMENTS, Inputs(q, k, v), phase)
     layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
-    return rt.choices_in(phase, _choices, ARGUMENTS, inputs, layout)
+    return rt.choices_in(phase, _choices, ARGUMENTS, inputs, layout, return_counts)
 
 
 def _choices(inputs: Inputs, layout: rt.Layout) -> dict[str, Tensor]:
@@ -716,19 +712,10 @@ def _choices(inputs: Inputs, layout: rt.Layout) -> dict[str, Tensor]:
 
 
 def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    chosen: Tensor | None = None,
-    return_lse: bool = False,
-    phase: str = "train",
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
-    k_offset: int | None = None,
-) -> Any:
+    q: Tensor, k: Tensor, v: Tensor, *, chosen: Tensor | None = None, return_lse: bool = False, phase: str = "train",
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
+    q_offset: int | None = None, k_offset: int | None = None,
+) -> Any:  # fmt: skip
     """What the pattern means: dense, in float64, every pair of query and key tested.
 
     Arguments as of `attention`. phase: "decode" makes every row the last token of its
@@ -773,17 +760,21 @@ class Cache(rt.CacheStore):
     ) -> None:
         rt.expect_sizes(kv_heads, qk_dim, v_dim)
         streams = {"kv": rt.StreamShape(kv_heads, qk_dim, v_dim)}
-        tokens = rt.kept_dtypes(ARGUMENTS, dtype)
+        tokens = rt.token_states(ARGUMENTS, dtype, kv_heads)
         entries = {"means": rt.EntryShape(kv_heads, qk_dim, 0, rt.Cells(4096, 4096))}
         super().__init__(
             batch, capacity, streams, tokens, entries, page=page, device=device, dtype=dtype, page_table=page_table
         )
 
-    @MODULE.entry
+    @MODULE.step
     @torch.no_grad()
-    def append(self, *given: Tensor, **named: Any) -> None:
+    def append(
+        self, *given: Tensor, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, **named: Tensor
+    ) -> None:  # fmt: skip
         """What `prefill` does, but for attending: its arguments without queries, gates and choices."""
-        rt.append_alone(ARGUMENTS, Inputs, self, given, named, _closes)
+        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+        rt.append_alone(ARGUMENTS, Inputs, self, given, named, brought, _closes)
 
 
 def _closes(inputs: Inputs) -> list[rt.Closes]:
@@ -793,46 +784,39 @@ def _closes(inputs: Inputs) -> list[rt.Closes]:
     ]  # fmt: skip
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def prefill(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cache: Cache,
-    *,
-    chosen: Tensor | None = None,
-    return_lse: bool = False,
-    **where: Any,
-) -> Any:
+    q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, chosen: Tensor | None = None, return_lse: bool = False,
+    lengths: Tensor | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
+    rows: Sequence[int] | Tensor | None = None,
+) -> Any:  # fmt: skip
     """Appends keys and values of N new tokens per sequence to the cache, and attends from them. Inference only.
 
-    Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. where: lengths, cu_seqlens,
-    max_seqlen as there; rows: the sequences that the call is for. A token without room is dropped: out 0, lse -inf.
+    Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. lengths, cu_seqlens,
+    max_seqlen: as there; rows: the sequences of the cache that the call is for, each once, by default all in order. A
+    token without room is dropped: out 0, lse -inf.
     """
     inputs = Inputs(q, k, v, chosen=chosen)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, closes=_closes, **where)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, brought, closes=_closes)
     inputs = rt.with_choices(ARGUMENTS, inputs, layout)
     inputs = _cached_chosen(inputs, own, layout, None)
     attend_part = attend_cached(inputs, own, layout)
     return rt.answer(rt.merged_part(attend_part), done, return_lse)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cache: Cache,
-    *,
-    chosen: Tensor | None = None,
-    return_lse: bool = False,
-    **where: Any,
-) -> Any:
-    """One step of generation: like `prefill` with one new token for each sequence (or of rows=)."""
+    q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, chosen: Tensor | None = None, return_lse: bool = False,
+    lengths: Tensor | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
+    rows: Sequence[int] | Tensor | None = None,
+) -> Any:  # fmt: skip
+    """One step of generation: like `prefill` with one new token for each sequence, or for those of `rows`."""
     inputs = Inputs(q, k, v, chosen=chosen)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, closes=_closes, **where)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought, closes=_closes)
     inputs = rt.with_choices(ARGUMENTS, inputs, layout)
     inputs = _cached_chosen(inputs, own, layout, None)
     attend_part = attend_cached(inputs, own, layout)
@@ -848,7 +832,7 @@ def paged_states(slots: int, tokens: int, **sizes: Any) -> dict[str, Tensor]:
     return rt.state_buffers(cache.entries, slots, tokens, cache.spans.device, cache.dtype)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def update_states(
     k_pages: Tensor,
@@ -865,25 +849,16 @@ def update_states(
     rt.close_in_pages(ARGUMENTS, inputs, _closes(inputs), block_table, seq_lens, CELLS, states, state_rows, new_tokens)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def attend_paged(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    block_table: Tensor,
-    seq_lens: Tensor,
-    cu_seqlens_q: Tensor,
-    states: dict[str, Tensor],
-    state_rows: Tensor,
-    *,
-    chosen: Tensor | None = None,
-    **how: Any,
-) -> Any:
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, seq_lens: Tensor, cu_seqlens_q: Tensor,
+    states: dict[str, Tensor], state_rows: Tensor, *, chosen: Tensor | None = None, max_seqlen_q: int | None = None,
+) -> Any:  # fmt: skip
     """Attention of packed queries [T, heads, dim] over pages [pages, page, heads, dim] that hold the keys already.
 
     Request r has queries cu_seqlens_q[r] to cu_seqlens_q[r + 1], the last one at seq_lens[r] - 1, and its pages in
-    block_table[r]. how: max_seqlen_q, the most queries of a request. -> out [T, heads, dim], lse [T, heads].
+    block_table[r]. max_seqlen_q: the most queries of a request. -> out [T, heads, dim], lse [T, heads].
     states: what `update_states` keeps up to date, request r in row state_rows[r].
     """
     inputs, own, layout, requests = rt.from_pages(
@@ -893,10 +868,10 @@ def attend_paged(
         block_table,
         seq_lens,
         cu_seqlens_q,
+        max_seqlen_q,
         CELLS,
         states,
         state_rows,
-        **how,
     )
     inputs = rt.with_choices(ARGUMENTS, inputs, layout)
     inputs = _cached_chosen(inputs, own, layout, None)

@@ -46,7 +46,7 @@ PATTERN = "nsa"
 PARAMS = {"width": 32, "stride": 16, "block": 64, "count": 16, "window": 512}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "1be76f4ea8e520ddcec76bcfabd9b0537bd09c5fe08afa6de16536d6e5b73849", runtime=1
+    __name__, PATTERN, PARAMS, "1be76f4ea8e520ddcec76bcfabd9b0537bd09c5fe08afa6de16536d6e5b73849", runtime=2
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 
@@ -187,26 +187,27 @@ def coarse_unit(C):
 
 
 @rt.jit
+def coarse_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED: tl.constexpr, C):
+    """Online softmax over one block: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = coarse_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = coarse_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+
+    p, decay, m, total = rt.softmax_step(s, coarse_unit(C), m, total)
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
 def coarse_forward_blocks(acc0, acc1, m, total, rows, keys, visit, count, MASKED: tl.constexpr, C):
-    """Online softmax over `count` blocks: m is the running maximum (base 2), total the sum of exp2(s - m)."""
     for i in tl.range(0, count, disable_licm=True):
-        block = coarse_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = coarse_scores(product, rows.position, k_position, rows.head, keys.length, C)
-        if MASKED:
-            seen = coarse_visible(rows.position, k_position, rows.head, keys.length)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-
-        p, decay, m, total = rt.softmax_step(s, coarse_unit(C), m, total)
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+        block = rt.block_of(keys, coarse_block(visit, i, MASKED), C)
+        acc0, acc1, m, total = coarse_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED, C)
     return acc0, acc1, m, total
 
 
@@ -249,28 +250,29 @@ def coarse_forward(q, entries, out, lse, call, sink, C):
 
 
 @rt.jit
+def coarse_dq_step(dq0, dq1, rows, grads, keys, block, MASKED: tl.constexpr, C):
+    """Adds ds k of one block."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, slope = coarse_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = coarse_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * coarse_unit(C) - grads.lse)
+
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+    ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+    dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+    return dq0, dq1
+
+
+@rt.jit
 def coarse_dq_blocks(dq0, dq1, rows, grads, keys, visit, count, MASKED: tl.constexpr, C):
-    """Adds ds k of `count` blocks."""
     for i in tl.range(0, count, disable_licm=True):
-        block = coarse_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, slope = coarse_scores(product, rows.position, k_position, rows.head, keys.length, C)
-        if MASKED:
-            seen = coarse_visible(rows.position, k_position, rows.head, keys.length)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-        p = tl.exp2(s * coarse_unit(C) - grads.lse)
-
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
-        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
-        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+        block = rt.block_of(keys, coarse_block(visit, i, MASKED), C)
+        dq0, dq1 = coarse_dq_step(dq0, dq1, rows, grads, keys, block, MASKED, C)
     return dq0, dq1
 
 
@@ -307,28 +309,31 @@ def coarse_dq(q, entries, dout, lse, delta, dq, call, C):
 
 
 @rt.jit
+def coarse_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED: tl.constexpr, C):
+    """Adds ds q and p dout of one tile of rows.  All is [keys, rows], so that no dot transposes p or ds."""
+    product = rt.dot_rows(keys.k0, keys.k1, tile.q0, tile.q1, C.QK1, C)
+    s, slope = coarse_scores(product, tile.position, keys.position, tile.head, keys.length, C)
+    if MASKED:
+        seen = coarse_visible(tile.position, keys.position, tile.head, keys.length)
+        seen = seen & (keys.position < keys.end)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * coarse_unit(C) - rt.load_tile_lse(tile)[None, :])
+
+    dout0, dout1 = rt.load_dout(tile, MASKED, C)
+    dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
+
+    dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+    ds = p * (dp - rt.load_tile_delta(tile)[None, :]) * slope
+    ds = ds.to(tile.q0.dtype)
+    dk0, dk1 = rt.dot_columns(ds, tile.q0, tile.q1, dk0, dk1, C.QK1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@rt.jit
 def coarse_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.constexpr, C):
-    """Adds ds q and p dout of `count` row tiles.  All tiles are [keys, rows], so that no dot transposes p or ds."""
     for i in tl.range(0, count, disable_licm=True):
-        row = coarse_block(visit, i, MASKED) * C.BLOCK_M
-        left = rows.count - row
-        q_position = (rows.origin + row + tl.arange(0, C.BLOCK_M))[None, :]
-
-        q0, q1 = rt.load_qk(rows.q.data, rows.q.token, left, C.BLOCK_M, MASKED, C, row)
-        product = rt.dot_rows(keys.k0, keys.k1, q0, q1, C.QK1, C)
-        s, slope = coarse_scores(product, q_position, keys.position, rows.head, keys.length, C)
-        if MASKED:
-            seen = coarse_visible(q_position, keys.position, rows.head, keys.length)
-            s = tl.where(seen & (keys.position < keys.end), s, float("-inf"))
-        p = tl.exp2(s * coarse_unit(C) - rt.load_lse(rows.lse, row, left, C)[None, :])
-
-        dout0, dout1 = rt.load_v(rows.dout.data, rows.dout.token, left, C.BLOCK_M, MASKED, C, row)
-        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
-
-        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
-        ds = p * (dp - rt.load_row_values(rows.delta, row, left, 0.0, C)[None, :]) * slope
-        ds = ds.to(q0.dtype)
-        dk0, dk1 = rt.dot_columns(ds, q0, q1, dk0, dk1, C.QK1, C)
+        tile = rt.tile_of_rows(rows, coarse_block(visit, i, MASKED) * C.BLOCK_M, MASKED, C)
+        dk0, dk1, dv0, dv1 = coarse_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED, C)
     return dk0, dk1, dv0, dv1
 
 
@@ -381,29 +386,11 @@ def coarse_decode_number(ranges, i):
 
 
 @rt.jit
-def coarse_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, C):
-    """One step of the online softmax."""
-    left = keys.count - block * C.BLOCK_N
-    k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
-    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-    s, _ = coarse_scores(product, rows.position, k_position, rows.head, keys.length, C)
-    s = tl.where(seen, s, float("-inf"))
-
-    p, decay, m, total = rt.softmax_step(s, coarse_unit(C), m, total)
-    v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
-    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
-    return acc0, acc1, m, total
-
-
-@rt.jit
 def coarse_decode_blocks(acc0, acc1, m, total, rows, keys, ranges, first, end, C):
-    """Online softmax over visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
+    """Visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
     for i in tl.range(first, end, disable_licm=True):
-        block = coarse_decode_number(ranges, i)
-        start = block * C.BLOCK_N
-        k_position = (start + tl.arange(0, C.BLOCK_N))[None, :]
-        seen = coarse_visible(rows.position, k_position, rows.head, keys.length) & (k_position < keys.count)
-        acc0, acc1, m, total = coarse_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, C)
+        block = rt.block_of(keys, coarse_decode_number(ranges, i), C)
+        acc0, acc1, m, total = coarse_forward_step(acc0, acc1, m, total, rows, keys, block, True, C)
     return acc0, acc1, m, total
 
 
@@ -458,26 +445,28 @@ def fine_unit(C):
 
 
 @rt.jit
-def fine_forward_units(acc0, acc1, m, total, rows, keys, visit, first, end, U, C):
-    """Online softmax over blocks first..end - 1 of the units of a tile.
-
-    m is the running maximum (base 2), total the sum of exp2(s - m).
-    """
-    for i in tl.range(first, end, disable_licm=True):
-        block = rt.unit_block(visit.units, i, U, C)
-        left = keys.count - block * C.BLOCK_N
-        k_position = (keys.origin + block * C.BLOCK_N + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = fine_scores(product, rows.position, k_position, rows.head[:, None], keys.length, C)
-        seen = fine_visible(rows.position, k_position, rows.head[:, None], keys.length)
-        seen = seen & (k_position < keys.origin + keys.count) & rt.chose(visit.masks, i, rows.lane, U, C)[:, None]
+def fine_forward_step(acc0, acc1, m, total, rows, keys, block, chosen, MASKED: tl.constexpr, C):
+    """Online softmax over one block: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = fine_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = fine_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block) & chosen
         s = tl.where(seen, s, float("-inf"))
 
-        p, decay, m, total = rt.softmax_step(s, fine_unit(C), m, total)
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
-        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    p, decay, m, total = rt.softmax_step(s, fine_unit(C), m, total)
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
+def fine_forward_units(acc0, acc1, m, total, rows, keys, visit, first, end, U, C):
+    """Blocks first..end - 1 of the units of a tile."""
+    for i in tl.range(first, end, disable_licm=True):
+        block, chosen = rt.unit_block(keys, visit, i, U, C), rt.chose(visit, i, rows.lane[:, None], U, C)
+        acc0, acc1, m, total = fine_forward_step(acc0, acc1, m, total, rows, keys, block, chosen, True, C)
     return acc0, acc1, m, total
 
 
@@ -495,8 +484,8 @@ def fine_forward(q, picked, out, lse, call, sink, lists, U, C):
 
     acc0 = rt.zeros(C.BLOCK_M, C.V0, C.ACC)
     acc1 = rt.zeros(C.BLOCK_M, C.V1, C.ACC)
-    m, total = rt.start_softmax(sink, rows.head, C)
-    visited = visit.count * (U.UNIT // C.BLOCK_N)
+    m, total = rt.start_softmax(sink, rows.heads, C)
+    visited = rt.visited_blocks(visit.count, U, C)
     acc0, acc1, m, total = fine_forward_units(acc0, acc1, m, total, rows, keys, visit, 0, visited, U, C)
 
     divisor = tl.where(total == 0.0, 1.0, total)[:, None]  # no key: out = 0, and lse = log(0) = -inf
@@ -510,24 +499,30 @@ def fine_forward(q, picked, out, lse, call, sink, lists, U, C):
 
 
 @rt.jit
+def fine_dq_step(dq0, dq1, rows, grads, keys, block, chosen, MASKED: tl.constexpr, C):
+    """Adds ds k of one block."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, slope = fine_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = fine_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block) & chosen
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * fine_unit(C) - grads.lse)
+
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+    ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+    dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+    return dq0, dq1
+
+
+@rt.jit
 def fine_dq_units(dq0, dq1, rows, grads, keys, visit, end, U, C):
-    """Adds ds k of blocks 0..end - 1 of the units of a tile."""
+    """Blocks 0..end - 1 of the units of a tile."""
     for i in tl.range(0, end, disable_licm=True):
-        block = rt.unit_block(visit.units, i, U, C)
-        left = keys.count - block * C.BLOCK_N
-        k_position = (keys.origin + block * C.BLOCK_N + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, slope = fine_scores(product, rows.position, k_position, rows.head[:, None], keys.length, C)
-        seen = fine_visible(rows.position, k_position, rows.head[:, None], keys.length)
-        seen = seen & (k_position < keys.origin + keys.count) & rt.chose(visit.masks, i, rows.lane, U, C)[:, None]
-        p = tl.exp2(tl.where(seen, s, float("-inf")) * fine_unit(C) - grads.lse)
-
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
-        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
-        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
-        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+        block, chosen = rt.unit_block(keys, visit, i, U, C), rt.chose(visit, i, rows.lane[:, None], U, C)
+        dq0, dq1 = fine_dq_step(dq0, dq1, rows, grads, keys, block, chosen, True, C)
     return dq0, dq1
 
 
@@ -542,11 +537,11 @@ def fine_dq(q, picked, dout, lse, delta, dq, call, lists, U, C):
     keys = rt.sequence_keys(picked, s, h, call, C)
     rows = rt.load_packed_rows(rt.at(q, s, 0, q_start), tile, h, rt.row_origin(call, s, q_count), q_count, U, C)
     dout0, dout1 = rt.load_packed_v(rt.at(dout, s, 0, q_start), rows, C)
-    row_lse = rt.load_packed_lse(rt.at(lse, s, 0, q_start), rows, C)
-    row_delta = rt.load_packed_values(rt.at(delta, s, 0, q_start), rows, 0.0, C)
+    row_lse = rt.load_packed_lse(rt.at(lse, s, 0, q_start), rows)
+    row_delta = rt.load_packed_values(rt.at(delta, s, 0, q_start), rows, 0.0)
     grads = rt.RowGrads(dout0, dout1, row_lse[:, None], row_delta[:, None])
     visit = rt.visit_units(lists, s, list_head, tile)
-    visited = visit.count * (U.UNIT // C.BLOCK_N)
+    visited = rt.visited_blocks(visit.count, U, C)
 
     dq0 = rt.zeros(C.BLOCK_M, C.QK0, C.ACC)
     dq1 = rt.zeros(C.BLOCK_M, C.QK1, C.ACC)
@@ -555,13 +550,31 @@ def fine_dq(q, picked, dout, lse, delta, dq, call, lists, U, C):
 
 
 @rt.jit
-def fine_dkdv_tiles(
-    dk0, dk1, dv0, dv1, keys, q, dout, lse, delta, inverse, begin, end, s, kv_head, q_count, q_origin, U, C
-):
-    """Adds ds q and p dout of the tiles that chose the unit.
+def fine_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, chosen, MASKED: tl.constexpr, C):
+    """Adds ds q and p dout of one tile of rows.  All is [keys, rows], so that no dot transposes p or ds."""
+    product = rt.dot_rows(keys.k0, keys.k1, tile.q0, tile.q1, C.QK1, C)
+    s, slope = fine_scores(product, tile.position, keys.position, tile.head, keys.length, C)
+    if MASKED:
+        seen = fine_visible(tile.position, keys.position, tile.head, keys.length)
+        seen = seen & (keys.position < keys.end) & chosen
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * fine_unit(C) - rt.load_tile_lse(tile)[None, :])
 
-    All products are [keys, rows]: no dot transposes p or ds.
-    """
+    dout0, dout1 = rt.load_dout(tile, MASKED, C)
+    dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
+
+    dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+    ds = p * (dp - rt.load_tile_delta(tile)[None, :]) * slope
+    ds = ds.to(tile.q0.dtype)
+    dk0, dk1 = rt.dot_columns(ds, tile.q0, tile.q1, dk0, dk1, C.QK1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@rt.jit
+def fine_dkdv_tiles(
+    dk0, dk1, dv0, dv1, keys, q, dout, lse, delta, inverse, begin, end, s, kv_head, part, q_count, q_origin, U, C
+):
+    """The tiles that chose the unit."""
     first_tile = tl.load(inverse.first_tile + s)
     for i in tl.range(begin, end, disable_licm=True):
         entry = tl.cast(kv_head, tl.int64) * inverse.entries + i
@@ -569,24 +582,9 @@ def fine_dkdv_tiles(
         list_head = kv_head * U.LISTS + number // inverse.all_tiles
         tile = number % inverse.all_tiles - first_tile
         rows = rt.load_packed_rows(q, tile, list_head * C.GROUP, q_origin, q_count, U, C)
-        q_position = tl.trans(rows.position)
-        q_head = rows.head[None, :]
-
-        product = rt.dot_rows(keys.k0, keys.k1, rows.q0, rows.q1, C.QK1, C)
-        s_, slope = fine_scores(product, q_position, keys.position, q_head, keys.length, C)
-        chosen = ((tl.load(inverse.masks + entry) >> rows.lane.to(tl.int64)) & 1) != 0
-        seen = fine_visible(q_position, keys.position, q_head, keys.length)
-        seen = seen & (keys.position < keys.end) & chosen[None, :]
-        row_lse = rt.load_packed_lse(lse, rows, C)
-        p = tl.exp2(tl.where(seen, s_, float("-inf")) * fine_unit(C) - row_lse[None, :])
-
-        dout0, dout1 = rt.load_packed_v(dout, rows, C)
-        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
-
-        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
-        ds = p * (dp - rt.load_packed_values(delta, rows, 0.0, C)[None, :]) * slope
-        ds = ds.to(rows.q0.dtype)
-        dk0, dk1 = rt.dot_columns(ds, rows.q0, rows.q1, dk0, dk1, C.QK1, C)
+        chosen = rt.chose_unit(inverse, entry, part, rows.lane[None, :], U, C)
+        tile = rt.packed_tile(rows, dout, lse, delta)
+        dk0, dk1, dv0, dv1 = fine_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, chosen, True, C)
     return dk0, dk1, dv0, dv1
 
 
@@ -618,7 +616,7 @@ def fine_dkdv(q, source, dout, lse, delta, dk, dv, buffer, call, inverse, U, C):
     dk0, dk1, dv0, dv1 = fine_dkdv_tiles(
         dk0, dk1, dv0, dv1, own, rt.at(q, s, 0, q_start), rt.at(dout, s, 0, q_start), rt.at(lse, s, 0, q_start),
         rt.at(delta, s, 0, q_start), inverse, tl.load(inverse.begin + entry), tl.load(inverse.end + entry), s, kv_head,
-        q_count, rt.row_origin(call, s, q_count), U, C
+        part, q_count, rt.row_origin(call, s, q_count), U, C
     )  # fmt: skip
 
     slot = tl.load(inverse.slot + entry)
@@ -639,7 +637,7 @@ def fine_decode(q, picked, partial, partial_lse, call, lists, U, C):
     keys = rt.sequence_keys(picked, s, h, call, C)
     rows = rt.load_packed_rows(rt.at(q, s, 0, 0), 0, h, keys.length - 1, 1, U, C)
     visit = rt.visit_step(lists, s, list_head)
-    visited = visit.count * (U.UNIT // C.BLOCK_N)
+    visited = rt.visited_blocks(visit.count, U, C)
 
     acc0 = rt.zeros(C.BLOCK_M, C.V0, C.ACC)
     acc1 = rt.zeros(C.BLOCK_M, C.V1, C.ACC)
@@ -737,26 +735,27 @@ def near_unit(C):
 
 
 @rt.jit
+def near_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED: tl.constexpr, C):
+    """Online softmax over one block: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = near_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = near_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+
+    p, decay, m, total = rt.softmax_step(s, near_unit(C), m, total)
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
 def near_forward_blocks(acc0, acc1, m, total, rows, keys, visit, count, MASKED: tl.constexpr, C):
-    """Online softmax over `count` blocks: m is the running maximum (base 2), total the sum of exp2(s - m)."""
     for i in tl.range(0, count, disable_licm=True):
-        block = near_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = near_scores(product, rows.position, k_position, rows.head, keys.length, C)
-        if MASKED:
-            seen = near_visible(rows.position, k_position, rows.head, keys.length)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-
-        p, decay, m, total = rt.softmax_step(s, near_unit(C), m, total)
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+        block = rt.block_of(keys, near_block(visit, i, MASKED), C)
+        acc0, acc1, m, total = near_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED, C)
     return acc0, acc1, m, total
 
 
@@ -799,28 +798,29 @@ def near_forward(q, recent, out, lse, call, sink, C):
 
 
 @rt.jit
+def near_dq_step(dq0, dq1, rows, grads, keys, block, MASKED: tl.constexpr, C):
+    """Adds ds k of one block."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, slope = near_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = near_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * near_unit(C) - grads.lse)
+
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+    ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+    dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+    return dq0, dq1
+
+
+@rt.jit
 def near_dq_blocks(dq0, dq1, rows, grads, keys, visit, count, MASKED: tl.constexpr, C):
-    """Adds ds k of `count` blocks."""
     for i in tl.range(0, count, disable_licm=True):
-        block = near_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, slope = near_scores(product, rows.position, k_position, rows.head, keys.length, C)
-        if MASKED:
-            seen = near_visible(rows.position, k_position, rows.head, keys.length)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-        p = tl.exp2(s * near_unit(C) - grads.lse)
-
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
-        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
-        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+        block = rt.block_of(keys, near_block(visit, i, MASKED), C)
+        dq0, dq1 = near_dq_step(dq0, dq1, rows, grads, keys, block, MASKED, C)
     return dq0, dq1
 
 
@@ -857,28 +857,31 @@ def near_dq(q, recent, dout, lse, delta, dq, call, C):
 
 
 @rt.jit
+def near_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED: tl.constexpr, C):
+    """Adds ds q and p dout of one tile of rows.  All is [keys, rows], so that no dot transposes p or ds."""
+    product = rt.dot_rows(keys.k0, keys.k1, tile.q0, tile.q1, C.QK1, C)
+    s, slope = near_scores(product, tile.position, keys.position, tile.head, keys.length, C)
+    if MASKED:
+        seen = near_visible(tile.position, keys.position, tile.head, keys.length)
+        seen = seen & (keys.position < keys.end)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * near_unit(C) - rt.load_tile_lse(tile)[None, :])
+
+    dout0, dout1 = rt.load_dout(tile, MASKED, C)
+    dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
+
+    dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+    ds = p * (dp - rt.load_tile_delta(tile)[None, :]) * slope
+    ds = ds.to(tile.q0.dtype)
+    dk0, dk1 = rt.dot_columns(ds, tile.q0, tile.q1, dk0, dk1, C.QK1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@rt.jit
 def near_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.constexpr, C):
-    """Adds ds q and p dout of `count` row tiles.  All tiles are [keys, rows], so that no dot transposes p or ds."""
     for i in tl.range(0, count, disable_licm=True):
-        row = near_block(visit, i, MASKED) * C.BLOCK_M
-        left = rows.count - row
-        q_position = (rows.origin + row + tl.arange(0, C.BLOCK_M))[None, :]
-
-        q0, q1 = rt.load_qk(rows.q.data, rows.q.token, left, C.BLOCK_M, MASKED, C, row)
-        product = rt.dot_rows(keys.k0, keys.k1, q0, q1, C.QK1, C)
-        s, slope = near_scores(product, q_position, keys.position, rows.head, keys.length, C)
-        if MASKED:
-            seen = near_visible(q_position, keys.position, rows.head, keys.length)
-            s = tl.where(seen & (keys.position < keys.end), s, float("-inf"))
-        p = tl.exp2(s * near_unit(C) - rt.load_lse(rows.lse, row, left, C)[None, :])
-
-        dout0, dout1 = rt.load_v(rows.dout.data, rows.dout.token, left, C.BLOCK_M, MASKED, C, row)
-        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
-
-        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
-        ds = p * (dp - rt.load_row_values(rows.delta, row, left, 0.0, C)[None, :]) * slope
-        ds = ds.to(q0.dtype)
-        dk0, dk1 = rt.dot_columns(ds, q0, q1, dk0, dk1, C.QK1, C)
+        tile = rt.tile_of_rows(rows, near_block(visit, i, MASKED) * C.BLOCK_M, MASKED, C)
+        dk0, dk1, dv0, dv1 = near_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED, C)
     return dk0, dk1, dv0, dv1
 
 
@@ -931,29 +934,11 @@ def near_decode_number(ranges, i):
 
 
 @rt.jit
-def near_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, C):
-    """One step of the online softmax."""
-    left = keys.count - block * C.BLOCK_N
-    k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
-    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-    s, _ = near_scores(product, rows.position, k_position, rows.head, keys.length, C)
-    s = tl.where(seen, s, float("-inf"))
-
-    p, decay, m, total = rt.softmax_step(s, near_unit(C), m, total)
-    v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
-    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
-    return acc0, acc1, m, total
-
-
-@rt.jit
 def near_decode_blocks(acc0, acc1, m, total, rows, keys, ranges, first, end, C):
-    """Online softmax over visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
+    """Visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
     for i in tl.range(first, end, disable_licm=True):
-        block = near_decode_number(ranges, i)
-        start = block * C.BLOCK_N
-        k_position = (start + tl.arange(0, C.BLOCK_N))[None, :]
-        seen = near_visible(rows.position, k_position, rows.head, keys.length) & (k_position < keys.count)
-        acc0, acc1, m, total = near_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, C)
+        block = rt.block_of(keys, near_decode_number(ranges, i), C)
+        acc0, acc1, m, total = near_forward_step(acc0, acc1, m, total, rows, keys, block, True, C)
     return acc0, acc1, m, total
 
 
@@ -1020,9 +1005,9 @@ def chosen_scores_of(rows, row_lse, position, keys, unit, begin, score, scored, 
         entry = unit * S.RATIO + (S.FIRST + i)
         inside = (entry >= 0) & (entry < keys.count)
         k_position = (keys.origin + entry)[None, :]
-        k0, k1 = rt.load_entries(keys.k, keys.pages, entry, inside, C)
+        k0, k1 = rt.load_tokens(keys.k, keys.pages, entry, inside, C.QK0, C.QK1, C.QK_DIM, C)
         product = chosen_product(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = coarse_scores(product, rows.position, k_position, rows.head[:, None], keys.length, C)
+        s, _ = coarse_scores(product, rows.position, k_position, rows.head, keys.length, C)
         value = tl.exp2(s * coarse_unit(C) - row_lse[:, None])
         value = rt.of_list_head(value, rt.there(rows, S, C), "sum", S, C)
         seen = coarse_visible(position, k_position, 0, keys.length) & inside[None, :]  # all heads see the same
@@ -1057,7 +1042,7 @@ def chosen_select(q, entries, lse, parts, chosen, ranks, call, S, C):
     rows = rt.load_packed_rows(rt.at(q, s, 0, q_start), tile, h, q_origin, q_count, S, C)
     row_lse = rows.position
     if parts is None:
-        row_lse = rt.load_packed_lse(rt.at(lse, s, 0, q_start), rows, C)
+        row_lse = rt.load_packed_lse(rt.at(lse, s, 0, q_start), rows)
     else:
         row_lse = rt.load_step_lse(parts, rows, s, C)
     query = tile * S.LANES + tl.arange(0, S.LANES)
@@ -1625,29 +1610,12 @@ def _entries(inputs: Inputs, layout: rt.Layout) -> Inputs:
 
 
 def attention(
-    q: Tensor,
-    k_rough: Tensor,
-    v_rough: Tensor,
-    k_picked: Tensor,
-    v_picked: Tensor,
-    k_recent: Tensor,
-    v_recent: Tensor,
-    entries_k_position: Tensor,
-    entries_k_up: Tensor,
-    entries_k_down: Tensor,
-    entries_v_position: Tensor,
-    entries_v_up: Tensor,
-    entries_v_down: Tensor,
-    gates: Tensor,
-    *,
-    chosen: Tensor | None = None,
-    return_lse: bool = False,
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
-    k_offset: int | None = None,
-) -> Any:
+    q: Tensor, k_rough: Tensor, v_rough: Tensor, k_picked: Tensor, v_picked: Tensor, k_recent: Tensor, v_recent: Tensor,
+    entries_k_position: Tensor, entries_k_up: Tensor, entries_k_down: Tensor, entries_v_position: Tensor,
+    entries_v_up: Tensor, entries_v_down: Tensor, gates: Tensor, *, chosen: Tensor | None = None,
+    return_lse: bool = False, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
+    lengths: Tensor | None = None, q_offset: int | None = None, k_offset: int | None = None,
+) -> Any:  # fmt: skip
     """Attention of whole sequences, differentiable.
 
     q [B, 64, N, 192]; k_rough [B, 4, M, 192]; v_rough [B, 4, M, 128]; k_picked [B, 4, M, 192]; v_picked [B, 4, M,
@@ -1698,32 +1666,16 @@ def attention(
 @MODULE.entry
 @torch.no_grad()
 def choices(
-    q: Tensor,
-    k_rough: Tensor,
-    v_rough: Tensor,
-    k_picked: Tensor,
-    v_picked: Tensor,
-    k_recent: Tensor,
-    v_recent: Tensor,
-    entries_k_position: Tensor,
-    entries_k_up: Tensor,
-    entries_k_down: Tensor,
-    entries_v_position: Tensor,
-    entries_v_up: Tensor,
-    entries_v_down: Tensor,
-    gates: Tensor | None = None,
-    *,
-    phase: str = "train",
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
-    k_offset: int | None = None,
-) -> dict[str, Tensor]:
+    q: Tensor, k_rough: Tensor, v_rough: Tensor, k_picked: Tensor, v_picked: Tensor, k_recent: Tensor, v_recent: Tensor,
+    entries_k_position: Tensor, entries_k_up: Tensor, entries_k_down: Tensor, entries_v_position: Tensor,
+    entries_v_up: Tensor, entries_v_down: Tensor, gates: Tensor | None = None, *, return_counts: bool = False,
+    phase: str = "train", cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
+    lengths: Tensor | None = None, q_offset: int | None = None, k_offset: int | None = None,
+) -> Any:  # fmt: skip
     """The units that a phase chooses, by name: int32 [B, heads, N, most], ascending, -1 at the end.
 
     Passed back to `attention` or `reference`, they hold the choice fixed. In `phase` "decode" every row chooses as if
-    it were the last token.
+    it were the last token. return_counts: (the lists, how many units each has, int32 [B, heads, N]).
     """
     rt.expect_phase(phase, PHASES)
     inputs = rt.checked(
@@ -1746,7 +1698,7 @@ def choices(
         phase,
     )
     layout = rt.checked_layout(inputs.q, inputs.k_rough, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
-    return rt.choices_in(phase, _choices, ARGUMENTS, inputs, layout)
+    return rt.choices_in(phase, _choices, ARGUMENTS, inputs, layout, return_counts)
 
 
 def _choices(inputs: Inputs, layout: rt.Layout) -> dict[str, Tensor]:
@@ -1759,30 +1711,12 @@ def _choices(inputs: Inputs, layout: rt.Layout) -> dict[str, Tensor]:
 
 
 def reference(
-    q: Tensor,
-    k_rough: Tensor,
-    v_rough: Tensor,
-    k_picked: Tensor,
-    v_picked: Tensor,
-    k_recent: Tensor,
-    v_recent: Tensor,
-    entries_k_position: Tensor,
-    entries_k_up: Tensor,
-    entries_k_down: Tensor,
-    entries_v_position: Tensor,
-    entries_v_up: Tensor,
-    entries_v_down: Tensor,
-    gates: Tensor,
-    *,
-    chosen: Tensor | None = None,
-    return_lse: bool = False,
-    phase: str = "train",
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
-    k_offset: int | None = None,
-) -> Any:
+    q: Tensor, k_rough: Tensor, v_rough: Tensor, k_picked: Tensor, v_picked: Tensor, k_recent: Tensor, v_recent: Tensor,
+    entries_k_position: Tensor, entries_k_up: Tensor, entries_k_down: Tensor, entries_v_position: Tensor,
+    entries_v_up: Tensor, entries_v_down: Tensor, gates: Tensor, *, chosen: Tensor | None = None,
+    return_lse: bool = False, phase: str = "train", cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
+    lengths: Tensor | None = None, q_offset: int | None = None, k_offset: int | None = None,
+) -> Any:  # fmt: skip
     """What the pattern means: dense, in float64, every pair of query and key tested.
 
     Arguments as of `attention`. phase: "decode" makes every row the last token of its
@@ -1855,17 +1789,21 @@ class Cache(rt.CacheStore):
             "picked": rt.StreamShape(kv_heads, qk_dim, v_dim),
             "recent": rt.StreamShape(kv_heads, qk_dim, v_dim),
         }
-        tokens = rt.kept_dtypes(ARGUMENTS, dtype)
+        tokens = rt.token_states(ARGUMENTS, dtype, kv_heads)
         entries = {"entries": rt.EntryShape(kv_heads, qk_dim, v_dim, rt.Cells(32, 16))}
         super().__init__(
             batch, capacity, streams, tokens, entries, page=page, device=device, dtype=dtype, page_table=page_table
         )
 
-    @MODULE.entry
+    @MODULE.step
     @torch.no_grad()
-    def append(self, *given: Tensor, **named: Any) -> None:
+    def append(
+        self, *given: Tensor, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, **named: Tensor
+    ) -> None:  # fmt: skip
         """What `prefill` does, but for attending: its arguments without queries, gates and choices."""
-        rt.append_alone(ARGUMENTS, Inputs, self, given, named, _closes)
+        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+        rt.append_alone(ARGUMENTS, Inputs, self, given, named, brought, _closes)
 
 
 def _closes(inputs: Inputs) -> list[rt.Closes]:
@@ -1877,33 +1815,20 @@ def _closes(inputs: Inputs) -> list[rt.Closes]:
     ]  # fmt: skip
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def prefill(
-    q: Tensor,
-    k_rough: Tensor,
-    v_rough: Tensor,
-    k_picked: Tensor,
-    v_picked: Tensor,
-    k_recent: Tensor,
-    v_recent: Tensor,
-    entries_k_position: Tensor,
-    entries_k_up: Tensor,
-    entries_k_down: Tensor,
-    entries_v_position: Tensor,
-    entries_v_up: Tensor,
-    entries_v_down: Tensor,
-    gates: Tensor,
-    cache: Cache,
-    *,
-    chosen: Tensor | None = None,
-    return_lse: bool = False,
-    **where: Any,
-) -> Any:
+    q: Tensor, k_rough: Tensor, v_rough: Tensor, k_picked: Tensor, v_picked: Tensor, k_recent: Tensor, v_recent: Tensor,
+    entries_k_position: Tensor, entries_k_up: Tensor, entries_k_down: Tensor, entries_v_position: Tensor,
+    entries_v_up: Tensor, entries_v_down: Tensor, gates: Tensor, cache: Cache, *, chosen: Tensor | None = None,
+    return_lse: bool = False, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None,
+) -> Any:  # fmt: skip
     """Appends keys and values of N new tokens per sequence to the cache, and attends from them. Inference only.
 
-    Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. where: lengths, cu_seqlens,
-    max_seqlen as there; rows: the sequences that the call is for. A token without room is dropped: out 0, lse -inf.
+    Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. lengths, cu_seqlens,
+    max_seqlen: as there; rows: the sequences of the cache that the call is for, each once, by default all in order. A
+    token without room is dropped: out 0, lse -inf.
     """
     inputs = Inputs(
         q,
@@ -1921,8 +1846,9 @@ def prefill(
         entries_v_down,
         chosen=chosen,
     )
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
     inputs, own, layout, done = rt.step(
-        ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, closes=_closes, gates=(gates, 3), **where
+        ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, brought, closes=_closes, gates=(gates, 3)
     )
     inputs = rt.with_choices(ARGUMENTS, inputs, layout)
     coarse_part = coarse_cached(inputs, own, layout)
@@ -1932,30 +1858,16 @@ def prefill(
     return rt.answer(rt.gated([[coarse_part], [fine_part], [near_part]], gates), done, return_lse)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def decode(
-    q: Tensor,
-    k_rough: Tensor,
-    v_rough: Tensor,
-    k_picked: Tensor,
-    v_picked: Tensor,
-    k_recent: Tensor,
-    v_recent: Tensor,
-    entries_k_position: Tensor,
-    entries_k_up: Tensor,
-    entries_k_down: Tensor,
-    entries_v_position: Tensor,
-    entries_v_up: Tensor,
-    entries_v_down: Tensor,
-    gates: Tensor,
-    cache: Cache,
-    *,
-    chosen: Tensor | None = None,
-    return_lse: bool = False,
-    **where: Any,
-) -> Any:
-    """One step of generation: like `prefill` with one new token for each sequence (or of rows=)."""
+    q: Tensor, k_rough: Tensor, v_rough: Tensor, k_picked: Tensor, v_picked: Tensor, k_recent: Tensor, v_recent: Tensor,
+    entries_k_position: Tensor, entries_k_up: Tensor, entries_k_down: Tensor, entries_v_position: Tensor,
+    entries_v_up: Tensor, entries_v_down: Tensor, gates: Tensor, cache: Cache, *, chosen: Tensor | None = None,
+    return_lse: bool = False, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None,
+) -> Any:  # fmt: skip
+    """One step of generation: like `prefill` with one new token for each sequence, or for those of `rows`."""
     inputs = Inputs(
         q,
         k_rough,
@@ -1972,8 +1884,9 @@ def decode(
         entries_v_down,
         chosen=chosen,
     )
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
     inputs, own, layout, done = rt.step(
-        ARGUMENTS, inputs, "decode", cache, Cache, return_lse, closes=_closes, gates=(gates, 3), **where
+        ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought, closes=_closes, gates=(gates, 3)
     )
     inputs = rt.with_choices(ARGUMENTS, inputs, layout)
     coarse_part = coarse_cached(inputs, own, layout)
@@ -1992,7 +1905,7 @@ def paged_states(slots: int, tokens: int, **sizes: Any) -> dict[str, Tensor]:
     return rt.state_buffers(cache.entries, slots, tokens, cache.spans.device, cache.dtype)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def update_states(
     k_rough_pages: Tensor,
@@ -2009,30 +1922,18 @@ def update_states(
     rt.close_in_pages(ARGUMENTS, inputs, _closes(inputs), block_table, seq_lens, CELLS, states, state_rows, new_tokens)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def attend_paged(
-    q: Tensor,
-    k_rough_pages: Tensor,
-    v_rough_pages: Tensor,
-    k_picked_pages: Tensor,
-    v_picked_pages: Tensor,
-    k_recent_pages: Tensor,
-    v_recent_pages: Tensor,
-    block_table: Tensor,
-    seq_lens: Tensor,
-    cu_seqlens_q: Tensor,
-    states: dict[str, Tensor],
-    state_rows: Tensor,
-    gates: Tensor,
-    *,
-    chosen: Tensor | None = None,
-    **how: Any,
-) -> Any:
+    q: Tensor, k_rough_pages: Tensor, v_rough_pages: Tensor, k_picked_pages: Tensor, v_picked_pages: Tensor,
+    k_recent_pages: Tensor, v_recent_pages: Tensor, block_table: Tensor, seq_lens: Tensor, cu_seqlens_q: Tensor,
+    states: dict[str, Tensor], state_rows: Tensor, gates: Tensor, *, chosen: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+) -> Any:  # fmt: skip
     """Attention of packed queries [T, heads, dim] over pages [pages, page, heads, dim] that hold the keys already.
 
     Request r has queries cu_seqlens_q[r] to cu_seqlens_q[r + 1], the last one at seq_lens[r] - 1, and its pages in
-    block_table[r]. how: max_seqlen_q, the most queries of a request. -> out [T, heads, dim], lse [T, heads, branches].
+    block_table[r]. max_seqlen_q: the most queries of a request. -> out [T, heads, dim], lse [T, heads, branches].
     states: what `update_states` keeps up to date, request r in row state_rows[r].
     """
     inputs, own, layout, requests = rt.from_pages(
@@ -2057,10 +1958,10 @@ def attend_paged(
         block_table,
         seq_lens,
         cu_seqlens_q,
+        max_seqlen_q,
         CELLS,
         states,
         state_rows,
-        **how,
     )
     gates = rt.packed_queries(gates, requests)
     rt.expect_gates(gates, inputs.q, 3)

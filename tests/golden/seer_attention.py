@@ -39,7 +39,7 @@ PATTERN = "seer_attention"
 PARAMS = {"block": 64}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "e1a4ac00ec4c32902bb5c76ddec8feb56dcbe3d745181aab818dd5dbb7efe0e6", runtime=1
+    __name__, PATTERN, PARAMS, "e1a4ac00ec4c32902bb5c76ddec8feb56dcbe3d745181aab818dd5dbb7efe0e6", runtime=2
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 
@@ -231,26 +231,27 @@ def full_unit(C):
 
 
 @rt.jit
+def full_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED: tl.constexpr, C):
+    """Online softmax over one block: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = full_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = full_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+
+    p, decay, m, total = rt.softmax_step(s, full_unit(C), m, total)
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
 def full_forward_blocks(acc0, acc1, m, total, rows, keys, visit, count, MASKED: tl.constexpr, C):
-    """Online softmax over `count` blocks: m is the running maximum (base 2), total the sum of exp2(s - m)."""
     for i in tl.range(0, count, disable_licm=True):
-        block = full_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = full_scores(product, rows.position, k_position, rows.head, keys.length, C)
-        if MASKED:
-            seen = full_visible(rows.position, k_position, rows.head, keys.length)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-
-        p, decay, m, total = rt.softmax_step(s, full_unit(C), m, total)
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+        block = rt.block_of(keys, full_block(visit, i, MASKED), C)
+        acc0, acc1, m, total = full_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED, C)
     return acc0, acc1, m, total
 
 
@@ -289,28 +290,29 @@ def full_forward(q, kv, out, lse, call, sink, C):
 
 
 @rt.jit
+def full_dq_step(dq0, dq1, rows, grads, keys, block, MASKED: tl.constexpr, C):
+    """Adds ds k of one block."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, slope = full_scores(product, rows.position, block.position, rows.head, keys.length, C)
+    if MASKED:
+        seen = full_visible(rows.position, block.position, rows.head, keys.length)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * full_unit(C) - grads.lse)
+
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+    ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
+    dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+    return dq0, dq1
+
+
+@rt.jit
 def full_dq_blocks(dq0, dq1, rows, grads, keys, visit, count, MASKED: tl.constexpr, C):
-    """Adds ds k of `count` blocks."""
     for i in tl.range(0, count, disable_licm=True):
-        block = full_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, slope = full_scores(product, rows.position, k_position, rows.head, keys.length, C)
-        if MASKED:
-            seen = full_visible(rows.position, k_position, rows.head, keys.length)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-        p = tl.exp2(s * full_unit(C) - grads.lse)
-
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
-        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
-        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
+        block = rt.block_of(keys, full_block(visit, i, MASKED), C)
+        dq0, dq1 = full_dq_step(dq0, dq1, rows, grads, keys, block, MASKED, C)
     return dq0, dq1
 
 
@@ -347,28 +349,31 @@ def full_dq(q, kv, dout, lse, delta, dq, call, C):
 
 
 @rt.jit
+def full_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED: tl.constexpr, C):
+    """Adds ds q and p dout of one tile of rows.  All is [keys, rows], so that no dot transposes p or ds."""
+    product = rt.dot_rows(keys.k0, keys.k1, tile.q0, tile.q1, C.QK1, C)
+    s, slope = full_scores(product, tile.position, keys.position, tile.head, keys.length, C)
+    if MASKED:
+        seen = full_visible(tile.position, keys.position, tile.head, keys.length)
+        seen = seen & (keys.position < keys.end)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * full_unit(C) - rt.load_tile_lse(tile)[None, :])
+
+    dout0, dout1 = rt.load_dout(tile, MASKED, C)
+    dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
+
+    dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
+    ds = p * (dp - rt.load_tile_delta(tile)[None, :]) * slope
+    ds = ds.to(tile.q0.dtype)
+    dk0, dk1 = rt.dot_columns(ds, tile.q0, tile.q1, dk0, dk1, C.QK1, C)
+    return dk0, dk1, dv0, dv1
+
+
+@rt.jit
 def full_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.constexpr, C):
-    """Adds ds q and p dout of `count` row tiles.  All tiles are [keys, rows], so that no dot transposes p or ds."""
     for i in tl.range(0, count, disable_licm=True):
-        row = full_block(visit, i, MASKED) * C.BLOCK_M
-        left = rows.count - row
-        q_position = (rows.origin + row + tl.arange(0, C.BLOCK_M))[None, :]
-
-        q0, q1 = rt.load_qk(rows.q.data, rows.q.token, left, C.BLOCK_M, MASKED, C, row)
-        product = rt.dot_rows(keys.k0, keys.k1, q0, q1, C.QK1, C)
-        s, slope = full_scores(product, q_position, keys.position, rows.head, keys.length, C)
-        if MASKED:
-            seen = full_visible(q_position, keys.position, rows.head, keys.length)
-            s = tl.where(seen & (keys.position < keys.end), s, float("-inf"))
-        p = tl.exp2(s * full_unit(C) - rt.load_lse(rows.lse, row, left, C)[None, :])
-
-        dout0, dout1 = rt.load_v(rows.dout.data, rows.dout.token, left, C.BLOCK_M, MASKED, C, row)
-        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
-
-        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
-        ds = p * (dp - rt.load_row_values(rows.delta, row, left, 0.0, C)[None, :]) * slope
-        ds = ds.to(q0.dtype)
-        dk0, dk1 = rt.dot_columns(ds, q0, q1, dk0, dk1, C.QK1, C)
+        tile = rt.tile_of_rows(rows, full_block(visit, i, MASKED) * C.BLOCK_M, MASKED, C)
+        dk0, dk1, dv0, dv1 = full_dkdv_step(dk0, dk1, dv0, dv1, keys, tile, MASKED, C)
     return dk0, dk1, dv0, dv1
 
 
@@ -421,29 +426,11 @@ def full_decode_number(ranges, i):
 
 
 @rt.jit
-def full_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, C):
-    """One step of the online softmax."""
-    left = keys.count - block * C.BLOCK_N
-    k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
-    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-    s, _ = full_scores(product, rows.position, k_position, rows.head, keys.length, C)
-    s = tl.where(seen, s, float("-inf"))
-
-    p, decay, m, total = rt.softmax_step(s, full_unit(C), m, total)
-    v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
-    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
-    return acc0, acc1, m, total
-
-
-@rt.jit
 def full_decode_blocks(acc0, acc1, m, total, rows, keys, ranges, first, end, C):
-    """Online softmax over visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
+    """Visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
     for i in tl.range(first, end, disable_licm=True):
-        block = full_decode_number(ranges, i)
-        start = block * C.BLOCK_N
-        k_position = (start + tl.arange(0, C.BLOCK_N))[None, :]
-        seen = full_visible(rows.position, k_position, rows.head, keys.length) & (k_position < keys.count)
-        acc0, acc1, m, total = full_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, C)
+        block = rt.block_of(keys, full_decode_number(ranges, i), C)
+        acc0, acc1, m, total = full_forward_step(acc0, acc1, m, total, rows, keys, block, True, C)
     return acc0, acc1, m, total
 
 
@@ -560,26 +547,27 @@ def attend_unit(C):
 
 
 @rt.jit
+def attend_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED: tl.constexpr, t, C):
+    """Online softmax over one block: m is the running maximum (base 2), total the sum of exp2(s - m)."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, _ = attend_scores(product, rows.position, block.position, rows.head, keys.length, t, C)
+    if MASKED:
+        seen = attend_visible(rows.position, block.position, rows.head, keys.length, t)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+
+    p, decay, m, total = rt.softmax_step(s, attend_unit(C), m, total)
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+    return acc0, acc1, m, total
+
+
+@rt.jit
 def attend_forward_blocks(acc0, acc1, m, total, rows, keys, visit, count, MASKED: tl.constexpr, t, C):
-    """Online softmax over `count` blocks: m is the running maximum (base 2), total the sum of exp2(s - m)."""
     for i in tl.range(0, count, disable_licm=True):
-        block = attend_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, _ = attend_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
-        if MASKED:
-            seen = attend_visible(rows.position, k_position, rows.head, keys.length, t)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-
-        p, decay, m, total = rt.softmax_step(s, attend_unit(C), m, total)
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
+        block = rt.block_of(keys, attend_block(visit, i, MASKED), C)
+        acc0, acc1, m, total = attend_forward_step(acc0, acc1, m, total, rows, keys, block, MASKED, t, C)
     return acc0, acc1, m, total
 
 
@@ -617,138 +605,6 @@ def attend_forward(q, kv, out, lse, call, sink, kv_lists, t, C):
     rt.store_row_values(rt.at(lse, s, h, q_start), row, left, (m + tl.log2(total)) * rt.LN2, C)
 
 
-# Backward:  p = exp(s - lse),  dp = dout . v,  delta = sum(dout * out) - dlse,  ds = p * (dp - delta)
-#            dq = scale * sum ds k,  dk = scale * sum ds q,  dv = sum p dout
-# lse and delta are arguments: with those of a joint softmax this is the gradient of one branch of it.
-
-
-@rt.jit
-def attend_dq_blocks(dq0, dq1, rows, grads, keys, visit, count, MASKED: tl.constexpr, t, C):
-    """Adds ds k of `count` blocks."""
-    for i in tl.range(0, count, disable_licm=True):
-        block = attend_block(visit, i, MASKED)
-        start = block * C.BLOCK_N
-        left = keys.count - start
-        k_position = (keys.origin + start + tl.arange(0, C.BLOCK_N))[None, :]
-
-        k0, k1 = rt.load_qk(
-            rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, MASKED, C
-        )
-        product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-        s, slope = attend_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
-        if MASKED:
-            seen = attend_visible(rows.position, k_position, rows.head, keys.length, t)
-            s = tl.where(seen & (k_position < keys.origin + keys.count), s, float("-inf"))
-        p = tl.exp2(s * attend_unit(C) - grads.lse)
-
-        v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, MASKED, C)
-        dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
-        ds = (p * (dp - grads.delta) * slope).to(k0.dtype)
-        dq0, dq1 = rt.dot_columns(ds, k0, k1, dq0, dq1, C.QK1, C)
-    return dq0, dq1
-
-
-@rt.jit
-def attend_dq(q, kv, dout, lse, delta, dq, call, kv_lists, t, C):
-    """One program: one tile of rows of one query head of one sequence (the sweeps of the forward)."""
-    # The last rows see most keys: they start first, so that no long tile is left over at the end.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    h, s = tl.program_id(1), tl.program_id(2)
-    q_start, q_count = rt.span(call.q_spans, s, call.q_count)
-    row = tile * C.BLOCK_M
-    left = q_count - row
-    if left <= 0:
-        return
-    kv_keys = rt.sequence_keys(kv, s, h, call, C)
-    q_first = rt.row_origin(call, s, q_count) + row
-    q_last = q_first + tl.minimum(left, C.BLOCK_M) - 1
-    t = attend_of_sequence(t, s, kv.spans)
-    rows = rt.load_rows(rt.at(q, s, h, q_start), row, left, q_first, h, C)
-
-    dout = rt.at(dout, s, h, q_start)
-    dout0, dout1 = rt.load_v(rt.token_pointer(dout, row), dout.token, left, C.BLOCK_M, True, C)
-    row_lse = rt.load_lse(rt.at(lse, s, h, q_start), row, left, C)
-    row_delta = rt.load_row_values(rt.at(delta, s, h, q_start), row, left, 0.0, C)
-    grads = rt.RowGrads(dout0, dout1, row_lse[:, None], row_delta[:, None])
-
-    dq0 = rt.zeros(C.BLOCK_M, C.QK0, C.ACC)
-    dq1 = rt.zeros(C.BLOCK_M, C.QK1, C.ACC)
-    visit = rt.visit_lists(kv_lists, s, h, tile)
-    dq0, dq1 = attend_dq_blocks(dq0, dq1, rows, grads, kv_keys, visit, visit.full_count, False, t, C)
-    dq0, dq1 = attend_dq_blocks(dq0, dq1, rows, grads, kv_keys, visit, visit.partial_count, True, t, C)
-
-    dq = rt.at(dq, s, h, q_start)
-    rt.store_qk(rt.token_pointer(dq, row), dq.token, left, dq0 * C.SCALE, dq1 * C.SCALE, C.BLOCK_M, C)
-
-
-@rt.jit
-def attend_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, count, MASKED: tl.constexpr, t, C):
-    """Adds ds q and p dout of `count` row tiles.  All tiles are [keys, rows], so that no dot transposes p or ds."""
-    for i in tl.range(0, count, disable_licm=True):
-        row = attend_block(visit, i, MASKED) * C.BLOCK_M
-        left = rows.count - row
-        q_position = (rows.origin + row + tl.arange(0, C.BLOCK_M))[None, :]
-
-        q0, q1 = rt.load_qk(rows.q.data, rows.q.token, left, C.BLOCK_M, MASKED, C, row)
-        product = rt.dot_rows(keys.k0, keys.k1, q0, q1, C.QK1, C)
-        s, slope = attend_scores(product, q_position, keys.position, rows.head, keys.length, t, C)
-        if MASKED:
-            seen = attend_visible(q_position, keys.position, rows.head, keys.length, t)
-            s = tl.where(seen & (keys.position < keys.end), s, float("-inf"))
-        p = tl.exp2(s * attend_unit(C) - rt.load_lse(rows.lse, row, left, C)[None, :])
-
-        dout0, dout1 = rt.load_v(rows.dout.data, rows.dout.token, left, C.BLOCK_M, MASKED, C, row)
-        dv0, dv1 = rt.dot_columns(p.to(dout0.dtype), dout0, dout1, dv0, dv1, C.V1, C)
-
-        dp = rt.dot_rows(keys.v0, keys.v1, dout0, dout1, C.V1, C)
-        ds = p * (dp - rt.load_row_values(rows.delta, row, left, 0.0, C)[None, :]) * slope
-        ds = ds.to(q0.dtype)
-        dk0, dk1 = rt.dot_columns(ds, q0, q1, dk0, dk1, C.QK1, C)
-    return dk0, dk1, dv0, dv1
-
-
-@rt.jit
-def attend_dkdv(q, source, dout, lse, delta, dk, dv, call, lists, t, C):
-    """One program: one block of keys of one kv head of one sequence, over all query heads of its group.
-
-    No atomics: every sum has one owner and one order, so two runs agree to the bit.
-    """
-    block, kv_head, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    q_start, q_count = rt.span(call.q_spans, s, call.q_count)
-    k_start, _ = rt.span(source.spans, s, source.keys)
-    keys = rt.sequence_keys(source, s, kv_head * C.GROUP, call, C)
-    key = block * C.BLOCK_N
-    left = keys.count - key
-    if left <= 0:
-        return
-    q_origin = rt.row_origin(call, s, q_count)
-    k_first = keys.origin + key
-    k_last = k_first + tl.minimum(left, C.BLOCK_N) - 1
-    k0, k1 = rt.load_qk(rt.token_pointer(keys.k, key), keys.k.token, left, C.BLOCK_N, True, C)
-    v0, v1 = rt.load_v(rt.token_pointer(keys.v, key), keys.v.token, left, C.BLOCK_N, True, C)
-    position = (k_first + tl.arange(0, C.BLOCK_N))[:, None]
-    keys = rt.KeyBlock(k0, k1, v0, v1, position, keys.origin + keys.count, keys.length)
-    t = attend_of_sequence(t, s, source.spans)
-
-    dk0 = rt.zeros(C.BLOCK_N, C.QK0, C.ACC)
-    dk1 = rt.zeros(C.BLOCK_N, C.QK1, C.ACC)
-    dv0 = rt.zeros(C.BLOCK_N, C.V0, C.ACC)
-    dv1 = rt.zeros(C.BLOCK_N, C.V1, C.ACC)
-    for h in range(kv_head * C.GROUP, kv_head * C.GROUP + C.GROUP):
-        rows = rt.HeadRows(
-            rt.at(q, s, h, q_start), rt.at(dout, s, h, q_start), rt.at(lse, s, h, q_start), rt.at(delta, s, h, q_start),
-            h, q_origin, q_count,
-        )  # fmt: skip
-        visit = rt.visit_lists(lists, s, h, block)
-        dk0, dk1, dv0, dv1 = attend_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, visit.full_count, False, t, C)
-        dk0, dk1, dv0, dv1 = attend_dkdv_tiles(dk0, dk1, dv0, dv1, keys, rows, visit, visit.partial_count, True, t, C)
-
-    dk = rt.at(dk, s, kv_head, k_start)
-    dv = rt.at(dv, s, kv_head, k_start)
-    rt.store_qk(rt.token_pointer(dk, key), dk.token, left, dk0 * C.SCALE, dk1 * C.SCALE, C.BLOCK_N, C)
-    rt.store_v(rt.token_pointer(dv, key), dv.token, left, dv0, dv1, C.BLOCK_N, C)
-
-
 @rt.jit
 def attend_decode_number(ranges, i):
     """Number of the i-th visited block."""
@@ -758,30 +614,13 @@ def attend_decode_number(ranges, i):
 
 
 @rt.jit
-def attend_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, t, C):
-    """One step of the online softmax."""
-    left = keys.count - block * C.BLOCK_N
-    k0, k1 = rt.load_qk(rt.key_pointer(keys.k, keys.pages, block, left, C), keys.k.token, left, C.BLOCK_N, True, C)
-    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
-    s, _ = attend_scores(product, rows.position, k_position, rows.head, keys.length, t, C)
-    s = tl.where(seen, s, float("-inf"))
-
-    p, decay, m, total = rt.softmax_step(s, attend_unit(C), m, total)
-    v0, v1 = rt.load_v(rt.key_pointer(keys.v, keys.pages, block, left, C), keys.v.token, left, C.BLOCK_N, True, C)
-    acc0, acc1 = rt.add_values(acc0, acc1, p, decay, v0, v1, C)
-    return acc0, acc1, m, total
-
-
-@rt.jit
 def attend_decode_blocks(acc0, acc1, m, total, rows, keys, ranges, first, end, t, C):
-    """Online softmax over visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
+    """Visited blocks first..end - 1; the rows are the heads of a group, all at one position."""
     for i in tl.range(first, end, disable_licm=True):
-        block = attend_decode_number(ranges, i)
-        start = block * C.BLOCK_N
-        k_position = (start + tl.arange(0, C.BLOCK_N))[None, :]
-        seen = attend_visible(rows.position, k_position, rows.head, keys.length, t) & (k_position < keys.count)
+        block = rt.block_of(keys, attend_decode_number(ranges, i), C)
+        seen = attend_visible(rows.position, block.position, rows.head, keys.length, t) & rt.keys_there(keys, block)
         if tl.max(seen.to(tl.int32)) > 0:  # blocks that the tensors leave out are not loaded
-            acc0, acc1, m, total = attend_decode_block(acc0, acc1, m, total, rows, keys, block, k_position, seen, t, C)
+            acc0, acc1, m, total = attend_forward_step(acc0, acc1, m, total, rows, keys, block, True, t, C)
     return acc0, acc1, m, total
 
 
@@ -914,7 +753,7 @@ def attend_lists(
     t: AttendReads,
     longest: int,
 ) -> dict[str, tuple[rt.BlockLists, rt.BlockLists]]:
-    """For each stream in the list form: key blocks of every row tile, and row tiles of every key block."""
+    """For each stream with a tile map: key blocks of every row tile, and row tiles of every key block."""
     heads = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
     lists = {}
     k = keys[0][0]
@@ -959,54 +798,6 @@ def attend_kernel_forward(
         C, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out, lse
-
-
-@MODULE.tuned
-def attend_kernel_backward(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    keys: Sequence[tuple[Tensor, Tensor]],
-    out: Tensor,
-    lse: Tensor,
-    layout: rt.Layout,
-    t: AttendReads,
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """-> dq, (dk, dv) of each stream, from the lse and out given, which may be those of a joint softmax."""
-    sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
-    q, dout = rt.rows_contiguous(q), rt.rows_contiguous(dout)
-    v_dim = keys[0][1].shape[3]
-    delta = rt.delta_of(out, dout, dlse)
-    dq, grads = rt.gradient_room(q, keys)
-    call = rt.call_of(q, layout)
-    rows = [rt.strided(x, sequences) for x in (dout, lse, delta)]
-    sources = [rt.source(q, k, v, sequences, layout, None) for k, v in keys]
-    tensors = attend_tensors(t, sequences)
-
-    config = rt.config_for("dq", q, v_dim, listed=True)
-    lists = attend_lists(q, keys, layout, keys[0][0].shape[2], config, t, layout.longest)
-    rt.launch(
-        attend_dq, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
-        rt.strided(q, sequences), *sources, *rows, rt.strided(dq, sequences), call,
-        lists["kv"][0],
-        tensors,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config), num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
-
-    config = rt.config_for("dkdv", q, v_dim, listed=True)
-    lists = attend_lists(q, keys, layout, keys[0][0].shape[2], config, t, layout.longest)
-    k, (dk, dv) = keys[0][0], grads[0]
-    group = q.shape[1] // k.shape[1]
-    longest = k.shape[2] if layout.k_spans is None else min(layout.longest, k.shape[2])
-    rt.launch(
-        attend_dkdv, (triton.cdiv(longest, config.block_n), k.shape[1], sequences),
-        rt.strided(q, sequences), sources[0], *rows, rt.strided(dk, sequences), rt.strided(dv, sequences), call,
-        lists["kv"][1],
-        tensors,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group),
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
-    return dq, grads
 
 
 @MODULE.tuned
@@ -1066,46 +857,9 @@ def attend_keys(q: Tensor, k: Tensor, v: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(k, v)]
 
 
-def attend_forward_of(
-    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, chosen_first: Tensor, layout: rt.Layout
-) -> tuple[Tensor, Tensor]:
-    """-> out, lse"""
-    keys = attend_keys(q, k, v)
-    if rt.uses_kernels(q):
-        return attend_kernel_forward(q, keys, layout, attend_reads(q.shape[1], chosen, chosen_first))
-    return rt.cpu_forward(attend_form, q, keys, layout, None, attend_reads(q.shape[1], chosen, chosen_first))
-
-
-def attend_backward_of(
-    dout: Tensor,
-    dlse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    chosen: Tensor,
-    chosen_first: Tensor,
-    layout: rt.Layout,
-) -> list[Tensor]:
-    """-> gradients of q, k, v; out and lse may be those of a joint softmax"""
-    given = dout, dlse, q, attend_keys(q, k, v), out, lse, layout, attend_reads(q.shape[1], chosen, chosen_first)
-    if rt.uses_kernels(q):
-        dq, grads = attend_kernel_backward(*given)
-    else:
-        dq, grads = rt.cpu_backward(attend_form, *given)
-    return [dq, *grads[0]]
-
-
 full_forward_op, full_backward_op = rt.attention_operators(
     MODULE, "full", ("q", "k", "v"), (),
     full_keys, full_forward_of, full_backward_of
-)  # fmt: skip
-
-
-attend_forward_op, attend_backward_op = rt.attention_operators(
-    MODULE, "attend", ("q", "k", "v"), ("chosen", "chosen_first"),
-    attend_keys, attend_forward_of, attend_backward_of
 )  # fmt: skip
 
 
@@ -1130,18 +884,10 @@ ARGUMENTS = rt.Arguments(
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    chosen: Tensor | None = None,
-    return_lse: bool = False,
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
-    k_offset: int | None = None,
-) -> Any:
+    q: Tensor, k: Tensor, v: Tensor, *, chosen: Tensor | None = None, return_lse: bool = False,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
+    q_offset: int | None = None, k_offset: int | None = None,
+) -> Any:  # fmt: skip
     """Attention of whole sequences, differentiable.
 
     q [B, Hq, N, Dqk]; k [B, Hkv, M, Dqk]; v [B, Hkv, M, Dv]; chosen: not read here, may be left out. -> out [B,
@@ -1161,19 +907,10 @@ def attention(
 
 
 def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    chosen: Tensor | None = None,
-    return_lse: bool = False,
-    phase: str = "train",
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    lengths: Tensor | None = None,
-    q_offset: int | None = None,
-    k_offset: int | None = None,
-) -> Any:
+    q: Tensor, k: Tensor, v: Tensor, *, chosen: Tensor | None = None, return_lse: bool = False, phase: str = "train",
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
+    q_offset: int | None = None, k_offset: int | None = None,
+) -> Any:  # fmt: skip
     """What the pattern means: dense, in float64, every pair of query and key tested.
 
     Arguments as of `attention`. phase: "decode" makes every row the last token of its
@@ -1236,49 +973,89 @@ class Cache(rt.CacheStore):
     ) -> None:
         rt.expect_sizes(kv_heads, qk_dim, v_dim)
         streams = {"kv": rt.StreamShape(kv_heads, qk_dim, v_dim)}
-        tokens = rt.kept_dtypes(ARGUMENTS, dtype)
+        tokens = rt.token_states(ARGUMENTS, dtype, kv_heads)
         super().__init__(batch, capacity, streams, tokens, page=page, device=device, dtype=dtype, page_table=page_table)
 
-    @MODULE.entry
+    @MODULE.step
     @torch.no_grad()
-    def append(self, *given: Tensor, **named: Any) -> None:
+    def append(
+        self, *given: Tensor, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, **named: Tensor
+    ) -> None:  # fmt: skip
         """What `prefill` does, but for attending: its arguments without queries, gates and choices."""
-        rt.append_alone(ARGUMENTS, Inputs, self, given, named)
+        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+        rt.append_alone(ARGUMENTS, Inputs, self, given, named, brought)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def prefill(
-    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, cache: Cache, *, return_lse: bool = False, **where: Any
-) -> Any:
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, cache: Cache, *, return_lse: bool = False,
+    lengths: Tensor | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
+    rows: Sequence[int] | Tensor | None = None,
+) -> Any:  # fmt: skip
     """Appends keys and values of N new tokens per sequence to the cache, and attends from them. Inference only.
 
-    Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. where: lengths, cu_seqlens,
-    max_seqlen as there; rows: the sequences that the call is for. A token without room is dropped: out 0, lse -inf.
+    Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. lengths, cu_seqlens,
+    max_seqlen: as there; rows: the sequences of the cache that the call is for, each once, by default all in order. A
+    token without room is dropped: out 0, lse -inf.
     """
     inputs = Inputs(q, k, v, chosen=chosen)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, **where)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, brought)
     attend_part = attend_cached(inputs, own, layout)
     return rt.answer(rt.merged_part(attend_part), done, return_lse)
 
 
-@MODULE.entry
+@MODULE.step
 @torch.no_grad()
 def decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cache: Cache,
-    *,
-    chosen: Tensor | None = None,
-    return_lse: bool = False,
-    **where: Any,
-) -> Any:
-    """One step of generation: like `prefill` with one new token for each sequence (or of rows=)."""
+    q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, chosen: Tensor | None = None, return_lse: bool = False,
+    lengths: Tensor | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
+    rows: Sequence[int] | Tensor | None = None,
+) -> Any:  # fmt: skip
+    """One step of generation: like `prefill` with one new token for each sequence, or for those of `rows`."""
     inputs = Inputs(q, k, v, chosen=chosen)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, **where)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought)
     full_part = full_cached(inputs, own, layout)
     return rt.answer(rt.merged_part(full_part), done, return_lse)
+
+
+@MODULE.step
+@torch.no_grad()
+def attend_paged(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, seq_lens: Tensor, cu_seqlens_q: Tensor, *,
+    chosen: Tensor | None = None, phase: str, max_seqlen_q: int | None = None,
+) -> Any:  # fmt: skip
+    """Attention of packed queries [T, heads, dim] over pages [pages, page, heads, dim] that hold the keys already.
+
+    Request r has queries cu_seqlens_q[r] to cu_seqlens_q[r + 1], the last one at seq_lens[r] - 1, and its pages in
+    block_table[r]. max_seqlen_q: the most queries of a request. -> out [T, heads, dim], lse [T, heads].
+    phase: how all requests of the call are answered, "prefill" or "decode"; in "decode" none has more than one query.
+    """
+    rt.expect_phase(phase, ("prefill", "decode"))
+    if phase == "decode":
+        rt.expect(max_seqlen_q in (None, 1), "max_seqlen_q", '1 in the phase "decode"', max_seqlen_q)
+        max_seqlen_q = 1
+    inputs, own, layout, requests = rt.from_pages(
+        ARGUMENTS, Inputs(q, k_pages, v_pages, chosen=chosen), phase, block_table, seq_lens, cu_seqlens_q, max_seqlen_q
+    )
+    answer = _answer_prefill if phase == "prefill" else _answer_decode
+    return answer(inputs, own, layout, requests)
+
+
+def _answer_prefill(inputs: Inputs, own: rt.Storage, layout: rt.Layout, requests: Any) -> Any:
+    """The results for prefill over pages."""
+    rt.expect_tensor("chosen", inputs.chosen)
+    attend_part = attend_cached(inputs, own, layout)
+    return rt.unpacked(rt.merged_part(attend_part), requests)
+
+
+def _answer_decode(inputs: Inputs, own: rt.Storage, layout: rt.Layout, requests: Any) -> Any:
+    """The results for decode over pages."""
+    full_part = full_cached(inputs, own, layout)
+    return rt.unpacked(rt.merged_part(full_part), requests)
 
 
 def example_inputs(

@@ -367,6 +367,33 @@ def used(module: ModuleType) -> None:
     backward.join()
 
 
+@pytest.mark.parametrize("pattern", [PATTERN, EVERY_OPERATOR], ids=["one", "every"])
+def test_all_kernels_of_a_cache_are_started_as_the_module_says(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every public function that starts some, its methods too."""
+    module = spdsl.load(pattern)
+    launched, own = list[str](), list[str]()
+    with module.rt.launching(lambda kernel, *_, **__: launched.append(kernel.__name__)):
+        generated(module)
+    monkeypatch.setattr(launching_of(module), "KERNELS_ON_CPU", True)
+    monkeypatch.setattr(module.MODULE, "start", lambda kernel, *_, **__: own.append(kernel.__name__))
+    generated(module)
+    assert own == launched
+    assert own.count("append_rows") == 3
+
+
+def generated(module: ModuleType) -> None:
+    """A prompt, a step, tokens without queries, and what is done to them."""
+    inputs = module.example_inputs(1, 40, heads=4, kv_heads=2, qk_dim=32, v_dim=32, dtype=torch.bfloat16)
+    cache = module.Cache(1, 100, kv_heads=2, qk_dim=32, v_dim=32, dtype=torch.bfloat16)
+    module.prefill(**inputs, cache=cache)
+    module.decode(**{name: x[:, :, :1] for name, x in inputs.items()}, cache=cache)
+    cache.append(*[x for name, x in inputs.items() if name.startswith(("k", "v"))])
+    cache.truncate(50)
+    cache.select([0, 0])
+    cache.reset([1])
+    cache.import_states(cache.export_states())
+
+
 def test_binaries_are_of_one_module(launches: list[Launch], tmp_path: Path) -> None:
     """Those of the library are of any module."""
     others = survey(spdsl.load(PATTERN, window=32), target=H200)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from spdsl import targets
 from spdsl.cli import measure
-from spdsl.machine import gates, report
+from spdsl.machine import build_gates, report
 from spdsl.machine.crosscompile import compile_launch
 from spdsl.machine.products import Product, products
 from spdsl.machine.reasons import reasons
@@ -27,7 +27,7 @@ from spdsl.runtime.tuning.configs import Config
 from spdsl.runtime.tuning.footprint import KernelShape
 from spdsl.runtime.tuning.warps import product_repeats, without_repeats
 from tests.crosscompile.kernels import load
-from tests.machine.test_gates import GOOD
+from tests.machine.test_build_gates import GOOD
 
 WGMMA = "nvidia_mma<{versionMajor = 3, versionMinor = 0, warpsPerCTA = [8, 1], instrShape = [16, 32, 16]}>"
 SHARED = "nvidia_mma<{versionMajor = 3, versionMinor = 0, warpsPerCTA = [4, 2], instrShape = [16, 64, 16]}>"
@@ -108,9 +108,9 @@ TWICE = replace(GOOD, products=(Product(64, 128, (64, 128), 1), Product(64, 64, 
 
 
 def test_the_gate_refuses_it() -> None:
-    (line,) = gates.offences([TWICE, GOOD], ["redundant"])
+    (line,) = build_gates.offences([TWICE, GOOD], ["redundant"])
     assert line.endswith("a product of 64x64 is computed 2 times: its warps take 128x32 at once")
-    assert list(gates.offences([TWICE], ["spills", "no-tensor-cores"])) == []
+    assert list(build_gates.offences([TWICE], ["spills", "no-tensor-cores"])) == []
     (reason,) = reasons([GOOD, TWICE])
     assert "64x64 is computed 2 times" in reason
 

@@ -13,8 +13,18 @@ from tests.module.host_reads import no_host_reads
 from tests.numerics.cases import Shape, cut, inputs_of, nan_cache
 from tests.numerics.patterns import module_of, pattern_of
 from tests.numerics.selected import SELECTED
+from tests.numerics.test_gathered import CHOSEN, GIVEN
 
-BODIES = {"streaming_llm": "streaming_llm", "document": "document", "nsa": SELECTED["nsa"]}
+BODIES = {
+    "streaming_llm": "streaming_llm",
+    "document": "document",
+    "nsa": SELECTED["nsa"],
+    "by_length": "by_length",
+    "by_tensor": "by_tensor",
+    "tokens": GIVEN["tokens"],
+    "units of 8": CHOSEN["units of 8"],
+    "token, head": "causal m = tensor(token, head) w = tensor(3, token) return attend(all, bias = m[k][h] + w[2][k])",
+}
 pytestmark = pytest.mark.interpret
 
 
@@ -40,7 +50,7 @@ def test_events_of_a_cache(name: str, page: int | None, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("how", [{}, {"max_seqlen_q": 1}])
-@pytest.mark.parametrize("name", ["streaming_llm", "document"])
+@pytest.mark.parametrize("name", ["streaming_llm", "document", GIVEN["tokens"]])
 def test_pages_of_others(name: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     module, pattern = module_of(name), pattern_of(name)
     monkeypatch.setattr(launches(module), "KERNELS_ON_CPU", True)
@@ -51,6 +61,8 @@ def test_pages_of_others(name: str, how: dict[str, Any], monkeypatch: pytest.Mon
     given["block_table"] = torch.tensor([[1, 0], [0, -1]], dtype=torch.int32)
     given["seq_lens"] = torch.tensor([20, 16])
     given["cu_seqlens_q"] = torch.tensor([0, 1, 2] if how else [0, 6, 7])
+    if "t" in inputs:
+        given["t"] = inputs["t"].clamp(min=0)[0].transpose(0, 1)[: len(q)]  # no query is without a key
     if "doc" in inputs:
         given["doc"] = inputs["doc"].expand(2, -1).contiguous()
     with no_host_reads():

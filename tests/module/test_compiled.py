@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import spdsl
 from tests.module.patterns import SMALL, arguments, gradients, module_of, with_gradients
 from tests.numerics.strides import FORMS
 
@@ -59,6 +60,29 @@ def test_one_graph_for_all_lengths(name: str) -> None:
     expect_same(module, compiled, arguments(module, 112, batch=3))
     with torch.compiler.set_stance("fail_on_recompile"):
         expect_same(module, compiled, arguments(module, 144, batch=5))
+
+
+CONDITIONS = {
+    "length": "return attend(all) if length < 30 return attend(sliding(9))",
+    "tensor": "broad = tensor(bool) return attend(all) if broad == 1 return attend(sliding(9))",
+    "both": (
+        "broad = tensor(bool) s = tensor() return attend(all) if broad == 1 & length < 30"
+        " return attend(sliding(9)) if length < 25 | s > 0 return attend(sliding(3))"
+    ),
+}
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_one_graph_where_results_have_conditions(name: str, dynamic: bool | None) -> None:
+    """Numbers of the host are decided on, those in tensors are not looked at."""
+    module = spdsl.load(f"pattern conditions {{ causal {CONDITIONS[name]} }}")
+    compiled = torch.compile(module.attention, fullgraph=True, backend="eager", dynamic=dynamic)
+    for tokens, batch in ((50, 2), (27, 3), (18, 1), (40, 1)):
+        given = arguments(module, tokens, batch=batch)
+        for broad in {**given}.keys() & {"broad"}:
+            given[broad] = torch.arange(batch) % 2 == 0
+        assert torch.equal(compiled(**given), module.attention(**given))
 
 
 def test_inductor(document: ModuleType) -> None:

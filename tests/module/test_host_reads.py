@@ -16,7 +16,8 @@ from tests.library import launches
 from tests.module.host_reads import HostRead, no_host_reads
 from tests.numerics.cases import Shape, cut, inputs_of, nan_cache
 from tests.numerics.patterns import CATALOGUE, module_of, pattern_of
-from tests.numerics.selected import PUBLISHED, SELECTED, picked
+from tests.numerics.selected import AT_CALL, PUBLISHED, SELECTED, picked
+from tests.numerics.test_gathered import CHOSEN, GIVEN
 
 pytestmark = pytest.mark.interpret
 
@@ -25,9 +26,11 @@ TILES = (
     "return attend(chosen) if prefill return attend(sliding(9))"
 )
 # Lists of many units (the number that is asked for decides, not those that there are), without a bound, of tiles.
+SHORT = [GIVEN["tokens of heads"], GIVEN["units of 6"], CHOSEN["units of 8"], CHOSEN["tokens by an indexer"]]
 FURTHER = (
     "softmax", "cells that begin early", "threshold of at least", "two choices", "chosen and near",
     picked("top_k(300, score = mass(coarse), unit = 16)"), "at least of a logit", "heads apart, any number", TILES,
+    *AT_CALL.values(), *SHORT,
 )  # fmt: skip
 
 
@@ -38,7 +41,7 @@ def steps(module: ModuleType, pattern: Pattern, page: int | None) -> Callable[[]
     calls = [module.prefill] * 2 + [module.decode] * 2 if "decode" in module.PHASES else [module.prefill] * 2
     bounds = [(0, 19), (19, 36), (36, 37), (37, 38)]
     given = [cut(pattern, inputs, first, end) for first, end in bounds]
-    apart = {x.name for x in pattern.inputs if getattr(x, "rule", None) == "given"}
+    apart = {x.name for x in pattern.inputs if getattr(x, "given", False) and not x.listed}
     for own, (first, end) in zip(given, bounds, strict=True):
         lists = inputs_of(pattern, Shape(end - first, end, 2, shape.heads, shape.kv_heads, qk=16, v=16))
         own |= {name: lists[name] for name in apart}
@@ -60,7 +63,7 @@ def test_no_step_reads_the_device(name: str, monkeypatch: pytest.MonkeyPatch) ->
         run()
 
 
-@pytest.mark.parametrize("name", ["streaming_llm", "nsa"])
+@pytest.mark.parametrize("name", ["streaming_llm", "nsa", SHORT[0]], ids=lambda name: name[:40])
 def test_nor_without_pages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     body = SELECTED.get(name, name)
     module = module_of(body)

@@ -59,7 +59,7 @@ def test_importing_a_module_loads_nothing_of_the_compiler(tmp_path: Path) -> Non
     found = set(run(code, folder=tmp_path).split())
     assert found & HEAVY == set()
     parts = {name.split(".")[1] for name in found if name.startswith("spdsl.")}
-    assert parts <= {"budget", "diagnostics", "runtime", "version"}
+    assert parts <= {"runtime", "version"}
 
 
 def test_a_module_for_another_library_says_so(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_lines() -> None:
 MOST_LINES = {
     "alibi": 820, "big_bird": 850, "block_sparse": 820, "causal": 699, "dilated": 1090, "document": 810,
     "infllm_v2": 2350, "longformer": 1490, "moba": 980, "msa_minimax": 1240, "nsa": 2199, "prefix_lm": 810,
-    "seer_attention": 1390, "sink_attention": 750, "sliding_window": 720, "sparse_transformer": 740,
+    "seer_attention": 1140, "sink_attention": 750, "sliding_window": 720, "sparse_transformer": 740,
     "streaming_llm": 760,
 }  # fmt: skip
 

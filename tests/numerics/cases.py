@@ -100,9 +100,9 @@ def _units(choice: Choice, shape: Shape, make: torch.Generator) -> Tensor:
     origin, _ = shape.origins
     tiles = (origin + shape.rows - 1) // choice.rows - origin // choice.rows + 1
     most = -(-shape.tokens // choice.unit)
-    heads = shape.heads if choice.share == "head" else shape.kv_heads
-    units = torch.randint(-1, most, (shape.batch, heads, tiles, 4), generator=make)
-    units[:, :, -1, 0] = max(0, most - 2)
+    heads = {"head": shape.heads, "group": shape.kv_heads, "all": 1}[choice.share]
+    units = torch.randint(-1, most, (shape.batch, heads, tiles, 9 if choice.listed else 4), generator=make)
+    units[:, :, -1:, 0] = max(0, most - 2)
     if tiles > 2:
         units[:, :, 1] = -1
     return units
@@ -203,13 +203,14 @@ def checked(name: str, shape: Shape, *, module: ModuleType | None = None, **how:
 
 def cut(pattern: Pattern, inputs: Inputs, first: int, end: int) -> Inputs:
     """The inputs of tokens first..end - 1: all but tensors without a token axis, given lists and weights is cut."""
-    along = {found.name for found in pattern.inputs if isinstance(found, TensorInput) and "token" in found.axes}
-    lists = {found.name for found in pattern.inputs if isinstance(found, Choice) and found.selected}
-    whole = {found.name for found in pattern.inputs if isinstance(found, TensorInput | Choice | Weight)} - along - lists
+    tensors = (found for found in pattern.inputs if isinstance(found, TensorInput) and "token" in found.axes)
+    along = {found.name: found.axes.index("token") - len(found.axes) for found in tensors}
+    lists = {found.name for found in pattern.inputs if isinstance(found, Choice) and found.listed}
+    whole = {found.name for found in pattern.inputs if isinstance(found, TensorInput | Choice | Weight)}
+    whole -= along.keys() | lists
     return {
-        name: x if name in whole else x[..., first:end] if name in along else x[:, :, first:end]
-        for name, x in inputs.items()
-    }  # fmt: skip
+        name: x if name in whole else x.narrow(along.get(name, 2), first, end - first) for name, x in inputs.items()
+    }
 
 
 def joined(found: Sequence[Sequence[Any]]) -> list[Any]:

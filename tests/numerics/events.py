@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from random import Random
 from types import ModuleType
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from spdsl.ir.pattern import Pattern, Weight
+from spdsl.ir.pattern import Choice, Pattern, Weight
 from spdsl.ir.pattern import Tensor as TensorInput
 from spdsl.oracle import dense
 from tests.numerics.cases import Found, Inputs, Shape, assert_same, inputs_of, nan_cache, parts_of
@@ -34,6 +34,7 @@ class Events:
     random: Random
     held: list[list[int]]
     used: int = 0
+    shape: Shape = field(default_factory=Shape)
     max_seqlen: bool = False  # whether packed calls must say it
     log: list[str] = field(default_factory=list)
 
@@ -90,7 +91,10 @@ class Events:
             if self.max_seqlen or self.random.random() < 0.5:
                 how["max_seqlen"] = max(counts)
         if step is None:
-            wanted = {*self.pattern_streams(), *(name for name in given if name in self.learned() | self.over_tokens())}
+            wanted = {
+                *self.pattern_streams(),
+                *(name for name in given if name in self.learned() | self.over_tokens().keys()),
+            }
             self.cache.append(**{name: x for name, x in given.items() if name in wanted}, **how)
             for row, own in zip(named, tokens, strict=True):
                 self.keep(row, own)
@@ -122,21 +126,23 @@ class Events:
     def taken(self, tokens: list[list[int]]) -> Inputs:
         """The inputs of sequences of one length."""
         index, whole = torch.tensor(tokens, dtype=torch.long), self.learned() | self.plain()
+        axes = self.over_tokens()
         found = {}
         for name, x in self.inputs.items():
             if name in whole:
                 found[name] = x
-            elif name in self.over_tokens():
-                found[name] = x[0][..., index].movedim(-2, 0).contiguous()
             else:
-                found[name] = x[0].transpose(0, 1)[index].transpose(1, 2).contiguous()
+                axis = axes.get(name, 1)
+                found[name] = x[0].movedim(axis, 0)[index].movedim(1, axis + 1).contiguous()
         return found
 
     def learned(self) -> set[str]:
         return {found.name for found in self.pattern.inputs if isinstance(found, Weight)}
 
-    def over_tokens(self) -> set[str]:
-        return {x.name for x in self.pattern.inputs if isinstance(x, TensorInput) and "token" in x.axes}
+    def over_tokens(self) -> dict[str, int]:
+        """Tensors over tokens: which of their axes, beside the batch, that is."""
+        found = (x for x in self.pattern.inputs if isinstance(x, TensorInput) and "token" in x.axes)
+        return {x.name: x.axes.index("token") for x in found}
 
     def plain(self) -> set[str]:
         return {x.name for x in self.pattern.inputs if isinstance(x, TensorInput) and "token" not in x.axes}
@@ -173,7 +179,7 @@ class Events:
         self.cache.import_states(states)
 
     def other(self, batch: int, capacity: int) -> Any:
-        return nan_cache(self.module, Shape(batch=batch), capacity, self.random.choice([None, 16]))
+        return nan_cache(self.module, replace(self.shape, batch=batch), capacity, self.random.choice([None, 16]))
 
     def copy(self) -> None:
         self.cache = copy.deepcopy(self.cache)
@@ -187,17 +193,44 @@ class Events:
             assert self.cache.batch == len(self.held)
 
 
+@dataclass
 class RingEvents(Events):
     """A cache that keeps what the pattern can see alone, 12 new tokens of a call, and takes as many back."""
+
+    reached: list[int] = field(default_factory=list)  # how long each sequence has been
 
     def other(self, batch: int, capacity: int) -> Any:
         return ring_cache(self.module, batch, capacity)
 
+    def keep(self, row: int, tokens: list[int]) -> int:
+        kept = super().keep(row, tokens)
+        self.reached[row] = max(self.reached[row], len(self.held[row]))
+        return kept
+
     def truncate(self) -> None:
-        length = self.random.randint(self.cache.highest - 12, self.cache.highest)
-        if length >= 0:
-            self.cache.truncate(length)
-            self.held = [own[:length] for own in self.held]
+        """By one number where all sequences have been about as long; by a tensor each as it has been."""
+        wanted = [self.random.randint(max(0, most - 12), most + 1) for most in self.reached]
+        if self.random.random() < 0.5 and max(self.reached) - min(map(len, self.held)) < 12:
+            wanted = [max(wanted)] * len(wanted)
+            self.cache.truncate(self.random.choice([wanted[0], wanted]))
+        else:
+            self.cache.truncate(torch.tensor(wanted))
+        self.held = [own[:length] for own, length in zip(self.held, wanted, strict=True)]
+
+    def select(self) -> None:
+        number = len(self.held) if self.random.random() < 0.6 else self.random.randint(1, 4)
+        rows = [self.random.randrange(len(self.held)) for _ in range(number)]
+        self.cache.select(torch.tensor(rows))
+        self.held, self.reached = [list(self.held[row]) for row in rows], [self.reached[row] for row in rows]
+
+    def reset(self) -> None:
+        super().reset()
+        self.reached = [most if own else 0 for own, most in zip(self.held, self.reached, strict=True)]
+
+    def move(self) -> None:
+        """The other cache does not know what was taken back in this one."""
+        super().move()
+        self.reached = [len(own) + 12 for own in self.held]
 
 
 def ring_cache(module: ModuleType, batch: int, capacity: int) -> Any:
@@ -206,6 +239,11 @@ def ring_cache(module: ModuleType, batch: int, capacity: int) -> Any:
     for store in (*cache.k.values(), *cache.v.values()):
         store.fill_(torch.nan)
     return cache
+
+
+def units_of(pattern: Pattern, name: str, capacity: int) -> int:
+    """And one past the end."""
+    return next(-(-capacity // x.unit) + 1 for x in pattern.inputs if isinstance(x, Choice) and x.name == name)
 
 
 def part_of(part: Any, place: tuple[int, slice]) -> Any:
@@ -220,13 +258,24 @@ NAMES = [*CALLS, *CALLS, *CHANGES, "select", "truncate"]
 
 def ring_events(module: ModuleType, pattern: Pattern, capacity: int, seed: int) -> RingEvents:
     inputs = inputs_of(pattern, Shape(POOL, POOL, 1, seed=seed))
-    return RingEvents(module, pattern, inputs, ring_cache(module, 2, capacity), Random(seed), [[], []], max_seqlen=True)
+    return RingEvents(
+        module,
+        pattern,
+        inputs,
+        ring_cache(module, 2, capacity),
+        Random(seed),
+        [[], []],
+        max_seqlen=True,
+        reached=[0, 0],
+    )
 
 
 def events_of(module: ModuleType, pattern: Pattern, shape: Shape, page: int | None, capacity: int, seed: int) -> Events:
     inputs = inputs_of(pattern, Shape(POOL, POOL, 1, shape.heads, shape.kv_heads, shape.qk, shape.v, seed=seed))
     for name, x in inputs.items():
-        if x.dtype == torch.int64:  # documents that end within a few tokens, whatever their order
+        if x.dtype == torch.int64 and x.dim() == 4:  # units of a query, wherever it stands in a sequence
+            inputs[name] = torch.where(x >= 0, x % units_of(pattern, name, capacity), -1)
+        elif x.dtype == torch.int64:  # documents that end within a few tokens, whatever their order
             inputs[name] = torch.randint(0, 3, x.shape, generator=torch.Generator().manual_seed(seed))
     cache = nan_cache(module, shape, capacity, page)
-    return Events(module, pattern, inputs, cache, Random(seed), [[] for _ in range(shape.batch)])
+    return Events(module, pattern, inputs, cache, Random(seed), [[] for _ in range(shape.batch)], shape=shape)

@@ -65,6 +65,7 @@ TEXTS = {
     "extras": "causal return attend(all), attend(sink(2))",
     "by_length": "causal return attend(all) if length < 20 return attend(sliding(9))",
     "by_tensor": "causal broad = tensor(bool) return attend(all) if broad == 1 return attend(sliding(9))",
+    "given_to_all": "causal a = given(rows = 8, unit = 8, share = all) return attend(a | sliding(3))",
     "two_grains": (
         "causal a = given(rows = 16, unit = 16) b = given(rows = 8, unit = 4, share = group) return attend(a | b)"
     ),

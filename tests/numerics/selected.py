@@ -105,6 +105,15 @@ WORDS = {
         "score = cosine(index, query = q_index), share = head, unit = max(16), least = 1, most = 3) "
         "return attend(chosen)"
     ),
+    "probabilities of a cosine": (
+        "causal entries = compress(8, 4) rank = softmax(cosine(entries)) "
+        "chosen = top_k(2, score = rank, unit = sum(16), force = last(1)) return attend(chosen)"
+    ),
+    "probabilities of a cosine by head": (
+        "causal index = stream(value = none) q_index = query() chosen = threshold(0.3, "
+        "score = softmax(cosine(index, query = q_index)), share = head, unit = sum(16), least = 1, most = 3) "
+        "return attend(chosen)"
+    ),
     "within": by_rank(
         "top_k(2, score = softmax(rank), unit = sum(16), within = ~last(2))", keys="chosen | last(2, unit = 16)"
     ),
@@ -161,6 +170,25 @@ WORDS = {
     ),
 }  # fmt: skip
 SELECTED = PUBLISHED | WORDS
+AT_CALL = {
+    "a number": by_rank(
+        "top_k(n % 4, score = rank, share = max(group), unit = max(16), most = 3, force = last(1))",
+        more="causal n = tensor(int)",
+    ),
+    "numbers of heads": by_rank(
+        "threshold(level[h], score = rank, share = head, unit = max(16), least = n[h] / 20, most = 3, force = last(1))",
+        more="causal level = tensor(head) n = tensor(head, int)",
+    ),
+    "a level of a key head": picked(
+        "threshold(level[h] / 3, score = mass(coarse), share = max(group), unit = max(16), most = 2)"
+    ).replace("causal", "causal level = tensor(kv_head)"),
+    "a number by length": by_rank(
+        "top_k(length / 32, score = rank, share = head, unit = max(16), least = 1, most = 4)"
+    ),
+    "a level, any number": by_rank(
+        "threshold(x, score = rank, share = head, unit = max(16))", more="causal x = tensor()"
+    ),
+}  # fmt: skip
 
 
 def lists_of(pattern: Pattern) -> list[Choice]:

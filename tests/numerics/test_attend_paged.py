@@ -19,12 +19,14 @@ from tests.numerics.cases import Found, Inputs, Shape, assert_same, inputs_of
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import pattern_of
 from tests.numerics.selected import SELECTED
+from tests.numerics.test_gathered import CHOSEN, GIVEN
 
 # (tokens of a request, its queries in the call, the request with which it shares the pages of its prefix or -1)
 Request = tuple[int, int, int]
 STATIC = [
     "causal", "sliding_window", "streaming_llm", "document", "alibi", "sink_attention", "softcap_sink", "token_bias",
     "dilated", "two_streams", "value_is_key", "gate", "merge", "own_query", "extras", "by_head",
+    "causal m = tensor(head, token, bool) return attend(sliding(3) | where(m[h][k]))",
 ]  # fmt: skip
 
 
@@ -124,7 +126,7 @@ def check(module: ModuleType, pattern: Pattern, pages: Pages, **how: Any) -> Non
         assert all((out[:, :, :none] == 0).all() and (lse[:, :, :none] == -torch.inf).all() for out, lse in parts)
         if not kept:
             continue
-        wanted = dense.results(pattern, own, "prefill")
+        wanted = dense.results(pattern, own, how.get("phase", "prefill"))
         parts = [(out[:, :, none:], lse[:, :, none:]) for out, lse in parts]
         assert_same(Found(parts), Found([(out[:, :, -kept:], lse[:, :, -kept:]) for out, lse in wanted]))
 
@@ -166,7 +168,55 @@ def test_single_queries(engine: Engine, name: str, page: int) -> None:
     check(engine(name), pattern, filled(pattern, requests, page), max_seqlen_q=1)
 
 
-ENTRIES = {"nsa": SELECTED["nsa"], "softmax": SELECTED["softmax"], "moba": SELECTED["moba"]}
+LISTS = {
+    name: GIVEN[name]
+    for name in (
+        "tokens",
+        "tokens of heads",
+        "in a window",
+        "units of 6",
+        "units of 24 of heads",
+        "and a window",
+        "scores",
+    )
+}
+LISTS["tokens by an indexer"] = CHOSEN["tokens by an indexer"]
+
+
+@pytest.mark.parametrize("page, layout", [(16, "NHD"), (1, "HND"), (48, "HND")])
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_units(engine: Engine, name: str, page: int, layout: str) -> None:
+    """Of each query: [T, heads, n]."""
+    if engine.name == "interpreted" and (page == 48) == (list(LISTS).index(name) % 3 > 0):
+        pytest.skip("pairwise")
+    pattern = pattern_of(LISTS[name])
+    requests = [(17, 1, -1), (0, 1, -1), (20, 3, 0), (5, 5, -1)] if engine.name == "interpreted" else edges(page)
+    check(engine(LISTS[name]), pattern, filled(pattern, requests, page, layout))
+
+
+@pytest.mark.parametrize("page", [16, 48, 1])
+@pytest.mark.parametrize("name", ["tokens", "units of 6", "tokens by an indexer"])
+def test_lists_of_single_queries(engine: Engine, name: str, page: int) -> None:
+    pattern = pattern_of(LISTS[name])
+    requests = [(33, 1, -1), (16, 0, -1), (0, 1, -1), (15, 1, -1), (17, 1, 0)]
+    check(engine(LISTS[name]), pattern, filled(pattern, requests, page), max_seqlen_q=1)
+
+
+def test_bad_lists(cpu: Engine) -> None:
+    module, pattern = cpu(GIVEN["tokens"]), pattern_of(GIVEN["tokens"])
+    given = filled(pattern, [(20, 3, -1), (5, 1, -1)], 16).given
+    own = given["t"]
+    for other in (own[None], own[:3], own.float(), own[:, [0, 0]], own.repeat(1, 1, 7), None, 3):
+        with pytest.raises((ValueError, TypeError), match=r"^t\b"):
+            module.attend_paged(**{**given, "t": other})
+
+
+ENTRIES = {
+    "nsa": SELECTED["nsa"],
+    "softmax": SELECTED["softmax"],
+    "moba": SELECTED["moba"],
+    "short": CHOSEN["units of 8"],
+}
 
 
 def with_states(module: ModuleType, pattern: Pattern, pages: Pages, new_tokens: int) -> Pages:

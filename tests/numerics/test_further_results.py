@@ -45,6 +45,7 @@ def test_kl_trains_the_score_only(engine: Engine) -> None:
         "kl(mass(full), softmax(dot(index)), share = mean(group))", "kl(mass(full), dot(index), share = sum(group))",
         "kl(mass(near), dot(index))", "pool(mass(near), share = mean(group), unit = max(8))",
         "kl(mass(full), cosine(index), share = mean(group))", "pool(cosine(index), rows = max(16))",
+        "kl(mass(full), softmax(cosine(index)), share = mean(group))", "pool(softmax(cosine(index)), unit = max(8))",
         "pool(mass(full), rows = max(16), unit = 16)", "pool(dot(index), share = max(group), unit = mean(16))",
         "mass(full)",
     ],

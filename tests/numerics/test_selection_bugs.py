@@ -45,6 +45,7 @@ FEW = by_rank(
     "force = first(2) & where(k >= 16))"
 )
 PASSING = by_rank("threshold(0, score = rank, share = max(group), unit = max(16), least = 1, most = 3)")
+ANGLES = by_rank("threshold(0.3, score = softmax(cosine(entries)), unit = sum(16), share = head)")
 ALONE = by_rank("threshold(9, score = rank, share = max(group), unit = max(16), least = 1, most = 3)")
 
 
@@ -142,7 +143,7 @@ BOTH = [
     Bug("an early cell is visible as late as others", MEAN, late, "q - 4 * k >= 3", "q - 4 * k >= 7"),
     Bug("gradients of the first part of a joint alone", UNION, late,
         "found[name].add_(grad) if name in found else grad", "found.get(name, grad)"),
-    Bug("units given twice count twice", SHARED, passed, "units.masked_fill(again, most_units)", "units"),
+    Bug("units given twice count twice", SHARED, passed, "kept[..., 1:] &= units[..., 1:] != units[..., :-1]", "pass"),
 ]  # fmt: skip
 PAIRS = [
     Bug("each turn begins with the first head", APART, turned, "heads = first + torch.arange(",
@@ -178,6 +179,9 @@ KERNELS = [
     Bug("least reaches beyond its candidates", FEW, listed, "allowed, score >= 9.0",
         "score == score, score >= 9.0"),
     Bug("the first of the least is left out", FEW, listed, "(place < S.LEAST)", "(place < S.LEAST - 1)"),
+    Bug("probabilities of another product", ANGLES, listed, "\n    product = ranking_product(",
+        "\n    product = rt.dot_rows("),
+    Bug("they are in a step", ANGLES, stepped, "\n    product = ranking_product(", "\n    product = rt.dot_rows("),
     Bug("units that pass are lost in the number", PASSING, listed, "(best & _LAST)", "(best & 0xFFFFFFFF)"),
     Bug("entries closed too late", SCORED, stepped, "whole_cells(length - call.added,", "whole_cells(length,"),
     Bug("absent tokens count as zeros of a mean", MEAN, early, "state[0] / cell_sizes(entry, tokens, C)",
@@ -231,8 +235,8 @@ KERNELS = [
         "tl.max(tl.reshape(tl.where(seen, value, 0.0)"),
     Bug("the mask bit of the neighbour", SCORED, late, "(mask >> lane.to(tl.int64))",
         "(mask >> (lane ^ 1).to(tl.int64))"),
-    Bug("the mask bit of the first query in dK", SCORED, late, ">> rows.lane.to(tl.int64)",
-        ">> 0 * rows.lane.to(tl.int64)"),
+    Bug("the mask bit of the first query in dK", SCORED, late, "inverse.masks + entry) >> lane.to(tl.int64)",
+        "inverse.masks + entry) >> 0 * lane.to(tl.int64)"),
     Bug("the first part of a unit again and again", FIRST, shared, "slot + i).data", "slot).data"),
     Bug("the first part of a unit twice, and not its last", FIRST, shared, "slot + i).data",
         "slot + tl.maximum(i - 1, 0)).data"),

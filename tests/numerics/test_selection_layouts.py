@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from spdsl.ir.pattern import Weight
+from spdsl.ir.pattern import Choice, Weight
+from spdsl.ir.pattern import Tensor as TensorInput
 from spdsl.oracle import dense
 from tests.numerics.cases import (
     Found,
@@ -79,6 +80,7 @@ def check_padded(body: str, module: ModuleType, lengths: list[int]) -> None:
     vectors = [key for key in vectors if inputs[key].shape[0] == batch]
     learned = [found.name for found in pattern.inputs if isinstance(found, Weight)]
     vectors = [key for key in vectors if key not in learned]
+    lists = [found.name for found in pattern.inputs if isinstance(found, Choice) and found.listed]
     for key in vectors:
         if key != "gates":  # they are applied as they are
             for row, length in enumerate(lengths):
@@ -91,7 +93,10 @@ def check_padded(body: str, module: ModuleType, lengths: list[int]) -> None:
         for key in vectors:
             assert found.grads[key][row, :, : size - length].eq(0).all()
         if length:
-            own = {key: x[row : row + 1, :, size - length :] if key in vectors else x for key, x in inputs.items()}
+            rows = {*vectors, *lists}
+            own = {key: x[row : row + 1, :, size - length :] if key in rows else x for key, x in inputs.items()}
+            single = [x.name for x in pattern.inputs if isinstance(x, TensorInput) and not x.axes]
+            own |= {key: inputs[key][row : row + 1] for key in single}
             tail = [(out[row : row + 1, :, -length:], lse[row : row + 1, :, -length:]) for out, lse in found.parts]
             assert_same(Found(tail), meant(pattern, own, backward=False))
     assert all(grad.isfinite().all() for grad in found.grads.values())

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from spdsl.diagnostics import Report, Source, SpatError
 from spdsl.ir.pattern import Choice, Pattern
-from spdsl.ir.plan import Plan, Range
+from spdsl.ir.plan import Plan
 from spdsl.ir.symbols import lookup, lookup_name, lookups
+from spdsl.ir.visit import Range
 from spdsl.oracle.dense import Sizes, environment
 from spdsl.oracle.evaluate import Environment, Table, evaluate
 from spdsl.passes.check import check

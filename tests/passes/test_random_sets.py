@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from spdsl.ir.plan import Form, Plan, Range, Sweep
+from spdsl.ir.plan import Plan, Sweep
 from spdsl.ir.symbols import Boolean
+from spdsl.ir.visit import Range, Ranges
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.tidy import tidy
 from tests.passes.analyses import Case, Tiles, planned
@@ -47,9 +48,9 @@ def check_all(one: Drawn, s: Setting, seed: int) -> bool:
     mask = check_meaning(one, s, case, sweep.test)
     rows = Tiles(s.origin, s.rows, rng.choice([1, 2, 3, 4, 8, 16]))
     keys = Tiles(0, s.keys, rng.choice([1, 2, 3, 4, 8, 16]))
-    if sweep.form is Form.RANGES:
-        check_key_ranges(case, sweep, rows, mask)
-        check_row_ranges(case, sweep, keys, mask)
+    if isinstance(sweep.visit, Ranges):
+        check_key_ranges(case, sweep.visit, rows, mask)
+        check_row_ranges(case, sweep.visit, keys, mask)
     check_tiles(case, plan, rows, keys, mask)
     check_decode(case, sweep, mask)
     return True
@@ -67,21 +68,21 @@ def check_meaning(one: Drawn, s: Setting, case: Case, test: Boolean) -> Tensor:
     return mask
 
 
-def check_key_ranges(case: Case, sweep: Sweep, rows: Tiles, mask: Tensor) -> None:
+def check_key_ranges(case: Case, visit: Ranges, rows: Tiles, mask: Tensor) -> None:
     around = case.on(q_first=rows.starts.view(1, -1, 1), q_last=rows.ends.view(1, -1, 1))
-    visited, full = united(case, sweep.keys, around, case.s.k, len(rows.starts))
+    visited, full = united(case, visit.keys, around, case.s.k, len(rows.starts))
     assert not (rows.any(mask, 1) & ~visited).any(), "a visible key lies in no range"
     assert not (full & ~rows.all(mask, 1)).any(), "a hidden pair lies in a full range"
 
 
-def check_row_ranges(case: Case, sweep: Sweep, keys: Tiles, mask: Tensor) -> None:
+def check_row_ranges(case: Case, visit: Ranges, keys: Tiles, mask: Tensor) -> None:
     s = case.s
     around = case.on(
         k_first=keys.starts.view(1, -1, 1), k_last=keys.ends.view(1, -1, 1),
         q_begin=torch.tensor(s.origin).view(1, 1, 1), q_end=torch.tensor(s.keys).view(1, 1, 1),
     )  # fmt: skip
     across = mask.transpose(1, 2)
-    visited, full = united(case, sweep.rows, around, s.q.transpose(1, 2), len(keys.starts))
+    visited, full = united(case, visit.rows, around, s.q.transpose(1, 2), len(keys.starts))
     assert not (keys.any(across, 1) & ~visited).any(), "a row that sees the tile lies in no range"
     assert not (full & ~keys.all(across, 1)).any(), "a hidden pair lies in a full range of rows"
 

@@ -10,6 +10,7 @@ from spdsl.compiler import emit, plan_of
 from spdsl.diagnostics import Source
 from spdsl.ir.plan import Plan
 from spdsl.ir.schedule import Buffer, Kind, Lifetime, Schedule, Stage, When
+from spdsl.machine.counts import tables
 from spdsl.passes.schedule import schedule, stages
 from spdsl.resources import folder
 
@@ -23,6 +24,26 @@ TEXTS = {
             x = attend(all)
             c = top_k(500, score = mass(x), share = sum(group), unit = max(16))
             return attend(c)
+        }
+    """,
+    "numbers of the call": """
+        pattern p {
+            causal
+            n = tensor(int)
+            x = tensor(head)
+            a = top_k(n, score = dot(compress(64)), share = sum(group), most = 8)
+            b = threshold(x[h], score = dot(compress(64)), share = head, least = n)
+            return gate(attend(a), attend(b))
+        }
+    """,
+    "lists of the caller": """
+        pattern p {
+            causal
+            a = given(most = 9)
+            b = given(unit = 6, share = head)
+            tiles = given(rows = 32, unit = 32)
+            return gate(attend(a), attend(b | sliding(9)), attend(tiles)) if length < 100 | train
+            return attend(a)
         }
     """,
     "keys are values": "pattern p { causal latent = stream(heads = 1, v = 32, value = key) return attend(latent) }",
@@ -114,3 +135,27 @@ def test_the_printed_form_names_every_step(name: str) -> None:
     for stage in stages(found):
         for step in schedule(found, stage).steps:
             assert f"    {step.kernel}:" in printed if step.kernel else f"    torch: {step.name}" in printed
+
+
+OVERFLOW = "beyond it the lowest scores are left out, forced units last"
+
+
+@pytest.mark.parametrize(
+    "rule, bound",
+    [
+        ("top_k(4, {})", f"n <= 4: {OVERFLOW}"),
+        ("top_k(300, {})", f"n <= 300: {OVERFLOW}"),
+        ("top_k(length / 64, {}, most = 12)", f"n <= 12: {OVERFLOW}"),
+        ("threshold(0.2, {}, most = 24)", f"n <= 24: {OVERFLOW}"),
+        ("threshold(0.2, {})", "n <= M / 64"),
+    ],
+)
+def test_a_list_says_what_its_bound_leaves_out(rule: str, bound: str) -> None:
+    """In the steps of every phase, and in the report; a list with room for all units leaves out none."""
+    c = rule.format("score = dot(compress(64)), share = head")
+    source = Source(f"pattern p {{ causal c = {c} return attend(c) }}")
+    text = " ".join(emit(source, None, {}, "steps").split())
+    assert text.count(f"int32 [B, Hq, N, n], {bound} ") == 3
+    assert text.count(f"int32 [B, Hq, 1, n], {bound} ") == 1
+    _, forward = tables(plan_of(source, None, {}))
+    assert [note.plain for note in forward.notes] == ([f"c, {bound}"] if OVERFLOW in bound else [])

@@ -74,8 +74,13 @@ def test_what_needs_no_split_stays() -> None:
 
 
 def test_choices_that_no_list_kernel_walks_stay() -> None:
-    pattern = lowered("causal c = given(unit = 16) return attend(c | sliding(8)) if prefill")
+    pattern = lowered("causal c = given(unit = 16, rows = 2) return attend(c | sliding(8)) if prefill")
     assert split(pattern) == pattern
+
+
+def test_a_list_of_the_caller_for_single_queries_is_walked() -> None:
+    pattern = lowered("causal c = given() return attend(c | sliding(8)) if prefill")
+    assert [one.name for one in split(pattern).softmaxes()] == ["attend_listed", "attend_rest"]
 
 
 def test_a_choice_of_tiles_of_rows_is_walked_too() -> None:

@@ -13,23 +13,30 @@ from spdsl.machine.crosscompile import compile_launch
 from spdsl.machine.launches import Launch, specialise
 from spdsl.runtime.cache import append_kernel, storage
 from spdsl.runtime.cache.cache import CacheStore, StreamShape
+from spdsl.runtime.cache.states import State
 from spdsl.runtime.cache.storage import NewTokens
 
 BATCH, HEADS, CAPACITY = 3, 2, 72
 STARTS = [0, 13, 50]
 # Pages of 16 in any order, up to 17 of them; the second sequence has a hole, the third one ends early.
 TABLE = torch.tensor([[9, 3, 0, 16, 7], [5, 1, -1, 12, 2], [4, 11, 8, 15, -1]], dtype=torch.int32)
+# Numbers of each token: one, one, and 9 rows, more than there are heads, of more columns than are copied at once.
+WIDE = (("9", 9), ("5", 5), ("14", 14))
+TENSORS = [
+    State("tokens.place", "row", (), 0, torch.int64, "append"),
+    State("tokens.mark", "row", (), 0, torch.uint8, "append"),
+    State("tokens.wide", "row", WIDE, 1, torch.float32, "append"),
+]
 
 
 def store_of(page: int | None, dtype: torch.dtype, qk: int = 24, v: int = 80) -> CacheStore:
     """A cache whose memory is full of NaN, with sequences of different lengths."""
     streams = {"kv": StreamShape(HEADS, qk, v), "bare": StreamShape(1, v, 0), "odd": StreamShape(3, 5, 7)}
-    kinds = {"place": torch.int64, "mark": torch.uint8}
     found = CacheStore(
         BATCH,
         CAPACITY,
         streams,
-        kinds,
+        TENSORS,
         page=page,
         device="cpu",
         dtype=dtype,
@@ -56,7 +63,8 @@ def tokens_of(count: int, dtype: torch.dtype, qk: int = 24, v: int = 80) -> tupl
         {"kv": vectors(HEADS, qk), "bare": vectors(1, v), "odd": vectors(3, 5)},
         {"kv": apart, "odd": vectors(3, 7)},
     )
-    return k, values, {"place": place, "mark": place % 3 == 0}
+    wide = torch.randn(BATCH, 9, 5, 14, count).movedim(4, 2)
+    return k, values, {"place": place, "mark": place % 3 == 0, "wide": wide}
 
 
 def both(added: int, page: int | None, dtype: torch.dtype) -> tuple[CacheStore, CacheStore]:
@@ -87,8 +95,9 @@ def test_kernels_store_what_torch_stores(added: int, page: int | None, dtype: to
             own, other = own[:-1], other[:-1]
         torch.testing.assert_close(own, other, rtol=0, atol=0, equal_nan=True)
     for name, tokens in wanted.tokens.items():
-        assert torch.equal(found.tokens[name][:, :-1], tokens[:, :-1])
-        assert (found.tokens[name][:, -1] == 99).all()
+        axis = found.token_axes[name]
+        assert torch.equal(found.tokens[name].narrow(axis, 0, CAPACITY), tokens.narrow(axis, 0, CAPACITY))
+        assert (found.tokens[name].select(axis, CAPACITY) == 99).all()
 
 
 @pytest.mark.interpret

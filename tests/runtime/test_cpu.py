@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from spdsl.runtime.cpu import cpu
-from spdsl.runtime.cpu.cpu import Logits, Part, sink_gradient, sparse_backward, sparse_forward
+from spdsl.runtime.cpu import cpu, cpu_tiles
+from spdsl.runtime.cpu.cpu import sink_gradient, sparse_backward, sparse_forward
+from spdsl.runtime.cpu.cpu_tiles import Logits, Part
 
 Ranges = list[tuple[int, int, bool]]
 Test = Callable[[Tensor, Tensor], Tensor]
@@ -22,16 +23,16 @@ BOUND = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.b
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles and pieces that a few dozen tokens fill several times."""
-    monkeypatch.setattr(cpu, "_TILE_ROWS", 16)
-    monkeypatch.setattr(cpu, "_KEYS_PER_CALL", 40)
+    monkeypatch.setattr(cpu_tiles, "_TILE_ROWS", 16)
+    monkeypatch.setattr(cpu_tiles, "_KEYS_PER_CALL", 40)
 
 
 @pytest.fixture(params=["flash", "plain"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each engine by itself where both can do the work."""
     if request.param == "plain":
-        monkeypatch.setattr(cpu, "_flash_forward", cpu._plain_forward)
-        monkeypatch.setattr(cpu, "_flash_backward", cpu._plain_backward)
+        monkeypatch.setattr(cpu, "flash_forward", cpu.plain_forward)
+        monkeypatch.setattr(cpu, "flash_backward", cpu.plain_backward)
 
 
 def ranges_of(mask: Tensor) -> Callable[[int, int], Ranges]:
@@ -300,7 +301,7 @@ def test_repeats_are_bitwise_equal() -> None:
 
 def test_the_flash_engine_does_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tile may fall back to the slower engine without need, empty rows included."""
-    for name in ("_plain_forward", "_plain_backward"):
+    for name in ("plain_forward", "plain_backward"):
         monkeypatch.setattr(cpu, name, lambda *_: pytest.fail("the slow engine ran"))
     for seed in range(4):
         check(seed, n_parts=2, with_sink=True, with_bias=True, shape={"hq": 6, "dv": 5})

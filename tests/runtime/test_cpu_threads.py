@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import spdsl
-from spdsl.runtime.cpu import cpu, cpu_threads, cpu_units
+from spdsl.runtime.cpu import cpu, cpu_threads, cpu_unit_tiles, cpu_units
 from spdsl.runtime.cpu.cpu_threads import in_order, on_cores
 
 CAUSAL = "pattern p { causal return attend(sink(4) | sliding(64)) }"
@@ -152,7 +152,7 @@ def test_a_selected_pattern_in_threads(threads: int, monkeypatch: pytest.MonkeyP
     torch.manual_seed(0)
     module = spdsl.load(SELECTED)
     inputs = module.example_inputs(1, 300)
-    monkeypatch.setattr(cpu_units, "_UNIT_RESULTS", 1 << 12)
+    monkeypatch.setattr(cpu_unit_tiles, "_UNIT_RESULTS", 1 << 12)
     first, again = results(module, inputs), results(module, inputs)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     exact = module.attention(**{name: x.double() for name, x in inputs.items()})
@@ -164,10 +164,10 @@ def test_tiles_are_computed_on_one_core_each(source: str, monkeypatch: pytest.Mo
     """The property behind "beside other work": no product of a tile waits for a second core."""
     module = spdsl.load(source)
     inputs = module.example_inputs(1, 1600)
-    monkeypatch.setattr(cpu_units, "_UNIT_RESULTS", 1 << 14)
+    monkeypatch.setattr(cpu_unit_tiles, "_UNIT_RESULTS", 1 << 14)
     seen = dict[str, set[int]]()
     for file in (cpu, cpu_units):
-        for name in ("_tile_data", "_scatter_keys", "_tile_rows", "_unit_tiles"):
+        for name in ("tile_data", "scatter_keys", "pair_rows", "pair_tiles"):
             if hasattr(file, name):
                 monkeypatch.setattr(file, name, noting(getattr(file, name), seen.setdefault(name, set())))
     before = torch.get_num_threads()
@@ -175,7 +175,7 @@ def test_tiles_are_computed_on_one_core_each(source: str, monkeypatch: pytest.Mo
     results(module, inputs)
     torch.set_num_threads(before)
     assert set().union(*seen.values()) == {1}
-    assert seen["_tile_data"]
+    assert seen["tile_data"]
 
 
 def noting(work: Callable[..., object], cores: set[int]) -> Callable[..., object]:

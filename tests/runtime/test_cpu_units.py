@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from spdsl.runtime.cpu import cpu_units
-from spdsl.runtime.cpu.cpu import Logits, sink_gradient
-from spdsl.runtime.cpu.cpu_units import UnitTest, units_backward, units_forward
+from spdsl.runtime.cpu import cpu_unit_tiles
+from spdsl.runtime.cpu.cpu import sink_gradient
+from spdsl.runtime.cpu.cpu_short_units import units_together
+from spdsl.runtime.cpu.cpu_tiles import Logits
+from spdsl.runtime.cpu.cpu_unit_tiles import UnitTest
+from spdsl.runtime.cpu.cpu_units import units_backward, units_forward
 
 BOUND = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -20,9 +23,9 @@ BOUND = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.b
 def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is, and with blocks, chunks and tiles that a few dozen rows fill several times."""
     if request.param == "small blocks":
-        monkeypatch.setattr(cpu_units, "_UNIT_RESULTS", 1000)
-        monkeypatch.setattr(cpu_units, "_UNIT_LOGITS", 200)
-        monkeypatch.setattr(cpu_units, "_UNIT_TILE", 8)
+        monkeypatch.setattr(cpu_unit_tiles, "_UNIT_RESULTS", 1000)
+        monkeypatch.setattr(cpu_unit_tiles, "_UNIT_LOGITS", 200)
+        monkeypatch.setattr(cpu_unit_tiles, "_UNIT_TILE", 8)
 
 
 class Case(NamedTuple):
@@ -170,6 +173,23 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_forward_and_gradients_equal_the_dense_softmax(case: Case) -> None:
     check(case)
+
+
+@pytest.mark.parametrize("per", [1, 2, 16, 64])
+@pytest.mark.parametrize(
+    "case", [Case(), Case(unit=1, count=9, keys=77), Case(unit=3, softcap=0.8, bias=True, sink=True)]
+)
+def test_short_units_that_are_taken_together(per: int, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By as many as one likes; lists need no order."""
+    monkeypatch.setattr(cpu_unit_tiles, "units_together", lambda *sizes: per)
+    check(case, chosen=random_lists(case)[..., torch.randperm(case.count)])
+
+
+def test_how_many_units_are_taken_together() -> None:
+    """Where lists hold much of a sequence, and of units that are short."""
+    assert [units_together(1, n, 8192) for n in (16, 64, 256, 2048, 8192)] == [1, 1, 64, 64, 64]
+    assert [units_together(unit, 512, 8192) for unit in (2, 8, 16, 64)] == [64, 64, 1, 1]
+    assert units_together(1, 64, 1 << 20) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -123,7 +123,7 @@ def write_step_lse(lse, out, C):
     s = tl.program_id(0)
     head = tl.arange(0, C.BLOCK_M)
     own = tl.minimum(head, C.HEADS - 1)  # rows that are no head borrow one
-    rows = PackedRows(head, head, head, head * 0, own, head, head < C.HEADS)
+    rows = PackedRows(head, head, head, head, head * 0, own, head, head < C.HEADS)
     tl.store(out + s * C.HEADS + head, load_step_lse(lse, rows, s, C), mask=head < C.HEADS)
 
 

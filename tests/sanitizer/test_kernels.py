@@ -8,7 +8,8 @@ import pytest
 
 from spdsl.resources import folder
 from tests.numerics.patterns import CATALOGUE, module_of, pattern_of
-from tests.numerics.selected import PUBLISHED, SELECTED
+from tests.numerics.selected import AT_CALL, PUBLISHED, SELECTED
+from tests.numerics.test_gathered import CHOSEN, GIVEN
 from tests.sanitizer.cases import cached, packed, padded, paged, part, train
 from tests.sanitizer.kernels import kernels_of
 from tests.sanitizer.mode import sanitized
@@ -21,32 +22,46 @@ FURTHER = {
     "threshold of at least": (train, paged),  # pairs of parts
     "at least of a logit": (train, packed, cached),  # lists that are cut
     "tiles of 24 rows": (train, packed, paged),
+    "numbers of heads": (packed, paged),  # what only the call knows of lists that are ranked, and of those that are cut
+    "a level, any number": (packed, cached),
     "two_streams_sink": (train, paged),
     "token_bias": (packed, cached),
+    "given tokens": (train, packed, padded, paged, cached),  # keys that are gathered, dK and dV over whole units
+    "given units of 6 of heads": (train, packed, paged),
+    "units of 8": (train, packed, paged),
+    "tokens by an indexer": (train, cached),
 }
+SHORT = {
+    "given tokens": GIVEN["tokens"],
+    "given units of 6 of heads": "causal t = given(unit = 6, share = head) return attend(t)",
+    "units of 8": CHOSEN["units of 8"], "tokens by an indexer": CHOSEN["tokens by an indexer"],
+}  # fmt: skip
 CASES = dict.fromkeys(CATALOGUE, (*ALL, part)) | dict.fromkeys(PUBLISHED, ALL) | FURTHER
 # A score that is a result is of dense sequences.
 CASES["seer_attention"] = (train, paged, cached)
 # What host code names and this pattern never starts: a merge of one part, gradients of entries that only choose, those
-# of learned weights where there are none, and the training and decoding of a result that only a prefill has.
+# of learned weights where there are none, and the step of one token of a result that only a prefill has.
 NEVER = {
     "nsa": {"merge_rows"},
     "infllm_v2": {"spread_entries"},
     "moba": {"spread_entries"},
-    "seer_attention": {"attend_dq", "attend_dkdv", "attend_decode"},
+    "seer_attention": {"attend_decode"},
     "softmax": {"merge_rows"},
     "max": {"merge_rows"},
     "cells that begin early": {"merge_rows"},
     "threshold of at least": {"merge_rows"},
     "at least of a logit": {"spread_entries"},
     "tiles of 24 rows": {"spread_entries"},
+    "numbers of heads": {"spread_entries"},
+    "a level, any number": {"spread_entries"},
+    "units of 8": {"merge_rows"},
 }
 
 
 @pytest.mark.interpret
 @pytest.mark.parametrize("name", CASES)
 def test_every_kernel(name: str) -> None:
-    body = SELECTED.get(name, name)
+    body = (SELECTED | AT_CALL | SHORT).get(name, name)
     module, pattern = module_of(body), pattern_of(body)
     assert module.__file__ is not None
     with sanitized() as found:

@@ -15,6 +15,7 @@ from spdsl.codegen.standalone import standalone
 from spdsl.ir.pattern import Pattern
 from tests.library import broken, package_from
 from tests.numerics.patterns import pattern_of, text_of
+from tests.numerics.test_gathered import CHOSEN, GIVEN
 from tests.sanitizer.cases import Case, packed, paged, train
 from tests.sanitizer.faults import Fault
 from tests.sanitizer.mode import sanitized
@@ -39,15 +40,16 @@ class Seed(NamedTuple):
 FORWARD = "attend_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences"
 SEEDS = [
     Seed("mask left out of a load", train, OUTSIDE,
-        "tl.load(pointers, mask=row < left, other=0.0)", "tl.load(pointers)"),
+        "tl.load(pointers + column, mask=there[:, None], other=0.0)", "tl.load(pointers + column)"),
     Seed("gap behind the columns", train, OUTSIDE,
-        "mask=(row < left) & (column < DIM), other=0.0", "mask=row < left, other=0.0"),
+        "mask=there[:, None] & (column < DIM), other=0.0", "mask=there[:, None], other=0.0"),
     Seed("gap between the rows", train, OUTSIDE,
         "return x.data + tl.cast(token, tl.int64) * x.token", "return x.data + tl.cast(token, tl.int64) * 24"),
     Seed("mask left out of a store", train, OUTSIDE,
         "element_ty), mask=(row < left) & (column < DIM)", "element_ty), mask=column < DIM"),
     Seed("offset by one block", train, OUTSIDE,
-        "start = tl.cast(block, tl.int64) * C.BLOCK_N", "start = (tl.cast(block, tl.int64) + 1) * C.BLOCK_N"),
+        "start = tl.cast(block.number, tl.int64) * C.BLOCK_N",
+        "start = (tl.cast(block.number, tl.int64) + 1) * C.BLOCK_N"),
     Seed("one head too many", train, OUTSIDE, FORWARD, FORWARD.replace("q.shape[1]", "q.shape[1] + 1")),
     Seed("one sequence too many", packed, OUTSIDE, FORWARD, FORWARD + " + 1"),
     Seed("one split too many", paged, OWNERS,
@@ -61,7 +63,7 @@ SEEDS = [
         "m + tl.log2(total), mask=row < C.GROUP)", "m + tl.log2(total), mask=row < 0)"),
     Seed("page that was never written", paged, UNWRITTEN, "pages + start // C.PAGE", "pages + start // C.PAGE + 1"),
     Seed("token behind the last", paged, UNWRITTEN,
-        "left = keys.count - block * C.BLOCK_N", "left = keys.count + 1 - block * C.BLOCK_N"),
+        "return Block(number, keys.count - start, position)", "return Block(number, keys.count + 1 - start, position)"),
     Seed("row of another batch", middle, OUTSIDE,
         "tl.cast(s, tl.int64) * x.batch", "(tl.cast(s, tl.int64) - 1) * x.batch"),
     Seed("length that another program moves on", paged, "another program of the launch",
@@ -69,6 +71,23 @@ SEEDS = [
         "position = tl.load(call.spans + 2 * s + 1) + token\n    tl.store(call.spans + 3 - 2 * s, call.added)"),
     Seed("sum without an order", train, "an atomic operation",
         "tl.store(token_pointer(x, row)", "tl.atomic_add(token_pointer(x, row)"),
+]  # fmt: skip
+
+TOKENS, EIGHT = GIVEN["tokens"], CHOSEN["units of 8"]
+GATHERED = [
+    (TOKENS, Seed("keys that are not there", train, OUTSIDE,
+        "mask=there[:, None], other", "mask=there[:, None] | True, other")),
+    (EIGHT, Seed("places behind a list", train, OUTSIDE,
+        "visit.units + place, mask=place < visit.count", "visit.units + place, mask=place >= 0")),
+    (EIGHT, Seed("masks of places behind a list", train, OUTSIDE,
+        "visit.masks + place, mask=place < visit.count", "visit.masks + place, mask=place >= 0")),
+    (TOKENS, Seed("a word too many", train, OUTSIDE, "U.WORDS + bit // 64", "U.WORDS + bit // 32")),
+    (TOKENS, Seed("a gathered token behind the last", paged, UNWRITTEN,
+        "block = Block(token, keys.count - token,", "block = Block(token, keys.count + 1 - token,")),
+    (EIGHT, Seed("a unit's token behind the last", packed, UNWRITTEN,
+        "block = Block(token, keys.count - token,", "block = Block(token, keys.count + 7 - token,")),
+    (TOKENS, Seed("columns behind the head dim", train, OUTSIDE,
+        "mask=there[:, None] & (column < DIM), other", "mask=there[:, None], other")),
 ]  # fmt: skip
 
 
@@ -83,6 +102,17 @@ def test_a_fault_is_seen(seed: Seed, tmp_path: Path) -> None:
     module = broken(causal(), seed.old, seed.new, tmp_path)
     with sanitized(), pytest.raises(Fault, match=seed.wrong):
         seed.case(module, pattern_of("causal"))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize(
+    "body, seed", GATHERED, ids=lambda one: one.title.replace(" ", "_") if isinstance(one, Seed) else one[:9]
+)
+def test_a_fault_of_gathered_keys_is_seen(body: str, seed: Seed, tmp_path: Path) -> None:
+    """Without it the same calls pass: `test_kernels`."""
+    module = broken(spdsl.compile(text_of(body)).text, seed.old, seed.new, tmp_path)
+    with sanitized(), pytest.raises(Fault, match=seed.wrong):
+        seed.case(module, pattern_of(body))
 
 
 @pytest.mark.interpret

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spdsl.diagnostics import Diagnostic, Report, Source
-from spdsl.syntax.mistakes import Mistake, mistakes, signatures
+from spdsl.syntax.mistake_table import Mistake, mistakes, signatures
 from spdsl.syntax.parse import parse
 
 

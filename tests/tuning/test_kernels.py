@@ -112,6 +112,7 @@ PATTERNS = {
         by_rank("top_k(2, score = rank, unit = max(32), share = head)"),
         {"select", "units_pairs", "units_dq_pairs", "units_dkdv_pairs"},
     ),
+    "gathered": ("causal t = given(most = 9) return attend(t)", {"units_gathered", "units_dq_gathered", "units_dkdv"}),
 }
 
 

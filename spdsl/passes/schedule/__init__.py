@@ -62,8 +62,10 @@ def _backward(room: Buffers) -> Iterator[Step[Any]]:
             for softmax in _softmaxes(room.plan, call):
                 if softmax.role is Role.BRANCH:
                     yield from _of_case(number, _in_part(call.name, _softmax(room, softmax)))
-        branches = tuple(one for call in calls for one in _softmaxes(room.plan, call) if one.role is Role.BRANCH)
-        read = {sweep.stream.name for one in branches for sweep in one.sweeps}
+        branches = tuple(
+            softmax for call in calls for softmax in _softmaxes(room.plan, call) if softmax.role is Role.BRANCH
+        )
+        read = {sweep.stream.name for softmax in branches for sweep in softmax.sweeps}
         learning = [stream for stream in _compressed(room) if stream.name in read]
         for stream in reversed(learning):
             yield from _of_case(number, entries.gradients(room, stream))
@@ -74,7 +76,7 @@ def _computed(room: Buffers, case: Case, known: set[str]) -> Iterator[Step[Any]]
     """The calls of a case in order; a list that an earlier case made serves again."""
     for call in _calls(room.plan, case, joined=not room.cached):
         if isinstance(call, Choice):
-            plan = next(one for one in room.plan.choices if one.choice == call)
+            plan = next(choice_plan for choice_plan in room.plan.choices if choice_plan.choice == call)
             steps = _in_part(call.name, choose.choose(room, plan))
             yield from (replace(step, when=When.NOT_MADE) for step in steps) if call.name in known else steps
             known.add(call.name)
@@ -90,16 +92,16 @@ def _combined(room: Buffers, case: Case) -> Iterator[Step[Any]]:
     for number, extra in enumerate(case.extras, 1):
         if isinstance(extra, Branch):
             yield from results.combined(room, extra)
-        elif not room.cached and (found := extras.extra_of(room.plan, number, extra)) is not None:
-            yield from _in_part(f"result_{number}", extras.forward(room, found))
+        elif not room.cached and (further := extras.extra_of(room.plan, number, extra)) is not None:
+            yield from _in_part(f"result_{number}", extras.forward(room, further))
 
 
 def _uncombined(room: Buffers, case: Case) -> Iterator[Step[Any]]:
     for number, extra in reversed([*enumerate(case.extras, 1)]):
         if isinstance(extra, Branch):
             yield from results.uncombined(room, extra)
-        elif (found := extras.extra_of(room.plan, number, extra)) is not None:
-            yield from _in_part(f"result_{number}", extras.backward(room, found))
+        elif (further := extras.extra_of(room.plan, number, extra)) is not None:
+            yield from _in_part(f"result_{number}", extras.backward(room, further))
     yield from results.uncombined(room, case.branch)
 
 
@@ -116,9 +118,9 @@ def _softmax(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]
 
 def _calls(plan: Plan, case: Case, joined: bool = True) -> list[Softmax | Choice | Joint]:
     """What a case computes, each after what it reads; a joint stands where the last of its parts stood."""
-    steps = [one for one in plan.pattern.steps(case) if isinstance(one, Softmax) or one.selected]
+    steps = [step for step in plan.pattern.steps(case) if isinstance(step, Softmax) or step.selected]
     names = [step.name for step in steps]
-    joints = [one for one in plan.joints if joined and set(one.parts) <= set(names)]
+    joints = [joint for joint in plan.joints if joined and set(joint.parts) <= set(names)]
     last = {max(joint.parts, key=names.index): joint for joint in joints}
     inside = {name for joint in joints for name in joint.parts}
     return [last.get(step.name, step) for step in steps if step.name in last or step.name not in inside]
@@ -127,12 +129,12 @@ def _calls(plan: Plan, case: Case, joined: bool = True) -> list[Softmax | Choice
 def _softmaxes(plan: Plan, call: Softmax | Joint) -> list[SoftmaxPlan]:
     """Those of a call that have kernels: of a score by logits alone there are none."""
     names = call.parts if isinstance(call, Joint) else (call.name,)
-    plans = {one.name: one for one in plan.softmaxes}
+    plans = {softmax.name: softmax for softmax in plan.softmaxes}
     return [plans[name] for name in names if plans[name].role is not Role.LOGITS]
 
 
 def _compressed(room: Buffers) -> list[Stream]:
-    return [one for one in room.plan.pattern.inputs if isinstance(one, Stream) and one.compress is not None]
+    return [stream for stream in room.plan.pattern.inputs if isinstance(stream, Stream) and stream.compress is not None]
 
 
 def _of_case(number: int, steps: Steps) -> Iterator[Step[Any]]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spdsl.ir.pattern import Values
-from spdsl.ir.plan import Form, SoftmaxPlan
+from spdsl.ir.plan import SoftmaxPlan
 from spdsl.ir.schedule import Buffer, Event, Kind, Stage, Step, When
 from spdsl.passes.schedule.buffers import Buffers
-
-ROW_TILE = "a tile of queries of a head"
 
 
 def forward(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]:
@@ -19,7 +17,7 @@ def forward(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]:
         yield Step(Kind.CLASSES, f"{own.name} order", softmax, reads=(room.query(softmax), *room.keys(softmax)))
     yield from _tiles(room, softmax, own, "forward")
     yield Step(
-        Kind.FORWARD, f"{own.name}_forward", softmax, f"{own.name}_forward", ROW_TILE, visit(own),
+        Kind.FORWARD, f"{own.name}_forward", softmax, f"{own.name}_forward", str(own.rows), visit(own),
         (room.query(softmax), *room.keys(softmax), *room.reads(own.reads)), result, result,
         event=Event.CLOSED if room.cached else Event.CALLED, wanted=softmax.wanted, table="forward",
     )  # fmt: skip
@@ -42,7 +40,7 @@ def backward(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]
     yield from _tiles(room, softmax, own, "dq")
     gradient = (room.gradient(query),)
     yield Step(
-        Kind.DQ, f"{own.name}_dq", softmax, f"{own.name}_dq", ROW_TILE, visit(own),
+        Kind.DQ, f"{own.name}_dq", softmax, f"{own.name}_dq", str(own.rows), visit(own),
         (query, *room.keys(softmax), *given), gradient, gradient, table="dq",
     )  # fmt: skip
     yield from _tiles(room, softmax, own, "dkdv")
@@ -87,13 +85,12 @@ def by_torch(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]
 
 def visit(softmax: SoftmaxPlan) -> str:
     """What a program walks of each stream."""
-    return ", then ".join(f"{sweep.form.value} of {sweep.stream.name}" for sweep in softmax.sweeps)
+    return ", then ".join(f"{sweep.visit} of {sweep.stream.name}" for sweep in softmax.sweeps)
 
 
 def _tiles(room: Buffers, softmax: SoftmaxPlan, own: SoftmaxPlan, table: str) -> Iterator[Step[SoftmaxPlan]]:
     """Full and partial blocks, listed by torch."""
-    listed = [sweep for sweep in own.sweeps if sweep.form is Form.LISTS]
-    if listed:
+    if own.maps:
         lists = room.made(f"{own.name}.{table} tiles", ("B", "H", "tiles", "blocks"), "int32", "all blocks")
         yield Step(
             Kind.TILES, f"{own.name} {table} tiles", softmax, reads=room.reads(own.reads), writes=(lists,), table=table

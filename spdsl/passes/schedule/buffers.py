@@ -9,6 +9,7 @@ from spdsl.ir.plan import Plan, Role, SoftmaxPlan
 from spdsl.ir.schedule import Buffer, Lifetime, Stage
 
 LIKE_Q = "as q"
+LOWEST = "beyond it the lowest scores are left out, forced units last"
 WIDE = "float32"  # of sums; float64 for float64 inputs
 
 
@@ -120,13 +121,23 @@ class Buffers:
         """The units of each query, ascending."""
         heads = self.list_heads(choice)
         most = f"n <= {choice.capacity or f'M / {choice.unit}'}"
-        return Buffer(choice.name, ("B", heads, self.queries, "n"), "int32", Lifetime.CALL, most)
+        name = f"{choice.name} sorted" if choice.given else choice.name
+        overflow = LOWEST if choice.capacity and choice.selected else ""  # else there is room for all units
+        return Buffer(name, ("B", heads, self.queries, "n"), "int32", Lifetime.CALL, most, overflow)
+
+    def limits(self, choice: Choice) -> tuple[Buffer, ...]:
+        """What a call says of each list, if it says something."""
+        if not choice.at_call:
+            return ()
+        axes = ("B", self.list_heads(choice), "3")
+        return (Buffer(f"{choice.name}.limits", axes, "float64", Lifetime.CALL),)
 
     def given(self, choice: Choice) -> tuple[Buffer, ...]:
         """The caller's units of each tile of rows; of a drawn set there are none."""
         if not choice.given:
             return ()
-        axes = ("B", self.list_heads(choice), f"{self.queries} / {choice.rows}", "n")
+        rows = self.queries if choice.rows == 1 else f"{self.queries} / {choice.rows}"
+        axes = ("B", "1" if choice.share == "all" else self.list_heads(choice), rows, "n")
         return (Buffer(choice.name, axes, "int", Lifetime.CALLER, f"n <= {choice.most}" if choice.most else ""),)
 
     def list_heads(self, choice: Choice) -> str:

@@ -12,12 +12,15 @@ from spdsl.passes.selection import ranked
 
 
 def mapped(room: Buffers) -> Iterator[Step[Choice]]:
-    """Units that the caller gives, or that are drawn, as maps: what tests look up."""
+    """Units that the caller gives, or that are drawn: maps, which tests look up, and lists, which kernels walk."""
     event = Event.CLOSED if room.cached else Event.CALLED
     for choice in room.plan.pattern.inputs:
-        if isinstance(choice, Choice) and not choice.selected:
+        if isinstance(choice, Choice) and not choice.listed:
             writes = room.reads((choice,))
             yield Step(Kind.MAP, f"{choice.name} map", choice, reads=room.given(choice), writes=writes, event=event)
+        elif isinstance(choice, Choice) and choice.given:
+            writes = (room.list_of(choice),)
+            yield Step(Kind.SORT, f"{choice.name} sorted", choice, reads=room.given(choice), writes=writes, event=event)
 
 
 def choose(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
@@ -26,6 +29,11 @@ def choose(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
     assert choice.score is not None
     event, step = Event.CLOSED if room.cached else Event.CALLED, room.stage is Stage.DECODE
     lse = (room.splits(softmax) if step else room.result(softmax.name))[1:] if choice.score.probability else ()
+    limits = room.limits(choice)
+    if limits:
+        yield Step(
+            Kind.LIMITS, f"{choice.name} limits", plan, reads=room.reads(plan.at_call), writes=limits, event=event
+        )  # fmt: skip
     reads = (room.query(softmax), room.keys(softmax)[0], *room.reads(plan.reads), *lse)
     name, found = f"{choice.name}_select", (room.list_of(choice),)
     rows = "a share of the units" if step else "neighbouring queries of a list head"
@@ -34,23 +42,23 @@ def choose(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
         axes = (room.list_heads(choice), "rows", f"M / {choice.unit}")
         scores = (room.made(f"{choice.name}.scores", axes, "int32", "rows by CUT_BYTES"),)
         yield Step(
-            Kind.SCORE_UNITS, name, plan, name, rows, visit, reads, scores, event=event, table="select",
+            Kind.SCORE_UNITS, name, plan, name, rows, visit, (*reads, *limits), scores, event=event, table="select",
             turns_of="rows",
         )  # fmt: skip
         yield Step(
-            Kind.CUT, "cut_lists", plan, "cut_lists", "a list", "the scores of its row", scores, found, event=event,
-            turns_of="rows",
+            Kind.CUT, "cut_lists", plan, "cut_lists", "a list", "the scores of its row", (*scores, *limits), found,
+            event=event, turns_of="rows",
         )  # fmt: skip
         return
     ranks = _ranks(room, plan)
     yield Step(
-        Kind.SELECT, name, plan, name, rows, visit, reads, (*found, ranks) if step else found, event=event,
+        Kind.SELECT, name, plan, name, rows, visit, (*reads, *limits), (*found, ranks) if step else found, event=event,
         table="select",
     )  # fmt: skip
     if step:
         yield Step(
-            Kind.MERGE_RANKS, "merge_ranks", plan, "merge_ranks", "a list", "the ranks of its programs", (ranks,),
-            found, event=event, when=When.SPLITS,
+            Kind.MERGE_RANKS, "merge_ranks", plan, "merge_ranks", "a list", "the ranks of its programs",
+            (ranks, *limits), found, event=event, when=When.SPLITS,
         )  # fmt: skip
 
 

@@ -69,9 +69,9 @@ def _over_entries(
 def appended(room: Buffers) -> Iterator[Step[None]]:
     """New tokens are stored; then lengths count them."""
     inputs = room.plan.pattern.inputs
-    streams = [one for one in inputs if isinstance(one, Stream) and one.compress is None]
+    streams = [stream for stream in inputs if isinstance(stream, Stream) and stream.compress is None]
     new = [(stream, name) for stream in streams for name in sides(room.plan, stream)]
-    values = room.reads(tuple(one for one in inputs if isinstance(one, Tensor) and "token" in one.axes))
+    values = room.reads(tuple(tensor for tensor in inputs if isinstance(tensor, Tensor) and "token" in tensor.axes))
     spans = (
         Buffer("cache.spans", ("B", "2"), "int32", Lifetime.CACHE),
         Buffer("cache.dropped", ("B",), "int32", Lifetime.CACHE),
@@ -124,15 +124,15 @@ def _by_layers(
     hidden = (room.made(f"{stream.name}.hidden", ("B", "heads", "hidden"), WIDE),)
     columns, closing = "columns of a layer for 16 sequences of a head", "the cells that close"
     weights = _weights(room, stream)
-    down = tuple(one for one in weights if one.name.endswith("_down"))
-    up = tuple(one for one in weights if one not in down)
+    down = tuple(weight for weight in weights if weight.name.endswith("_down"))
+    up = tuple(weight for weight in weights if weight not in down)
     yield _step(Kind.CLOSE_HIDDEN, stream, "close_hidden", columns, closing, (*tokens, *up), hidden, when)
     yield _step(Kind.CLOSE_OUTPUTS, stream, "close_outputs", columns, closing, (*hidden, *down), entries, when)
 
 
 def _weights(room: Buffers, stream: Stream) -> tuple[Buffer, ...]:
     """Of keys and of values."""
-    return tuple(one for name in sides(room.plan, stream) for one in room.weights(stream, name))
+    return tuple(weight for name in sides(room.plan, stream) for weight in room.weights(stream, name))
 
 
 def _step(
@@ -147,7 +147,7 @@ def _tokens(room: Buffers, side: Side) -> tuple[Buffer, ...]:
     stream, plan = side.stream, room.plan
     assert stream.compress is not None
     own = (Side(source_of(plan, stream), side.name), *weighing(plan, side))
-    return tuple(room.side(one.stream, one.name) for one in own)
+    return tuple(room.side(own_side.stream, own_side.name) for own_side in own)
 
 
 def weighing(plan: Plan, side: Side) -> tuple[Side, ...]:

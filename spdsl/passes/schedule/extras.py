@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from spdsl.ir.pattern import Extra, Kl, Pooled
 from spdsl.ir.plan import Plan, SoftmaxPlan
 from spdsl.ir.schedule import Buffer, Kind, Scores, Step, Walk, When
+from spdsl.ir.visit import PACKED
 from spdsl.passes.divergence import list_of, walked_by
 from spdsl.passes.schedule.buffers import WIDE, Buffers
-from spdsl.passes.schedule.units import ROWS, inverse_of, unions_of
+from spdsl.passes.schedule.units import inverse_of, unions_of
 
 
 def extra_of(plan: Plan, number: int, extra: Extra) -> Walk | Scores | None:
@@ -34,7 +35,7 @@ def forward(room: Buffers, found: Walk | Scores) -> Iterator[Step[Walk] | Step[S
     yield _unions(room, found, unions)
     sums = tuple(room.per_list(f"{found.name}.{name}", found.choice) for name in ("kl", "total", "norm"))
     yield Step(
-        Kind.DIVERGENCE, f"_{found.name}_forward", found, f"_{found.name}_forward", ROWS,
+        Kind.DIVERGENCE, f"_{found.name}_forward", found, f"_{found.name}_forward", str(PACKED),
         f"the union of their units of {found.choice.name}", (*_given(room, found), unions), sums, sums,
         table="units_dq",
     )  # fmt: skip
@@ -53,7 +54,7 @@ def backward(room: Buffers, found: Walk | Scores) -> Iterator[Step[Walk] | Step[
     slots = (room.made(f"{found.name}.slots", (heads, "slots", "unit x dim"), WIDE),)
     yield _unions(room, found, unions)
     yield Step(
-        Kind.DIVERGENCE_DQ, f"_{found.name}_dq", found, f"_{found.name}_dq", ROWS,
+        Kind.DIVERGENCE_DQ, f"_{found.name}_dq", found, f"_{found.name}_dq", str(PACKED),
         f"the union of their units of {found.choice.name}", (*_given(room, found), *sums, unions), dq, dq,
         table="units_dq",
     )  # fmt: skip

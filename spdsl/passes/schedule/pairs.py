@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from spdsl.ir.pattern import Choice
 from spdsl.ir.plan import SoftmaxPlan
 from spdsl.ir.schedule import Buffer, Event, Kind, Step
+from spdsl.ir.visit import TILE
 from spdsl.passes.schedule.attend import by_torch, delta, given_back
 from spdsl.passes.schedule.buffers import WIDE, Buffers
 from spdsl.passes.schedule.units import add_slots, slots_of, walked
 
-ROWS, VISIT = "queries of a head that chose a unit", "that unit"
-MERGED, PARTS = "neighbouring queries of a head", "their parts"
+VISIT = "that unit"
+MERGED, PARTS = str(TILE), "their parts"
 
 
 def forward(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]:
@@ -29,7 +30,7 @@ def forward(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]:
         turns_of="heads",
     )  # fmt: skip
     yield Step(
-        Kind.PAIR_FORWARD, f"{softmax.name}_forward", softmax, f"{softmax.name}_forward", ROWS, VISIT,
+        Kind.PAIR_FORWARD, f"{softmax.name}_forward", softmax, f"{softmax.name}_forward", str(softmax.rows), VISIT,
         (room.query(softmax), *room.keys(softmax), pairs, *room.reads(softmax.reads)), parts,
         event=event, turns_of="heads", table="units",
     )  # fmt: skip
@@ -48,8 +49,8 @@ def backward(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]
     yield delta(room, softmax)
     yield Step(Kind.PAIRS, f"{softmax.name} pairs", softmax, reads=chosen, writes=(pairs,), turns_of="heads")
     yield Step(
-        Kind.PAIR_DQ, f"{softmax.name}_dq", softmax, f"{softmax.name}_dq", ROWS, VISIT, (query, *keys, *given, pairs),
-        (parts,), turns_of="heads", table="units_dq",
+        Kind.PAIR_DQ, f"{softmax.name}_dq", softmax, f"{softmax.name}_dq", str(softmax.rows), VISIT,
+        (query, *keys, *given, pairs), (parts,), turns_of="heads", table="units_dq",
     )  # fmt: skip
     yield Step(
         Kind.ADD_PAIRS, "add_pairs", softmax, "add_pairs", MERGED, PARTS, (parts, pairs), dq, dq,

@@ -8,10 +8,11 @@ from dataclasses import replace
 from spdsl.ir.pattern import Branch, Case, Gate, Merge, Softmax
 from spdsl.ir.plan import Joint
 from spdsl.ir.schedule import Buffer, Event, Kind, Lifetime, Stage, Step
+from spdsl.ir.visit import TILE
 from spdsl.passes.joint import leaves
 from spdsl.passes.schedule.buffers import LIKE_Q, Buffers
 
-ROWS, PARTS = "neighbouring queries of a head", "the parts"
+ROWS, PARTS = str(TILE), "the parts"
 
 
 def combined(room: Buffers, result: Branch) -> Iterator[Step[Branch]]:
@@ -100,12 +101,13 @@ def _parts(room: Buffers, branch: Branch) -> tuple[Buffer, ...]:
 
 
 def _written(room: Buffers, branch: Branch) -> tuple[Buffer, Buffer]:
-    """out and lse, by the softmaxes that they are made of."""
+    """out and lse, by the softmaxes that they are made of; a joint is written by itself."""
+    joints = {} if room.cached else {one.parts: one.name for one in room.plan.joints}
     if isinstance(branch, Softmax):
         return room.result(branch.name)
     if isinstance(branch, Gate):
         return room.result("gated", len(branch.branches))
-    return room.result("+".join(leaves(branch)))
+    return room.result(joints.get(tuple(leaves(branch)), "+".join(leaves(branch))))
 
 
 def _gates(room: Buffers, gate: Gate) -> Buffer:

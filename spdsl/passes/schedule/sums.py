@@ -17,12 +17,14 @@ def summed(
     room: Buffers, case: Case, softmaxes: Sequence[SoftmaxPlan], entries: Sequence[Stream]
 ) -> Iterator[Step[tuple[Gradient, ...]]]:
     """One step for all of them: they are added as they come."""
-    found = [one for result in (case.branch, *case.extras) for one in _of_result(room, result, softmaxes)]
-    found += [one for softmax in softmaxes for one in _of_softmax(softmax)]
-    found += [one for stream in entries for one in _of_entries(room, stream)]
-    again = tuple(one for i, one in enumerate(found) if one.name in {other.name for other in found[:i]})
+    gradients = [gradient for result in (case.branch, *case.extras) for gradient in _of_result(room, result, softmaxes)]
+    gradients += [gradient for softmax in softmaxes for gradient in _of_softmax(softmax)]
+    gradients += [gradient for stream in entries for gradient in _of_entries(room, stream)]
+    again = tuple(
+        gradient for i, gradient in enumerate(gradients) if gradient.name in {other.name for other in gradients[:i]}
+    )
     if again:
-        reads = tuple(buffer for one in again if (buffer := _buffer(room, one)) is not None)
+        reads = tuple(buffer for gradient in again if (buffer := _buffer(room, gradient)) is not None)
         yield Step(Kind.SUMS, "sums of gradients", again, reads=reads, writes=reads)
 
 

@@ -10,8 +10,6 @@ from spdsl.ir.schedule import Buffer, Event, Kind, Step, When
 from spdsl.passes.schedule.attend import by_torch, delta, given_back
 from spdsl.passes.schedule.buffers import WIDE, Buffers
 
-ROWS = "neighbouring queries x the heads of a list"
-
 
 def forward(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]:
     choice, result = walked(softmax), room.result(softmax.name)
@@ -22,7 +20,7 @@ def forward(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]:
         wanted=softmax.wanted, table="units",
     )  # fmt: skip
     yield Step(
-        Kind.UNIT_FORWARD, f"{softmax.name}_forward", softmax, f"{softmax.name}_forward", ROWS,
+        Kind.UNIT_FORWARD, f"{softmax.name}_forward", softmax, f"{softmax.name}_forward", str(softmax.rows),
         f"the union of their units of {choice.name}",
         (room.query(softmax), *room.keys(softmax), unions, *room.reads(softmax.reads)), result, result, event=event,
         wanted=softmax.wanted, table="units",
@@ -53,7 +51,7 @@ def backward(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]
         table="units_dq",
     )
     yield Step(
-        Kind.UNIT_DQ, f"{softmax.name}_dq", softmax, f"{softmax.name}_dq", ROWS,
+        Kind.UNIT_DQ, f"{softmax.name}_dq", softmax, f"{softmax.name}_dq", str(softmax.rows),
         f"the union of their units of {choice.name}", (query, *keys, *given, unions), dq, dq, table="units_dq",
     )  # fmt: skip
     inverse, slots = inverse_of(room, softmax.name, choice), slots_of(room, softmax.name)

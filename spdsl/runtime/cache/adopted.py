@@ -80,11 +80,12 @@ def from_pages(
     block_table: Tensor,
     seq_lens: Tensor,
     cu_seqlens_q: Tensor,
+    max_seqlen_q: int | None,
     *states: Any,
-    max_seqlen_q: int | None = None,
 ) -> tuple[Inputs, Storage, Layout, Requests]:
-    """Of inputs with packed queries [T, heads, dim] and pages in place of keys: what a call over them computes with,
-    what it reads, its layout and requests. states: those of compressed streams, as `_with_entries` takes them.
+    """Of inputs with packed queries [T, heads, dim], lists of units [T, heads, n] and pages in place of keys: what a
+    call over them computes with, what it reads, its layout and requests. states: those of compressed streams, as
+    `_with_entries` takes them.
     """
     for x in arguments.streams:
         for name in (x.k, x.v):
@@ -101,7 +102,9 @@ def from_pages(
     checked = changed_in(inputs, whole | {name: x[:1] for name, x in pages.items()})
     check_vectors(arguments._replace(weights=()), checked)  # which make entries, and do not attend
     check_sums(arguments, checked, phase)
-    packed = {name: packed_queries(getattr(inputs, name), requests) for name in queries}
+    known = [*(x.name for x in arguments.lists), *(x.name for x in arguments.chosen)]
+    lists = [name for name in known if getattr(inputs, name) is not None]
+    packed = {name: packed_queries(getattr(inputs, name), requests, name) for name in (*queries, *lists)}
     unread = {x.name: None for x in arguments.tensors if "token" in x.axes and not x.kept}
     spans = None if requests.single else requests.q_spans
     layout = Layout(spans, own.spans, None, None, requests.longest, own.capacity)
@@ -125,7 +128,7 @@ def _adopted(arguments: Arguments, inputs: Any, table: Tensor, spans: Tensor) ->
     own.page = first.shape[2]
     own.page_table, own.spans = table, spans
     own.capacity = max(1, table.shape[1] * own.page)
-    own.tokens, own.row_of, own.entries, own.entry_spans = {}, None, {}, {}
+    own.tokens, own.token_axes, own.row_of, own.entries, own.entry_spans = {}, {}, None, {}, {}
     own.dropped = torch.zeros_like(spans[:, 0])
     return own
 
@@ -202,7 +205,10 @@ def _spans(lengths: Tensor) -> Tensor:
 
 
 def packed_queries(q: Tensor, requests: Requests, name: str = "gates") -> Tensor:
-    """q [T, heads, dim] (or gates) as attention takes it: [1, heads, T, dim]; single queries [S, heads, 1, dim]."""
+    """q [T, heads, dim] (or gates, or lists of units) as attention takes it.
+
+    [1, heads, T, dim]; single queries [S, heads, 1, dim].
+    """
     expect_tensor(name, q)
     fits = q.dim() == 3 and len(q) == requests.tokens
     expect(fits, name, "[{}, heads, ..]", list(q.shape), requests.tokens)

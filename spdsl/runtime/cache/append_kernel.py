@@ -18,6 +18,7 @@ from spdsl.runtime.tiles.positions import cached_homes, cached_rows, row_of, spa
 from spdsl.runtime.tiles.tiles import at
 
 _APPENDED = 32  # new tokens of a program; a decode step has one
+_COLUMNS = 64  # numbers of a token that are copied at once, at most
 _TABLE_ENTRIES = 64  # entries of the page table that are looked at at once
 
 
@@ -50,6 +51,16 @@ class Appended(NamedTuple):
     QK_PADDED: tl.constexpr  # to a power of two
     V_DIM: tl.constexpr  # 0: no values
     V_PADDED: tl.constexpr
+
+
+class AppendedValues(NamedTuple):
+    """New rows [B, before, tokens, after] of a tensor over tokens, and their store, which is in no page."""
+
+    new: Strided
+    store: Strided
+    ROWS: tl.constexpr
+    DIM: tl.constexpr
+    COLUMNS: tl.constexpr
 
 
 @jit
@@ -85,11 +96,16 @@ def append_head(stream, s, row, token, home, slot, room):
 
 
 @jit
-def copy_values(new, store, call, s, token, position, room):
-    """One value per token, never in pages."""
-    value = tl.load(at(new, s, 0, 0).data + token * new.token, mask=room, other=0)
-    store = at(store, row_of(call, s), 0, 0)
-    tl.store(store.data + position * store.token, value.to(store.data.dtype.element_ty), mask=room)
+def copy_values(values, call, s, first, step, token, position, room):
+    """Of a tensor over tokens every `step`-th row from `first` on: the numbers of a token, which are in no page."""
+    for h in tl.range(first, values.ROWS, step):
+        new, store = at(values.new, s, h, 0), at(values.store, row_of(call, s), h, 0)
+        for start in tl.range(0, values.DIM, values.COLUMNS):
+            column = start + tl.arange(0, values.COLUMNS)[None, :]
+            mask = room[:, None] & (column < values.DIM)
+            value = tl.load(new.data + token[:, None] * new.token + column, mask=mask, other=0)
+            pointers = store.data + position[:, None] * store.token + column
+            tl.store(pointers, value.to(store.data.dtype.element_ty), mask=mask)
 
 
 @jit
@@ -106,8 +122,7 @@ def append_rows(
     for i in tl.static_range(STREAMS):
         append_head(streams[i], s, row, token, home, slot, room)
     for i in tl.static_range(VALUES):
-        if row == 0:
-            copy_values(values[i][0], values[i][1], call, s, token, position, room)
+        copy_values(values[i], call, s, row, tl.num_programs(1), token, position, room)
 
 
 @jit
@@ -145,7 +160,7 @@ class NewRows(NamedTuple):
 def launch_rows(
     streams: Sequence[NewRows], values: Sequence[tuple[Tensor, Tensor]], call: Append, page: int
 ) -> None:  # fmt: skip
-    """The new rows of all streams, and of values (new [B, T], store [B, tokens]), one per token.
+    """The new rows of all streams, and of values: new [B, before, T, after], store [B, before, tokens, after].
 
     What is new may lie in one batch row for all sequences.
     """
@@ -154,7 +169,7 @@ def launch_rows(
     launch(
         append_rows, (triton.cdiv(call.added, block), sum(heads), sequences),
         tuple(_appended(stream, first, sequences) for stream, first in zip(streams, firsts, strict=True)),
-        tuple((_token_values(new, store, sequences), _rows(store)) for new, store in values) or None, call,
+        tuple(_appended_values(new, store, sequences) for new, store in values) or None, call,
         num_warps=1 if block == 1 else 4, num_stages=1,
         STREAMS=len(streams), VALUES=len(values), BLOCK=block, PAGE=page,
     )  # fmt: skip
@@ -171,13 +186,12 @@ def _appended(stream: NewRows, first: int, sequences: int) -> Appended:
     )  # fmt: skip
 
 
-def _token_values(new: Tensor, store: Tensor, sequences: int) -> Strided:
-    return _rows((new.view(torch.uint8) if new.dtype == torch.bool else new).to(store.dtype), sequences)
-
-
-def _rows(x: Tensor, sequences: int = 0) -> Strided:
-    """[B, tokens]; with `sequences`, a batch of 1 is shared by all of them."""
-    return Strided(x, 0 if sequences and x.shape[0] == 1 else x.stride(0), 0, x.stride(1))
+def _appended_values(new: Tensor, store: Tensor, sequences: int) -> AppendedValues:
+    new = rows_contiguous((new.view(torch.uint8) if new.dtype == torch.bool else new).to(store.dtype))
+    rows, dim = store.shape[1], store.shape[3]
+    columns = min(_COLUMNS, triton.next_power_of_2(max(1, dim)))
+    sizes = (tl.constexpr(size) for size in (rows, dim, columns))
+    return AppendedValues(strided(new, sequences), strided(store), *sizes)
 
 
 def launch_lengths(dropped: Tensor, call: Append, page: int) -> None:

@@ -18,6 +18,7 @@ from spdsl.runtime.cache.cache_arguments import (
     check_page_table,
     checked_ring,
     expect_rows,
+    held_by_ring,
     length_argument,
     row_index,
 )
@@ -26,6 +27,7 @@ from spdsl.runtime.cache.sharing import references, with_own_pages
 from spdsl.runtime.cache.states import Kept, State, kept_of, stream_states
 from spdsl.runtime.cache.storage import EntryShape, NewTokens, Storage
 from spdsl.runtime.entries.entries import entry_count, entry_counts
+from spdsl.runtime.launch.eager import eager
 from spdsl.runtime.sequences import expect
 
 
@@ -38,8 +40,9 @@ class StreamShape(NamedTuple):
 class CacheStore(Storage):
     """`batch` sequences of at most `capacity` tokens.
 
-    Paged (`page` tokens, a power of two >= 16): k[stream] [pages, heads, page, qk], page_table int32
-    [batch, pages per sequence] (-1: none). `page=None`: k[stream] [batch, heads, capacity, qk].
+    Paged (`page` tokens, a power of two >= 16): k[stream] [pages + 1, heads, page, qk], page_table int32
+    [batch, pages per sequence] (-1: none). `page=None`: k[stream] [batch, heads, capacity + 1, qk]. tokens[name]
+    [batch, ..], capacity + 1 in place of its tokens, is never in pages.
     `lengths` and `dropped` (tokens that found no room) are int32 [batch] on the device and updated in place; `lengths`
     is the second column of `spans` [batch, 2] = (0, length), which is what kernels read. Copies (pickle, deepcopy,
     `torch.save`) are caches of their own. `states` is the table of all buffers.
@@ -54,7 +57,7 @@ class CacheStore(Storage):
         batch: int,
         capacity: int,
         streams: Mapping[str, StreamShape],
-        tokens: Mapping[str, torch.dtype],
+        tokens: Sequence[State] = (),
         entries: Mapping[str, EntryShape] | None = None,
         *,
         page: int | None,
@@ -70,23 +73,24 @@ class CacheStore(Storage):
         self.batch, self.capacity, self.page = batch, capacity, page
         # Tokens that every sequence holds for certain, and may hold, known without asking the device.
         self.at_least, self.at_most = 0, 0
-        self.highest = 0  # of all times since all were emptied
         with torch.inference_mode(False):  # a tensor that counts its changes
             self.spans = torch.zeros(batch, 2, dtype=torch.int32, device=device)
         self._changes = self.spans._version
         self.dropped = torch.zeros(batch, dtype=torch.int32, device=device)
+        # Of a ring: how long each sequence has been, up to the last time that something was taken back.
+        self.reached = None if self.ring is None else torch.zeros_like(self.dropped)
         # (0, number of entries) of each sequence, as the kernels of the last close left it.
         self.entry_spans = {name: torch.zeros_like(self.spans) for name in self.entries}
         self.row_of = None
         self.has_holes, self.shares = page_table is not None, False
         self.page_table = self._table(page_table, device)
-        self.owned = self._owned_pages()
+        self.owned = self._owned_pages(page_table)
         self.dtype = dtype
         self.states = _states(streams, tokens, self.entries, dtype)
+        self.token_axes = {state.of[1]: 1 + state.before for state in tokens}
         self.k, self.v, self.tokens = {}, {}, {}
-        for state in self.states:
-            side, name = state.of
-            getattr(self, side)[name] = self._allocated(state)
+        for state in self.allocated:
+            self._put(state, self._allocated(state))
 
     @property
     def lengths(self) -> Tensor:
@@ -101,11 +105,22 @@ class CacheStore(Storage):
         """Least and most tokens of any sequence as far as the host knows: nothing, if others wrote to `lengths`."""
         if not torch.compiler.is_compiling() and self.spans._version != self._changes:
             self.at_least, self.at_most, self._changes = 0, self.capacity, self.spans._version
+            self._reached_anything()
         return self.at_least, self.at_most
+
+    def __getstate__(self) -> dict[str, object]:
+        self._known()
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """A copy knows as much: its lengths are those of the original, but count changes anew."""
+        self.__dict__.update(state)
+        with torch.inference_mode(False):  # a tensor that counts its changes
+            self.spans = self.spans.clone() if self.spans.is_inference() else self.spans
+        self._changes = self.spans._version
 
     def _knows(self, at_least: int, at_most: int) -> None:
         self.at_least, self.at_most = min(at_least, self.capacity), min(at_most, self.capacity)
-        self.highest = max(self.highest, self.at_most)
         if not torch.compiler.is_compiling():
             self._changes = self.spans._version
 
@@ -117,42 +132,64 @@ class CacheStore(Storage):
             return self.ring.table(self.batch, width, device)
         if table is None:
             return torch.arange(self.batch * width, dtype=torch.int32, device=device).view(self.batch, width)
-        check_page_table(table, self.batch, width)
+        check_page_table(table, self.batch, width, self.spans.is_meta)
         return table.to(device, copy=True).contiguous()
 
-    def _owned_pages(self) -> Tensor | None:
+    def _owned_pages(self, given: Tensor | None) -> Tensor | None:
         """bool [pages]: those that the table named at first, and storage was made for."""
         table = self.page_table
         if table is None:
             return None
-        if not self.has_holes:
+        if given is None:
             pages = table.numel() if self.ring is None else self.batch * self.ring.pages
             return torch.ones(pages, dtype=torch.bool, device=table.device)
-        pages = max(table.numel(), int(table.max()) + 1 if table.numel() else 0)
-        return references(table, pages) > 0
+        named = 0 if given.is_meta or not given.numel() else int(given.max()) + 1
+        return references(table, max(table.numel(), named)) > 0
 
     def _allocated(self, state: State) -> Tensor:
-        device, sizes = self.spans.device, [size for _, size in state.axes]
-        if state.grid == "row":
-            return torch.zeros(self.batch, self.capacity + 1, *sizes, dtype=state.dtype, device=device)
         # One home more than there are tokens: what finds no room is written there and never read.
-        if state.grid != "token":
-            rows = entry_count(self.capacity, self.entries[state.grid].cells) + 1
-            return storage_of(self.batch, sizes[0], rows, sizes[1], device, state.dtype)
-        if self.owned is None or self.page is None:
-            return storage_of(self.batch, sizes[0], self.capacity + 1, sizes[1], device, state.dtype)
-        return storage_of(len(self.owned) + 1, sizes[0], self.page, sizes[1], device, state.dtype)
+        homes, places = self.batch, self.capacity + 1
+        if state.grid in self.entries:
+            places = entry_count(self.capacity, self.entries[state.grid].cells) + 1
+        elif state.grid == "token" and self.owned is not None and self.page is not None:
+            homes, places = len(self.owned) + 1, self.page
+        shape, device = state.shape(homes, places), self.spans.device
+        if state.grid == "row":
+            return torch.zeros(shape, dtype=state.dtype, device=device)
+        homes, heads, places, dim = shape
+        return storage_of(homes, heads, places, dim, device, state.dtype)
+
+    @property
+    def allocated(self) -> list[State]:
+        """The states that have a buffer: all whose sizes are known."""
+        return [state for state in self.states if state.sizes is not None]
 
     def buffer(self, state: State) -> Tensor:
         side, name = state.of
         found: Tensor = getattr(self, side)[name]
         return found
 
+    def _put(self, state: State, x: Tensor) -> None:
+        side, name = state.of
+        getattr(self, side)[name] = x
+
+    def _size_tokens(self, tokens: Mapping[str, Tensor]) -> None:
+        """Buffers for tensors over tokens of which the first call says the sizes."""
+        found = []
+        for state in self.states:
+            side, name = state.of
+            if side == "tokens" and name not in self.tokens and name in tokens:
+                state = state.sized(tokens[name])
+                self._put(state, self._allocated(state))
+            found.append(state)
+        self.states = tuple(found)
+
     def kept(self) -> dict[str, Kept]:
         """The shape and the bytes of every state, by name, and those of the tables beside them."""
         tables = {"lengths": self.spans, "dropped": self.dropped, "page_table": self.page_table, "owned": self.owned}
+        tables |= {"reached": self.reached}
         tables |= {f"entry_lengths.{name}": spans for name, spans in self.entry_spans.items()}
-        buffers = {state.name: self.buffer(state) for state in self.states}
+        buffers = {state.name: self.buffer(state) for state in self.allocated}
         return {name: kept_of(x) for name, x in {**buffers, **tables}.items() if x is not None}
 
     # Appending -----------------------------------------------------------------------------------------------------
@@ -165,7 +202,7 @@ class CacheStore(Storage):
         new: NewTokens | None = None,
         rows: Tensor | None = None,
     ) -> Storage:
-        """Adds new tokens behind each sequence's own last one: k[stream] [B, heads, T, qk], tokens[name] [B, T].
+        """Adds new tokens behind each sequence's own last one: k[stream] [B, heads, T, qk], tokens [B, .., T, ..].
 
         -> what the call reads then: the cache, or those of its `rows`.
         Raises ValueError when every sequence is certain to overflow; otherwise tokens without room count as dropped.
@@ -180,9 +217,8 @@ class CacheStore(Storage):
         certain = new.spans is None
         fits = not certain or new.longest <= free
         expect(fits, "k", "at most {} more tokens (capacity {})", new.longest, free, self.capacity)
+        self._size_tokens(tokens)
         own = self if rows is None else self.part(rows)
-        if certain:
-            tokens = {name: x.expand(len(own.spans), -1) for name, x in tokens.items()}
         own.add(k, v, tokens, new)
         if rows is not None:
             self.spans.index_copy_(0, rows, own.spans)
@@ -211,10 +247,23 @@ class CacheStore(Storage):
         expect(new.dtype == store.dtype, name, f"dtype {store.dtype} like the cache", new.dtype)
         expect(new.device == store.device, name, f"device {store.device} like the cache", new.device)
 
+    def expect_sizes_of(self, name: str, new: Tensor) -> None:
+        """A new tensor over tokens, checked by itself, against those before it."""
+        state = next(state for state in self.states if state.name == f"tokens.{name}")
+        if state.sizes is not None:
+            expect(
+                state.sizes_of(new) == state.sizes,
+                name,
+                "{} beside tokens, like the cache",
+                state.sizes_of(new),
+                state.sizes,
+            )
+
     def part(self, rows: Tensor) -> Storage:
         """Some of the rows, int64 [n], each once: buffers are the same, lengths are copies."""
         own = Storage()
-        own.k, own.v, own.tokens, own.entries = self.k, self.v, self.tokens, self.entries
+        own.k, own.v, own.entries = self.k, self.v, self.entries
+        own.tokens, own.token_axes = self.tokens, self.token_axes
         own.page, own.capacity, own.row_of = self.page, self.capacity, rows.int()
         own.spans, own.dropped = self.spans.index_select(0, rows), self.dropped.index_select(0, rows)
         own.page_table = None if self.page_table is None else self.page_table.index_select(0, rows)
@@ -223,6 +272,7 @@ class CacheStore(Storage):
 
     # What is kept of it ----------------------------------------------------------------------------------------------
 
+    @eager
     def reset(self, rows: int | Sequence[int] | Sequence[bool] | Tensor | None = None) -> None:
         """Empties all sequences, or those of `rows`: their numbers (negative ones count from the end), or bool [batch].
 
@@ -237,26 +287,37 @@ class CacheStore(Storage):
         else:
             emptied = torch.zeros(self.batch, dtype=torch.bool, device=device).index_fill_(0, chosen, True)
         most = 0 if rows is None else self._known()[1]
-        self.highest = 0 if rows is None else self.highest
         self.dropped.masked_fill_(emptied, 0)
+        if self.reached is not None:
+            self.reached.copy_(self.reached.maximum(self.lengths).masked_fill(emptied, 0))
         self._set_lengths(self.lengths.masked_fill(emptied, 0))
         self.shares = self.shares and rows is not None
         self._knows(0, most)
 
+    @eager
     def truncate(self, lengths: int | Sequence[int] | Tensor) -> None:
         """Takes tokens back: each sequence keeps its first ones, as many as said, or all where it has no more.
 
         lengths: one number for all, or int [batch]; a tensor is not read on the host, and counts as 0 below 0. Of a
-        ring, the last `spare` tokens can be taken back, and only by numbers that the host knows.
+        ring, the last `spare` tokens can be taken back: less is refused where the host knows it, and counts as that.
         """
         kept, least, most = length_argument(lengths, self.batch, self.capacity, self.spans.device)
-        if self.ring is not None:
-            first = max(self.highest, self._known()[1]) - self.ring.spare
-            expect(least >= first, "lengths", "numbers from {} on (ring)", lengths, first)
         at_least, at_most = self._known()
+        if self.reached is not None and self.ring is not None:
+            certain = least if not isinstance(lengths, Tensor) else self.capacity
+            expect(
+                certain >= at_least - self.ring.spare,
+                "lengths",
+                "numbers from {} on (ring)",
+                lengths,
+                at_least - self.ring.spare,
+            )
+            self.reached.copy_(self.reached.maximum(self.lengths))
+            kept = held_by_ring(kept, self.reached - self.ring.spare)
         self._set_lengths(self.lengths.minimum(kept))
         self._knows(min(at_least, least), min(at_most, most))
 
+    @eager
     def select(self, rows: Sequence[int] | Tensor) -> None:
         """Row i goes on with what row rows[i] holds; rows may repeat, and be left out; `batch` is then their number.
 
@@ -268,10 +329,11 @@ class CacheStore(Storage):
             self._grow(len(chosen))
         if self.ring is not None:
             self._turn(chosen, self.ring)
-        for state in self.states:
+        for state in self.allocated:
             if state.grid != "token" or self.page_table is None:
-                side, name = state.of
-                getattr(self, side)[name] = _selected(self.buffer(state), chosen)
+                self._put(state, _selected(self.buffer(state), chosen, aligned=state.grid != "row"))
+        if self.reached is not None:
+            self.reached = _selected(self.reached.maximum(self.lengths), chosen)
         self.spans, self.dropped = _selected(self.spans, chosen), _selected(self.dropped, chosen)
         self.entry_spans = {name: _selected(spans, chosen) for name, spans in self.entry_spans.items()}
         if self.page_table is not None and self.ring is None:
@@ -280,14 +342,19 @@ class CacheStore(Storage):
         self._part_pages()
         self._knows(0 if self.has_holes else known[0], known[1])
 
+    def _reached_anything(self) -> None:
+        """Of a ring, when others say the lengths: no more than `spare` tokens were taken back."""
+        if self.reached is not None and self.ring is not None:
+            self.reached.copy_(self.lengths + self.ring.spare)
+
     def _set_lengths(self, lengths: Tensor) -> None:
         """No more than before; all states follow."""
         self.lengths.copy_(lengths)
         self._part_pages()
-        for state in self.states:
+        for state in self.allocated:
             if state.grid == "row":  # a read past the end of a sequence is 0, not a token of an earlier one
                 past = torch.arange(self.capacity + 1, device=lengths.device) >= self.lengths[:, None]
-                self.buffer(state).masked_fill_(past, 0)
+                self.buffer(state).masked_fill_(state.of_places(past), 0)
         for name, spans in self.entry_spans.items():
             spans[:, 1] = entry_counts(self.lengths, self.entries[name].cells)
 
@@ -317,8 +384,7 @@ class CacheStore(Storage):
             if state.grid == "token":
                 old, new = self.buffer(state), self._allocated(state)
                 new[: len(owned)].copy_(old[:-1])
-                side, name = state.of
-                getattr(self, side)[name] = new
+                self._put(state, new)
 
     def _turn(self, rows: Tensor, ring: Ring) -> None:
         """Rows of a ring have pages of their own, in which all may change: they are copied."""
@@ -332,18 +398,19 @@ class CacheStore(Storage):
 
     # All of it -------------------------------------------------------------------------------------------------------
 
+    @eager
     def export_states(self) -> dict[str, Tensor]:
         """Copies of all states by name, whatever pages they lie in, 0 behind what a sequence has.
 
         `lengths` and `dropped` int32 [batch]; `k.<stream>`, `v.<stream>` [batch, heads, capacity or entries, dim], of a
-        ring [batch, heads, slots, dim] as it is;
-        `tokens.<tensor>` [batch, capacity].
+        ring [batch, heads, slots, dim] as it is; `tokens.<tensor>` [batch, ..], `capacity` in place of its tokens; not
+        before the first call where only that says how many heads it has.
         """
         found = {"lengths": self.lengths.clone(), "dropped": self.dropped.clone()}
         for state, count, places in self._grids():
             inside = places < count[:, None]
             if state.grid == "row":
-                found[state.name] = self.buffer(state)[:, : self.capacity].clone()
+                found[state.name] = self._of_rows(state).clone()
                 continue
             if state.grid == "token" and self.ring is not None:
                 found[state.name] = slots_of(self.buffer(state), self.batch, self.ring)
@@ -352,22 +419,28 @@ class CacheStore(Storage):
                 x = self.rows_at(self.buffer(state), places.expand(self.batch, -1))
             else:
                 x = self.buffer(state)[:, :, : len(places)]
-            found[state.name] = x.masked_fill(~inside[:, None, :, None], 0)
+            found[state.name] = x.masked_fill(~state.of_places(inside), 0)
         return found
 
+    def _of_rows(self, state: State) -> Tensor:
+        """A buffer that is in no page, without the place that is never read."""
+        return self.buffer(state).narrow(1 + state.before, 0, self.capacity)
+
+    @eager
     def import_states(self, states: Mapping[str, Tensor]) -> None:
         """Takes over what `export_states` of a cache with the same streams, batch and capacity gave.
 
         Raises ValueError for a state that is missing, unknown, or of another shape or dtype; nothing is changed then.
         """
         check_exported(states, self)
+        self._size_tokens({name[7:]: x for name, x in states.items() if name.startswith("tokens.")})
         self.reset()
         self.lengths.copy_(states["lengths"])
         self.dropped.copy_(states["dropped"])
         for state, count, places in self._grids():
             x = states[state.name].to(self.spans.device)
             if state.grid == "row":
-                self.buffer(state)[:, : self.capacity].copy_(x)
+                self._of_rows(state).copy_(x)
             elif state.grid == "token" and self.ring is not None:
                 put_slots(self.buffer(state), x, self.ring)
             elif state.grid == "token":
@@ -377,11 +450,12 @@ class CacheStore(Storage):
                 self.buffer(state)[:, :, : len(places)].copy_(x)
         for name, spans in self.entry_spans.items():
             spans[:, 1] = self.entry_lengths(name)
+        self._reached_anything()
         self._knows(0, self.capacity)
 
     def _grids(self) -> Iterator[tuple[State, Tensor, Tensor]]:
         """Each state, how many places of its grid each sequence has, and all that it may have."""
-        for state in self.states:
+        for state in self.allocated:
             counts, most = self.lengths, self.capacity
             if state.grid in self.entries:
                 counts, most = self.entry_lengths(state.grid), entry_count(most, self.entries[state.grid].cells)
@@ -390,13 +464,13 @@ class CacheStore(Storage):
 
 def _states(
     streams: Mapping[str, StreamShape],
-    tokens: Mapping[str, torch.dtype],
+    tokens: Sequence[State],
     entries: Mapping[str, EntryShape],
     dtype: torch.dtype,
 ) -> tuple[State, ...]:
     """The table of all buffers."""
     found = [x for name, shape in streams.items() for x in stream_states(name, *shape, "token", "append", dtype)]
-    found += [State(f"tokens.{name}", "row", (), kind, "append") for name, kind in tokens.items()]
+    found += tokens
     for name, shape in entries.items():
         found += stream_states(name, *shape[:3], name, "close", dtype)
     return tuple(found)
@@ -412,12 +486,12 @@ def _check_shapes(streams: Mapping[str, StreamShape], entries: Mapping[str, Entr
         expect(0 <= before < width and not partial, name, "cells that close with their last token", made.cells)
 
 
-def _selected(x: Tensor, rows: Tensor) -> Tensor:
-    """x at `rows`, in the memory of x if there are as many."""
+def _selected(x: Tensor, rows: Tensor, aligned: bool = False) -> Tensor:
+    """x at `rows`, in the memory of x if there are as many; `aligned`: else as `storage_of` lays it out."""
     found = x.index_select(0, rows)
     if len(rows) == len(x):
         return x.copy_(found)
-    if x.dim() < 4:
+    if not aligned:
         return found
     _, heads, places, dim = x.shape
     return storage_of(len(rows), heads, places, dim, x.device, x.dtype).copy_(found)

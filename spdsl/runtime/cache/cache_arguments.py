@@ -51,12 +51,14 @@ def expect_cache(cache: object, kind: type) -> None:
         raise TypeError(f"cache: expected a {kind.__name__} of {kind.__module__}, got {got}")
 
 
-def check_page_table(table: Tensor, batch: int, width: int) -> None:
-    """int32 [batch, width]: each page once, -1 where none is handed out."""
+def check_page_table(table: Tensor, batch: int, width: int, only_shapes: bool) -> None:
+    """int32 [batch, width]: each page once, -1 where none is handed out. A cache of shapes alone needs no numbers."""
     expect_tensor("page_table", table)
-    expect(not table.is_meta, "page_table", "a tensor with numbers", table.device)
+    expect(only_shapes or not table.is_meta, "page_table", "a tensor with numbers", table.device)
     expect(table.dtype == torch.int32, "page_table", "int32", table.dtype)
     expect(list(table.shape) == [batch, width], "page_table", f"[{batch}, {width}]", list(table.shape))
+    if table.is_meta:
+        return
     most = 2 * table.numel() + _SPARE_PAGES
     least, last = (int(x) for x in table.aminmax()) if table.numel() else (0, 0)
     expect(least >= -1 and last < most, "page_table", f"pages below {most}, or -1", f"{least} to {last}")
@@ -99,6 +101,13 @@ def length_argument(
     return lengths.to(device).clamp(0, capacity).int(), 0, capacity
 
 
+def held_by_ring(lengths: Tensor, first: Tensor) -> Tensor:
+    """Lengths int32 [batch] or [1] to take back to, none below `first` [batch]: on the CPU those are refused."""
+    if on_host(first) and not uses_kernels(first):
+        expect(not (lengths < first).any(), "lengths", f"numbers from {first.tolist()} on (ring)", lengths.tolist())
+    return lengths.maximum(first)
+
+
 def expect_rows(rows: Sequence[int] | Tensor, batch: int, device: torch.device, once: bool = False) -> Tensor:
     """Row numbers, int64 [n] on the device, 0 to batch - 1; of a list checked, a tensor is not read on the host.
 
@@ -128,13 +137,15 @@ def check_exported(states: object, cache: Any) -> None:
         raise TypeError(f"states: expected what export_states gave, got {type(states).__name__}")
     wanted = {"lengths": ([cache.batch], torch.int32), "dropped": ([cache.batch], torch.int32)}
     for state in cache.states:
-        buffer = cache.buffer(state)
-        sizes = [size for _, size in state.axes]
-        places = buffer.shape[2] - 1 if state.grid in cache.entries else cache.capacity
+        if state.sizes is None:  # the cache takes what comes, if it comes
+            x = states.get(state.name)
+            if not isinstance(x, Tensor) or x.dim() != 2 + len(state.axes):
+                continue
+            state = state.sized(x)
+        places = cache.buffer(state).shape[2] - 1 if state.grid in cache.entries else cache.capacity
         if state.grid == "token" and cache.ring is not None:
             places = cache.ring.pages * cache.page
-        shape = [cache.batch, places] if state.grid == "row" else [cache.batch, sizes[0], places, sizes[1]]
-        wanted[state.name] = (shape, state.dtype)
+        wanted[state.name] = (state.shape(cache.batch, places), state.dtype)
     missing, unknown = sorted(wanted.keys() - states.keys()), sorted(map(str, states.keys() - wanted.keys()))
     expect(not missing and not unknown, "states", ", ".join(wanted), f"{missing} missing, {unknown} unknown")
     for name, (shape, dtype) in wanted.items():

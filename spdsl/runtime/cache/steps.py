@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +37,15 @@ class Step(NamedTuple):
     rows: Tensor | None
 
 
+class Brought(NamedTuple):
+    """Which tokens a call brings: as `attention` takes the first three; rows: of the cache, each once (None: all)."""
+
+    lengths: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    max_seqlen: int | None = None
+    rows: Sequence[int] | Tensor | None = None
+
+
 class Taken(NamedTuple):
     """What a call reads once its tokens are appended. kept int32 [S]: how many found room; None: certainly all."""
 
@@ -56,6 +65,7 @@ class Closes(NamedTuple):
     logits: str | None = None
 
 
+_ALL = Brought()
 ClosesOf = Callable[[Any], Sequence[Closes]]
 """What closes, of the inputs of a call."""
 
@@ -71,10 +81,7 @@ def checked_step(
     cache: CacheStore,
     kind: type,
     return_lse: object,
-    lengths: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    rows: Sequence[int] | Tensor | None = None,
+    brought: Brought = _ALL,
 ) -> tuple[Inputs, Step]:
     """The inputs under autocast and their step, after all checks of new tokens, and of the cache for them."""
     inputs = under_autocast(arguments, inputs)
@@ -87,7 +94,8 @@ def checked_step(
     check_new(arguments, inputs, cache)
     check_sums(arguments, inputs, phase)
     check_lookups(arguments, inputs)
-    return inputs, _step(cache, first, q, lengths, cu_seqlens, max_seqlen, rows)
+    _check_kept(arguments, inputs, cache)
+    return inputs, _step(cache, first, q, brought)
 
 
 def step(
@@ -97,12 +105,12 @@ def step(
     cache: CacheStore,
     kind: type,
     return_lse: object,
+    brought: Brought = _ALL,
     closes: ClosesOf = _nothing,
     gates: tuple[Any, int] | None = None,
-    **where: Any,
 ) -> tuple[Inputs, Storage, Layout, Taken]:
     """Checks a call, appends its tokens, and says what it computes with and reads then; gates and their number."""
-    inputs, own = checked_step(arguments, inputs, phase, cache, kind, return_lse, **where)
+    inputs, own = checked_step(arguments, inputs, phase, cache, kind, return_lse, brought)
     if gates is not None:
         expect_gates(gates[0], arguments.q(inputs), gates[1])
     done = append(arguments, inputs, cache, own, closes(inputs))
@@ -114,7 +122,8 @@ def append_alone(
     kind: type[Inputs],
     cache: CacheStore,
     given: Sequence[Tensor],
-    named: dict[str, Any],
+    named: Mapping[str, Tensor],
+    brought: Brought = _ALL,
     closes: ClosesOf = _nothing,
 ) -> None:
     """Adds new tokens of a call without queries: keys and values, weights of entries, tensors over tokens."""
@@ -131,20 +140,27 @@ def append_alone(
     k = arguments.k(inputs)
     for tensor in arguments.tensors:
         if tensor.kept:
-            sizes = {"token": k.shape[2], "batch": k.shape[0]}
-            check_tensor(tensor.name, getattr(inputs, tensor.name), tensor.axes, tensor.kind, sizes, k)
-    append(arguments, inputs, cache, _step(cache, arguments.streams[0].k, k, **named), closes(inputs))
+            x = getattr(inputs, tensor.name)
+            expect_tensor(tensor.name, x)
+            # No query says how many heads it has.
+            heads = dict(zip(tensor.axes, x.shape[1:], strict=False)).get("head", 0)
+            sizes = {"head": heads, "token": k.shape[2], "kv_head": k.shape[1], "batch": k.shape[0]}
+            check_tensor(tensor.name, x, tensor.axes, tensor.kind, sizes, k)
+    _check_kept(arguments, inputs, cache)
+    append(arguments, inputs, cache, _step(cache, arguments.streams[0].k, k, brought), closes(inputs))
 
 
-def _by_name(function: str, names: Sequence[str], given: Sequence[Any], named: dict[str, Any]) -> dict[str, Any]:
-    """Arguments in order and by name, which are taken out of `named`. Raises TypeError as a call of Python does."""
+def _by_name(function: str, names: Sequence[str], given: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments in order and by name. Raises TypeError as a call of Python does."""
     if len(given) > len(names):
         raise TypeError(f"{function}() takes {len(names)} positional arguments but {len(given)} were given")
     values = dict(zip(names, given, strict=False))
-    twice = [name for name in values if name in named]
-    if twice:
-        raise TypeError(f"{function}() got multiple values for argument {twice[0]!r}")
-    values |= {name: named.pop(name) for name in names if name in named}
+    for name in named:
+        if name not in names:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+        if name in values:
+            raise TypeError(f"{function}() got multiple values for argument {name!r}")
+    values |= named
     missing = [name for name in names if name not in values]
     if missing:
         raise TypeError(f"{function}() missing required arguments: {', '.join(missing)}")
@@ -165,19 +181,28 @@ def check_new(arguments: Arguments, inputs: Any, cache: CacheStore) -> None:
                 cache.expect_fits(name, buffers[stream.name], x)
 
 
+def _check_kept(arguments: Arguments, inputs: Any, cache: CacheStore) -> None:
+    """Tensors over tokens, checked by themselves, against what the cache keeps of them."""
+    for tensor in arguments.tensors:
+        if tensor.kept:
+            pairs = tensor.axes.count("token") > 1
+            expect(
+                not pairs, tensor.name, "one token axis where a cache keeps a tensor", ", ".join(map(str, tensor.axes))
+            )
+            cache.expect_sizes_of(tensor.name, getattr(inputs, tensor.name))
+
+
 def _step(
     cache: CacheStore,
     name: str,
     x: Tensor,
-    lengths: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
-    rows: Sequence[int] | Tensor | None = None,
+    brought: Brought,
 ) -> Step:
     """Of new tokens x [B, heads, T, dim] of the argument `name`: dense, left-padded, or packed for S sequences.
 
     On the CPU wrong numbers are refused; a GPU is not asked.
     """
+    lengths, cu_seqlens, max_seqlen, rows = brought
     chosen = None if rows is None else expect_rows(rows, cache.batch, cache.spans.device, once=True)
     sequences, whose = (cache.batch, "the cache") if chosen is None else (len(chosen), "rows")
     look = layout_of if uses_kernels(x) else checked_layout

@@ -48,13 +48,15 @@ class Storage:
 
     k[stream], v[stream] [homes, heads, slots, dim]: position p of sequence s lies in home page_table[s, p // page],
     slot p % page, without pages in home s, slot p. Where `row_of` int32 [S] is given, sequence s is row row_of[s] of
-    everything that is not in pages. Entries of compressed streams are never in pages.
+    everything that is not in pages. Entries of compressed streams are never in pages, nor are tensors over tokens:
+    tokens[name] [rows, ..], with positions along axis token_axes[name].
     spans int32 [S, 2] = (0, length). dropped int32 [S]: tokens that found no room.
     """
 
     k: dict[str, Tensor]
     v: dict[str, Tensor]
     tokens: dict[str, Tensor]
+    token_axes: dict[str, int]
     spans: Tensor
     dropped: Tensor
     page_table: Tensor | None
@@ -72,7 +74,7 @@ class Storage:
     def add(
         self, k: Mapping[str, Tensor], v: Mapping[str, Tensor], tokens: Mapping[str, Tensor], new: NewTokens
     ) -> None:
-        """Adds new tokens behind each sequence's own last one: k[stream] [B, heads, T, qk], tokens[name] [B, T]."""
+        """Adds new tokens behind each sequence's own last one: k[stream] [B, heads, T, qk], tokens [B, .., T, ..]."""
         add = self._add_by_kernels if uses_kernels(self.spans) else self._add_by_torch
         add(k, v, tokens, new)
 
@@ -83,7 +85,7 @@ class Storage:
         width = 0 if table is None else table.shape[1]
         call = Append(self.spans, table, width, self.capacity, new.longest, new.spans, self.row_of)
         streams = [NewRows(x, self.k[name], v.get(name), self.v[name] if name in v else None) for name, x in k.items()]
-        launch_rows(streams, [(x, self.tokens[name]) for name, x in tokens.items()], call, page)
+        launch_rows(streams, self._token_rows(tokens), call, page)
         launch_lengths(self.dropped, call, page)
 
     def _add_by_torch(
@@ -96,12 +98,16 @@ class Storage:
         for store, x in [(self.k[name], x) for name, x in k.items()] + [(self.v[name], x) for name, x in v.items()]:
             store[home, :, slot] = _brought(x, new).transpose(1, 2).to(store.dtype)
         row, spot = self._rows(position), torch.where(room, position, self.capacity)
-        for name, x in tokens.items():
-            values = _brought(x[:, None, :, None], new)[:, 0, :, 0]
-            self.tokens[name][row, spot] = values.expand(position.shape).to(self.tokens[name].dtype)
+        for x, store in self._token_rows(tokens):
+            store[row, :, spot] = _brought(x, new).transpose(1, 2).to(store.dtype)
         kept = room.int().cumprod(1).sum(1, dtype=torch.int32)  # a length never covers a hole
         self.lengths.add_(kept)
         self.dropped += (new.longest if new.spans is None else new.spans[:, 1]) - kept
+
+    def _token_rows(self, tokens: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """New tensors over tokens and their stores, both as rows [B, .., tokens, ..] of vectors: four axes."""
+        axes = self.token_axes
+        return [(_as_rows(x, axes[name]), _as_rows(self.tokens[name], axes[name])) for name, x in tokens.items()]
 
     def places(self, position: Tensor, asked: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """-> (home, slot, room) of each position [S, n]; without room the home or slot that is never read."""
@@ -139,9 +145,9 @@ class Storage:
         return [sequence if self.row_of is None else int(self.row_of[sequence])]
 
     def token_values(self, name: str) -> Tensor:
-        """tokens[name] of each sequence, [S, capacity]; of some of the rows a copy."""
+        """tokens[name] of each sequence, [S, .., capacity, ..]; of some of the rows a copy."""
         own = self.tokens[name] if self.row_of is None else self.tokens[name].index_select(0, self.row_of)
-        return own[:, : self.capacity]
+        return own.narrow(self.token_axes[name], 0, self.capacity)
 
     def entry_lengths(self, name: str) -> Tensor:
         """The entries of a compressed stream, int32 [S]."""
@@ -209,6 +215,12 @@ class Storage:
             others = () if side.logits is None else (taken(side.logits),)
             entries = pool.entries(taken(side.tokens), there, *others, *side.weights)
             side.entries[self._rows(slot), :, slot] = entries.transpose(1, 2).to(side.entries.dtype)
+
+
+def _as_rows(x: Tensor, axis: int) -> Tensor:
+    """x [B, .., tokens, ..] as [B, before, tokens, after], a view of what is contiguous; `axis`: that of tokens."""
+    x = x.unsqueeze(1) if axis == 1 else x.flatten(1, axis - 1)
+    return x.unsqueeze(3) if x.dim() == 3 else x.flatten(3)
 
 
 def _brought(x: Tensor, new: NewTokens) -> Tensor:

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spdsl.runtime.sequences import Layout
+from spdsl.runtime.launch.launch import uses_kernels
+from spdsl.runtime.sequences import Layout, on_host
+
+
+def known(condition: object) -> bool | None:
+    """Whether a condition holds, as far as the host may look: at numbers, and at one for all on CPU tensors."""
+    if not isinstance(condition, Tensor):
+        return True if condition else False  # noqa: SIM210 (torch.compile keeps bool(..) as a symbol)
+    looks = condition.numel() == 1 and on_host(condition) and not uses_kernels(condition)
+    return bool(condition) if looks else None
 
 
 def settle(

@@ -23,7 +23,7 @@ class Sizes(NamedTuple):
 def example_arguments(
     arguments: Arguments, batch: int, tokens: int, sizes: Sizes, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Token tensors rise in steps, flags are rare, given lists hold near units."""
+    """Token tensors rise in steps, flags are rare, given lists hold near units; chosen ones are as long as can be."""
     check_example(batch, tokens, dtype, **sizes._asdict())
 
     def normal(*shape: int) -> Tensor:
@@ -43,12 +43,17 @@ def example_arguments(
         axes = {"heads": of.shape[1], "dim": of.shape[3], "hidden": hidden[weight.of]}
         shape = [axes[axis] if isinstance(axis, str) else axis for axis in weight.axes]
         found[weight.name] = example_weight(*shape, dtype=dtype, device=device)
-    along: dict[str, Any] = {"head": sizes.heads, "kv_head": sizes.kv_heads, "token": tokens, "query": tokens}
+    along: dict[str, Any] = {"head": sizes.heads, "kv_head": sizes.kv_heads, "token": tokens, "query": tokens, "one": 1}
     for tensor in arguments.tensors:
         found[tensor.name] = example_tensor(tensor.axes, tensor.kind, batch, along, device)
+        if tensor.units:
+            found[tensor.name] = torch.full_like(found[tensor.name], tensor.units)
     for given in arguments.maps:
         if isinstance(given, GivenArgument):
             found[given.name] = example_units(batch, along[given.by], tokens, given.rows, given.unit, device)
+    for listed in arguments.lists:
+        units = example_units(batch, along[listed.by], tokens, 1, listed.unit, device)
+        found[listed.name] = units[..., : listed.most]
     if arguments.gates:
         gates = torch.rand(batch, sizes.heads, tokens, arguments.gates, device=device, dtype=torch.float32)
         found["gates"] = gates.to(dtype)

@@ -120,26 +120,30 @@ def read(x: Tensor, *indices: Tensor | int) -> Tensor:
         at.append(index.clamp(0, max(0, x.shape[axis] - 1)))
         inside = inside & (index >= 0) & (index < x.shape[axis])
     if 0 in x.shape:
-        return torch.zeros((), dtype=x.dtype, device=x.device)
+        return x.new_zeros(torch.broadcast_shapes(inside.shape, at[0].shape))
     return torch.where(inside, x[tuple(at)], torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def row_extremes(x: Tensor, tiles: Tiles, *before: Tensor) -> tuple[Tensor, Tensor]:
+def row_extremes(
+    x: Tensor, tiles: Tiles, *before: Tensor | int, after: tuple[Tensor | int, ...] = ()
+) -> tuple[Tensor, Tensor]:
     """Least and greatest value of x over the positions of each row tile: [S or 1, H or 1, tiles, 1].
 
-    `before` are 4-D indices of the axes before the position (the head).
+    `before` and `after` are 4-D indices, or numbers, of the axes before and after that of positions (heads).
     """
     step = torch.arange(tiles.block_m, device=x.device).view(1, 1, 1, -1)
     position = torch.minimum(tiles.q_first + step, tiles.q_last)  # [S, 1, tiles, block_m]
-    values = read(x, *before, position)
+    values = read(x, *before, position, *after)
     return values.amin(3, keepdim=True), values.amax(3, keepdim=True)
 
 
-def key_extremes(x: Tensor, tiles: Tiles, *before: Tensor) -> tuple[Tensor, Tensor]:
+def key_extremes(
+    x: Tensor, tiles: Tiles, *before: Tensor | int, after: tuple[Tensor | int, ...] = ()
+) -> tuple[Tensor, Tensor]:
     """Least and greatest value of x over the positions of each key block: [S or 1, H or 1, 1, blocks]."""
     step = torch.arange(tiles.block_n, device=x.device).view(1, 1, -1, 1)
     position = torch.minimum(tiles.k_first + step, tiles.k_last)  # [S, 1, block_n, blocks]
-    values = read(x, *before, position)
+    values = read(x, *before, position, *after)
     return values.amin(2, keepdim=True), values.amax(2, keepdim=True)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spdsl.runtime.call.cases import finish
 from spdsl.runtime.call.table import Arguments, Inputs, changed_in, prepared, with_choices
-from spdsl.runtime.sequences import Corner, Layout, corners, expect
+from spdsl.runtime.sequences import Corner, Layout, corners, expect, expect_flag
 
 PHASES = ("train", "prefill", "decode")
 
@@ -48,17 +48,21 @@ def choices_in(
     arguments: Arguments,
     inputs: Any,
     layout: Layout,
-) -> dict[str, Tensor]:
+    return_counts: bool = False,
+) -> Any:
     """The lists by name, int32 [B, heads, N, most], that `answer` gives; at decode those of every row by itself.
 
-    None: nothing is chosen in this phase.
+    return_counts: and how many units each has, int32 [B, heads, N]. answer None: nothing is chosen in this phase.
     """
-    if answer is None:
-        return {}
-    if phase != "decode":
-        return answer(inputs, layout)
-    found: dict[str, Tensor] = _by_row(lambda alone, _, place: answer(alone, place), arguments, inputs, None, layout)
-    return found
+    expect_flag("return_counts", return_counts)
+    found: dict[str, Tensor] = {}
+    if answer is not None and phase != "decode":
+        found = answer(inputs, layout)
+    elif answer is not None:
+        found = _by_row(lambda alone, _, place: answer(alone, place), arguments, inputs, None, layout)
+    if not return_counts:
+        return found
+    return found, {name: (units >= 0).sum(-1, dtype=torch.int32) for name, units in found.items()}
 
 
 def _by_row(answer: Answer, arguments: Arguments, inputs: Any, gates: Tensor | None, layout: Layout) -> Any:
@@ -107,9 +111,9 @@ def _alone(
         if x is not None:
             tile = position // units.rows - corner.q_origin // units.rows
             changed[units.name] = _own(x, corner.sequences)[:, :, tile : tile + 1]
-    for chosen in arguments.chosen:
-        x = getattr(inputs, chosen.name)
-        changed[chosen.name] = None if x is None else _own(x, batch)[:, :, rows]
+    for name in (*(x.name for x in arguments.lists), *(x.name for x in arguments.chosen)):
+        x = getattr(inputs, name)
+        changed[name] = None if x is None else _own(x, batch)[:, :, rows]
     place = Layout(None, None, position, corner.k_origin, end - first, keys)
     return changed_in(inputs, changed), None if gates is None else gates[batch, :, rows], place
 

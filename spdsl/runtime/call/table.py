@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
 from spdsl.runtime.call.arguments import (
@@ -24,8 +23,7 @@ from spdsl.runtime.call.arguments import (
     tensor_argument,
 )
 from spdsl.runtime.call.weights import check_chosen, check_weight, chosen_argument
-from spdsl.runtime.launch.launch import wide
-from spdsl.runtime.sequences import Layout, expect, expect_flag, expect_tensor, sizes_of
+from spdsl.runtime.sequences import Layout, expect, expect_flag, sizes_of
 
 Inputs = TypeVar("Inputs", bound=Any)
 
@@ -72,15 +70,26 @@ class TensorArgument(NamedTuple):
     kept: bool = False  # a cache keeps it for its tokens
     sink: bool = False
     learns: bool = True
+    units: int = 0  # of the lists whose length it says: what examples say, too
 
 
 class GivenArgument(NamedTuple):
-    """Lists of units for tiles of rows, by query head ("head") or kv head."""
+    """Lists of units for tiles of rows, by query head ("head"), kv head, or "one" for all heads."""
 
     name: str
     by: str
     rows: int
     unit: int
+    optional: bool = False
+
+
+class ListArgument(NamedTuple):
+    """Lists of units for single queries: [B or 1, heads or 1, N, n], n at most `most`."""
+
+    name: str
+    by: str
+    unit: int
+    most: int | None = None
     optional: bool = False
 
 
@@ -112,6 +121,7 @@ class Arguments(NamedTuple):
     weights: tuple[WeightArgument, ...] = ()
     tensors: tuple[TensorArgument, ...] = ()
     maps: tuple[GivenArgument | DrawnArgument, ...] = ()
+    lists: tuple[ListArgument, ...] = ()
     chosen: tuple[ChosenArgument, ...] = ()
     sums: Mapping[str, tuple[tuple[str, ...], ...]] = {}
     gates: int = 0
@@ -178,7 +188,7 @@ def check_sums(arguments: Arguments, inputs: Any, phase: str) -> None:
 def _sizes(arguments: Arguments, inputs: Any, tokens: int, batch: int = -1) -> dict[str, int]:
     q, k = arguments.q(inputs), arguments.k(inputs)
     batch = q.shape[0] if batch < 0 else batch
-    return {"head": q.shape[1], "kv_head": k.shape[1], "token": tokens, "query": q.shape[2], "batch": batch}
+    return {"head": q.shape[1], "kv_head": k.shape[1], "token": tokens, "query": q.shape[2], "batch": batch, "one": 1}
 
 
 def check_lookups(arguments: Arguments, inputs: Any) -> None:
@@ -192,14 +202,13 @@ def check_lookups(arguments: Arguments, inputs: Any) -> None:
         if tensor.sink:
             check_sinks(tensor.name, x, q)
             continue
-        if "token" in tensor.axes:
-            expect_tensor(tensor.name, x)
-            fits = x.dim() == 2 and x.shape[1] == q.shape[2]
-            expect(fits, tensor.name, "[batch, {}]", list(x.shape), q.shape[2])
         check_tensor(tensor.name, x, tensor.axes, tensor.kind, sizes, q)
     for given in arguments.maps:
         if isinstance(given, GivenArgument) and not (given.optional and own[given.name] is None):
             check_given(given.name, own[given.name], sizes[given.by], given.rows, q)
+    for listed in arguments.lists:
+        if not (listed.optional and own[listed.name] is None):
+            check_chosen(listed.name, own[listed.name], sizes[listed.by], q, listed.most)
     for chosen in arguments.chosen:
         if own[chosen.name] is not None:
             check_chosen(chosen.name, own[chosen.name], sizes[chosen.by], q)
@@ -237,30 +246,36 @@ def prepared(
             x = own[units.name]
             found = given_argument(units.name, x, sizes[units.by], units.rows, units.unit, q, k, layout, keys)
         changed[units.name], changed[f"{units.name}_first"] = found
+    for listed in arguments.lists:
+        if not (listed.optional and own[listed.name] is None):
+            whole_calls("lists of units are given", layout)
+            check_chosen(listed.name, own[listed.name], sizes[listed.by], q, listed.most)
+            lists = max(sizes[listed.by], sizes["kv_head"])  # kv heads do not meet in a tile
+            changed[listed.name] = chosen_argument(listed.name, own[listed.name], lists, listed.unit, keys, q)
     return changed_in(inputs, changed)
 
 
 def with_choices(arguments: Arguments, inputs: Inputs, layout: Layout) -> Inputs:
     """The choices that the caller passes, as lists that kernels walk."""
-    expect(not layout.k_offset, "k_offset", "0 where units are chosen", layout.k_offset)
+    whole_calls("units are chosen", layout)
     q, sizes = arguments.q(inputs), _sizes(arguments, inputs, 0)
     return changed_in(
         inputs,
         {
-            x.name: chosen_argument(x.name, getattr(inputs, x.name), sizes[x.by], x.unit, q, layout)
+            x.name: chosen_argument(x.name, own, sizes[x.by], x.unit, layout.keys, q)
             for x in arguments.chosen
+            if (own := getattr(inputs, x.name)) is not None
         },
     )
 
 
-def kept_dtypes(arguments: Arguments, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """How a cache keeps the tensors over tokens."""
-    dtypes = {"bool": torch.uint8, "int": torch.int64, "float": wide(dtype)}
-    return {x.name: dtypes[x.kind] for x in arguments.tensors if x.kept}
+def whole_calls(where: str, layout: Layout) -> None:
+    """Units count from the first key of a sequence."""
+    expect(not layout.k_offset, "k_offset", f"0 where {where}", layout.k_offset)
 
 
 def in_float64(arguments: Arguments, inputs: Inputs) -> Inputs:
     """The inputs in float64, but for what the caller chose: that is not checked yet."""
-    chosen = {x.name for x in arguments.chosen}
+    chosen = {name for name, *_ in (*arguments.lists, *arguments.chosen)}
     own = {name: x for name, x in inputs._asdict().items() if x is not None and name not in chosen}
     return changed_in(inputs, {name: x.double() for name, x in own.items() if x.is_floating_point()})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.select.choose import sorted_units
-from spdsl.runtime.sequences import DTYPES, Layout, expect, expect_tensor
+from spdsl.runtime.sequences import DTYPES, expect, expect_tensor
 
 
 def check_weight(name: str, x: Tensor, sizes: Sequence[int | None], like: Tensor) -> None:
@@ -20,19 +20,21 @@ def check_weight(name: str, x: Tensor, sizes: Sequence[int | None], like: Tensor
     expect(x.device == like.device, name, f"device {like.device}", x.device)
 
 
-def chosen_argument(name: str, units: Tensor | None, lists: int, unit: int, q: Tensor, layout: Layout) -> Tensor | None:
-    """Lists of the caller, int [B, lists, N, n] in any order with -1 for none -> ascending, each unit once."""
-    if units is None:
-        return None
+def chosen_argument(name: str, units: Tensor, lists: int, unit: int, keys: int, q: Tensor) -> Tensor:
+    """Lists of the caller, int [B, lists, N, n] in any order with -1 for none -> ascending, each unit once.
+
+    `keys`: of a sequence, at most.
+    """
     check_chosen(name, units, lists, q)
     units = units.expand(q.shape[0], lists, -1, -1)
-    return sorted_units(units, max(1, -(-layout.keys // unit)))
+    return sorted_units(units, max(1, -(-keys // unit)))
 
 
-def check_chosen(name: str, units: Tensor, lists: int, q: Tensor) -> None:
+def check_chosen(name: str, units: Tensor, lists: int, q: Tensor, most: int | None = None) -> None:
     expect_tensor(name, units)
     expect(units.dtype in (torch.int32, torch.int64), name, "int32 or int64", units.dtype)
     expect(units.device == q.device, name, f"device {q.device}", units.device)
     fits = units.dim() == 4 and units.shape[0] in (1, q.shape[0]) and units.shape[1] in (1, lists)
     fits = fits and units.shape[2] == q.shape[2]
     expect(fits, name, "[{}, {}, {}, units]", list(units.shape), q.shape[0], lists, q.shape[2])
+    expect(most is None or units.shape[3] <= most, name, "at most {} units in a list", units.shape[3], most)

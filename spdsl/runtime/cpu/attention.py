@@ -14,8 +14,9 @@ from torch import Tensor
 from spdsl.runtime.cache.storage import Storage
 from spdsl.runtime.call.lists import tiles_of
 from spdsl.runtime.call.reference import dense_softmax
-from spdsl.runtime.cpu.cpu import Logits, Part, sparse_backward, sparse_forward
+from spdsl.runtime.cpu.cpu import sparse_backward, sparse_forward
 from spdsl.runtime.cpu.cpu_step import sparse_step, step_of_units
+from spdsl.runtime.cpu.cpu_tiles import Logits, Part
 from spdsl.runtime.cpu.cpu_units import units_backward, units_forward
 from spdsl.runtime.cpu.visits import CPU_BLOCK, visits_of_blocks, visits_of_ranges
 from spdsl.runtime.entries.entries import Cells
@@ -34,7 +35,7 @@ class Sweep(NamedTuple):
     """The keys of one stream. All take the tensors that the softmax reads last, where it reads any.
 
     mask: the element test (q, k, heads, length). visits: key ranges (first, end, full_first, full_end) of the rows
-    q_first..q_last at a length; `decode` of one row. tiles: in the list form, (may, must) of tiles and heads.
+    q_first..q_last at a length; `decode` of one row. tiles: of a tile map, (may, must) of tiles and heads.
     """
 
     mask: Callable[..., Tensor]
@@ -48,7 +49,7 @@ class Form(NamedTuple):
 
     bias: added to logits, of (q, k, heads, length). reads_of: of all tensors that it reads, those of some sequences.
     unit: tokens of the units of the choice that it walks, 0: none.
-    product: of a query and a key, `dot` where it attends.
+    product: of a query and a key, `dot` where it attends; else it has no output, and its log-sum-exp may be asked for.
     """
 
     sweeps: tuple[Sweep, ...]
@@ -141,10 +142,20 @@ def _rows_forward(
     chosen: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Of the rows and keys of one corner: out, lse."""
+    q, keys = _vectors(form, q, keys)
     logits = form.logits(q, corner.q_origin)
     if chosen is not None:
         return units_forward(q, *keys[0], chosen, form.unit, *_seen(form, corner, own), logits, sink)
     return sparse_forward(q, streams_of(form, q.shape[1], keys, corner, own), logits, sink)
+
+
+def _vectors(form: Form, q: Tensor, keys: KeyValues) -> tuple[Tensor, KeyValues]:
+    """What dot products multiply in place of q and k."""
+    if form.product == "dot":
+        return q, keys
+    of = PRODUCTS[form.product].vectors
+    (q, _), own = of(q, keys[0][0]), [of(q, k)[1] for k, _ in keys]
+    return q, [(k, v.to(q.dtype)) for k, (_, v) in zip(own, keys, strict=True)]
 
 
 def cpu_backward(
@@ -189,7 +200,7 @@ def cached_attention(
 ) -> tuple[Tensor, Tensor]:
     """New queries over the keys in a cache, or in pages: out, lse. Of one query the keys are read where they lie."""
     out, lse = empty_rows(q, keys[0][1].shape[3])
-    step = is_step(q, layout)
+    step = is_step(q, layout) and form.product == "dot"
     for corner in form.corners(q, layout, in_cache=True):
         s, own = corner.sequences.start, form.own(t, corner, layout)
         row = (corner.batch, slice(None), corner.rows)
@@ -233,8 +244,9 @@ def dense_attention(
         masks = [sweep.mask(*place) for sweep in form.sweeps]
         if chosen is not None:
             masks = [masks[0] & unit_mask(chosen[rows], form.unit, count, q.shape[1])]
-        streams = [(k[columns], v[columns], mask, bias) for (k, v), mask in zip(keys, masks, strict=True)]
-        found = dense_softmax(q[rows], streams, form.scale_of(q), form.softcap, sink)
+        asking, here = _vectors(form, q[rows].double(), [(k[columns].double(), v[columns]) for k, v in keys])
+        streams = [(*pair, mask, bias) for pair, mask in zip(here, masks, strict=True)]
+        found = dense_softmax(asking, streams, form.scale_of(q), form.softcap, sink)
         if layout.k_spans is None:
             return found
         out[rows], lse[rows] = found

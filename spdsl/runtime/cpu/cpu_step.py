@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spdsl.runtime.cpu.cpu import Logits, Part, _seen_product, _share, _with_sink
+from spdsl.runtime.cpu.cpu_engines import seen_product, share_of, with_sink
 from spdsl.runtime.cpu.cpu_threads import on_cores
+from spdsl.runtime.cpu.cpu_tiles import Logits, Part
 
 _STEP_BLOCK = 64  # keys of a product
 _GATHERED_KEYS = 512  # copied at once: 1 MB of 8 heads of 64 in fp32
@@ -55,9 +56,9 @@ def sparse_step(
             found += [_range_results(rows, part, visit, homes, form, cores) for visit in own]
         outs, lses = (torch.cat(x) for x in zip(*found, strict=True))
         lse = lses.logsumexp(0, keepdim=True)
-        out = (outs * _share(lses, lse).unsqueeze(-1)).sum(0, keepdim=True)
+        out = (outs * share_of(lses, lse).unsqueeze(-1)).sum(0, keepdim=True)
         if sink is not None:
-            out, lse = _with_sink(out, lse, sink.detach().to(lse.dtype).view(1, -1, 1))
+            out, lse = with_sink(out, lse, sink.detach().to(lse.dtype).view(1, -1, 1))
         return out.to(q.dtype), lse
 
 
@@ -156,7 +157,7 @@ def _block_products(rows: Tensor, blocks: Tensor, by_key: bool, cores: int) -> T
         heads = zip(rows.flatten(0, 1), blocks.flatten(0, 1), strict=True)
         results = torch.stack([own @ (block.mT if by_key else block) for own, block in heads])
     if not by_key and not results.sum().isfinite():
-        results = _seen_product(rows, blocks).flatten(0, 1)
+        results = seen_product(rows, blocks).flatten(0, 1)
     products: Tensor = results.unflatten(0, (len(blocks), -1)).movedim(2, 1).flatten(0, 1)
     return products
 

@@ -43,10 +43,24 @@ _own_start: ContextVar[Start | None] = ContextVar("spdsl start", default=None)  
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_stages: int, **constexprs: Any) -> None:
-    """Starts a kernel; an empty grid is no launch."""
-    if min(grid) > 0:
+    """Starts a kernel; an empty grid is no launch, and on `meta`, where only shapes are asked, there is none either."""
+    if min(grid) > 0 and (_start is not None or not _on_meta(args)):
         start = _start or _own_start.get() or with_triton
         start(kernel, grid, *args, num_warps=num_warps, num_stages=num_stages, **constexprs)
+
+
+def _on_meta(args: tuple[Any, ...]) -> bool:
+    first = _first_tensor(args)
+    return first is not None and first.is_meta
+
+
+def _first_tensor(args: tuple[Any, ...]) -> Tensor | None:
+    """In tuples, too: all tensors of a launch lie on one device."""
+    for x in args:
+        found = x if isinstance(x, Tensor) else _first_tensor(x) if isinstance(x, tuple) else None
+        if found is not None:
+            return found
+    return None
 
 
 def with_triton(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
@@ -128,13 +142,20 @@ def decode_config(q: Tensor, v_dim: int, group: int, paged: Paged) -> Config:
 
 
 def constants(
-    q: Tensor, v_dim: int, scale: float, config: Config, group: int = 1, splits: int = 1, page: int = 0
+    q: Tensor,
+    v_dim: int,
+    scale: float,
+    config: Config,
+    group: int = 1,
+    splits: int = 1,
+    page: int = 0,
+    gathered: bool = False,
 ) -> Const:
     """The constants of a kernel. The scale is one because a runtime float would be rounded to fp32."""
     acc = tl.float64 if q.dtype == torch.float64 else tl.float32
     values = (
         q.shape[-1], *split_dim(q.shape[-1]), v_dim, *split_dim(v_dim), config.block_m, config.block_n,
-        group, splits, page, scale, acc, precision(q),
+        group, splits, page, gathered, scale, acc, precision(q),
     )  # fmt: skip
     return Const(*(tl.constexpr(value) for value in values))
 

@@ -22,7 +22,7 @@ class Selection(NamedTuple):
 
     Entries of the score are those of `cells`. Reductions are `sum`, `mean`, `max`, or None where there is nothing to
     reduce. `count` units are chosen (top_k), or those of a score >= `level` and as many below it as `least` of them all
-    lack; never above `most`, the width of a list.
+    lack; never above `most`, the width of a list. Numbers of the call are tensors [batch or 1, lists, 1, 1].
     """
 
     unit: int
@@ -32,10 +32,10 @@ class Selection(NamedTuple):
     heads_by: str | None
     rows_by: str | None
     unit_by: str | None
-    count: int | None  # type: ignore[assignment]  # hides the method of tuples
-    level: float | None
+    count: int | Tensor | None  # type: ignore[assignment]  # hides the method of tuples
+    level: float | Tensor | None
     most: int
-    least: int = 0
+    least: int | Tensor = 0
 
 
 class ScoreShape(NamedTuple):
@@ -92,12 +92,13 @@ def _pieces(shape: ScoreShape, selection: Selection) -> Iterator[tuple[int, int]
 
 def sorted_units(units: Tensor, most_units: int) -> Tensor:
     """Lists [..., n] as int32, ascending; duplicates and what is outside [0, most_units) become -1 at the end."""
-    units = units.long()
-    units = units.masked_fill((units < 0) | (units >= most_units), most_units).sort(-1).values
-    again = torch.zeros_like(units, dtype=torch.bool)
-    again[..., 1:] = units[..., 1:] == units[..., :-1]
-    units = units.masked_fill(again, most_units).sort(-1).values
-    return units.masked_fill(units == most_units, -1).int()
+    units = units.masked_fill((units < 0) | (units >= most_units), most_units).int().sort(-1).values
+    kept = units < most_units
+    kept[..., 1:] &= units[..., 1:] != units[..., :-1]
+    width = units.shape[-1]
+    place = torch.where(kept, kept.cumsum(-1) - 1, width)
+    found = units.new_full((*units.shape[:-1], width + 1), -1).scatter_(-1, place, units)
+    return found[..., :width].contiguous()
 
 
 def _unit_scores(x: Tensor, lse: Tensor | None, first: int, shape: ScoreShape, selection: Selection) -> Tensor:
@@ -165,7 +166,9 @@ def _reduced(
 
 def _chosen(scores: Tensor, forced: Tensor, selection: Selection) -> Tensor:
     """Lists of the units that are forced or have the best scores; scores [B, lists, row tiles, units]."""
-    limit = selection.most if selection.count is None else min(selection.count, selection.most)
+    limit: int | Tensor = selection.most
+    if selection.count is not None:
+        limit = selection.count.clamp(max=limit) if isinstance(selection.count, Tensor) else min(selection.count, limit)
     known = forced & (forced.cumsum(-1) <= limit)
     scores = scores.masked_fill(forced | scores.isnan(), -torch.inf)
     best, order = torch.sort(scores + 0.0, dim=-1, descending=True, stable=True)  # + 0.0: -0.0 is no lower than 0.0

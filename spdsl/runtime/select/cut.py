@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from spdsl.runtime.language import tl
+from spdsl.runtime.select.limits import least_of, level_of, limits_of, most_of
 from spdsl.runtime.select.ranking import score_bits
 from spdsl.runtime.tiles.blocks import sequence_length
 from spdsl.runtime.tiles.kernel import jit
@@ -160,13 +161,13 @@ def units_above(own, end, levels, S):
 
 
 @jit
-def cut_of(own, end, most, S):
+def cut_of(own, end, most, least, passing_bits, S):
     """-> the bits above which every unit is taken, how many of those at these bits are, and how many are in all."""
     i = tl.arange(0, _LEVELS)
-    count = units_above(own, end, tl.where(i == 0, NOT_CUT, S.PASSING), S)
+    count = units_above(own, end, tl.where(i == 0, NOT_CUT, passing_bits), S)
     known, passing = tl.max(count, 0), tl.min(count, 0)
-    wanted = tl.minimum(tl.maximum(passing, tl.minimum(known, S.LEAST)), most)
-    cut, ties = tl.where(wanted == passing, S.PASSING, NOT_CUT), 0
+    wanted = tl.minimum(tl.maximum(passing, tl.minimum(known, least)), most)
+    cut, ties = tl.where(wanted == passing, passing_bits, NOT_CUT), 0
     if (wanted != passing) & (wanted != known):
         cut = tl.full((), NOT_CUT, tl.int32)  # always: more than are wanted, or as many, lie above
         for digit in tl.range(0, 8):
@@ -179,10 +180,10 @@ def cut_of(own, end, most, S):
 
 
 @jit
-def cut_lists(bits, chosen, call, tiles, S):
+def cut_lists(bits, chosen, call, tiles, S, limits=None):
     """One program: the units of one list, ascending, -1 behind them.  Grid (rows of bits, list heads).
 
-    The list of a tile of ROWS is written for each of its queries.
+    The list of a tile of ROWS is written for each of its queries. limits: where only the call knows them.
     """
     row, list_head = tl.program_id(0), tl.program_id(1)
     rows = cut_rows(tiles, row if S.ROWS > 1 else row // S.LANES, call, S)
@@ -191,7 +192,13 @@ def cut_lists(bits, chosen, call, tiles, S):
         return
     own = bits_of_row(bits, tiles, list_head, row)
     end = cut_end(sequence_length(call, rows.s), rows.last, S)
-    cut, ties, wanted = cut_of(own, end, tiles.most, S)
+    if limits is None:
+        cut, ties, wanted = cut_of(own, end, tiles.most, S.LEAST, S.PASSING, S)
+    else:
+        limits = limits_of(limits, rows.s, list_head)
+        passing_bits = score_bits(level_of(limits).to(tl.float32)) - 1
+        cut, ties, wanted = cut_of(own, end, most_of(limits), least_of(limits), passing_bits, S)
+        cut = tl.where(wanted == 0, _FORCED, cut)  # no bits are above that; digits end behind it
     chosen = at(chosen, rows.s, list_head, rows.start + rows.begin + lane)
     count = rows.count if S.ROWS > 1 else 1
     taken, equal = 0, 0

@@ -63,11 +63,13 @@ def most_units(q: Tensor, layout: Layout, unit: int, paged: Paged | None = None)
 
 
 def cut_units(
-    score: Callable[[Tensor, CutTiles, int], None], found: Tensor, q: Tensor, layout: Layout, S: CutConst, width: int
-) -> None:
+    score: Callable[[Tensor, CutTiles, int], None], found: Tensor, q: Tensor, layout: Layout, S: CutConst, width: int,
+    limits: Tensor | None = None,
+) -> None:  # fmt: skip
     """Fills the lists `found` [B, lists, N, most] of the rows of all sequences, a piece of bounded size at a time.
 
     width: units of the longest sequence. score(bits, tiles, many) launches the kernel that scores `many` tiles.
+    limits: of `list_limits`, in place of the constants.
     """
     first, each, sequences, many = tiles_of_rows(q, layout, S.ROWS.value, S.LANES.value)
     lists = found.shape[1]
@@ -78,6 +80,6 @@ def cut_units(
         tiles = CutTiles(first, each, sequences, begin, rows, width, found.shape[3])
         score(bits, tiles, end - begin)
         launch(
-            cut_lists, (rows, lists), bits, strided(found, sequences), call_of(q, layout), tiles, S,
+            cut_lists, (rows, lists), bits, strided(found, sequences), call_of(q, layout), tiles, S, limits,
             num_warps=max(1, S.CHUNK.value // _OF_WARP), num_stages=1,
         )  # fmt: skip

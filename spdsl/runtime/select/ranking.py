@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from spdsl.runtime.language import tl
+from spdsl.runtime.select.limits import least_of, limits_of, most_of
 from spdsl.runtime.tiles.kernel import jit
 from spdsl.runtime.tiles.tiles import at, token_pointer
 
@@ -31,31 +32,6 @@ class SelectConst(NamedTuple):
     FIRST: tl.constexpr  # entries from a unit's own first to the first that overlaps it
     ENTRIES: tl.constexpr  # that overlap a unit
     SPLITS: tl.constexpr  # programs that share the units of a query; more than one with one query per sequence only
-
-
-@jit
-def load_entries(k, pages, entry, inside, C):
-    """Rows of k by their numbers [n], in two parts; 0 outside."""
-    place = tl.maximum(entry, 0).to(tl.int64)
-    start = tl.zeros_like(place)
-    if C.PAGE:
-        start = tl.load(pages + place // C.PAGE, mask=inside, other=0).to(tl.int64) * k.batch
-        place = place % C.PAGE
-    pointers = (k.data + start + place * k.token)[:, None]
-    part0 = load_columns(pointers, inside, 0, C.QK0, C.QK_DIM)
-    part1 = 0.0
-    if C.QK1:
-        part1 = load_columns(pointers, inside, C.QK0, C.QK1, C.QK_DIM)
-    return part0, part1
-
-
-@jit
-def load_columns(pointers, inside, START: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
-    column = START + tl.arange(0, WIDTH)[None, :]
-    mask = inside[:, None]
-    if START + WIDTH > DIM:
-        mask = mask & (column < DIM)
-    return tl.load(pointers + column, mask=mask, other=0.0)
 
 
 @jit
@@ -140,12 +116,20 @@ def better(best, other, LANES: tl.constexpr, KEPT: tl.constexpr, STAGES: tl.cons
 
 
 @jit
-def store_units(chosen, best, query, q_count, S):
-    """The first WIDTH of `best`, from LEAST on those that passed, as unit numbers: ascending, -1 behind them."""
+def store_units(chosen, best, query, q_count, S, limits=None):
+    """The first WIDTH of `best`, from LEAST on those that passed, as unit numbers: ascending, -1 behind them.
+
+    limits: those of the list where only the call knows them.
+    """
     place = tl.arange(0, S.KEPT)[None, :]
     taken = (best != NOT_RANKED) & (place < S.WIDTH)
+    if limits is not None:
+        taken = taken & (place < most_of(limits))
     if S.LEAST:
-        taken = taken & ((place < S.LEAST) | (((best >> 31) & 1) != 0))
+        if limits is None:
+            taken = taken & ((place < S.LEAST) | (((best >> 31) & 1) != 0))
+        else:
+            taken = taken & ((place < least_of(limits)) | (((best >> 31) & 1) != 0))
     unit = -(best & _LAST).to(tl.int32) + _LAST
     unit = tl.sort(tl.where(taken, unit, _LAST))
     unit = tl.where(unit == _LAST, -1, unit)
@@ -161,7 +145,7 @@ def store_ranks(ranks, best, row, split, S):
 
 
 @jit
-def merge_ranks(ranks, chosen, S):
+def merge_ranks(ranks, chosen, S, limits=None):
     """The best units of one query over all splits.  Grid (sequences, lists)."""
     s, list_head = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, S.KEPT)[None, :]
@@ -170,4 +154,6 @@ def merge_ranks(ranks, chosen, S):
     for split in tl.range(0, S.SPLITS):
         part = tl.load(ranks + (row + split) * S.KEPT + place)  # falling, as it was kept
         best = better(best, part, 1, S.KEPT, S.STAGES)
-    store_units(at(chosen, s, list_head, 0), best, tl.arange(0, 1), 1, S)
+    if limits is not None:
+        limits = limits_of(limits, s, list_head)
+    store_units(at(chosen, s, list_head, 0), best, tl.arange(0, 1), 1, S, limits)

@@ -82,6 +82,18 @@ class Keys(NamedTuple):
     length: tl.tensor
 
 
+class Block(NamedTuple):
+    """The keys of one step, at `position` [1, BLOCK_N]: the block of this `number`, from which on `left` are there.
+
+    Gathered ones (C.GATHERED) have a token each as `number`, and what is `left` from it on, [BLOCK_N]; where a list has
+    ended, that is the first token that the sequence does not have.
+    """
+
+    number: tl.tensor
+    left: tl.tensor
+    position: tl.tensor
+
+
 class KeyBlock(NamedTuple):
     """One block of keys and values in two parts each, positions [keys, 1]; `end` is the position after the last key."""
 
@@ -92,6 +104,26 @@ class KeyBlock(NamedTuple):
     position: tl.tensor
     end: tl.tensor
     length: tl.tensor
+
+
+class RowTile(NamedTuple):
+    """A tile of rows as a block of keys meets it: q in two parts [M, D], position [1, M], head, one or [1, M].
+
+    What else a row has is loaded where it is needed: row r is query `query[r]` of head `heads[r]`, both counted from
+    where dout, lse and delta begin. Neighbouring rows of one head have `heads` 0, and begin with query `first`.
+    """
+
+    q0: tl.tensor
+    q1: tl.tensor
+    position: tl.tensor
+    head: tl.tensor
+    dout: Strided
+    lse: Strided
+    delta: Strided
+    first: tl.tensor
+    query: tl.tensor
+    heads: tl.tensor
+    inside: tl.tensor
 
 
 class HeadRows(NamedTuple):
@@ -149,6 +181,7 @@ class Const(NamedTuple):
     GROUP: tl.constexpr  # query heads of a program (decode, dK/dV)
     SPLITS: tl.constexpr  # programs per group in decode
     PAGE: tl.constexpr  # keys per page; 0: not paged
+    GATHERED: tl.constexpr  # whether a list names the keys of a block one by one
     SCALE: tl.constexpr
     ACC: tl.constexpr  # dtype of accumulators
     PRECISION: tl.constexpr  # of fp32 dots

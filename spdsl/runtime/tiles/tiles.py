@@ -6,7 +6,7 @@ Ordinary Triton functions, copied as text into each generated module.
 from __future__ import annotations
 
 from spdsl.runtime.language import tl
-from spdsl.runtime.tiles.kernel import LOG2E, Rows, Strided, jit
+from spdsl.runtime.tiles.kernel import LOG2E, Strided, jit
 
 
 @jit
@@ -36,23 +36,22 @@ def store_row_values(x, row, left, values, C):
 
 
 @jit
-def key_pointer(x, pages, block, left, C):
-    """Where the keys of a block are loaded from, of which `left` are there; key i lies i * x.token behind.
+def load_columns(pointers, there, START: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, MASKED: tl.constexpr):
+    """[n, WIDTH] tile of columns START.. of rows that begin at pointers [n, 1].
 
-    Paged: x is [pages, Hkv, PAGE, D], and a block lies in one page, or each key has a page of its own: then that is a
-    pointer for each key [BLOCK_N, 1].
+    Rows that are not there [n] (if MASKED) and columns from DIM on are 0.
     """
-    start = tl.cast(block, tl.int64) * C.BLOCK_N
-    data = x.data
-    if C.PAGE == 1:
-        i = tl.arange(0, C.BLOCK_N)[:, None]
-        page = tl.load(pages + start + i, mask=i < left, other=0)
-        data += page.to(tl.int64) * x.batch - i.to(tl.int64) * x.token
-        start = tl.full((), 0, tl.int64)
-    elif C.PAGE:
-        data += tl.load(pages + start // C.PAGE).to(tl.int64) * x.batch
-        start = start % C.PAGE
-    return data + start * x.token
+    column = START + tl.arange(0, WIDTH)[None, :]
+    if START + WIDTH > DIM:
+        if MASKED:
+            tile = tl.load(pointers + column, mask=there[:, None] & (column < DIM), other=0.0)
+        else:
+            tile = tl.load(pointers + column, mask=column < DIM, other=0.0)
+    elif MASKED:
+        tile = tl.load(pointers + column, mask=there[:, None], other=0.0)
+    else:
+        tile = tl.load(pointers + column)
+    return tile
 
 
 @jit
@@ -65,45 +64,29 @@ def load_part(
     WIDTH: tl.constexpr,
     DIM: tl.constexpr,
     MASKED: tl.constexpr,
-    first=0,
 ):
-    """[ROWS, WIDTH] tile of columns START.. ; rows from `left` on (if MASKED) and columns from DIM on are 0.
-
-    `first` is the token of row 0, counted from `data`. What changes with a loop belongs here, not into `data`: offsets
-    of rows are then made anew, by one instruction for each, and do not occupy 64-bit registers throughout the loop.
-    """
-    row = tl.arange(0, ROWS)[:, None]
-    column = START + tl.arange(0, WIDTH)[None, :]
-    pointers = data + (first + row).to(tl.int64) * stride + column
-    if START + WIDTH > DIM:
-        if MASKED:
-            tile = tl.load(pointers, mask=(row < left) & (column < DIM), other=0.0)
-        else:
-            tile = tl.load(pointers, mask=column < DIM, other=0.0)
-    elif MASKED:
-        tile = tl.load(pointers, mask=row < left, other=0.0)
-    else:
-        tile = tl.load(pointers)
-    return tile
+    """The same of rows that lie `stride` apart, of which `left` are there."""
+    row = tl.arange(0, ROWS)
+    return load_columns(data + row[:, None].to(tl.int64) * stride, row < left, START, WIDTH, DIM, MASKED)
 
 
 @jit
-def load_qk(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C, first=0):
+def load_qk(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
     """Rows of q or k in two parts; the second is the scalar 0.0 when it has no width."""
-    part0 = load_part(data, stride, left, ROWS, 0, C.QK0, C.QK_DIM, MASKED, first)
+    part0 = load_part(data, stride, left, ROWS, 0, C.QK0, C.QK_DIM, MASKED)
     part1 = 0.0
     if C.QK1:
-        part1 = load_part(data, stride, left, ROWS, C.QK0, C.QK1, C.QK_DIM, MASKED, first)
+        part1 = load_part(data, stride, left, ROWS, C.QK0, C.QK1, C.QK_DIM, MASKED)
     return part0, part1
 
 
 @jit
-def load_v(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C, first=0):
+def load_v(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
     """Rows of v, out or dout in two parts."""
-    part0 = load_part(data, stride, left, ROWS, 0, C.V0, C.V_DIM, MASKED, first)
+    part0 = load_part(data, stride, left, ROWS, 0, C.V0, C.V_DIM, MASKED)
     part1 = 0.0
     if C.V1:
-        part1 = load_part(data, stride, left, ROWS, C.V0, C.V1, C.V_DIM, MASKED, first)
+        part1 = load_part(data, stride, left, ROWS, C.V0, C.V1, C.V_DIM, MASKED)
     return part0, part1
 
 
@@ -167,16 +150,14 @@ def dot_columns(a, b0, b1, total0, total1, D1: tl.constexpr, C):
 
 
 @jit
-def load_rows(q, row, left, position, h, C):
-    q0, q1 = load_qk(token_pointer(q, row), q.token, left, C.BLOCK_M, True, C)
-    return Rows(q0, q1, (position + tl.arange(0, C.BLOCK_M))[:, None], h)
+def in_base_2(lse):
+    """A row without keys (-inf), or past the end, becomes +inf: p = exp2(s - inf) = 0, never NaN."""
+    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
 
 
 @jit
 def load_lse(lse, row, left, C):
-    """lse in base 2.  A row without keys (-inf), or past the end, becomes +inf: p = exp2(s - inf) = 0, never NaN."""
-    value = load_row_values(lse, row, left, float("-inf"), C)
-    return tl.where(value == float("-inf"), float("inf"), value * LOG2E)
+    return in_base_2(load_row_values(lse, row, left, float("-inf"), C))
 
 
 @jit

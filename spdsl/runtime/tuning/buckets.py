@@ -49,7 +49,7 @@ def bucket_candidates(bucket: Bucket, default: Config) -> list[Config]:
 
 def rows_fixed(bucket: Bucket) -> bool:
     """The heads of a group are the rows of a tile, whatever the table says."""
-    return bucket.kernel.endswith("decode") or (bucket.kernel == "select" and bucket.queries == 1)
+    return plain_name(bucket.kernel).endswith("decode") or (bucket.kernel == "select" and bucket.queries == 1)
 
 
 def _kernel_shape(bucket: Bucket) -> KernelShape:

@@ -189,7 +189,7 @@ def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables =
     """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
 
     `forward_bias` and so on: kernels with a bias, which needs registers of its own; `units_pairs` and so on: rows that
-    are gathered one by one. Without an entry, the plain one.
+    are gathered one by one; `units_gathered`: keys are. Without an entry, the plain one.
     """
     own = tables_for(architecture, tables)
     table = {**own[plain_name(kernel)], **own.get(kernel, {})}
@@ -199,7 +199,7 @@ def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables =
 
 def plain_name(kernel: str) -> str:
     """The kernel of which `kernel` is a form with a row of its own."""
-    return kernel.removesuffix("_bias").removesuffix("_pairs")
+    return kernel.removesuffix("_bias").removesuffix("_pairs").removesuffix("_gathered")
 
 
 def table_dim(kernel: str, qk: int, v: int) -> int:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,9 +21,6 @@ from spdsl.runtime.tuning.gpu import Gpu
 from spdsl.runtime.tuning.trials import config_text, device_name, difference, failure, milliseconds, progress
 from spdsl.runtime.tuning.tuned_store import Winner, say_once
 
-if TYPE_CHECKING:
-    from spdsl.runtime.tuning.tuner import Tuner
-
 _FASTER = 0.98  # what a candidate must reach of the best time so far: less is noise between two runs
 _SEARCH_SECONDS = 60.0  # for one kernel, compilations included
 
@@ -31,10 +28,21 @@ _present = threading.local()  # its `search`: that of the call under way; a back
 _searching = threading.Lock()
 
 
+class Winners(Protocol):
+    """What a search asks of a module's tuner, and tells it."""
+
+    sought: dict[Bucket, Winner] | None
+    group: Any
+
+    def winner_of(self, bucket: Bucket) -> Winner | None: ...
+
+    def keep(self, bucket: Bucket, winner: Winner) -> None: ...
+
+
 class Search:
     """What one call of a host function asks for."""
 
-    def __init__(self, tuner: Tuner, function: str, layout: Layout) -> None:
+    def __init__(self, tuner: Winners, function: str, layout: Layout) -> None:
         self.tuner = tuner
         self.function, self.queries, self.keys = function, length_bucket(layout.longest), length_bucket(layout.keys)
         self.asked: dict[Bucket, Config] = {}  # buckets without a winner, and their defaults

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from spdsl.runtime.tuning.configs import Config, Tables, power_of_2
 
 MOST_LANES = 64  # queries of a tile: bits of a mask
+LEAST_KEYS = 16  # keys of the smallest matrix product
 KEYS_PER_UNIT = 2  # of a decode step: ranking a unit takes about as long as reading two keys
 MOST_UNIT = 1 << 30  # where no unit bounds the block
 # Tiles of one job of the backward by keys, for units of JOB_KEYS; larger units have as many more, and programs enough.
@@ -22,12 +23,16 @@ CUT_BYTES = 1 << 28
 CUT_BYTES_INTERPRETED = 1 << 11
 
 
+_GATHERED = ("units", "units_dq", "units_decode")  # others that gather keys run with the rows of those that do not
+
+
 class UnitShape(NamedTuple):
     """What the tiles of one call look like."""
 
     config: Config
     group: int  # query heads that share a list
     lanes: int  # queries of a tile
+    gathered: bool = False  # whether the keys of a block are those of several units, or a part of them
 
 
 def job_tiles(unit: int, interpreted: bool) -> int:
@@ -53,13 +58,40 @@ def tile_of_lists(shape: UnitShape, rows: int) -> UnitShape:
     return shape._replace(config=shape.config._replace(block_m=block_m), lanes=lanes)
 
 
+def mask_words(per: int, lanes: int) -> int:
+    """64-bit words that hold a bit for each of `lanes` queries and `per` units."""
+    return -(-per * lanes // 64)
+
+
+def is_gathered(unit: int) -> bool:
+    """Whether no block of keys lies in one unit, so that the keys of a list are loaded one by one."""
+    return unit % LEAST_KEYS != 0
+
+
+def table_row(kernel: str, unit: int) -> str:
+    """The row of the tables for a kernel over units: gathered keys need registers for their addresses."""
+    return f"{kernel}_gathered" if is_gathered(unit) and kernel in _GATHERED else kernel
+
+
+def page_of_block(page: int, unit: int) -> int:
+    """The page that blocks of keys lie in. Gathered keys lie in any: as if each had a page of its own."""
+    return min(page, 1) if is_gathered(unit) else page
+
+
+def most_keys(unit: int) -> int:
+    """The largest power of two that divides a unit; 0, no bound, where the keys of units are gathered."""
+    return 0 if is_gathered(unit) else (unit & -unit) % MOST_UNIT
+
+
 def fitted(config: Config, group: int, unit: int) -> UnitShape:
-    """Tiles for lists that `group` heads share: queries x heads, both powers of two; blocks that divide a unit."""
+    """Tiles for lists that `group` heads share: queries x heads, both powers of two; blocks that divide a unit, or
+    hold the keys of several short ones."""
     padded = power_of_2(group)
     block_m = max(config.block_m, padded, 16)
     lanes = min(block_m // padded, MOST_LANES)
-    block_n = min(config.block_n, unit & -unit)  # the largest power of two that divides the unit
-    return UnitShape(config._replace(block_m=max(lanes * padded, 16), block_n=block_n), group, lanes)
+    block_n = min(config.block_n, most_keys(unit) or config.block_n)
+    shape = UnitShape(config._replace(block_m=max(lanes * padded, 16), block_n=block_n), group, lanes)
+    return shape._replace(gathered=is_gathered(unit))
 
 
 def rows_alone(config: Config, unit: int) -> UnitShape:
@@ -120,6 +152,14 @@ UNIT_TABLES: Tables = {
         "units_pairs": {
             (128, 2): Config(32, 64, 4, 2),
         },
+        "units_gathered": {
+            (64, 2): Config(64, 64, 4, 2),
+            (256, 2): Config(32, 32, 4, 1),
+        },
+        "units_dq_gathered": {
+            (192, 2): Config(32, 64, 8, 1),
+            (256, 2): Config(32, 32, 4, 1),
+        },
     },
     "sm_90": {
         "units": {
@@ -166,6 +206,14 @@ UNIT_TABLES: Tables = {
             (128, 2): Config(32, 64, 4, 1),
             (160, 2): Config(16, 64, 4, 1),
         },
+        "units_gathered": {
+            (192, 2): Config(64, 32, 4, 2),
+            (256, 2): Config(64, 16, 4, 2),
+        },
+        "units_dq_gathered": {
+            (192, 2): Config(64, 32, 4, 1),
+            (256, 2): Config(64, 16, 4, 1),
+        },
     },
     "sm_100": {
         "units": {
@@ -203,6 +251,13 @@ UNIT_TABLES: Tables = {
             (192, 2): Config(16, 32, 4, 2),
             (256, 2): Config(32, 32, 4, 2),
             (256, 4): Config(16, 32, 4, 1),
+        },
+        "units_gathered": {
+            (128, 2): Config(64, 32, 4, 3),
+            (192, 2): Config(64, 32, 4, 2),
+        },
+        "units_decode_gathered": {
+            (64, 2): Config(16, 64, 4, 2),
         },
     },
     "gfx942": {

@@ -19,7 +19,7 @@ from spdsl.runtime.units.units import UnitJobs
 def score_shape(shape: UnitShape, group: int) -> UnitShape:
     """The same queries and blocks with the rows of a score that has `group` heads for each list."""
     rows = max(16, shape.lanes * power_of_2(group))
-    return UnitShape(shape.config._replace(block_m=rows), group, shape.lanes)
+    return shape._replace(config=shape.config._replace(block_m=rows), group=group)
 
 
 def key_parts(k: Tensor, lists: int) -> Tensor:

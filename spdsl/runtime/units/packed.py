@@ -11,21 +11,29 @@ from typing import NamedTuple
 import torch
 
 from spdsl.runtime.language import tl
-from spdsl.runtime.tiles.kernel import LOG2E, Strided, jit
+from spdsl.runtime.tiles.kernel import Block, RowTile, Strided, jit
+from spdsl.runtime.tiles.keys import block_of
 from spdsl.runtime.tiles.positions import span
+from spdsl.runtime.tiles.rows import load_qk_of, load_v_of, load_values_of, row_pointers
 from spdsl.runtime.tiles.softmax import softmax_step, start_softmax
-from spdsl.runtime.tiles.tiles import at, load_qk, load_v, store_qk, store_v, token_pointer, zeros
+from spdsl.runtime.tiles.tiles import at, in_base_2, load_qk, load_v, store_qk, store_v, token_pointer, zeros
 
 _COUNTED = tl.constexpr(256)  # entries of a list that are looked at at once
 
 
 class UnitConst(NamedTuple):
-    """What kernels over units are compiled for (all tl.constexpr); BLOCK_N divides UNIT."""
+    """What kernels over units are compiled for (all tl.constexpr).
+
+    BLOCK_N divides UNIT, or the keys of units are gathered. dK and dV of short units are made block by block: UNIT are
+    then the keys of PER neighbouring units, and each entry of the inverse has a mask for each of these.
+    """
 
     UNIT: tl.constexpr  # keys of a unit
     LANES: tl.constexpr  # queries of a tile
     LISTS: tl.constexpr  # lists per kv head
     LISTED: tl.constexpr  # whether a program visits a list of units, or one unit
+    PER: tl.constexpr  # units of the lists in one of the inverse
+    WORDS: tl.constexpr  # of the masks of an entry: PER times LANES bits
 
 
 class UnitLists(NamedTuple):
@@ -64,13 +72,14 @@ class Inverse(NamedTuple):
 
 
 class PackedRows(NamedTuple):
-    """The rows of a tile: q in two parts [M, D]; position [M, 1]; query, head, lane and whether it exists [M]."""
+    """The rows of a tile: q in two parts [M, D]; position and head [M, 1]; query, head, lane, whether it exists [M]."""
 
     q0: tl.tensor
     q1: tl.tensor
     position: tl.tensor
-    query: tl.tensor
     head: tl.tensor
+    query: tl.tensor
+    heads: tl.tensor
     lane: tl.tensor
     inside: tl.tensor
 
@@ -96,52 +105,35 @@ def packed_places(tile, h, q_count, U, C):
 
 @jit
 def load_packed_rows(q, tile, h, q_origin, q_count, U, C):
-    query, head, lane, inside = packed_places(tile, h, q_count, U, C)
-    q0 = load_packed(q, query, head, inside, 0, C.QK0, C.QK_DIM)
-    q1 = 0.0
-    if C.QK1:
-        q1 = load_packed(q, query, head, inside, C.QK0, C.QK1, C.QK_DIM)
-    return PackedRows(q0, q1, (q_origin + query)[:, None], query, head, lane, inside)
+    query, heads, lane, inside = packed_places(tile, h, q_count, U, C)
+    q0, q1 = load_qk_of(q, query, heads, inside, True, C)
+    return PackedRows(q0, q1, (q_origin + query)[:, None], heads[:, None], query, heads, lane, inside)
 
 
 @jit
-def packed_pointers(x, query, head):
-    return x.data + query.to(tl.int64) * x.token + head.to(tl.int64) * x.head
-
-
-@jit
-def load_packed(x, query, head, inside, START: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
-    """[M, WIDTH] tile of columns START.. of the rows; x is a Strided from the first token of the sequence on."""
-    column = START + tl.arange(0, WIDTH)[None, :]
-    pointers = packed_pointers(x, query, head)[:, None] + column
-    mask = inside[:, None]
-    if START + WIDTH > DIM:
-        mask = mask & (column < DIM)
-    return tl.load(pointers, mask=mask, other=0.0)
+def packed_tile(rows, dout, lse, delta):
+    """The rows as a block of keys meets them."""
+    position = tl.trans(rows.position)
+    head = rows.heads[None, :]
+    return RowTile(rows.q0, rows.q1, position, head, dout, lse, delta, 0, rows.query, rows.heads, rows.inside)
 
 
 @jit
 def load_packed_v(x, rows, C):
     """Rows of out or dout in two parts."""
-    part0 = load_packed(x, rows.query, rows.head, rows.inside, 0, C.V0, C.V_DIM)
-    part1 = 0.0
-    if C.V1:
-        part1 = load_packed(x, rows.query, rows.head, rows.inside, C.V0, C.V1, C.V_DIM)
-    return part0, part1
+    return load_v_of(x, rows.query, rows.heads, rows.inside, True, C)
 
 
 @jit
-def load_packed_values(x, rows, other, C):
+def load_packed_values(x, rows, other):
     """One value per row (lse, delta)."""
-    pointers = packed_pointers(x, rows.query, rows.head)
-    return tl.load(pointers, mask=rows.inside, other=other)
+    return load_values_of(x, rows.query, rows.heads, rows.inside, other)
 
 
 @jit
-def load_packed_lse(lse, rows, C):
+def load_packed_lse(lse, rows):
     """lse in base 2; rows without keys become +inf: p = exp2(s - inf) = 0."""
-    value = load_packed_values(lse, rows, float("-inf"), C)
-    return tl.where(value == float("-inf"), float("inf"), value * LOG2E)
+    return in_base_2(load_packed_values(lse, rows, float("-inf")))
 
 
 class StepLse(NamedTuple):
@@ -155,8 +147,8 @@ class StepLse(NamedTuple):
 @jit
 def load_step_lse(lse, rows, s, C):
     """As `load_packed_lse`, of a step whose splits nobody has merged."""
-    first = packed_pointers(at(lse.splits, s, 0, 0), rows.query, rows.head)[:, None]
-    m, total = start_softmax(lse.sink, rows.head, C)
+    first = row_pointers(at(lse.splits, s, 0, 0), rows.query, rows.heads)[:, None]
+    m, total = start_softmax(lse.sink, rows.heads, C)
     for split in tl.range(0, lse.many, 32):
         i = split + tl.arange(0, 32)[None, :]
         own = tl.load(first + i, mask=rows.inside[:, None] & (i < lse.many), other=float("-inf"))
@@ -167,7 +159,7 @@ def load_step_lse(lse, rows, s, C):
 @jit
 def store_packed(x, rows, tile, START: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, C):
     column = START + tl.arange(0, WIDTH)[None, :]
-    pointers = packed_pointers(x, rows.query, rows.head)[:, None] + column
+    pointers = row_pointers(x, rows.query, rows.heads)[:, None] + column
     tl.store(pointers, tile.to(x.data.dtype.element_ty), mask=rows.inside[:, None] & (column < DIM))
 
 
@@ -187,7 +179,7 @@ def store_packed_v(x, rows, part0, part1, C):
 
 @jit
 def store_packed_values(x, rows, values, C):
-    tl.store(packed_pointers(x, rows.query, rows.head), values, mask=rows.inside)
+    tl.store(row_pointers(x, rows.query, rows.heads), values, mask=rows.inside)
 
 
 @jit
@@ -210,25 +202,79 @@ def visit_step(lists, s, h):
 
 
 @jit
-def unit_block(units, i, U, C):
-    """Number of the i-th visited block of keys: a unit is UNIT / BLOCK_N blocks."""
-    if U.LISTED:
-        place = i // (U.UNIT // C.BLOCK_N)
-        block = (tl.load(units + place) - place) * (U.UNIT // C.BLOCK_N) + i
+def visited_blocks(count, U, C):
+    """Blocks that hold the keys of `count` units."""
+    blocks = tl.cdiv(count * U.UNIT, C.BLOCK_N) if C.GATHERED else count * (U.UNIT // C.BLOCK_N)
+    return blocks
+
+
+@jit
+def unit_block(keys, visit, i, U, C):
+    """The i-th visited block of keys: a unit is UNIT / BLOCK_N blocks, or a block holds the keys of several units."""
+    if C.GATHERED:
+        place, within = gathered_place(i, U, C)
+        unit = tl.load(visit.units + place, mask=place < visit.count, other=0)
+        token = tl.where(place < visit.count, unit * U.UNIT + within, keys.count)
+        block = Block(token, keys.count - token, (keys.origin + token)[None, :])
     else:
-        block = units * (U.UNIT // C.BLOCK_N) + i
+        block = block_of(keys, unit_block_number(visit, i, U, C), C)
     return block
 
 
 @jit
-def chose(masks, i, lane, U, C):
-    """Which rows chose the unit of the i-th visited block; with one query per tile, all of them."""
-    if U.LANES == 1:
-        found = lane >= 0
+def gathered_place(i, U, C):
+    """-> for each key of the i-th gathered block the place of its unit in the list, and which of its keys it is.
+
+    With UNIT = 6 and BLOCK_N = 16, block 0 holds the units 0, 1 and four keys of unit 2, block 1 begins with its rest.
+    """
+    key = i * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
+    return key // U.UNIT, key % U.UNIT
+
+
+@jit
+def unit_block_number(visit, i, U, C):
+    if U.LISTED:
+        place = i // (U.UNIT // C.BLOCK_N)
+        number = (tl.load(visit.units + place) - place) * (U.UNIT // C.BLOCK_N) + i
     else:
-        mask = tl.load(masks + i // (U.UNIT // C.BLOCK_N))
-        found = ((mask >> lane.to(tl.int64)) & 1) != 0
-    return found
+        number = visit.units * (U.UNIT // C.BLOCK_N) + i
+    return number
+
+
+@jit
+def chose(visit, i, lane, U, C):
+    """Which queries chose the i-th visited block, or each of its keys.
+
+    `lane` is a column [M, 1], or a row where keys are a column; so is the result, but with an axis of keys if they are
+    gathered. With one query in a tile, it has chosen all of them.
+    """
+    if U.LANES == 1:
+        chosen = lane >= 0
+    elif C.GATHERED:
+        place, _ = gathered_place(i, U, C)
+        mask = tl.load(visit.masks + place, mask=place < visit.count, other=0)
+        mask = mask[None, :] if lane.shape[1] == 1 else mask[:, None]
+        chosen = ((mask >> lane.to(tl.int64)) & 1) != 0
+    else:
+        mask = tl.load(visit.masks + i // (U.UNIT // C.BLOCK_N))
+        chosen = ((mask >> lane.to(tl.int64)) & 1) != 0
+    return chosen
+
+
+@jit
+def chose_unit(inverse, entry, part, lane, U, C):
+    """Which queries of a tile, given as a row [1, M], chose the unit of one entry of the inverse, or each of its keys.
+
+    With PER = 16 units of one key and LANES = 4, bit 4 k + l of 64 says whether query l chose key k.
+    """
+    if U.PER == 1:
+        chosen = ((tl.load(inverse.masks + entry) >> lane.to(tl.int64)) & 1) != 0
+    else:
+        key = part * C.BLOCK_N + tl.arange(0, C.BLOCK_N)
+        bit = (key // (U.UNIT // U.PER) * U.LANES)[:, None]
+        mask = tl.load(inverse.masks + entry * U.WORDS + bit // 64)
+        chosen = ((mask >> (bit % 64 + lane).to(tl.int64)) & 1) != 0
+    return chosen
 
 
 @jit

@@ -47,7 +47,7 @@ def pair_shape(kernel: str, q: Tensor, v_dim: int, unit: int, paged: Paged | Non
 
 def pair_constants(unit: int, lists_per_head: int) -> UnitConst:
     """Each row is a tile of its own, of one query."""
-    return UnitConst(*(tl.constexpr(value) for value in (unit, 1, lists_per_head, False)))
+    return UnitConst(*(tl.constexpr(value) for value in (unit, 1, lists_per_head, False, 1, 1)))
 
 
 def parts_of(lists: PairLists, dim: int, q: Tensor) -> Tensor:

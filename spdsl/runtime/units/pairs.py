@@ -13,12 +13,12 @@ import torch
 from spdsl.runtime.language import tl
 from spdsl.runtime.tiles.kernel import LN2, jit
 from spdsl.runtime.tiles.positions import span
+from spdsl.runtime.tiles.rows import load_qk_of, load_row_part
 from spdsl.runtime.tiles.softmax import start_softmax
 from spdsl.runtime.tiles.tiles import at, zeros
 from spdsl.runtime.units.packed import (
     PackedRows,
     Visit,
-    load_packed,
     store_packed_qk,
     store_packed_v,
     store_packed_values,
@@ -61,17 +61,14 @@ def load_pair_rows(q, lists, pair, inside, s, head, q_origin, C):
     number = pair // lists.width
     query = tl.where(inside, number % lists.queries - tl.load(lists.first + s), 0)
     heads = head + number // lists.queries
-    q0 = load_packed(q, query, heads, inside, 0, C.QK0, C.QK_DIM)
-    q1 = 0.0
-    if C.QK1:
-        q1 = load_packed(q, query, heads, inside, C.QK0, C.QK1, C.QK_DIM)
-    return PackedRows(q0, q1, (q_origin + query)[:, None], query, heads, query * 0, inside)
+    q0, q1 = load_qk_of(q, query, heads, inside, True, C)
+    return PackedRows(q0, q1, (q_origin + query)[:, None], heads[:, None], query, heads, query * 0, inside)
 
 
 @jit
 def rows_of_parts(rows, pair, h):
     """The same rows in a buffer of parts [1, H, pairs, D]."""
-    return PackedRows(0.0, 0.0, rows.position, pair, h + pair * 0, rows.lane, rows.inside)
+    return PackedRows(0.0, 0.0, rows.position, rows.head, pair, h + pair * 0, rows.lane, rows.inside)
 
 
 @jit
@@ -118,14 +115,14 @@ def merge_pairs(partial, partial_lse, out, lse, sink, call, lists, C):
         m_new = tl.maximum(m, part_lse)
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # no key so far: -inf - -inf would be NaN
         decay, weight = tl.exp2(m - shift)[:, None], tl.exp2(part_lse - shift)[:, None]
-        acc0 = acc0 * decay + weight * load_packed(values, first + i, query * 0, there, 0, C.V0, C.V_DIM)
+        acc0 = acc0 * decay + weight * load_row_part(values, first + i, query * 0, there, 0, C.V0, C.V_DIM, True)
         if C.V1:
-            acc1 = acc1 * decay + weight * load_packed(values, first + i, query * 0, there, C.V0, C.V1, C.V_DIM)
+            acc1 = acc1 * decay + weight * load_row_part(values, first + i, query * 0, there, C.V0, C.V1, C.V_DIM, True)
         total = total * tl.exp2(m - shift) + tl.exp2(part_lse - shift)
         m = m_new
 
     divisor = tl.where(total == 0.0, 1.0, total)[:, None]  # no key: out = 0, and lse = log(0) = -inf
-    rows = PackedRows(0.0, 0.0, query[:, None], query, head, query * 0, inside)
+    rows = PackedRows(0.0, 0.0, query[:, None], head[:, None], query, head, query * 0, inside)
     store_packed_v(at(out, s, 0, q_start), rows, acc0 / divisor, acc1 / divisor, C)
     store_packed_values(at(lse, s, 0, q_start), rows, (m + tl.log2(total)) * LN2, C)
 
@@ -142,9 +139,9 @@ def add_pairs(partial, dq, call, lists, C):
     dq0 = zeros(C.BLOCK_M, C.QK0, C.ACC)
     dq1 = zeros(C.BLOCK_M, C.QK1, C.ACC)
     for i in tl.range(0, tl.max(count, 0)):
-        dq0 += load_packed(values, first + i, query * 0, i < count, 0, C.QK0, C.QK_DIM)
+        dq0 += load_row_part(values, first + i, query * 0, i < count, 0, C.QK0, C.QK_DIM, True)
         if C.QK1:
-            dq1 += load_packed(values, first + i, query * 0, i < count, C.QK0, C.QK1, C.QK_DIM)
+            dq1 += load_row_part(values, first + i, query * 0, i < count, C.QK0, C.QK1, C.QK_DIM, True)
     head = tl.load(lists.heads + h) + query * 0
-    rows = PackedRows(0.0, 0.0, query[:, None], query, head, query * 0, inside)
+    rows = PackedRows(0.0, 0.0, query[:, None], head[:, None], query, head, query * 0, inside)
     store_packed_qk(at(dq, s, 0, q_start), rows, dq0, dq1, C)

@@ -19,12 +19,15 @@ from spdsl.runtime.tuning.footprint import KernelShape
 from spdsl.runtime.tuning.gpu import gpu_of
 from spdsl.runtime.tuning.unit_configs import (
     KEYS_PER_UNIT,
-    MOST_UNIT,
     UNIT_TABLES,
     UnitShape,
     fitted,
     job_tiles,
+    mask_words,
+    most_keys,
     one_query,
+    page_of_block,
+    table_row,
     tile_of_lists,
 )
 from spdsl.runtime.tuning.warps import without_repeats
@@ -39,8 +42,9 @@ def unit_shape(kernel: str, q: Tensor, v_dim: int, lists: int, unit: int, paged:
 
 
 def unit_config(kernel: str, q: Tensor, v_dim: int, group: int, unit: int, paged: Paged | None = None) -> Config:
-    most_n = (unit & -unit) % MOST_UNIT
-    return config_for(kernel, q, v_dim, paged, group=group, most_n=most_n, tables=UNIT_TABLES)
+    row = table_row(kernel, unit)
+    paged = None if paged is None else paged._replace(page=page_of_block(paged.page, unit))
+    return config_for(row, q, v_dim, paged, group=group, most_n=most_keys(unit), tables=UNIT_TABLES)
 
 
 def select_step(shape: UnitShape, q: Tensor) -> UnitShape:
@@ -74,18 +78,20 @@ def step_lists(chosen: Tensor) -> StepLists:
     return StepLists(chosen.int().contiguous(), chosen.shape[3])
 
 
-def unit_constants(shape: UnitShape, unit: int, lists_per_head: int = 1) -> UnitConst:
-    values = (unit, shape.lanes, lists_per_head, True)
+def unit_constants(shape: UnitShape, unit: int, lists_per_head: int = 1, per: int = 1) -> UnitConst:
+    values = (unit, shape.lanes, lists_per_head, True, per, mask_words(per, shape.lanes))
     return UnitConst(*(tl.constexpr(value) for value in values))
 
 
 def packed_constants(q: Tensor, v_dim: int, scale: float, shape: UnitShape, splits: int = 1, page: int = 0) -> Const:
-    return constants(q, v_dim, scale, shape.config, shape.group, splits, page)
+    return constants(q, v_dim, scale, shape.config, shape.group, splits, page, shape.gathered)
 
 
 def inverse_of(tiles: UnitTiles, jobs: UnitJobs) -> Inverse:
     """The inverse lists for a kernel."""
-    numbers, masks = (jobs.places // tiles.width).int(), tiles.masks.view(len(jobs.places), -1).gather(1, jobs.places)
+    numbers, words = (jobs.places // tiles.width).int(), tiles.masks.numel() // max(1, tiles.units.numel())
+    masks = tiles.masks.view(len(jobs.places), -1, words)
+    masks = masks.gather(1, jobs.places[..., None].expand(-1, -1, words))
     entries, most = jobs.places.shape[1], jobs.sequence.shape[1]
     return Inverse(numbers, masks, *jobs[1:-1], tiles.first, entries, most, tiles.tiles)
 
@@ -154,5 +160,6 @@ def select_splits(queries: int, lists: int, units: int, device: torch.device) ->
     return split_count(queries * lists, KEYS_PER_UNIT * units, gpu_of(device).processors)
 
 
-def merge_splits(ranks: Tensor, chosen: Tensor, S: SelectConst) -> None:
-    launch(merge_ranks, (chosen.shape[0], chosen.shape[1]), ranks, strided(chosen), S, num_warps=1, num_stages=1)
+def merge_splits(ranks: Tensor, chosen: Tensor, S: SelectConst, limits: Tensor | None = None) -> None:
+    grid = (chosen.shape[0], chosen.shape[1])
+    launch(merge_ranks, grid, ranks, strided(chosen), S, limits, num_warps=1, num_stages=1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spdsl.runtime.call.lists import membership
 from spdsl.runtime.sequences import Layout
+from spdsl.runtime.tuning.unit_configs import mask_words
 
 
 class UnitTiles(NamedTuple):
@@ -22,7 +23,7 @@ class UnitTiles(NamedTuple):
     """
 
     units: Tensor  # int32 [H, tiles, width], ascending
-    masks: Tensor  # int64 [H, tiles, width]
+    masks: Tensor  # int64 [H, tiles, width], or [H, tiles, width, words]: see `whole_units`
     counts: Tensor  # int32 [H, tiles]
     first: Tensor  # int32 [S]: the number of a sequence's first tile
     tiles: int
@@ -74,6 +75,29 @@ def unit_tiles(chosen: Tensor, lanes: int, unit: int, layout: Layout) -> UnitTil
     counts = (new & valid).sum(-1, dtype=torch.int32)
     units, masks = units[..., :width].contiguous(), masks[..., :width].contiguous()
     return UnitTiles(units, masks, counts, first, rows.shape[0], width)
+
+
+def whole_units(tiles: UnitTiles, per: int, lanes: int, most: int) -> UnitTiles:
+    """The same tiles by whole units, each of `per` neighbouring units, of which a sequence has `most` or less.
+
+    Bit `number * lanes + lane` of a mask, over several words, tells whether query `lane` of the tile chose that unit of
+    the whole one: `lanes` is a power of two up to 64, so the bits of a unit lie in one word.
+    """
+    valid = tiles.units >= 0
+    whole = torch.where(valid, tiles.units // per, -1)
+    new = valid.clone()
+    new[..., 1:] &= whole[..., 1:] != whole[..., :-1]
+    width, words = max(1, min(tiles.width, most)), mask_words(per, lanes)
+    slot = torch.where(valid, new.cumsum(-1) - 1, width)
+    shape = tiles.units.shape[:2]
+    units = torch.full((*shape, width + 1), -1, dtype=torch.int32, device=whole.device)
+    units.scatter_(2, slot, whole)
+    bit = torch.where(valid, tiles.units % per, 0) * lanes
+    masks = torch.zeros(*shape, (width + 1) * words, dtype=torch.int64, device=whole.device)
+    masks.scatter_add_(2, slot * words + bit // 64, torch.where(valid, tiles.masks << (bit % 64), 0))
+    masks = masks.view(*shape, width + 1, words)
+    units, masks = units[..., :width].contiguous(), masks[:, :, :width].contiguous()
+    return tiles._replace(units=units, masks=masks, counts=new.sum(-1, dtype=torch.int32), width=width)
 
 
 def _rooms(unit: int, k_spans: Tensor, first: Tensor, tiles: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""relaxed: a plan in which whatever only tensors tell is taken as true: its counts are the most there can be."""
+"""upper_bound: a plan in which whatever only tensors tell is taken as true: its counts are the most there can be."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from spdsl.ir.plan import Plan, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import Boolean, lookups
 
 
-def relaxed(plan: Plan) -> Plan:
+def upper_bound(plan: Plan) -> Plan:
     return replace(plan, softmaxes=tuple(_softmax(softmax) for softmax in plan.softmaxes))
 
 
 def depends(plan: Plan, name: str) -> bool:
-    """Whether tensors decide what the softmax of that name sees, other than by the choice that it walks."""
+    """Whether tensors decide what the softmax of that name sees, beside the score of the choice that it walks."""
     softmax = next(one for one in plan.softmaxes if one.name == name)
-    return any(lookups(sweep.test) for sweep in softmax.sweeps)
+    given = softmax.units is not None and softmax.units.given
+    return given or any(lookups(sweep.test) for sweep in softmax.sweeps)
 
 
 def without_lookups(test: Boolean) -> Boolean:

@@ -8,7 +8,7 @@ import pytest
 
 import spdsl
 from spdsl.diagnostics import Applicability, Diagnostic, Hint, SpatError
-from spdsl.passes.later import later_key
+from spdsl.passes.later_keys import later_key
 from tests.passes.lowered import PATTERNS, meaning
 from tests.passes.random_sets import HEADER, Maker, Setting
 

@@ -1,4 +1,4 @@
-"""logic: a condition with the `and`, `or` and `not` of other languages, as it is written here.
+"""foreign_logic: a condition with the `and`, `or` and `not` of other languages, as it is written here.
 
 There they bind looser than comparisons and than `|` and `&`; here `~` binds tighter than all other operators, and `&`
 tighter than `|`. So an operand may need brackets.
@@ -93,12 +93,12 @@ def _split(tokens: Sequence[Token], sign: str) -> list[Sequence[Token]]:
 
 def _depths(tokens: Sequence[Token]) -> list[tuple[Token, int]]:
     """Each token with the brackets that are open around it; brackets themselves stand outside."""
-    depth, found = 0, []
+    depth, with_depths = 0, list[tuple[Token, int]]()
     for token in tokens:
         depth -= token.type in _CLOSING
-        found.append((token, depth))
+        with_depths.append((token, depth))
         depth += token.type in _OPENING
-    return found
+    return with_depths
 
 
 def _words(tokens: Sequence[Token]) -> str:
@@ -110,7 +110,7 @@ def _words(tokens: Sequence[Token]) -> str:
         text += (" " if gap else "") + str(token)
         at += 1
         if token.type in _OPENING:
-            end = at + next((i for i, (one, depth) in enumerate(_depths(tokens[at:])) if depth < 0), len(tokens) - at)
+            end = at + next((i for i, (_, depth) in enumerate(_depths(tokens[at:])) if depth < 0), len(tokens) - at)
             text += _listed(tokens[at:end])
             at = end
     return text

@@ -1,4 +1,4 @@
-"""later: a query and a later key that a result is sure to show it, whatever tensors and lists hold.
+"""later_keys: a query and a later key that a result is sure to show it, whatever tensors and lists hold.
 
 Pairs are tried at the corners of the solved ranges, and a pair counts only if the whole test is true at it. What cannot
 be proved that way is taken for meant.
@@ -53,13 +53,13 @@ def later_key(pattern: Pattern, case: Case) -> Seen | None:
     outputs = pattern.outputs(case)
     steps = [step for step in pattern.steps(case) if isinstance(step, Softmax) and step.name in outputs]
     sets = [(softmax, term, _stream(pattern, term)) for softmax in steps for term in softmax.terms]
-    sets = [found for found in sets if not rooted(found[1].test)][:MOST_SETS]  # of a number below 0 it is none
+    sets = [own_set for own_set in sets if not rooted(own_set[1].test)][:MOST_SETS]  # of a number below 0 it is none
     left = MOST_NODES
     for softmax, term, stream in sets:
         later = sympy.Not(closed(stream, causal=True))
         if case.condition is not None:
             later = sympy.And(later, case.condition)
-        shown = sympy.Or(*(other.test for _, other, one in sets if one.grid == stream.grid))
+        shown = sympy.Or(*(other.test for _, other, other_stream in sets if other_stream.grid == stream.grid))
         whole, own = sympy.And(shown, later), sympy.And(term.test, later)
         nodes = sum(1 for _ in sympy.preorder_traversal(whole))
         for place in islice(_places(own, stream.grid), 1 + max(left, 0) // nodes):
@@ -71,9 +71,9 @@ def later_key(pattern: Pattern, case: Case) -> Seen | None:
 
 
 def _stream(pattern: Pattern, term: Term) -> Stream:
-    found = pattern.input(term.stream)
-    assert isinstance(found, Stream)
-    return found
+    stream = pattern.input(term.stream)
+    assert isinstance(stream, Stream)
+    return stream
 
 
 def _places(test: Boolean, grid: Grid) -> Iterator[Place]:
@@ -91,15 +91,15 @@ def _places(test: Boolean, grid: Grid) -> Iterator[Place]:
 
 def _numbers(test: Boolean) -> set[int]:
     written = test.atoms(sympy.Rational)
-    return {abs(int(part)) for found in written for part in (found.p, found.q)}
+    return {abs(int(part)) for number in written for part in (number.p, number.q)}
 
 
 def _corners(conjunct: Conjunct, grid: Grid, lengths: list[int], near: list[int]) -> Iterator[Place]:
     """The queries `near` and, from the first entry that the linear atoms leave them, those at such distances."""
-    found = key_range(Conjunct(conjunct.linears))
+    visited = key_range(Conjunct(conjunct.linears))
     for q, length in product(near, lengths):
         at = {Q_FIRST: sympy.Integer(q), Q_LAST: sympy.Integer(q), LENGTH: sympy.Integer(length)}
-        first, end = found.first.xreplace(at), found.end.xreplace(at)
+        first, end = visited.first.xreplace(at), visited.end.xreplace(at)
         if q < length and first.is_Integer and end.is_Integer:
             keys = (int(first) + step for step in near)
             yield from (Place(q, k, length) for k in keys if k < min(int(end), grid.count(length)))
@@ -108,9 +108,9 @@ def _corners(conjunct: Conjunct, grid: Grid, lengths: list[int], near: list[int]
 def _certain(pattern: Pattern, test: Boolean, place: Place) -> bool:
     """Whether the test is true at a place for some head."""
     at = {Q: sympy.Integer(place.q), K: sympy.Integer(place.k), LENGTH: sympy.Integer(place.length)}
-    found = test.xreplace(_whole(pattern, test, place.length)).xreplace(at)
-    heads = _heads(found, pattern.query_heads or HEADS) if H in found.free_symbols else [0]
-    return any(found.xreplace({H: sympy.Integer(h)}) is sympy.true for h in heads)
+    shown = test.xreplace(_whole(pattern, test, place.length)).xreplace(at)
+    heads = _heads(shown, pattern.query_heads or HEADS) if H in shown.free_symbols else [0]
+    return any(shown.xreplace({H: sympy.Integer(h)}) is sympy.true for h in heads)
 
 
 def _heads(test: Boolean, count: int) -> list[int]:

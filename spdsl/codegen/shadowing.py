@@ -1,4 +1,4 @@
-"""handed: public functions whose arguments would hide names that they use.
+"""shadowing: public functions whose arguments would hide names that they use.
 
 They hand the tensors, as `Inputs`, to a function of their own, in which no argument has a name of the pattern.
 """
@@ -14,7 +14,7 @@ _ALIAS = "_Inputs"
 _COMMENT = "  # no argument has this name"
 
 
-def handed(text: str, tree: ast.Module, spelling: Spelling, public: Public) -> str:
+def without_shadowing(text: str, tree: ast.Module, spelling: Spelling, public: Public) -> str:
     """The text (of that tree), with no argument of a public function that hides anything."""
     nodes = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in public.functions]
     hiding = [node for node in nodes if not _arguments(node, spelling).isdisjoint(_used(node))]
@@ -34,8 +34,8 @@ def _arguments(node: ast.FunctionDef, spelling: Spelling) -> set[str]:
 
 def _used(node: ast.FunctionDef) -> frozenset[str]:
     """What its body uses; annotations and defaults stand outside."""
-    found = mentions(*node.body)
-    return found.variables | found.read
+    mentioned = mentions(*node.body)
+    return mentioned.variables | mentioned.read
 
 
 def _hand(lines: list[str], node: ast.FunctionDef, public: Public) -> None:

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from spdsl.cli import measure
-from spdsl.machine import gates
+from spdsl.machine import build_gates
 from spdsl.machine.crosscompile import Compiled
 from spdsl.machine.machine_code import Code, read_amdgcn, read_sass
 from spdsl.machine.occupancy import Occupancy
@@ -59,7 +59,7 @@ def test_products_in_loops() -> None:
 
 
 def test_a_good_kernel_passes() -> None:
-    assert list(gates.offences([GOOD], gates.GATES)) == []
+    assert list(build_gates.offences([GOOD], build_gates.GATES)) == []
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ def test_a_good_kernel_passes() -> None:
 )
 def test_offences(bad: Compiled, gate: str, number: str) -> None:
     """One line with kernel, target, configuration and number; none without a gate."""
-    (line,) = gates.offences([bad, GOOD], [gate])
+    (line,) = build_gates.offences([bad, GOOD], [gate])
     assert all(part in line for part in ("attend_forward", "h200", "128x64", "warps 8 stages 3", number))
-    assert list(gates.offences([bad], [])) == []
+    assert list(build_gates.offences([bad], [])) == []
 
 
 def test_a_kernel_without_products_needs_no_tensor_cores() -> None:
     plain = replace(GOOD, multiplies=False, code=replace(CODE, mma=(), loop_mma=()))
-    assert list(gates.offences([plain], ["no-tensor-cores"])) == []
+    assert list(build_gates.offences([plain], ["no-tensor-cores"])) == []
 
 
 def test_an_offence_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +92,7 @@ def test_an_offence_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(click.exceptions.Exit) as ended:
         measure._end_on_offences({Path("one.py"): [GOOD, bad]}, ["spills"])
     assert ended.value.exit_code == 1
-    assert capsys.readouterr().err.splitlines() == [f"one.py: {gates.described(bad)}: 3 spills"]
+    assert capsys.readouterr().err.splitlines() == [f"one.py: {build_gates.described(bad)}: 3 spills"]
     measure._end_on_offences({Path("one.py"): [GOOD, bad]}, ["no-tensor-cores"])
 
 

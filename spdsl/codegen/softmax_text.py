@@ -1,4 +1,4 @@
-"""texts: what the templates print of a softmax or a choice, every expression as text and every decision made."""
+"""softmax_text: what the templates print of a softmax, every expression as text and every decision made."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from spdsl.codegen.spelling import camel
 from spdsl.ir.pattern import Choice, Grid, Stream, Tensor
-from spdsl.ir.plan import ChoicePlan, Role
-from spdsl.passes.selection import ranked
+from spdsl.ir.plan import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,7 @@ class SoftmaxText:
     of_class: SoftmaxText | None
     is_class: bool  # over one residue class: for `attention` only
     role: Role
+    learns: bool  # some call takes its gradient
     units: Choice | None  # the choice that its one sweep walks
     unwanted: str  # the lengths at which another result answers; empty: none
     pairs: bool  # each unit meets the queries that chose it
@@ -78,6 +78,11 @@ class SoftmaxText:
     def reads_class(self) -> str:
         """The name of the tuple of tensors that it reads."""
         return camel(self.name) + "Reads"
+
+    @property
+    def multiply(self) -> str:
+        """The device function of its product, in kernels of its own."""
+        return "rt.dot_rows" if self.product == "dot" else f"{self.name}_product"
 
     @property
     def lists(self) -> bool:
@@ -132,8 +137,8 @@ class JointText:
     parts: tuple[SoftmaxText, ...]
 
     @property
-    def is_branch(self) -> bool:
-        return True
+    def learns(self) -> bool:
+        return any(part.learns for part in self.parts)
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -147,81 +152,6 @@ class JointText:
     @property
     def tensors(self) -> tuple[str, ...]:
         return (*self.learned, *self.looked_up)
-
-
-@dataclass(frozen=True, slots=True)
-class UnitText:
-    """The unit `reach` units behind the first that an entry overlaps, in a kernel that scores units."""
-
-    reach: int
-    plan: ChoicePlan
-
-    @property
-    def _suffix(self) -> str:
-        return f"_{self.reach}" if self.reach else ""
-
-    @property
-    def score(self) -> str:
-        return f"score{self._suffix}"
-
-    @property
-    def scored(self) -> str:
-        return f"scored{self._suffix}"
-
-    @property
-    def seen(self) -> str:
-        return f"seen{self._suffix}" if self.some else "seen"
-
-    @property
-    def some(self) -> bool:
-        """Whether it shares only some of the entries that others see first."""
-        return len(self.plan.weights_of(self.reach)) < len(self.plan.weights_of(0))
-
-    @property
-    def weight(self) -> float:
-        """Of all its entries but the `others`."""
-        return list(self.plan.weights_of(self.reach).values())[-1]
-
-    @property
-    def others(self) -> dict[int, float]:
-        return {i: weight for i, weight in self.plan.weights_of(self.reach).items() if weight != self.weight}
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceText:
-    """A selected choice: `forced` and `allowed` over q, k_first and k_last, in Triton and in torch."""
-
-    choice: Choice
-    softmax: SoftmaxText  # whose logits are the score
-    probability: bool
-    forced: str
-    allowed: str
-    forced_mask: str
-    allowed_mask: str
-    plan: ChoicePlan
-
-    @property
-    def name(self) -> str:
-        return self.choice.name
-
-    @property
-    def units(self) -> tuple[UnitText, ...]:
-        """The units that an entry adds to: the first that it overlaps, and those behind that."""
-        return tuple(UnitText(reach, self.plan) for reach in range(self.plan.reach + 1))
-
-    @property
-    def counted(self) -> bool:
-        """Whether its entries are counted: a greatest score tells by itself that there is none."""
-        return self.choice.unit_by in ("sum", "mean")
-
-    @property
-    def ranked(self) -> bool:
-        """Whether one kernel scores and ranks its units, or two score and cut."""
-        return ranked(self.choice)
-
-    @property
-    def key_argument(self) -> str:
-        return self.softmax.sweeps[0].stream.key_argument
 
 
 def cells_of(grid: Grid) -> str:

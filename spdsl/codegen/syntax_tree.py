@@ -1,4 +1,4 @@
-"""parsed: the syntax tree of Python text, one thread after another."""
+"""syntax_tree: the syntax tree of Python text, one thread after another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""printed: the counts of the kernels of a stage as formulas, line by line for people."""
+"""show_formulas: the counts of the kernels of a stage as formulas, line by line for people."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from functools import cache
 
 import sympy
 
-from spdsl.cost.between import period
 from spdsl.cost.formulas import STARTS, Formula, formula
+from spdsl.cost.interpolate import period
 from spdsl.cost.kernels import Kernel, Options
 from spdsl.cost.machine import machine_of
+from spdsl.cost.parameter_formulas import ParameterFormula, parameter_formula
 from spdsl.cost.phases import Stage, kernels
-from spdsl.cost.surfaces import Surface, surface
 from spdsl.ir.plan import Plan
 from spdsl.passes.count import Shape
 from spdsl.targets import Target
@@ -33,7 +33,7 @@ class Varied:
     plan: Callable[[int], Plan | None]
 
 
-def printed(
+def show_formulas(
     plan: Plan, stage: Stage, shape: Shape, target: Target, options: Options, varied: Varied | None = None
 ) -> Iterator[str]:
     """Each kernel with its launches, FLOPs, FLOPs of the machine and bytes, of N or of N and a parameter."""
@@ -50,52 +50,56 @@ def printed(
     once, twice = known(_USUAL), known(_USUAL, 2)
     assert once is not None
     assert twice is not None
-    units = sorted({one.choice.unit for one in plan.choices} | {_stride(plan)})
+    walked = (softmax.units for softmax in plan.softmaxes if softmax.units is not None)
+    choices = [*(choice_plan.choice for choice_plan in plan.choices), *walked]
+    units = sorted({choice.unit for choice in choices} | {_stride(plan)})
     whole = period(plan, shape, target)
     for i, (own, double) in enumerate(zip(once, twice, strict=True)):
         yield f"  {own.name}: {own.launches} launches, {own.operators} operators of torch"
         for field, label in _LABELS.items():
             count = _counted(known, own.name, i, field)
-            found = _of_length(count, units, whole) if varied is None else _of_both(count, varied, whole)
-            if found is None:
+            fitted = _of_length(count, units, whole) if varied is None else _of_both(count, varied, whole)
+            if fitted is None:
                 yield f"    {label} = no polynomial of {_variables(varied)}"
-            elif found.expression != 0:
+            elif fitted.expression != 0:
                 sign = "=" if getattr(own, field).exact else "<="
                 of_batch = getattr(double, field).value == 2 * getattr(own, field).value
-                expression = sympy.sstr(B * found.expression if of_batch else found.expression)
-                yield f"    {label} {sign} {expression}    ({_holds(found, varied)}{'' if of_batch else ', B = 1'})"
+                expression = sympy.sstr(B * fitted.expression if of_batch else fitted.expression)
+                yield f"    {label} {sign} {expression}    ({_holds(fitted, varied)}{'' if of_batch else ', B = 1'})"
 
 
 def _of_length(count: Callable[..., int | None], units: list[int], whole: int) -> Formula | None:
     return formula(lambda length: count(length) or 0, units, whole, _LEAST)
 
 
-def _of_both(count: Callable[..., int | None], varied: Varied, whole: int) -> Surface | None:
-    return surface(count, sympy.Symbol(varied.name, integer=True), varied.value, whole)
+def _of_both(count: Callable[..., int | None], varied: Varied, whole: int) -> ParameterFormula | None:
+    return parameter_formula(count, sympy.Symbol(varied.name, integer=True), varied.value, whole)
 
 
 def _variables(varied: Varied | None) -> str:
     return "N" if varied is None else f"N and {varied.name}"
 
 
-def _holds(found: Formula | Surface, varied: Varied | None) -> str:
-    lengths = f"multiples of {found.modulus:,} from {found.start:,}" if found.modulus > 1 else f"N >= {found.start:,}"
-    if isinstance(found, Formula) or varied is None:
+def _holds(fitted: Formula | ParameterFormula, varied: Varied | None) -> str:
+    lengths = (
+        f"multiples of {fitted.modulus:,} from {fitted.start:,}" if fitted.modulus > 1 else f"N >= {fitted.start:,}"
+    )
+    if isinstance(fitted, Formula) or varied is None:
         return lengths
-    values = f"{found.first:,}, {found.first + found.step:,}, {found.first + 2 * found.step:,}, ... < N / 4"
+    values = f"{fitted.first:,}, {fitted.first + fitted.step:,}, {fitted.first + 2 * fitted.step:,}, ... < N / 4"
     return f"N: {lengths}; {varied.name}: {values}"
 
 
 def _counted(known: Callable[..., list[Kernel] | None], name: str, i: int, field: str) -> Callable[..., int | None]:
     def count(length: int, value: int | None = None) -> int | None:
-        found = known(length, 1, value)
-        if found is None:
+        started = known(length, 1, value)
+        if started is None:
             return None
-        own = next((one for one in found[i:] if one.name == name), None)
+        own = next((kernel for kernel in started[i:] if kernel.name == name), None)
         return int(getattr(own, field).value) if own is not None else -1
 
     return count
 
 
 def _stride(plan: Plan) -> int:
-    return max([sweep.stream.grid.stride for one in plan.softmaxes for sweep in one.sweeps], default=1)
+    return max([sweep.stream.grid.stride for softmax in plan.softmaxes for sweep in softmax.sweeps], default=1)

@@ -1,4 +1,4 @@
-"""surfaces: counts as exact expressions of the length N and one parameter of the pattern.
+"""parameter_formulas: counts as exact expressions of the length N and one parameter of the pattern.
 
 As in `formulas`: a polynomial of degree two in each, through exact counts at some lengths and values, with which
 further ones have to agree. Counts of tiles keep one form between multiples of a block, so values a step apart are
@@ -23,7 +23,7 @@ Count = Callable[[int, int], int | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Surface:
+class ParameterFormula:
     """`expression` of N and the parameter, for lengths `modulus` apart from `start` and values `step` from `first`."""
 
     expression: sympy.Expr
@@ -33,26 +33,26 @@ class Surface:
     step: int
 
 
-def surface(count: Count, parameter: sympy.Symbol, value: int, whole: int) -> Surface | None:
+def parameter_formula(count: Count, parameter: sympy.Symbol, value: int, whole: int) -> ParameterFormula | None:
     """The formula around `value` for lengths that are multiples of `whole`; None if there is none."""
     basis = [N**i * parameter**j for i in range(3) for j in range(3)]
     for step in dict.fromkeys((*_STEPS, value)):
         values = [value + step * i for i in _USED + _FURTHER]
-        if any(count(STARTS[2], one) is None for one in values):
+        if any(count(STARTS[2], other) is None for other in values):
             continue
-        for start in (one for one in STARTS if one >= 4 * values[-1]):
+        for start in (length for length in STARTS if length >= 4 * values[-1]):
             first = -(-start // whole) * whole
             used, further = _grid(first, whole, values)
-            found = through(count, (N, parameter), basis, list(used), list(further))
-            if found is not None:
-                return Surface(found, first, whole, value, step)
+            expression = through(count, (N, parameter), basis, list(used), list(further))
+            if expression is not None:
+                return ParameterFormula(expression, first, whole, value, step)
     return None
 
 
 def _grid(first: int, whole: int, values: list[int]) -> tuple[Iterator[tuple[int, int]], Iterator[tuple[int, int]]]:
     """The points that the polynomial goes through, and the others."""
     used = [first + whole * i for i in _USED]
-    far = [first + whole * (one // whole) for one in (8 * first, FAR)]
+    far = [first + whole * (length // whole) for length in (8 * first, FAR)]
     further = [*far, *(first + whole * i for i in _FURTHER)]
     known = values[: len(_USED)]
     return product(used, known), iter([*product(further, values), *product(used, values[len(_USED) :])])

@@ -1,0 +1,108 @@
+"""choice_text: what the templates print of a choice that is selected by a score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spdsl.codegen.softmax_text import SoftmaxText
+from spdsl.ir.pattern import Choice
+from spdsl.ir.plan import ChoicePlan
+from spdsl.passes.selection import ranked
+
+
+@dataclass(frozen=True, slots=True)
+class UnitText:
+    """The unit `reach` units behind the first that an entry overlaps, in a kernel that scores units."""
+
+    reach: int
+    plan: ChoicePlan
+
+    @property
+    def _suffix(self) -> str:
+        return f"_{self.reach}" if self.reach else ""
+
+    @property
+    def score(self) -> str:
+        return f"score{self._suffix}"
+
+    @property
+    def scored(self) -> str:
+        return f"scored{self._suffix}"
+
+    @property
+    def seen(self) -> str:
+        return f"seen{self._suffix}" if self.some else "seen"
+
+    @property
+    def some(self) -> bool:
+        """Whether it shares only some of the entries that others see first."""
+        return len(self.plan.weights_of(self.reach)) < len(self.plan.weights_of(0))
+
+    @property
+    def weight(self) -> float:
+        """Of all its entries but the `others`."""
+        return list(self.plan.weights_of(self.reach).values())[-1]
+
+    @property
+    def others(self) -> dict[int, float]:
+        return {i: weight for i, weight in self.plan.weights_of(self.reach).items() if weight != self.weight}
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsText:
+    """The numbers of a choice of which the call says at least one, in torch, and what they are made of."""
+
+    least: str
+    most: str
+    level: str
+    heads: bool
+    length: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceText:
+    """A selected choice: `forced` and `allowed` over q, k_first and k_last, in Triton and in torch."""
+
+    choice: Choice
+    softmax: SoftmaxText  # whose logits are the score
+    probability: bool
+    forced: str
+    allowed: str
+    forced_mask: str
+    allowed_mask: str
+    plan: ChoicePlan
+    limits: LimitsText | None
+
+    @property
+    def level(self) -> str:
+        """The least score of a unit; "": any."""
+        level = self.choice.level
+        return "" if level is None else str(level) if isinstance(level, float) else "level"
+
+    @property
+    def least(self) -> int:
+        """The same of units; 1 where the call says how many, for kernels that ask whether there are such."""
+        return int(self.choice.least) if self.choice.least.is_number else 1
+
+    @property
+    def name(self) -> str:
+        return self.choice.name
+
+    @property
+    def units(self) -> tuple[UnitText, ...]:
+        """The units that an entry adds to: the first that it overlaps, and those behind that."""
+        return tuple(UnitText(reach, self.plan) for reach in range(self.plan.reach + 1))
+
+    @property
+    def counted(self) -> bool:
+        """Whether its entries are counted: a greatest score tells by itself that there is none."""
+        return self.choice.unit_by in ("sum", "mean")
+
+    @property
+    def ranked(self) -> bool:
+        """Whether one kernel scores and ranks its units, or two score and cut."""
+        return ranked(self.choice)
+
+    @property
+    def key_argument(self) -> str:
+        return self.softmax.sweeps[0].stream.key_argument

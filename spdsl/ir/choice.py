@@ -1,0 +1,102 @@
+"""Choices: sets of units that the caller gives, that are drawn, or that a score selects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import lcm
+
+import sympy
+
+from spdsl.diagnostics import Span
+from spdsl.ir.rule import Drawn, Given, Rule, Threshold, TopK
+from spdsl.ir.score import Score
+from spdsl.ir.symbols import Boolean, Expr
+
+LEAST_BLOCK = 16  # keys of the smallest matrix product: units and pages hold whole blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A set that is given, drawn or selected, not computed from positions: units of `unit` keys for tiles of `rows`
+    queries.
+
+    Its test is `name(scope, q // rows, k // unit) != 0`. `rule` says which units are in the set. A given one is the
+    argument `name` [B, heads, row tiles, most], unit indices padded with -1; a threshold takes no fewer than `least` of
+    the best that have a score, and no more than `most`. What the rule counts, its level and `least` are numbers, or
+    expressions over `h`, `length` and lookups without positions: they are known at the call, for each list.
+
+    A score is reduced over heads, then rows, then the entries of a unit, by `heads_by`, `rows_by` and `unit_by` (`sum`,
+    `mean`, `max`; None where there is nothing to reduce). `sum` over entries weighs each by overlap / stride.
+    `force` and `within` are sets of whole units as tests over the positions q and k: a unit is forced, or a candidate,
+    if any of its tokens passes. Forced units count towards `count`, `least` and `most`; ties go to the lowest index.
+    """
+
+    name: str
+    rule: Rule
+    unit: int
+    rows: int
+    share: str  # head: one set per query head; group: one per kv head; all: one, of the caller
+    least: Expr = sympy.S.Zero
+    most: int | None = None
+    score: Score | None = None
+    heads_by: str | None = None
+    rows_by: str | None = None
+    unit_by: str | None = None
+    force: Boolean = sympy.false
+    within: Boolean = sympy.true
+    span: Span | None = field(default=None, compare=False)
+
+    @property
+    def selected(self) -> bool:
+        """Computed from a score, unless the caller passes it."""
+        return self.score is not None
+
+    @property
+    def listed(self) -> bool:
+        """Whether a call has it as a list of units for each query, which kernels walk; else as a map."""
+        return self.selected or (self.given and self.rows == 1)
+
+    @property
+    def whole_unit(self) -> int:
+        """Keys of whole units that blocks of keys divide: neighbouring short units are taken together."""
+        return lcm(self.unit, LEAST_BLOCK)
+
+    @property
+    def gathered(self) -> bool:
+        """Whether no block of keys lies in a unit, so that kernels load the keys of lists one by one."""
+        return self.unit != self.whole_unit
+
+    @property
+    def given(self) -> bool:
+        """Passed by the caller, always."""
+        return isinstance(self.rule, Given)
+
+    @property
+    def count(self) -> int | None:
+        """How many units the rule takes, where it says so: the most, where the call does."""
+        return self.rule.count.bound if isinstance(self.rule, TopK | Drawn) else None
+
+    @property
+    def level(self) -> float | Expr | None:
+        """The least score of a unit, where the rule has one; an expression where the call says it."""
+        level = self.rule.level if isinstance(self.rule, Threshold) else None
+        return float(level) if level is not None and level.is_number else level
+
+    @property
+    def at_call(self) -> tuple[Expr, ...]:
+        """Of its numbers those that only the call knows."""
+        rule = self.rule
+        own = (rule.count.value,) if isinstance(rule, TopK) else (rule.level,) if isinstance(rule, Threshold) else ()
+        return tuple(number for number in (*own, self.least) if not number.is_number)
+
+    @property
+    def capacity(self) -> int | None:
+        """The most units of one list."""
+        return self.count if isinstance(self.rule, TopK) else self.most
+
+    @property
+    def sized(self) -> bool:
+        """Whether no score decides how many units are chosen, only which of those that have one."""
+        if isinstance(self.rule, TopK):
+            return not self.at_call
+        return bool(self.least == self.most)
