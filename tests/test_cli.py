@@ -74,7 +74,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     stand_ins: dict[str, dict[str, object]] = {
         "module_report": {"compile_file": compile_file, "write_binaries": None, "name_of": None},
         "report": {"report": lambda rows: f"report {rows}", "to_json_of_files": json.dumps},
-        "counts": {"tables": lambda plan: [f"counts of {plan}"]},
+        "counts": {"tables": lambda plan: [f"counts of {plan}"], "gathered": lambda plan: []},
     }
     for name, members in stand_ins.items():
         module = ModuleType(f"spdsl.machine.{name}")

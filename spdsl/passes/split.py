@@ -14,6 +14,7 @@ import sympy
 
 from spdsl.ir.pattern import Branch, Extra, Gate, Grid, Merge, Pattern, Softmax, Stream, Term
 from spdsl.ir.symbols import Boolean, is_membership, lookup_name, lookups
+from spdsl.passes.disjuncts import TooComplex, disjuncts
 
 
 def split(pattern: Pattern) -> Pattern:
@@ -37,11 +38,14 @@ def _branch(pattern: Pattern, branch: Branch) -> Branch:
     if isinstance(branch, Gate | Merge):
         return replace(branch, branches=tuple(_branch(pattern, inner) for inner in branch.branches))
     found = parts(pattern, branch)
-    return branch if found == (branch,) else Merge(found, branch.span)
+    return found[0] if len(found) == 1 else Merge(found, branch.span)
 
 
 def parts(pattern: Pattern, softmax: Softmax) -> tuple[Softmax, ...]:
-    """The softmaxes over disjoint keys, each of one grid, whose merge is `softmax`; itself alone if it stays whole."""
+    """The softmaxes over disjoint keys, each of one grid, whose merge is `softmax`; itself alone if it stays whole.
+
+    Chosen keys that the other sets hold anyway are no part: (c & sliding(3)) | sliding(64) is sliding(64).
+    """
     listed: list[Term] = []
     rest: list[Term] = []
     for term in softmax.terms:
@@ -50,13 +54,14 @@ def parts(pattern: Pattern, softmax: Softmax) -> tuple[Softmax, ...]:
             rest.append(term)
             continue
         own, other = found
-        listed.append(replace(term, test=own))
+        if not _is_empty(own):
+            listed.append(replace(term, test=own))
         if other is not sympy.false:
             rest.append(replace(term, test=other))
     lists = [(term,) for term in listed]
     others = _by_grid(pattern, rest)
     if len(lists) + len(others) == 1:
-        return (softmax,)
+        return (softmax if lists else replace(softmax, terms=others[0]),)
     taken = {one.name for one in pattern.softmaxes()}
     kinds = [*_numbered(f"{softmax.name}_listed", lists, taken), *_numbered(f"{softmax.name}_rest", others, taken)]
     last = len(kinds) - 1  # the sink counts once
@@ -97,6 +102,13 @@ def _listed(pattern: Pattern, term: Term) -> tuple[Boolean, Boolean] | None:
     where_out = term.test.xreplace({member: sympy.false})
     new = sympy.And(where_in, sympy.Not(_without(where_out, where_in)))
     return sympy.And(member, new), where_out
+
+
+def _is_empty(test: Boolean) -> bool:
+    try:
+        return not disjuncts(test)
+    except TooComplex:
+        return False
 
 
 def _without(test: Boolean, known: Boolean) -> Boolean:

@@ -78,6 +78,13 @@ def test_choices_that_no_list_kernel_walks_stay() -> None:
     assert split(pattern) == pattern
 
 
+def test_chosen_keys_that_other_sets_hold_are_no_part() -> None:
+    pattern = lowered("causal c = given() return attend(c & sliding(3) | sliding(64)) if prefill")
+    (softmax,) = split(pattern).softmaxes()
+    (alone,) = lowered("causal return attend(sliding(64)) if prefill").softmaxes()
+    assert [term.test for term in softmax.terms] == [term.test for term in alone.terms]
+
+
 def test_a_list_of_the_caller_for_single_queries_is_walked() -> None:
     pattern = lowered("causal c = given() return attend(c | sliding(8)) if prefill")
     assert [one.name for one in split(pattern).softmaxes()] == ["attend_listed", "attend_rest"]
