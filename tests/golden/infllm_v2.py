@@ -430,8 +430,8 @@ def attend_decode(q, kv, partial, partial_lse, call, C):
         if length >= 8192:  # another result answers at this length
             row = tl.arange(0, C.BLOCK_M)
             empty = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
-            partial_lse = rt.at(partial_lse, s, h, split)
-            tl.store(partial_lse.data + row.to(tl.int64) * partial_lse.head, empty, mask=row < C.GROUP)
+            own_lse = rt.at(partial_lse, s, h, split)
+            tl.store(own_lse.data + row.to(tl.int64) * own_lse.head, empty, mask=row < C.GROUP)
             return
     position = length - 1  # of the one query
     row = tl.arange(0, C.BLOCK_M)
@@ -845,8 +845,8 @@ def attend_2_listed_decode(q, kv, partial, partial_lse, call, lists, U, C):
         if length < 8192:  # another result answers at this length
             row = tl.arange(0, C.BLOCK_M)
             empty = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
-            partial_lse = rt.at(partial_lse, s, h, split)
-            tl.store(partial_lse.data + row.to(tl.int64) * partial_lse.head, empty, mask=row < C.GROUP)
+            own_lse = rt.at(partial_lse, s, h, split)
+            tl.store(own_lse.data + row.to(tl.int64) * own_lse.head, empty, mask=row < C.GROUP)
             return
     rows = rt.load_packed_rows(rt.at(q, s, 0, 0), 0, h, keys.length - 1, 1, U, C)
     visit = rt.visit_step(lists, s, list_head)
@@ -1180,8 +1180,8 @@ def attend_2_rest_decode(q, kv, partial, partial_lse, call, C):
         if length < 8192:  # another result answers at this length
             row = tl.arange(0, C.BLOCK_M)
             empty = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
-            partial_lse = rt.at(partial_lse, s, h, split)
-            tl.store(partial_lse.data + row.to(tl.int64) * partial_lse.head, empty, mask=row < C.GROUP)
+            own_lse = rt.at(partial_lse, s, h, split)
+            tl.store(own_lse.data + row.to(tl.int64) * own_lse.head, empty, mask=row < C.GROUP)
             return
     position = length - 1  # of the one query
     row = tl.arange(0, C.BLOCK_M)

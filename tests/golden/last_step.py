@@ -227,8 +227,8 @@ def attend_decode(q, kv, partial, partial_lse, call, C):
         if length >= 1024:  # another result answers at this length
             row = tl.arange(0, C.BLOCK_M)
             empty = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
-            partial_lse = rt.at(partial_lse, s, h, split)
-            tl.store(partial_lse.data + row.to(tl.int64) * partial_lse.head, empty, mask=row < C.GROUP)
+            own_lse = rt.at(partial_lse, s, h, split)
+            tl.store(own_lse.data + row.to(tl.int64) * own_lse.head, empty, mask=row < C.GROUP)
             return
     position = length - 1  # of the one query
     row = tl.arange(0, C.BLOCK_M)
@@ -427,8 +427,8 @@ def attend_2_decode(q, kv, partial, partial_lse, call, C):
         if length < 1024:  # another result answers at this length
             row = tl.arange(0, C.BLOCK_M)
             empty = tl.full((C.BLOCK_M,), float("-inf"), C.ACC)
-            partial_lse = rt.at(partial_lse, s, h, split)
-            tl.store(partial_lse.data + row.to(tl.int64) * partial_lse.head, empty, mask=row < C.GROUP)
+            own_lse = rt.at(partial_lse, s, h, split)
+            tl.store(own_lse.data + row.to(tl.int64) * own_lse.head, empty, mask=row < C.GROUP)
             return
     position = length - 1  # of the one query
     row = tl.arange(0, C.BLOCK_M)
