@@ -251,7 +251,7 @@ def prepared(
             whole_calls("lists of units are given", layout)
             check_chosen(listed.name, own[listed.name], sizes[listed.by], q, listed.most)
             lists = max(sizes[listed.by], sizes["kv_head"])  # kv heads do not meet in a tile
-            changed[listed.name] = chosen_argument(listed.name, own[listed.name], lists, listed.unit, keys, q)
+            changed[listed.name] = chosen_argument(own[listed.name], lists, listed.unit, keys, q)
     return changed_in(inputs, changed)
 
 
@@ -259,14 +259,13 @@ def with_choices(arguments: Arguments, inputs: Inputs, layout: Layout) -> Inputs
     """The choices that the caller passes, as lists that kernels walk."""
     whole_calls("units are chosen", layout)
     q, sizes = arguments.q(inputs), _sizes(arguments, inputs, 0)
-    return changed_in(
-        inputs,
-        {
-            x.name: chosen_argument(x.name, own, sizes[x.by], x.unit, layout.keys, q)
-            for x in arguments.chosen
-            if (own := getattr(inputs, x.name)) is not None
-        },
-    )
+    changed = {}
+    for x in arguments.chosen:
+        own = getattr(inputs, x.name)
+        if own is not None:
+            check_chosen(x.name, own, sizes[x.by], q)
+            changed[x.name] = chosen_argument(own, sizes[x.by], x.unit, layout.keys, q)
+    return changed_in(inputs, changed)
 
 
 def whole_calls(where: str, layout: Layout) -> None:

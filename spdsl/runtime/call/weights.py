@@ -20,12 +20,11 @@ def check_weight(name: str, x: Tensor, sizes: Sequence[int | None], like: Tensor
     expect(x.device == like.device, name, f"device {like.device}", x.device)
 
 
-def chosen_argument(name: str, units: Tensor, lists: int, unit: int, keys: int, q: Tensor) -> Tensor:
-    """Lists of the caller, int [B, lists, N, n] in any order with -1 for none -> ascending, each unit once.
+def chosen_argument(units: Tensor, lists: int, unit: int, keys: int, q: Tensor) -> Tensor:
+    """Lists that `check_chosen` passed, int [B, lists, N, n] in any order, -1 for none -> ascending, each unit once.
 
     `keys`: of a sequence, at most.
     """
-    check_chosen(name, units, lists, q)
     units = units.expand(q.shape[0], lists, -1, -1)
     return sorted_units(units, max(1, -(-keys // unit)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spdsl.runtime.language import tl
 from spdsl.runtime.tiles.kernel import Block, jit
-from spdsl.runtime.tiles.tiles import load_columns, load_part
+from spdsl.runtime.tiles.tiles import load_parts, neighbours
 
 
 @jit
@@ -55,10 +55,8 @@ def load_block(x, pages, block, D0: tl.constexpr, D1: tl.constexpr, DIM: tl.cons
             data += tl.load(pages + start // C.PAGE).to(tl.int64) * x.batch
             start = start % C.PAGE
         data += start * x.token
-        part0 = load_part(data, x.token, block.left, C.BLOCK_N, 0, D0, DIM, MASKED)
-        part1 = 0.0
-        if D1:
-            part1 = load_part(data, x.token, block.left, C.BLOCK_N, D0, D1, DIM, MASKED)
+        there = tl.arange(0, C.BLOCK_N) < block.left
+        part0, part1 = load_parts(neighbours(data, x.token, C.BLOCK_N), there, D0, D1, DIM, MASKED)
     return part0, part1
 
 
@@ -70,9 +68,4 @@ def load_tokens(x, pages, token, there, D0: tl.constexpr, D1: tl.constexpr, DIM:
     if C.PAGE:
         start = tl.load(pages + place // C.PAGE, mask=there, other=0).to(tl.int64) * x.batch
         place = place % C.PAGE
-    pointers = (x.data + start + place * x.token)[:, None]
-    part0 = load_columns(pointers, there, 0, D0, DIM, True)
-    part1 = 0.0
-    if D1:
-        part1 = load_columns(pointers, there, D0, D1, DIM, True)
-    return part0, part1
+    return load_parts((x.data + start + place * x.token)[:, None], there, D0, D1, DIM, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spdsl.runtime.language import tl
 from spdsl.runtime.tiles.kernel import Rows, RowTile, jit
-from spdsl.runtime.tiles.tiles import in_base_2, load_columns, load_qk, token_pointer
+from spdsl.runtime.tiles.tiles import in_base_2, load_columns, load_parts, load_qk, token_pointer
 
 
 @jit
@@ -46,22 +46,14 @@ def load_row_part(
 
 @jit
 def load_qk_of(x, query, heads, inside, MASKED: tl.constexpr, C):
-    """Rows of q in two parts; the second is the scalar 0.0 when it has no width."""
-    part0 = load_row_part(x, query, heads, inside, 0, C.QK0, C.QK_DIM, MASKED)
-    part1 = 0.0
-    if C.QK1:
-        part1 = load_row_part(x, query, heads, inside, C.QK0, C.QK1, C.QK_DIM, MASKED)
-    return part0, part1
+    """Rows of q in two parts."""
+    return load_parts(row_pointers(x, query, heads)[:, None], inside, C.QK0, C.QK1, C.QK_DIM, MASKED)
 
 
 @jit
 def load_v_of(x, query, heads, inside, MASKED: tl.constexpr, C):
     """Rows of out or dout in two parts."""
-    part0 = load_row_part(x, query, heads, inside, 0, C.V0, C.V_DIM, MASKED)
-    part1 = 0.0
-    if C.V1:
-        part1 = load_row_part(x, query, heads, inside, C.V0, C.V1, C.V_DIM, MASKED)
-    return part0, part1
+    return load_parts(row_pointers(x, query, heads)[:, None], inside, C.V0, C.V1, C.V_DIM, MASKED)
 
 
 @jit

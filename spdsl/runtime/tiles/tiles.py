@@ -55,6 +55,22 @@ def load_columns(pointers, there, START: tl.constexpr, WIDTH: tl.constexpr, DIM:
 
 
 @jit
+def load_parts(pointers, there, D0: tl.constexpr, D1: tl.constexpr, DIM: tl.constexpr, MASKED: tl.constexpr):
+    """The same rows whole, in two parts of columns; the second is the scalar 0.0 when it has no width."""
+    part0 = load_columns(pointers, there, 0, D0, DIM, MASKED)
+    part1 = 0.0
+    if D1:
+        part1 = load_columns(pointers, there, D0, D1, DIM, MASKED)
+    return part0, part1
+
+
+@jit
+def neighbours(data, stride, ROWS: tl.constexpr):
+    """Where rows begin that lie `stride` apart, [ROWS, 1]."""
+    return data + tl.arange(0, ROWS)[:, None].to(tl.int64) * stride
+
+
+@jit
 def load_part(
     data,
     stride,
@@ -65,29 +81,20 @@ def load_part(
     DIM: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The same of rows that lie `stride` apart, of which `left` are there."""
-    row = tl.arange(0, ROWS)
-    return load_columns(data + row[:, None].to(tl.int64) * stride, row < left, START, WIDTH, DIM, MASKED)
+    """Columns of rows that lie `stride` apart, of which `left` are there."""
+    return load_columns(neighbours(data, stride, ROWS), tl.arange(0, ROWS) < left, START, WIDTH, DIM, MASKED)
 
 
 @jit
 def load_qk(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
-    """Rows of q or k in two parts; the second is the scalar 0.0 when it has no width."""
-    part0 = load_part(data, stride, left, ROWS, 0, C.QK0, C.QK_DIM, MASKED)
-    part1 = 0.0
-    if C.QK1:
-        part1 = load_part(data, stride, left, ROWS, C.QK0, C.QK1, C.QK_DIM, MASKED)
-    return part0, part1
+    """Rows of q or k in two parts."""
+    return load_parts(neighbours(data, stride, ROWS), tl.arange(0, ROWS) < left, C.QK0, C.QK1, C.QK_DIM, MASKED)
 
 
 @jit
 def load_v(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
     """Rows of v, out or dout in two parts."""
-    part0 = load_part(data, stride, left, ROWS, 0, C.V0, C.V_DIM, MASKED)
-    part1 = 0.0
-    if C.V1:
-        part1 = load_part(data, stride, left, ROWS, C.V0, C.V1, C.V_DIM, MASKED)
-    return part0, part1
+    return load_parts(neighbours(data, stride, ROWS), tl.arange(0, ROWS) < left, C.V0, C.V1, C.V_DIM, MASKED)
 
 
 @jit
