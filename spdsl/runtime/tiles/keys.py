@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spdsl.runtime.language import tl
 from spdsl.runtime.tiles.kernel import Block, jit
-from spdsl.runtime.tiles.tiles import load_parts, neighbours
+from spdsl.runtime.tiles.tiles import load_near_parts, load_parts
 
 
 @jit
@@ -55,8 +55,7 @@ def load_block(x, pages, block, D0: tl.constexpr, D1: tl.constexpr, DIM: tl.cons
             data += tl.load(pages + start // C.PAGE).to(tl.int64) * x.batch
             start = start % C.PAGE
         data += start * x.token
-        there = tl.arange(0, C.BLOCK_N) < block.left
-        part0, part1 = load_parts(neighbours(data, x.token, C.BLOCK_N), there, D0, D1, DIM, MASKED)
+        part0, part1 = load_near_parts(data, x.token, block.left, C.BLOCK_N, D0, D1, DIM, MASKED)
     return part0, part1
 
 

@@ -65,9 +65,19 @@ def load_parts(pointers, there, D0: tl.constexpr, D1: tl.constexpr, DIM: tl.cons
 
 
 @jit
-def neighbours(data, stride, ROWS: tl.constexpr):
-    """Where rows begin that lie `stride` apart, [ROWS, 1]."""
-    return data + tl.arange(0, ROWS)[:, None].to(tl.int64) * stride
+def load_near_parts(
+    data,
+    stride,
+    left,
+    ROWS: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+    DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Both parts of rows that lie `stride` apart, of which `left` are there."""
+    row = tl.arange(0, ROWS)
+    return load_parts(data + row[:, None].to(tl.int64) * stride, row < left, D0, D1, DIM, MASKED)
 
 
 @jit
@@ -82,19 +92,20 @@ def load_part(
     MASKED: tl.constexpr,
 ):
     """Columns of rows that lie `stride` apart, of which `left` are there."""
-    return load_columns(neighbours(data, stride, ROWS), tl.arange(0, ROWS) < left, START, WIDTH, DIM, MASKED)
+    row = tl.arange(0, ROWS)
+    return load_columns(data + row[:, None].to(tl.int64) * stride, row < left, START, WIDTH, DIM, MASKED)
 
 
 @jit
 def load_qk(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
     """Rows of q or k in two parts."""
-    return load_parts(neighbours(data, stride, ROWS), tl.arange(0, ROWS) < left, C.QK0, C.QK1, C.QK_DIM, MASKED)
+    return load_near_parts(data, stride, left, ROWS, C.QK0, C.QK1, C.QK_DIM, MASKED)
 
 
 @jit
 def load_v(data, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr, C):
     """Rows of v, out or dout in two parts."""
-    return load_parts(neighbours(data, stride, ROWS), tl.arange(0, ROWS) < left, C.V0, C.V1, C.V_DIM, MASKED)
+    return load_near_parts(data, stride, left, ROWS, C.V0, C.V1, C.V_DIM, MASKED)
 
 
 @jit
