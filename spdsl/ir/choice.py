@@ -21,10 +21,10 @@ class Choice:
     queries.
 
     Its test is `name(scope, q // rows, k // unit) != 0`. `rule` says which units are in the set. A given one is the
-    argument `name` [B, heads, row tiles, most], unit indices padded with -1; a threshold or a part of the mass takes no
-    fewer than `least` of the best that have a score, and no more than `most`. What the rule counts, its level or part and
-    `least` are numbers, or expressions over `h`, `length` and lookups without positions: they are known at the call, for
-    each list.
+    argument `name` [B, heads, row tiles, most], unit indices padded with -1; a threshold or a part of all mass takes no
+    fewer than `least` of the best that have a score, and no more than `most`. What the rule counts, its level or part
+    and `least` are numbers, or expressions over `h`, `length` and lookups without positions: they are known at the
+    call, for each list.
 
     A score is reduced over heads, then rows, then the entries of a unit, by `heads_by`, `rows_by` and `unit_by` (`sum`,
     `mean`, `max`; None where there is nothing to reduce). `sum` over entries weighs each by overlap / stride.

@@ -103,8 +103,8 @@ class Limits:
     """The numbers of a choice for each list, float64 [B or 1, heads or 1]: what the call may say of them.
 
     A list has no fewer than `least` units (of those with a score) and no more than `most`; others have a score of at
-    least `level`, or are so many of the best as `part` of the mass of all tells (NaN: it is not asked). A number that is
-    not one is no level, and 0 units.
+    least `level`, or are the best that `part` of the mass of all takes. A number that is not one is no level, no part,
+    and 0 units.
     """
 
     least: Tensor
@@ -137,7 +137,7 @@ def constant(value: Expr) -> Tensor:
 
 
 def chosen(choice: Choice, scores: Scores, forced: Tensor, allowed: Tensor, limits: Limits | None = None) -> Tensor:
-    """The lists of `top_k`, `top_p` and `threshold`: int32 [B, heads, row tiles, capacity or units], ascending, -1 at the end.
+    """The lists of a rule: int32 [B, heads, row tiles, capacity or units], ascending, -1 at the end.
 
     `forced` and `allowed` bool, like the scores [B, heads, row tiles, units]. `limits`: None where all is constant.
     """

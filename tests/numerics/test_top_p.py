@@ -97,7 +97,8 @@ Case = tuple[str, list[float], float, list[int]]
 CASES: list[Case] = [
     (ABOVE, EIGHTHS, 0.374, [2]), (ABOVE, EIGHTHS, 0.376, [1, 2]), (ABOVE, EIGHTHS, 0.626, [0, 1, 2]),
     (ABOVE, EIGHTHS, 0.874, [0, 1, 2, 3]), (ABOVE, EIGHTHS, 0.876, [0, 1, 2, 3, 4]),
-    (ABOVE, EIGHTHS, 1, [0, 1, 2, 3, 4]), (ABOVE, EIGHTHS, 7, [0, 1, 2, 3, 4]), (ABOVE, EIGHTHS, inf, [0, 1, 2, 3, 4]), (ABOVE, EIGHTHS, 0, []),
+    (ABOVE, EIGHTHS, 1, [0, 1, 2, 3, 4]), (ABOVE, EIGHTHS, 7, [0, 1, 2, 3, 4]),
+    (ABOVE, EIGHTHS, inf, [0, 1, 2, 3, 4]), (ABOVE, EIGHTHS, 0, []),
     (ABOVE, EIGHTHS, -1, []), (ABOVE, EIGHTHS, nan, []), (ABOVE, EIGHTHS, -inf, []),
     (BELOW, EIGHTHS, 0.374, []), (BELOW, EIGHTHS, 0.376, [2]), (BELOW, EIGHTHS, 0.626, [1, 2]),
     (BELOW, EIGHTHS, 0.751, [0, 1, 2]), (BELOW, EIGHTHS, 1, [0, 1, 2, 3, 4]), (BELOW, EIGHTHS, nan, []),

@@ -22,8 +22,8 @@ class Selection(NamedTuple):
 
     Entries of the score are those of `cells`. Reductions are `sum`, `mean`, `max`, or None where there is nothing to
     reduce. `count` units are chosen (top_k), or those of a score >= `level`, or the best that hold `part` of all mass
-    (the fewest that hold it; `below`: the most that hold no more); and as many others as `least` of them all lack; never
-    above `most`, the width of a list. Numbers of the call are tensors [batch or 1, lists, 1, 1].
+    (the fewest that hold it; `below`: the most that hold no more); and as many others as `least` of them all lack;
+    never above `most`, the width of a list. Numbers of the call are tensors [batch or 1, lists, 1, 1].
     """
 
     unit: int

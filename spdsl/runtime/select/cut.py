@@ -45,7 +45,7 @@ class CutConst(NamedTuple):
     SPLITS: tl.constexpr  # programs that share the units of a tile
     CAUSAL: tl.constexpr  # whether units that begin after a list's last query are out of the question
     CHUNK: tl.constexpr  # units of a list that are looked at at once
-    PART: tl.constexpr  # of all mass that a list takes; None: lists do not go by mass
+    PART: tl.constexpr  # of all mass that a list takes; 0: lists do not go by mass
     BELOW: tl.constexpr  # whether that is the most it may be, or the least
 
 
@@ -144,12 +144,12 @@ def cut_of(own, end, most, least, passing_bits, part, S):
     i = tl.arange(0, LEVELS)
     count = units_above(own, end, tl.where(i == 0, NOT_CUT, passing_bits), S)
     known, passing = tl.max(count, 0), tl.min(count, 0)
-    if S.PART is not None:
+    if S.PART:
         passing = count_of_mass(own, end, part, S)
     wanted = tl.minimum(tl.maximum(passing, tl.minimum(known, least)), most)
     cut, ties = tl.where(wanted == passing, passing_bits, NOT_CUT), 0
     searched = (wanted != passing) & (wanted != known)
-    if S.PART is not None:  # what passes is no level, but a number
+    if S.PART:  # what passes is no level, but a number
         cut, searched = tl.full((), NOT_CUT, tl.int32), wanted != known
     if searched:
         cut = tl.full((), NOT_CUT, tl.int32)  # always: more than are wanted, or as many, lie above
@@ -159,14 +159,14 @@ def cut_of(own, end, most, least, passing_bits, part, S):
             cut += (tl.sum(enough.to(tl.int32), 0) - 1) << shift
         cut += 1
         ties = wanted - tl.max(units_above(own, end, cut + tl.zeros_like(i), S), 0)
-    if S.PART is not None:
+    if S.PART:
         cut = tl.where(wanted == 0, FORCED, cut)  # no bits are above that; digits end behind it
     return cut, ties, wanted
 
 
 @jit
 def _constant_part(S):
-    return 0.0 if S.PART is None else S.PART + tl.zeros((), tl.float32)
+    return S.PART + tl.zeros((), tl.float32)
 
 
 @jit

@@ -22,7 +22,7 @@ _CHUNK, _OF_WARP = 512, 64
 
 def cut_constants(
     shape: UnitShape, unit: int, rows: int, least: int, level: float | None, stride: int, first: int,
-    entries: int, splits: int, causal: bool, units: int, part: float | None = None, below: bool = False,
+    entries: int, splits: int, causal: bool, units: int, part: float = 0.0, below: bool = False,
 ) -> CutConst:  # fmt: skip
     """As `select_constants`, for lists of `rows` queries. Without `least` what is below `level` has no bits at all."""
     passing = NOT_CUT.value if level is None or least == 0 else level_bits(level) - 1

@@ -1,8 +1,8 @@
 """How many units of a list a part of all mass takes, from their scores in memory.
 
 Scores are probabilities, so the sign of their bits is free: without it a unit is forced. The bits still rise with the
-score within either kind, and what a unit adds to the mass can be read from them. With the scores 3 1 4 1 2, the first one
-forced, and three fourths of all mass, 8.25:
+score within either kind, and what a unit adds to the mass can be read from them. With the scores 3 1 4 1 2, the first
+one forced, and three fourths of all mass, 8.25:
 
     mass above 4: 3    above 2: 7    above 1: 9     so all above 1 are taken, and none of those at 1 but as lack
     cut 2, above it 7, at it one unit of 2: it is needed too; three units in all

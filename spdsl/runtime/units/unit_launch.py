@@ -126,7 +126,7 @@ def step_lse(lse: Splits | Tensor | None) -> StepLse | None:
 
 def select_constants(
     shape: UnitShape, unit: int, most: int, least: int, stride: int, first: int, entries: int, splits: int,
-    part: float | None = None, below: bool = False,
+    part: float = 0.0, below: bool = False,
 ) -> SelectConst:  # fmt: skip
     """`most` units of a list, `least` of them at any score; `entries` overlap a unit, from its entry `first` on.
 
@@ -146,7 +146,7 @@ def select_constants(
         first,
         entries,
         splits,
-        ranks_room(most, part is not None),
+        ranks_room(most, part > 0),
         part,
         below,
     )
