@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from spdsl.codegen.softmax_text import SoftmaxText
 from spdsl.ir.pattern import Choice
 from spdsl.ir.plan import ChoicePlan
+from spdsl.ir.rule import TopP
 from spdsl.passes.selection import ranked
 
 
@@ -78,6 +79,22 @@ class ChoiceText:
         """The least score of a unit; "": any."""
         level = self.choice.level
         return "" if level is None else str(level) if isinstance(level, float) else "level"
+
+    @property
+    def by_mass(self) -> bool:
+        """Whether its lists take a part of all mass."""
+        return isinstance(self.choice.rule, TopP)
+
+    @property
+    def part(self) -> float:
+        """That part; 1 where the call says it."""
+        part = self.choice.part
+        return part if isinstance(part, float) else 1.0
+
+    @property
+    def below(self) -> bool:
+        """Whether the part is the most that a list may hold, or the least."""
+        return isinstance(self.choice.rule, TopP) and self.choice.rule.side == "below"
 
     @property
     def least(self) -> int:

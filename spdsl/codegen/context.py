@@ -30,7 +30,7 @@ from spdsl.ir.pattern import (
     Weight,
 )
 from spdsl.ir.plan import ChoicePlan, Plan, SoftmaxPlan, Sweep
-from spdsl.ir.rule import Threshold, TopK
+from spdsl.ir.rule import Threshold, TopK, TopP
 from spdsl.ir.schedule import Schedule, Stage, Walk
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
 from spdsl.ir.visit import Range, Ranges, TileMap
@@ -199,7 +199,9 @@ def _limits(choice: Choice, reads: Reads) -> LimitsText:
 
     count = choice.rule.count.value if isinstance(choice.rule, TopK) else choice.most
     most = sympy.oo if count is None else sympy.Integer(count) if isinstance(count, int) else count
-    level = choice.rule.level if isinstance(choice.rule, Threshold) else -sympy.oo
+    level = -sympy.oo
+    if isinstance(choice.rule, Threshold | TopP):  # a part of all mass takes the place of a level
+        level = choice.rule.level if isinstance(choice.rule, Threshold) else choice.rule.part
     used = {symbol for value in choice.at_call for symbol in value.free_symbols}
     return LimitsText(text(-_floor(-choice.least)), text(_floor(most)), text(level), H in used, LENGTH in used)
 

@@ -11,6 +11,7 @@ from spdsl.codegen.entries_text import EntriesText
 from spdsl.codegen.softmax_text import JointText, SoftmaxText
 from spdsl.codegen.spelling import Spelling
 from spdsl.ir.pattern import Branch, Choice, Pattern, Phase, Query, Stream, Tensor, Weight
+from spdsl.ir.rule import TopK
 from spdsl.passes.joint import leaves
 
 _END = 120  # columns of a line
@@ -262,7 +263,12 @@ class ModuleText:
     @property
     def counts(self) -> dict[str, int]:
         """The tensors that say how long lists are, and how long they can be."""
-        found = ((x.name, c.choice.capacity) for c in self.selected for x in c.plan.at_call if c.choice.level is None)
+        found = (
+            (x.name, c.choice.capacity)
+            for c in self.selected
+            for x in c.plan.at_call
+            if isinstance(c.choice.rule, TopK)
+        )
         return {name: most for name, most in found if most}
 
     @property

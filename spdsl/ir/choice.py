@@ -8,7 +8,7 @@ from math import lcm
 import sympy
 
 from spdsl.diagnostics import Span
-from spdsl.ir.rule import Drawn, Given, Rule, Threshold, TopK
+from spdsl.ir.rule import Drawn, Given, Rule, Threshold, TopK, TopP
 from spdsl.ir.score import Score
 from spdsl.ir.symbols import Boolean, Expr
 
@@ -21,9 +21,10 @@ class Choice:
     queries.
 
     Its test is `name(scope, q // rows, k // unit) != 0`. `rule` says which units are in the set. A given one is the
-    argument `name` [B, heads, row tiles, most], unit indices padded with -1; a threshold takes no fewer than `least` of
-    the best that have a score, and no more than `most`. What the rule counts, its level and `least` are numbers, or
-    expressions over `h`, `length` and lookups without positions: they are known at the call, for each list.
+    argument `name` [B, heads, row tiles, most], unit indices padded with -1; a threshold or a part of all mass takes no
+    fewer than `least` of the best that have a score, and no more than `most`. What the rule counts, its level or part
+    and `least` are numbers, or expressions over `h`, `length` and lookups without positions: they are known at the
+    call, for each list.
 
     A score is reduced over heads, then rows, then the entries of a unit, by `heads_by`, `rows_by` and `unit_by` (`sum`,
     `mean`, `max`; None where there is nothing to reduce). `sum` over entries weighs each by overlap / stride.
@@ -83,10 +84,23 @@ class Choice:
         return float(level) if level is not None and level.is_number else level
 
     @property
+    def part(self) -> float | Expr | None:
+        """The part of all mass that the rule takes, where it goes by mass; an expression where the call says it."""
+        part = self.rule.part if isinstance(self.rule, TopP) else None
+        return float(part) if part is not None and part.is_number else part
+
+    @property
     def at_call(self) -> tuple[Expr, ...]:
         """Of its numbers those that only the call knows."""
         rule = self.rule
-        own = (rule.count.value,) if isinstance(rule, TopK) else (rule.level,) if isinstance(rule, Threshold) else ()
+        own: tuple[Expr, ...] = ()
+        match rule:
+            case TopK():
+                own = (rule.count.value,)
+            case TopP():
+                own = (rule.part,)
+            case Threshold():
+                own = (rule.level,)
         return tuple(number for number in (*own, self.least) if not number.is_number)
 
     @property

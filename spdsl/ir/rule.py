@@ -1,6 +1,6 @@
 """Rules: how the units of a choice come about. A rule is a record; `Choice` says of what grains its score is.
 
-`TopP` and `Sample` are specified; no word makes them yet.
+`Sample` is specified; no word makes it yet.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ class TopK:
 
 @dataclass(frozen=True, slots=True)
 class TopP:
-    """The units of highest score whose sum reaches `share` of all (`above`), or stays within it (`below`)."""
+    """The fewest units of highest score whose sum is at least `part` of that of all candidates (`above`), or the most
+    whose sum is no more (`below`). From 1 on it is every unit with a score above 0.
+    """
 
-    share: Expr
+    part: Expr
     side: str = "above"
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf, isnan
+from math import fsum, inf, isnan
 
 import sympy
 import torch
 from torch import Tensor
 
 from spdsl.ir.pattern import Choice, Grid, Pooled
-from spdsl.ir.rule import Threshold, TopK
+from spdsl.ir.rule import Threshold, TopK, TopP
 from spdsl.ir.symbols import Expr
 from spdsl.oracle.sizes import Sizes
 
@@ -103,12 +103,14 @@ class Limits:
     """The numbers of a choice for each list, float64 [B or 1, heads or 1]: what the call may say of them.
 
     A list has no fewer than `least` units (of those with a score) and no more than `most`; others have a score of at
-    least `level`. A number that is not one is no level, and 0 units.
+    least `level`, or are the best that `part` of the mass of all takes. A number that is not one is no level, no part,
+    and 0 units.
     """
 
     least: Tensor
     most: Tensor
     level: Tensor
+    part: Tensor
 
     @classmethod
     def of(cls, choice: Choice, number: Callable[[Expr], Tensor]) -> Limits:
@@ -116,16 +118,18 @@ class Limits:
         room = inf if choice.capacity is None else choice.capacity
         count = choice.rule.count.value if isinstance(choice.rule, TopK) else sympy.oo
         level = choice.rule.level if isinstance(choice.rule, Threshold) else -sympy.oo
+        part = choice.rule.part if isinstance(choice.rule, TopP) else sympy.nan
         most = torch.floor(number(count).nan_to_num(0, posinf=inf)).clamp(0, room)
-        return cls(torch.ceil(number(choice.least).nan_to_num(0, posinf=inf)), most, number(level))
+        least = torch.ceil(number(choice.least).nan_to_num(0, posinf=inf))
+        return cls(least, most, number(level), number(part))
 
-    def at(self, batch: int, head: int) -> tuple[float, float, float]:
-        """Least, most and level of one list."""
-        least, most, level = (
+    def at(self, batch: int, head: int) -> tuple[float, float, float, float]:
+        """Least, most, level and part of one list."""
+        least, most, level, part = (
             float(x[batch if len(x) > 1 else 0, head if x.shape[1] > 1 else 0])
-            for x in (self.least, self.most, self.level)
+            for x in (self.least, self.most, self.level, self.part)
         )
-        return least, most, level
+        return least, most, level, part
 
 
 def constant(value: Expr) -> Tensor:
@@ -133,7 +137,7 @@ def constant(value: Expr) -> Tensor:
 
 
 def chosen(choice: Choice, scores: Scores, forced: Tensor, allowed: Tensor, limits: Limits | None = None) -> Tensor:
-    """The lists of `top_k` and `threshold`: int32 [B, heads, row tiles, capacity or units], ascending, -1 at the end.
+    """The lists of a rule: int32 [B, heads, row tiles, capacity or units], ascending, -1 at the end.
 
     `forced` and `allowed` bool, like the scores [B, heads, row tiles, units]. `limits`: None where all is constant.
     """
@@ -145,30 +149,46 @@ def chosen(choice: Choice, scores: Scores, forced: Tensor, allowed: Tensor, limi
         for head in range(forced.shape[1]):
             for tile in range(forced.shape[2]):
                 at = (batch, head, tile)
-                values = torch.where(scores[1][at], scores[0][at], -inf).tolist()
-                members = _members(values, forced[at].tolist(), allowed[at].tolist(), *limits.at(batch, head))
+                values = torch.where(scores[1][at] & ~scores[0][at].isnan(), scores[0][at], -inf).tolist()
+                least, most, level, part = limits.at(batch, head)
+                first, rest = _ordered(values, forced[at].tolist(), allowed[at].tolist())
+                if isinstance(choice.rule, TopP):
+                    passing = _of_mass(values, first, rest, part, choice.rule.side)
+                else:
+                    passing = sum(values[unit] >= level for unit in rest)
+                members = _members(first, rest, passing, least, most)
                 found[batch, head, tile, : len(members)] = torch.tensor(members, dtype=torch.int32)
     return found
 
 
-def _members(
-    scores: list[float], forced: list[bool], allowed: list[bool], least: float, most: float, level: float
-) -> list[int]:
-    """The units of one query: the forced ones, then by falling score; ties go to the lowest index.
-
-    Below the level a list is filled up to `least` units, forced ones among them.
-    """
-    scores = [-inf if isnan(score) else score for score in scores]
+def _ordered(scores: list[float], forced: list[bool], allowed: list[bool]) -> tuple[list[int], list[int]]:
+    """The forced units of one query, and those with a score, by falling score; ties go to the lowest index."""
     first = [unit for unit, one in enumerate(forced) if one and allowed[unit]]
     rest = [unit for unit, one in enumerate(allowed) if one and unit not in first and scores[unit] > -inf]
-    rest.sort(key=lambda unit: (-scores[unit], unit))
-    passing = [unit for unit in rest if scores[unit] >= level]
-    below = [unit for unit in rest if unit not in passing]
-    found: list[int] = []
-    for unit in [*first, *passing]:
-        if len(found) < most:
-            found.append(unit)
-    for unit in below:
-        if len(found) < min(least, most):
-            found.append(unit)
-    return sorted(found)
+    return first, sorted(rest, key=lambda unit: (-scores[unit], unit))
+
+
+def _of_mass(scores: list[float], first: list[int], rest: list[int], part: float, side: str) -> int:
+    """How many of `rest` a part of the mass of all takes; the forced units count first."""
+    positive = [unit for unit in rest if scores[unit] > 0]
+    if part >= 1 or isnan(part):
+        return len(positive) if part >= 1 else 0
+    before = [scores[unit] for unit in first if scores[unit] > -inf]
+    wanted = part * fsum([*before, *(scores[unit] for unit in positive)])
+    taken = 0
+    while taken < len(positive):
+        own = scores[positive[taken]]
+        if (fsum([*before, own]) > wanted) if side == "below" else (fsum(before) >= wanted):
+            break
+        before.append(own)
+        taken += 1
+    return taken
+
+
+def _members(first: list[int], rest: list[int], passing: int, least: float, most: float) -> list[int]:
+    """The units of one query: the forced ones, then those that pass, then others as long as `least` lack."""
+    taken = [*first, *rest[:passing]][: int(min(most, len(first) + len(rest)))]
+    for unit in rest[passing:]:
+        if len(taken) < min(least, most):
+            taken.append(unit)
+    return sorted(taken)

@@ -14,7 +14,6 @@ PLANNED: dict[str, str] = {
     "antidiagonal": "sums along antidiagonals",
     "diagonal": "a score per distance",
     "accumulated": "a score summed over steps",
-    "top_p": "the best units up to a share p",
     "sample": "units drawn with weights",
     "linear": "a learned linear map",
     "below": "a running skip of tiles",

@@ -31,6 +31,7 @@ from spdsl.primitives import (
     tensor,
     threshold,
     top_k,
+    top_p,
     where,
 )
 from spdsl.primitives.word import Word
@@ -40,7 +41,7 @@ WORDS: dict[str, Word] = {
     for module in (
         sink, sliding, first, last, dilated, strided, fixed, random, where, open, cover, given,
         stream, query, tensor, compress,
-        mass, dot, cosine, softmax, top_k, threshold,
+        mass, dot, cosine, softmax, top_k, top_p, threshold,
         attend, gate, merge,
         pool, kl,
         expect, allow,

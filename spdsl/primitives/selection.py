@@ -1,4 +1,4 @@
-"""What `top_k` and `threshold` share: a Choice by score, and the parameters that shape it."""
+"""What `top_k`, `top_p` and `threshold` share: a Choice by score, and the parameters that shape it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sympy
 
 from spdsl.diagnostics import Applicability
 from spdsl.ir.pattern import Choice, Score, Tensor
-from spdsl.ir.rule import Threshold, TopK
+from spdsl.ir.rule import Threshold, TopK, TopP
 from spdsl.ir.symbols import Boolean, Expr, K, Q, lookup_name, lookups
 from spdsl.limits import NUMBER_VALUE
 from spdsl.primitives.grains import ROWS, SHARE, UNIT, reduction
@@ -28,7 +28,7 @@ APART = ("head", "group")  # an axis, and whose lists have no number along it
 
 
 def choose(
-    scope: Scope, rule: TopK | Threshold, score: Score, share: Grain, rows: Grain, unit: Grain | None,
+    scope: Scope, rule: TopK | TopP | Threshold, score: Score, share: Grain, rows: Grain, unit: Grain | None,
     force: SetValue | None, within: SetValue | None, least: Expr = sympy.S.Zero, most: int | None = None,
 ) -> SetValue | None:  # fmt: skip
     """The set of a new Choice by `score`; None after an error."""

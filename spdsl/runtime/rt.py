@@ -99,13 +99,17 @@ from spdsl.runtime.launch.splits import most_visited, split_count
 from spdsl.runtime.module import Module, library_digest
 from spdsl.runtime.pools.table import POOLS, entries_by_torch
 from spdsl.runtime.select.choose import Selection, choose
-from spdsl.runtime.select.cut import CutTiles, cut_end, cut_rows, of_pooled, pool_rows, store_bits
+from spdsl.runtime.select.cut import CutTiles, cut_end, cut_rows, of_pooled, pool_rows
+from spdsl.runtime.select.cut_bits import store_bits
 from spdsl.runtime.select.cut_launch import cut_constants, cut_units, most_units
+from spdsl.runtime.select.cut_mass import store_mass_bits
 from spdsl.runtime.select.limits import first_heads, level_of, limits_of, list_limits, request_lengths
 from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.ranking import (
     NOT_RANKED,
     heads_that_see,
+    more_mass,
+    no_mass,
     of_list_head,
     ranked,
     shared_tokens,
@@ -192,6 +196,7 @@ from spdsl.runtime.units.unit_launch import (
     merge_splits,
     packed_constants,
     ranks_kept,
+    ranks_room,
     select_constants,
     select_splits,
     select_step,
@@ -388,8 +393,10 @@ __all__ = [
     "merged_part",
     "merged_parts",
     "minimum",
+    "more_mass",
     "most_units",
     "most_visited",
+    "no_mass",
     "of_key_heads",
     "of_list_head",
     "of_pooled",
@@ -413,6 +420,7 @@ __all__ = [
     "rank",
     "ranked",
     "ranks_kept",
+    "ranks_room",
     "read",
     "reference_in",
     "reporting",
@@ -448,6 +456,7 @@ __all__ = [
     "step_lse",
     "store_bits",
     "store_key_slot",
+    "store_mass_bits",
     "store_packed_qk",
     "store_packed_v",
     "store_packed_values",

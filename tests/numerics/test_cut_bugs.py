@@ -81,7 +81,7 @@ BUGS = [
     Bug("all units at the cut", MANY, tied, "(tie > 0) & (tl.cumsum(tie, 0) + equal <= ties)", "(tie > 0)"),
     Bug("ties of the units before are forgotten", MANY, tied, "equal += tl.sum(tie, 0)", "equal += 0"),
     Bug("places of the units before are forgotten", MANY, tied, "taken += tl.sum(own_taken, 0)", "taken += 0"),
-    Bug("forced units need a score", FIRST, listed, "tl.where(forced, _FORCED,", "tl.where(forced & may, _FORCED,"),
+    Bug("forced units need a score", FIRST, listed, "tl.where(forced, FORCED,", "tl.where(forced & may, FORCED,"),
     Bug("units that may not be chosen are", WITHIN, listed, "tl.where(may, score_bits(score), NOT_CUT)",
         "score_bits(score)"),
     Bug("negative scores rise with their bits", LOW, listed, "bits ^ ((bits >> 31) & 0x7FFFFFFF)", "bits"),

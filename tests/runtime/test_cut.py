@@ -12,7 +12,8 @@ from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.language import tl
 from spdsl.runtime.launch.launch import launch, strided
 from spdsl.runtime.select.choose import Selection, _chosen
-from spdsl.runtime.select.cut import NOT_CUT, CutConst, CutTiles, cut_lists
+from spdsl.runtime.select.cut import CutConst, CutTiles, cut_lists
+from spdsl.runtime.select.cut_bits import NOT_CUT
 from spdsl.runtime.select.cut_launch import level_bits
 from spdsl.runtime.tiles.kernel import Call
 from spdsl.runtime.tuning.unit_configs import cut_pieces
@@ -39,7 +40,7 @@ def bits_of(scores: Tensor, forced: Tensor, rule: Rule) -> Tensor:
 
 def constants(rule: Rule, rows: int, lanes: int, chunk: int, causal: bool) -> CutConst:
     passing = level_bits(rule.level) - 1 if rule.level is not None and rule.least else NOT_CUT.value
-    values = (UNIT, rows, lanes, 16, rule.least, passing, 1, 0, 1, 1, causal, chunk)
+    values = (UNIT, rows, lanes, 16, rule.least, passing, 1, 0, 1, 1, causal, chunk, 0.0, False)
     return CutConst(*(tl.constexpr(value) for value in values))
 
 

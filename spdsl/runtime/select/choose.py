@@ -21,8 +21,9 @@ class Selection(NamedTuple):
     """What a choice is, by constants: units of `unit` keys for tiles of `rows` queries.
 
     Entries of the score are those of `cells`. Reductions are `sum`, `mean`, `max`, or None where there is nothing to
-    reduce. `count` units are chosen (top_k), or those of a score >= `level` and as many below it as `least` of them all
-    lack; never above `most`, the width of a list. Numbers of the call are tensors [batch or 1, lists, 1, 1].
+    reduce. `count` units are chosen (top_k), or those of a score >= `level`, or the best that hold `part` of all mass
+    (the fewest that hold it; `below`: the most that hold no more); and as many others as `least` of them all lack;
+    never above `most`, the width of a list. Numbers of the call are tensors [batch or 1, lists, 1, 1].
     """
 
     unit: int
@@ -36,6 +37,8 @@ class Selection(NamedTuple):
     level: float | Tensor | None
     most: int
     least: int | Tensor = 0
+    part: float | Tensor | None = None
+    below: bool = False
 
 
 class ScoreShape(NamedTuple):
@@ -170,13 +173,27 @@ def _chosen(scores: Tensor, forced: Tensor, selection: Selection) -> Tensor:
     if selection.count is not None:
         limit = selection.count.clamp(max=limit) if isinstance(selection.count, Tensor) else min(selection.count, limit)
     known = forced & (forced.cumsum(-1) <= limit)
-    scores = scores.masked_fill(forced | scores.isnan(), -torch.inf)
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    of_forced = scores.where(forced & (scores > 0), 0.0)
+    scores = scores.masked_fill(forced, -torch.inf)
     best, order = torch.sort(scores + 0.0, dim=-1, descending=True, stable=True)  # + 0.0: -0.0 is no lower than 0.0
     place = known.sum(-1, keepdim=True) + torch.arange(scores.shape[-1], device=scores.device)
     taken = (place < limit) & (best > -torch.inf)
     if selection.level is not None:
         taken &= (best >= selection.level) | (place < selection.least)
+    if selection.part is not None:
+        held = of_forced.sum(-1, keepdim=True, dtype=torch.float64)
+        taken &= _of_mass(best, held, selection.part, selection.below) | (place < selection.least)
     return _ascending(known | torch.zeros_like(known).scatter_(-1, order, taken), selection.most)
+
+
+def _of_mass(best: Tensor, held: Tensor, part: float | Tensor, below: bool) -> Tensor:
+    """Which units of falling scores a part of the mass of all takes, where forced ones hold `held` of it."""
+    own = best.clamp(min=0).double()
+    upto = own.cumsum(-1) + held
+    wanted = part * upto[..., -1:]
+    enough = upto <= wanted if below else upto - own < wanted
+    return (best > 0) & (enough | (part >= 1))
 
 
 def _ascending(chosen: Tensor, most: int) -> Tensor:

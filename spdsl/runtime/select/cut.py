@@ -7,6 +7,10 @@ four bits of them in a pass over the list, each by counting the units above 16 l
     bits   7 3 9 3 3 1      wanted 3      above 3: two units, above 2: five
     cut    3                              so both above 3 get in, and the first of those at 3
     list   0 1 2
+
+Where lists take a part of all mass, scores are probabilities: their sign bit is free and says what is forced, so that
+the mass of what is above a level can be summed from the bits. How many units that makes is found like the cut
+(`cut_mass.py`).
 """
 
 from __future__ import annotations
@@ -16,16 +20,14 @@ from typing import NamedTuple
 import torch
 
 from spdsl.runtime.language import tl
+from spdsl.runtime.select.cut_bits import FORCED, LEVELS, NOT_CUT, bits_of_row, load_bits, units_above
+from spdsl.runtime.select.cut_mass import count_of_mass
 from spdsl.runtime.select.limits import least_of, level_of, limits_of, most_of
 from spdsl.runtime.select.ranking import score_bits
 from spdsl.runtime.tiles.blocks import sequence_length
 from spdsl.runtime.tiles.kernel import jit
 from spdsl.runtime.tiles.positions import floor_div, row_origin, span
 from spdsl.runtime.tiles.tiles import at, token_pointer
-
-NOT_CUT = tl.constexpr(-(2**31))  # of a unit that may not be chosen
-_FORCED = tl.constexpr(2**31 - 1)
-_LEVELS = tl.constexpr(16)  # tried in one pass
 
 
 class CutConst(NamedTuple):
@@ -43,6 +45,8 @@ class CutConst(NamedTuple):
     SPLITS: tl.constexpr  # programs that share the units of a tile
     CAUSAL: tl.constexpr  # whether units that begin after a list's last query are out of the question
     CHUNK: tl.constexpr  # units of a list that are looked at at once
+    PART: tl.constexpr  # of all mass that a list takes; 0: lists do not go by mass
+    BELOW: tl.constexpr  # whether that is the most it may be, or the least
 
 
 class CutTiles(NamedTuple):
@@ -111,12 +115,6 @@ def cut_end(length, last, S):
 
 
 @jit
-def bits_of_row(bits, tiles, list_head, row):
-    """Where the bits of a list begin."""
-    return bits + (tl.cast(list_head, tl.int64) * tiles.rows + row) * tiles.width
-
-
-@jit
 def pool_rows(total, count, value, seen, BY: tl.constexpr):
     """Scores [LANES, RANKS] where they are seen, added to the sums or maxima of the rows before, and their number."""
     if BY == "max":
@@ -141,34 +139,19 @@ def of_pooled(total, count, BY: tl.constexpr):
 
 
 @jit
-def store_bits(bits, tiles, list_head, row, score, may, forced, unit, mask):
-    """The bits of units [rows, RANKS] as they are scored; `may`: those that have a score, and pass."""
-    score = score.to(tl.float32) + 0.0  # -0.0 is no lower than 0.0
-    may = may & (score == score) & (score > float("-inf"))
-    found = tl.where(forced, _FORCED, tl.where(may, score_bits(score), NOT_CUT))
-    tl.store(bits_of_row(bits, tiles, list_head, row)[:, None] + unit[None, :], found, mask=mask)
-
-
-@jit
-def units_above(own, end, levels, S):
-    """How many of the units before `end` have bits above each of `levels`."""
-    count = tl.zeros((_LEVELS,), dtype=tl.int32)
-    for first in tl.range(0, end, S.CHUNK):
-        unit = first + tl.arange(0, S.CHUNK)
-        found = tl.load(own + unit, mask=unit < end, other=NOT_CUT)
-        count += tl.sum((found[:, None] > levels[None, :]).to(tl.int32), 0)
-    return count
-
-
-@jit
-def cut_of(own, end, most, least, passing_bits, S):
+def cut_of(own, end, most, least, passing_bits, part, S):
     """-> the bits above which every unit is taken, how many of those at these bits are, and how many are in all."""
-    i = tl.arange(0, _LEVELS)
+    i = tl.arange(0, LEVELS)
     count = units_above(own, end, tl.where(i == 0, NOT_CUT, passing_bits), S)
     known, passing = tl.max(count, 0), tl.min(count, 0)
+    if S.PART:
+        passing = count_of_mass(own, end, part, S)
     wanted = tl.minimum(tl.maximum(passing, tl.minimum(known, least)), most)
     cut, ties = tl.where(wanted == passing, passing_bits, NOT_CUT), 0
-    if (wanted != passing) & (wanted != known):
+    searched = (wanted != passing) & (wanted != known)
+    if S.PART:  # what passes is no level, but a number
+        cut, searched = tl.full((), NOT_CUT, tl.int32), wanted != known
+    if searched:
         cut = tl.full((), NOT_CUT, tl.int32)  # always: more than are wanted, or as many, lie above
         for digit in tl.range(0, 8):
             shift = 28 - 4 * digit
@@ -176,7 +159,14 @@ def cut_of(own, end, most, least, passing_bits, S):
             cut += (tl.sum(enough.to(tl.int32), 0) - 1) << shift
         cut += 1
         ties = wanted - tl.max(units_above(own, end, cut + tl.zeros_like(i), S), 0)
+    if S.PART:
+        cut = tl.where(wanted == 0, FORCED, cut)  # no bits are above that; digits end behind it
     return cut, ties, wanted
+
+
+@jit
+def _constant_part(S):
+    return S.PART + tl.zeros((), tl.float32)
 
 
 @jit
@@ -193,18 +183,18 @@ def cut_lists(bits, chosen, call, tiles, S, limits=None):
     own = bits_of_row(bits, tiles, list_head, row)
     end = cut_end(sequence_length(call, rows.s), rows.last, S)
     if limits is None:
-        cut, ties, wanted = cut_of(own, end, tiles.most, S.LEAST, S.PASSING, S)
+        cut, ties, wanted = cut_of(own, end, tiles.most, S.LEAST, S.PASSING, _constant_part(S), S)
     else:
         limits = limits_of(limits, rows.s, list_head)
-        passing_bits = score_bits(level_of(limits).to(tl.float32)) - 1
-        cut, ties, wanted = cut_of(own, end, most_of(limits), least_of(limits), passing_bits, S)
-        cut = tl.where(wanted == 0, _FORCED, cut)  # no bits are above that; digits end behind it
+        level = level_of(limits).to(tl.float32)
+        cut, ties, wanted = cut_of(own, end, most_of(limits), least_of(limits), score_bits(level) - 1, level, S)
+        cut = tl.where(wanted == 0, FORCED, cut)  # no bits are above that; digits end behind it
     chosen = at(chosen, rows.s, list_head, rows.start + rows.begin + lane)
     count = rows.count if S.ROWS > 1 else 1
     taken, equal = 0, 0
     for first in tl.range(0, end, S.CHUNK):
         unit = first + tl.arange(0, S.CHUNK)
-        found = tl.load(own + unit, mask=unit < end, other=NOT_CUT)
+        found = load_bits(own, unit, end, S)
         tie = (found == cut).to(tl.int32)
         own_taken = ((found > cut) | ((tie > 0) & (tl.cumsum(tie, 0) + equal <= ties))).to(tl.int32)
         _store_list(chosen, count, taken + tl.cumsum(own_taken, 0) - 1, unit, own_taken > 0)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from spdsl.runtime.language import tl
 from spdsl.runtime.launch.launch import INTERPRETED, Paged, call_of, launch, strided
-from spdsl.runtime.select.cut import NOT_CUT, CutConst, CutTiles, cut_lists
+from spdsl.runtime.select.cut import CutConst, CutTiles, cut_lists
+from spdsl.runtime.select.cut_bits import NOT_CUT
 from spdsl.runtime.sequences import Layout
 from spdsl.runtime.tuning.configs import power_of_2
 from spdsl.runtime.tuning.unit_configs import UnitShape, cut_pieces
@@ -21,14 +22,14 @@ _CHUNK, _OF_WARP = 512, 64
 
 def cut_constants(
     shape: UnitShape, unit: int, rows: int, least: int, level: float | None, stride: int, first: int,
-    entries: int, splits: int, causal: bool, units: int,
+    entries: int, splits: int, causal: bool, units: int, part: float = 0.0, below: bool = False,
 ) -> CutConst:  # fmt: skip
     """As `select_constants`, for lists of `rows` queries. Without `least` what is below `level` has no bits at all."""
     passing = NOT_CUT.value if level is None or least == 0 else level_bits(level) - 1
     chunk = max(16, min(_CHUNK, power_of_2(units)))
     values = (
         unit, rows, shape.lanes, max(shape.config.block_n, 16), least, passing, unit // stride, first, entries,
-        splits, causal, 16 if INTERPRETED else chunk,
+        splits, causal, 16 if INTERPRETED else chunk, part, below,
     )  # fmt: skip
     return CutConst(*(tl.constexpr(value) for value in values))
 

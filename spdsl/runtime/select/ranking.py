@@ -2,7 +2,8 @@
 
 A unit is ranked by one integer: its score's bits, made to rise with the score, above its number, made to fall: of equal
 scores the lowest number wins. Forced units stand above every score. Where a list takes some units below its level, the
-bit between score and number tells those that are not.
+bit between score and number tells those that are not. Where it takes a part of all mass, its units are summed in this
+order, behind the forced ones, whose mass is kept beside the ranks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from spdsl.runtime.language import tl
-from spdsl.runtime.select.limits import least_of, limits_of, most_of
+from spdsl.runtime.select.limits import least_of, level_of, limits_of, most_of
 from spdsl.runtime.tiles.kernel import jit
 from spdsl.runtime.tiles.tiles import at, token_pointer
 
@@ -32,6 +33,16 @@ class SelectConst(NamedTuple):
     FIRST: tl.constexpr  # entries from a unit's own first to the first that overlaps it
     ENTRIES: tl.constexpr  # that overlap a unit
     SPLITS: tl.constexpr  # programs that share the units of a query; more than one with one query per sequence only
+    ROOM: tl.constexpr  # numbers of a split: its ranks, and its mass where lists go by mass
+    PART: tl.constexpr  # of all mass that a list takes; 0: lists do not go by mass
+    BELOW: tl.constexpr  # whether that is the most it may be, or the least
+
+
+class Mass(NamedTuple):
+    """Of the candidates of lists so far [LANES]: the mass of all, and of the forced ones."""
+
+    total: tl.tensor
+    forced: tl.tensor
 
 
 @jit
@@ -77,6 +88,19 @@ def score_bits(score):
 
 
 @jit
+def no_mass(S):
+    return Mass(tl.zeros((S.LANES,), tl.float32), tl.zeros((S.LANES,), tl.float32))
+
+
+@jit
+def more_mass(mass, score, scored, forced):
+    """The mass with that of the units just scored."""
+    score = score.to(tl.float32)
+    score = tl.where(scored & (score > 0), score, 0.0)  # NaN is no score
+    return Mass(mass.total + tl.sum(score, 1), mass.forced + tl.sum(tl.where(forced, score, 0.0), 1))
+
+
+@jit
 def ranked(best, score, scored, passed, forced, unit, S):
     """The KEPT best of `best` and of the units just scored, falling."""
     score = score.to(tl.float32)
@@ -116,16 +140,31 @@ def better(best, other, LANES: tl.constexpr, KEPT: tl.constexpr, STAGES: tl.cons
 
 
 @jit
-def store_units(chosen, best, query, q_count, S, limits=None):
+def of_mass(best, mass, part, S):
+    """Which of falling ranks a part of the mass of all takes, where the forced ones hold theirs."""
+    bits = (best >> 32).to(tl.int32)
+    own = tl.where((best != NOT_RANKED) & (bits != _LAST), bits, 0).to(tl.float32, bitcast=True)  # of a score >= 0
+    upto = tl.cumsum(own, 1) + mass.forced[:, None]
+    wanted, total = part * mass.total[:, None], mass.total[:, None]
+    enough = upto <= wanted if S.BELOW else upto - own < wanted
+    return ((own > 0) & (enough | (wanted >= total))) | (bits == _LAST)
+
+
+@jit
+def store_units(chosen, best, query, q_count, S, limits=None, mass=None):
     """The first WIDTH of `best`, from LEAST on those that passed, as unit numbers: ascending, -1 behind them.
 
-    limits: those of the list where only the call knows them.
+    limits: those of the list where only the call knows them. mass: of the candidates, where lists go by it.
     """
     place = tl.arange(0, S.KEPT)[None, :]
     taken = (best != NOT_RANKED) & (place < S.WIDTH)
     if limits is not None:
         taken = taken & (place < most_of(limits))
-    if S.LEAST:
+    if S.PART:
+        part = tl.full((), S.PART, tl.float32) if limits is None else level_of(limits).to(tl.float32)
+        least = S.LEAST if limits is None else least_of(limits)
+        taken = taken & (of_mass(best, mass, part, S) | (place < least))
+    elif S.LEAST:
         if limits is None:
             taken = taken & ((place < S.LEAST) | (((best >> 31) & 1) != 0))
         else:
@@ -138,10 +177,27 @@ def store_units(chosen, best, query, q_count, S, limits=None):
 
 
 @jit
-def store_ranks(ranks, best, row, split, S):
-    """The ranks of one split in the buffer [rows, SPLITS, KEPT]."""
+def store_ranks(ranks, best, row, split, S, mass=None):
+    """The ranks of one split in the buffer [rows, SPLITS, ROOM], and behind them its mass."""
     place = tl.arange(0, S.KEPT)[None, :] + tl.zeros_like(best).to(tl.int32)
-    tl.store(ranks + (row.to(tl.int64) * S.SPLITS + split) * S.KEPT + place, best)
+    own = ranks + (row.to(tl.int64) * S.SPLITS + split) * S.ROOM
+    tl.store(own + place, best)
+    if S.PART:
+        total, forced = tl.max(mass.total, 0), tl.max(mass.forced, 0)  # of the one query
+        tl.store(own + S.KEPT, (_bits_of(total) << 32) | _bits_of(forced))
+
+
+@jit
+def _bits_of(mass):
+    return mass.to(tl.int32, bitcast=True).to(tl.int64)  # it is not below 0
+
+
+@jit
+def _split_mass(own, S):
+    """What `store_ranks` put behind the ranks of a split."""
+    both = tl.load(own + S.KEPT)
+    total, forced = (both >> 32).to(tl.int32), both.to(tl.int32)
+    return total.to(tl.float32, bitcast=True), forced.to(tl.float32, bitcast=True)
 
 
 @jit
@@ -151,9 +207,13 @@ def merge_ranks(ranks, chosen, S, limits=None):
     place = tl.arange(0, S.KEPT)[None, :]
     row = (s.to(tl.int64) * tl.num_programs(1) + list_head) * S.SPLITS
     best = tl.full((1, S.KEPT), NOT_RANKED, tl.int64)
+    total, forced = tl.zeros((1,), tl.float32), tl.zeros((1,), tl.float32)
     for split in tl.range(0, S.SPLITS):
-        part = tl.load(ranks + (row + split) * S.KEPT + place)  # falling, as it was kept
-        best = better(best, part, 1, S.KEPT, S.STAGES)
+        own = ranks + (row + split) * S.ROOM
+        best = better(best, tl.load(own + place), 1, S.KEPT, S.STAGES)  # falling, as it was kept
+        if S.PART:
+            own_total, own_forced = _split_mass(own, S)
+            total, forced = total + own_total, forced + own_forced
     if limits is not None:
         limits = limits_of(limits, s, list_head)
-    store_units(at(chosen, s, list_head, 0), best, tl.arange(0, 1), 1, S, limits)
+    store_units(at(chosen, s, list_head, 0), best, tl.arange(0, 1), 1, S, limits, Mass(total, forced))

@@ -125,11 +125,12 @@ def step_lse(lse: Splits | Tensor | None) -> StepLse | None:
 
 
 def select_constants(
-    shape: UnitShape, unit: int, most: int, least: int, stride: int, first: int, entries: int, splits: int
-) -> SelectConst:
+    shape: UnitShape, unit: int, most: int, least: int, stride: int, first: int, entries: int, splits: int,
+    part: float = 0.0, below: bool = False,
+) -> SelectConst:  # fmt: skip
     """`most` units of a list, `least` of them at any score; `entries` overlap a unit, from its entry `first` on.
 
-    `stride` is that of the entry grid.
+    `stride` is that of the entry grid; `part` of all mass is taken, where lists go by mass (1: the call says it).
     """
     kept = ranks_kept(most)
     ranks = max(shape.config.block_n, kept, 16)
@@ -145,12 +146,20 @@ def select_constants(
         first,
         entries,
         splits,
+        ranks_room(most, part > 0),
+        part,
+        below,
     )
     return SelectConst(*(tl.constexpr(value) for value in values))
 
 
 def ranks_kept(most: int) -> int:
     return 1 << max(1, (most - 1).bit_length())
+
+
+def ranks_room(most: int, of_mass: bool) -> int:
+    """Numbers that a split leaves of a list: its ranks, and its mass where lists go by mass."""
+    return ranks_kept(most) + of_mass
 
 
 def select_splits(queries: int, lists: int, units: int, device: torch.device) -> int:
