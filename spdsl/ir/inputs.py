@@ -118,6 +118,16 @@ class Tensor:
     dtype: str  # float | int | bool
     span: Span | None = field(default=None, compare=False)
 
+    @property
+    def by_row(self) -> bool:
+        """Whether it is of the rows of one call, which brings it whole: its token axis has any length."""
+        return "query" in self.axes
+
+    @property
+    def by_token(self) -> bool:
+        """Whether it is as long as the sequence: what a cache keeps."""
+        return "token" in self.axes and not self.by_row
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:

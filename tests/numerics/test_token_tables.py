@@ -14,6 +14,7 @@ BODIES = {
     "token, kv_head": "m = tensor(token, kv_head, int) return attend(sliding(3) | where(m[k][h] <= m[q][h]))",
     "number, token, head": "causal m = tensor(2, token, head, bool) return attend(sliding(3) | where(m[1][k][h]))",
     "token, number": "causal m = tensor(token, 16, bool) return attend(sliding(3) | where(m[k][q % 16]))",
+    "two of a token": "causal m = tensor(2, token, bool) return attend(sliding(3) | where(m[0][k] != m[1][k] & m[1][k]))",
     "token, head, bias": "causal m = tensor(token, head) return attend(sliding(20), bias = m[k][h])",
 }
 
