@@ -42,7 +42,7 @@ class Reads:
             return self._choice(source, read, text)
         if source.by_row:
             return _of_row(source, read, text)
-        offsets, bounds = [f"t.{name}"], []
+        offsets, bounds, inside = [f"t.{name}"], list[str](), list[str]()
         for i, (axis, index) in enumerate(zip(source.axes, read.args, strict=True)):
             printed = text(index)
             if axis == "token":
@@ -52,8 +52,9 @@ class Reads:
                 offsets.append(f"tl.cast({printed} // t.{name}_group, tl.int64) * t.{name}_{i}")
             else:
                 offsets.append(f"tl.cast({printed}, tl.int64) * t.{name}_{i}")
-        mask = f", mask={' & '.join(bounds)}, other=0" if bounds else ""
-        return f"tl.load({' + '.join(offsets)}{mask})"
+                inside += _within(index, printed, axis)
+        mask = _mask(bounds + inside) if inside else " & ".join(bounds)
+        return f"tl.load({' + '.join(offsets)}{f', mask={mask}, other=0' if mask else ''})"
 
     def _choice(self, choice: Choice, read: AppliedUndef, text: Text) -> str:
         name = choice.name
@@ -96,13 +97,31 @@ def _of_row(tensor: Tensor, read: AppliedUndef, text: Text) -> str:
         offsets.append(f"tl.cast({place}, tl.int64) * t.{name}_{i}")
         if axis == "query":
             bounds.append(f"({printed} < t.{name}_rows)")
-        elif axis not in ("head", "kv_head"):
-            size = f"t.{name}_{i}_size" if axis == "token" else str(axis)
-            bounds += [f"({printed} >= 0)"] * (not index.is_nonnegative)
-            bounds.append(f"({printed} < {size})")
-    # Compared once more: the interpreter makes integers of one truth that meets a block of them.
-    found = f"tl.load({' + '.join(offsets)}, mask=({' & '.join(bounds)}) != 0, other=0)"
+        else:
+            bounds += _within(index, printed, f"t.{name}_{i}_size" if axis == "token" else axis)
+    found = f"tl.load({' + '.join(offsets)}, mask={_mask(bounds)}, other=0)"
     return f"rt.widened({found})" if tensor.dtype == "float" else found
+
+
+def _within(index: sympy.Basic, printed: str, size: str | int) -> list[str]:
+    """What holds where an index lies in an axis of that size; nothing for heads, and for an index that surely does."""
+    if size in ("head", "kv_head"):
+        return []
+    low = [] if index.is_nonnegative else [f"({printed} >= 0)"]
+    return low if isinstance(size, int) and _most(index) < size else [*low, f"({printed} < {size})"]
+
+
+def _most(index: sympy.Basic) -> sympy.Basic:
+    if isinstance(index, sympy.Min):
+        return min(map(_most, index.args))
+    if isinstance(index, sympy.Mod) and index.args[1].is_Integer:
+        return index.args[1] - 1
+    return index if index.is_Integer else sympy.oo
+
+
+def _mask(bounds: list[str]) -> str:
+    """Compared once more: the interpreter makes integers of one truth that meets a block of them."""
+    return f"({' & '.join(bounds)}) != 0"
 
 
 def _torch_read(tensor: Tensor, read: AppliedUndef, text: Text) -> str:

@@ -128,6 +128,12 @@ class Tensor:
         """Whether it is as long as the sequence: what a cache keeps."""
         return "token" in self.axes and not self.by_row
 
+    @property
+    def axes_to_tokens(self) -> tuple[str | int, ...]:
+        """The axes up to the last one of tokens."""
+        places = [i for i, axis in enumerate(self.axes) if axis == "token"]
+        return self.axes[: places[-1] + 1] if places else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:
