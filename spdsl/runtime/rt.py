@@ -23,11 +23,13 @@ from spdsl.runtime.call.lists import (
     key_extremes,
     maximum,
     minimum,
+    pair_extremes,
     per_sequence,
     pooled,
     read,
     root,
     row_extremes,
+    row_shift,
     sequence_counts,
     tiles_of,
 )
@@ -123,7 +125,7 @@ from spdsl.runtime.tiles.blocks import jump, sequence_keys, to_blocks, visit_lis
 from spdsl.runtime.tiles.combine import Splits
 from spdsl.runtime.tiles.kernel import LN2, LOG2E, HeadRows, KeyBlock, RangeVisit, RowGrads, Rows, jit
 from spdsl.runtime.tiles.keys import block_of, key_column, keys_there, load_k, load_tokens, load_values
-from spdsl.runtime.tiles.positions import floor_div, floor_mod, member, row_origin, span
+from spdsl.runtime.tiles.positions import floor_div, floor_mod, member, row_of_position, row_origin, span
 from spdsl.runtime.tiles.rows import load_dout, load_rows, load_tile_delta, load_tile_lse, tile_of_rows
 from spdsl.runtime.tiles.softmax import add_values, softmax_step, start_softmax
 from spdsl.runtime.tiles.tiles import (
@@ -138,6 +140,7 @@ from spdsl.runtime.tiles.tiles import (
     store_row_values,
     store_v,
     token_pointer,
+    widened,
     zeros,
 )
 from spdsl.runtime.tuning.buckets import bucket_candidates, bucket_key, length_bucket
@@ -409,6 +412,7 @@ __all__ = [
     "paged_entries",
     "paged_of",
     "pair_constants",
+    "pair_extremes",
     "pair_lists",
     "pair_shape",
     "parts_of",
@@ -428,7 +432,9 @@ __all__ = [
     "room_like",
     "root",
     "row_extremes",
+    "row_of_position",
     "row_origin",
+    "row_shift",
     "rows_contiguous",
     "rows_of_parts",
     "score_gradient",
@@ -493,6 +499,7 @@ __all__ = [
     "visited_blocks",
     "whole_units",
     "wide",
+    "widened",
     "with_choices",
     "with_triton",
     "write_winners",
