@@ -29,9 +29,17 @@ class Reads:
 
     def triton(self, read: AppliedUndef, text: Text) -> str:
         source = self.sources[lookup_name(read)]
-        name = source.name
         if isinstance(source, Choice):
             return self._choice(source, read, text)
+        pointer, there = self.pointer(read, text)
+        mask = f", mask={there}, other=0" if there else ""
+        return f"tl.load({pointer}{mask})"
+
+    def pointer(self, read: AppliedUndef, text: Text) -> tuple[str, str]:
+        """Where an element lies for a kernel, and whether there is one; "" where it is certain."""
+        source = self.sources[lookup_name(read)]
+        assert isinstance(source, Tensor)
+        name = source.name
         offsets, bounds = [f"t.{name}"], []
         for i, (axis, index) in enumerate(zip(source.axes, read.args, strict=True)):
             printed = text(index)
@@ -42,8 +50,8 @@ class Reads:
                 offsets.append(f"tl.cast({printed} // t.{name}_group, tl.int64) * t.{name}_{i}")
             else:
                 offsets.append(f"tl.cast({printed}, tl.int64) * t.{name}_{i}")
-        mask = f", mask={' & '.join(bounds)}, other=0" if bounds else ""
-        return f"tl.load({' + '.join(offsets)}{mask})"
+                bounds += _bounds(axis, index, printed)
+        return " + ".join(offsets), " & ".join(bounds)
 
     def _choice(self, choice: Choice, read: AppliedUndef, text: Text) -> str:
         name = choice.name
@@ -74,6 +82,15 @@ class Reads:
             for i, (axis, index) in enumerate(zip(source.axes, read.args, strict=True), 1)
         ]
         return f"rt.read({', '.join([exact, *indices])})"
+
+
+def _bounds(axis: str | int, index: sympy.Basic, printed: str) -> list[str]:
+    """Of an axis of a declared size, but where the index is a number or a remainder that certainly lies in it."""
+    if not isinstance(axis, int) or index.is_number:
+        return []
+    if isinstance(index, sympy.Mod) and index.args[1].is_number and index.args[1] <= axis:
+        return []
+    return [f"({printed} >= 0) & ({printed} < {axis})"]
 
 
 def _indices(tensor: Tensor, read: AppliedUndef, text: Text) -> list[str]:

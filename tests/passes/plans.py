@@ -40,6 +40,14 @@ def disjuncts(body: str) -> Iterator[str]:
     return (str(conjunct.test()) for test in _terms(body) for conjunct in conjuncts_of(test))
 
 
+def bias_reads(body: str) -> Iterator[str]:
+    """Of each softmax; what has no kernel in parentheses."""
+    for softmax in plan_of(body).softmaxes:
+        for read in softmax.bias_reads:
+            line = f"{read.read}: {read.place.value}, slope {read.slope}"
+            yield line if read in softmax.learned_reads else f"({line})"
+
+
 def tidy(body: str) -> Iterator[str]:
     return (str(shorter(test)) for test in _terms(body))
 
