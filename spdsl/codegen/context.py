@@ -30,7 +30,7 @@ from spdsl.ir.pattern import (
     Tensor,
     Weight,
 )
-from spdsl.ir.plan import ChoicePlan, Plan, Role, SoftmaxPlan, Sweep
+from spdsl.ir.plan import ChoicePlan, Plan, SoftmaxPlan, Sweep
 from spdsl.ir.rule import Threshold, TopK
 from spdsl.ir.schedule import Schedule, Stage, Walk
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
@@ -48,10 +48,7 @@ def context(plan: Plan, schedules: Sequence[Schedule], spelling: Spelling) -> Mo
     Its analyses go by the pattern's names, what is printed has marks for them.
     """
     learning = _learning(schedules)
-    refused = _refused(plan, learning)
-    by_name = {
-        softmax.name: _softmax(softmax, spelling, softmax.name in learning, refused) for softmax in plan.softmaxes
-    }
+    by_name = {softmax.name: _softmax(softmax, spelling, softmax.name in learning) for softmax in plan.softmaxes}
     chosen = {found.choice.name: _choice(found, by_name, spelling) for found in plan.choices}
     softmaxes = tuple(one for found in by_name.values() for one in (found, found.of_class) if one)
     joints = {
@@ -88,23 +85,7 @@ def _learning(schedules: Sequence[Schedule]) -> set[str]:
     return {step.of.name for step in steps if isinstance(step.of, SoftmaxPlan)}
 
 
-def _refused(plan: Plan, learning: set[str]) -> frozenset[str]:
-    """The tensors that some bias reads without a gradient, in a result that has one."""
-    own = [softmax for softmax in plan.softmaxes if softmax.name in learning or softmax.role is not Role.BRANCH]
-    return frozenset(
-        read.name
-        for softmax in own
-        if softmax.softmax.bias is not None
-        for read in softmax.reads
-        if isinstance(read, Tensor) and read.dtype == "float"
-        if read.name in {lookup_name(one) for one in lookups(softmax.softmax.bias)}
-        if read not in {one.tensor for one in softmax.learned_reads}
-    )
-
-
-def _softmax(
-    plan: SoftmaxPlan, spelling: Spelling, learns: bool, refused: frozenset[str], is_class: bool = False
-) -> SoftmaxText:
+def _softmax(plan: SoftmaxPlan, spelling: Spelling, learns: bool, is_class: bool = False) -> SoftmaxText:
     softmax, bias = spelling.of(plan.softmax), plan.softmax.bias
     reads = Reads({source.name: spelling.of(source) for source in plan.reads})
     name = spelling.softmax(plan.name, "class") if is_class else softmax.name
@@ -125,9 +106,7 @@ def _softmax(
         bias="" if bias is None else expression(bias, TRITON, reads.triton),
         bias_mask="" if bias is None else _bias_text(bias, reads),
         bias_floats=() if bias is None else _float_reads(bias, reads),
-        learned_reads=bias_texts([x for x in plan.learned_reads if x.tensor.name not in refused], reads)
-        if learns
-        else (),
+        learned_reads=bias_texts(plan.learned_reads, reads) if learns else (),
         role=plan.role,
         learns=learns,
         units=spelling.of(plan.units),
@@ -136,7 +115,7 @@ def _softmax(
         grid=plan.sweeps[0].stream.grid,
         skip_empty=bool(plan.maps),
         step=plan.step,
-        of_class=_softmax(plan.of_class, spelling, learns, refused, is_class=True) if plan.of_class else None,
+        of_class=_softmax(plan.of_class, spelling, learns, is_class=True) if plan.of_class else None,
         is_class=is_class,
     )
 

@@ -75,7 +75,7 @@ class SoftmaxPlan:
 
     @property
     def learned_reads(self) -> tuple[BiasRead, ...]:
-        """Those that have kernels, of tensors of which all have."""
+        """Those that have kernels, of tensors all of whose reads have."""
         summed = _SUMMED[0 if self.units is None else 1 + self.pairs]
         without = {read.tensor for read in self.bias_reads if read.place not in summed}
         return tuple(read for read in self.bias_reads if read.tensor not in without)

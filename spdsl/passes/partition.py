@@ -10,11 +10,11 @@ from spdsl.budget import spend, working_on
 from spdsl.diagnostics import Source
 from spdsl.ir import interval
 from spdsl.ir.conjunct import Conjunct
-from spdsl.ir.pattern import Choice, Kl, Pattern, Pooled, Softmax, Stream, Tensor, Term
+from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor, Term
 from spdsl.ir.plan import Plan, Role, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Boolean, Expr, Q, lookup_name, lookups
 from spdsl.ir.visit import Order, Range, Ranges, TileMap, Units
-from spdsl.passes.bias_reads import bias_reads
+from spdsl.passes.bias_reads import with_bias_reads
 from spdsl.passes.disjuncts import disjuncts
 from spdsl.passes.joint import joints
 from spdsl.passes.listed import listed
@@ -28,7 +28,7 @@ HULL = 10  # steps of comparing two ends
 
 def partition(pattern: Pattern, source: Source) -> Plan:
     """The plan of a checked pattern."""
-    softmaxes = tuple(_softmax(pattern, softmax, source) for softmax in pattern.softmaxes())
+    softmaxes = with_bias_reads(pattern, [_softmax(pattern, softmax, source) for softmax in pattern.softmaxes()])
     choices = [step for case in pattern.cases for step in pattern.steps(case) if isinstance(step, Choice)]
     selected = tuple(selection(pattern, choice) for choice in dict.fromkeys(choices) if choice.selected)
     return Plan(pattern, softmaxes, selected, joints(pattern, softmaxes))
@@ -39,25 +39,11 @@ def _softmax(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
     plan = replace(
         _sweeps(pattern, softmax, source), role=_role(pattern, softmax), wanted=read_lengths(pattern, softmax)
     )
-    learns = plan.role is Role.BRANCH and softmax not in _scored(pattern)
-    plan = _with_bias_reads(plan) if learns else plan
     found = residues(softmax) if plan.role is Role.BRANCH and plan.units is None else None
     if found is None:
         return plan
     step, of_class = found
-    inner = _sweeps(pattern, of_class, source)
-    return replace(plan, step=step, of_class=_with_bias_reads(inner) if learns else inner)
-
-
-def _with_bias_reads(plan: SoftmaxPlan) -> SoftmaxPlan:
-    return replace(plan, bias_reads=bias_reads(plan.softmax.bias, plan.reads))
-
-
-def _scored(pattern: Pattern) -> list[Softmax]:
-    """Those whose scores are differentiated as results: that gradient reaches queries and keys alone."""
-    extras = [extra for case in pattern.cases for extra in case.extras]
-    scores = [extra.score if isinstance(extra, Kl) else extra for extra in extras if isinstance(extra, Kl | Pooled)]
-    return [pooled.score.softmax for pooled in scores]
+    return replace(plan, step=step, of_class=_sweeps(pattern, of_class, source))
 
 
 def _role(pattern: Pattern, softmax: Softmax) -> Role:
