@@ -144,7 +144,7 @@ def _mask_reads(softmax: SoftmaxPlan) -> list[Tensor | Choice]:
 
 def _mask_bytes(softmax: SoftmaxPlan) -> int:
     """Bytes that the mask reads for each key; int tensors are int64 as torch makes them, single bytes do not count."""
-    tensors = [one for one in _mask_reads(softmax) if isinstance(one, Tensor) and "token" in one.axes]
+    tensors = [one for one in _mask_reads(softmax) if isinstance(one, Tensor) and one.by_token]
     return sum({"int": 8, "float": 4}.get(tensor.dtype, 0) for tensor in tensors)
 
 

@@ -14,7 +14,7 @@ from spdsl.codegen.choice_text import ChoiceText, LimitsText
 from spdsl.codegen.entries_text import EntriesText
 from spdsl.codegen.expressions import PYTHON, TORCH, TRITON, expression
 from spdsl.codegen.module_text import ModuleText
-from spdsl.codegen.reads import Reads, extremes
+from spdsl.codegen.reads import Reads, bounded, extremes
 from spdsl.codegen.softmax_text import JointText, RangeText, SoftmaxText, SweepText
 from spdsl.codegen.spelling import Spelling
 from spdsl.ir.pattern import (
@@ -133,6 +133,10 @@ def _float_reads(bias: Expr, reads: Reads) -> tuple[str, ...]:
 
 
 def _sweep(sweep: Sweep, stream: Stream, name: str, reads: Reads) -> SweepText:
+    ranges = sweep.visit if isinstance(sweep.visit, Ranges) else Ranges((), ())
+    tiles = sweep.visit if isinstance(sweep.visit, TileMap) else TileMap(sympy.true, sympy.false)
+    reads = bounded(reads, tiles.may, tiles.must)
+
     def triton(value: Expr | Boolean) -> str:
         return expression(value, TRITON, reads.triton)
 
@@ -142,8 +146,6 @@ def _sweep(sweep: Sweep, stream: Stream, name: str, reads: Reads) -> SweepText:
     def python(value: Expr | Boolean) -> str:
         return expression(value, PYTHON)
 
-    ranges = sweep.visit if isinstance(sweep.visit, Ranges) else Ranges((), ())
-    tiles = sweep.visit if isinstance(sweep.visit, TileMap) else TileMap(sympy.true, sympy.false)
     return SweepText(
         name=name,
         stream=stream,
@@ -159,7 +161,7 @@ def _sweep(sweep: Sweep, stream: Stream, name: str, reads: Reads) -> SweepText:
         decode_visits=tuple(_range(found, python) for found in sweep.decode),
         may=torch(tiles.may),
         must=torch(tiles.must),
-        extremes=tuple(extremes(tiles.may, tiles.must, reads.sources, torch)),
+        extremes=tuple(extremes(reads, tiles.may, tiles.must, torch)),
     )
 
 

@@ -173,7 +173,7 @@ class ModuleText:
         """The tensors over tokens that a cache keeps: those of any phase that has one."""
         cases = (*self.phases.get("prefill", ()), *self.phases.get("decode", ()))
         read = {name for case in cases for name in case.reads}
-        return frozenset(x.name for x in self.tensors if "token" in x.axes and x.name in read)
+        return frozenset(x.name for x in self.tensors if x.by_token and x.name in read)
 
     @property
     def kept_by_head(self) -> tuple[str, ...]:

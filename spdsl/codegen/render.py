@@ -75,7 +75,6 @@ def _environment() -> Environment:
         cache_size=-1,
     )
     environment.filters["camel"] = camel
-    environment.tests["has_token"] = lambda axes: "token" in axes
     return environment
 
 

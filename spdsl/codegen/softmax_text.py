@@ -82,6 +82,17 @@ class SoftmaxText:
         return camel(self.name) + "Reads"
 
     @property
+    def by_row(self) -> bool:
+        """Whether it reads numbers of the rows of a call."""
+        return any(isinstance(source, Tensor) and source.by_row for source in self.reads)
+
+    def own_reads(self, reads: str) -> str:
+        """Of the tensors that it reads, the part of the sequences of a `corner`."""
+        if self.by_row:
+            return f"{self.name}_form.own({reads}, corner, layout)[0]"
+        return f"{self.name}_reads_of({reads}, corner.sequences, None if layout.q_spans is None else corner.tokens)"
+
+    @property
     def multiply(self) -> str:
         """The device function of its product, in kernels of its own."""
         return "rt.dot_rows" if self.product == "dot" else f"{self.name}_product"

@@ -86,7 +86,7 @@ class Call:
     @property
     def token_tensors(self) -> list[Tensor]:
         """Tensors with a value for each token: cached, too."""
-        return [one for one in self.plan.pattern.inputs if isinstance(one, Tensor) and "token" in one.axes]
+        return [one for one in self.plan.pattern.inputs if isinstance(one, Tensor) and one.by_token]
 
     # ---- sizes
 

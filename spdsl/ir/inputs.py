@@ -118,6 +118,22 @@ class Tensor:
     dtype: str  # float | int | bool
     span: Span | None = field(default=None, compare=False)
 
+    @property
+    def by_row(self) -> bool:
+        """Whether it is of the rows of one call, which brings it whole: its token axis has any length."""
+        return "query" in self.axes
+
+    @property
+    def by_token(self) -> bool:
+        """Whether it is as long as the sequence: what a cache keeps."""
+        return "token" in self.axes and not self.by_row
+
+    @property
+    def axes_to_tokens(self) -> tuple[str | int, ...]:
+        """The axes up to the last one of tokens."""
+        places = [i for i, axis in enumerate(self.axes) if axis == "token"]
+        return self.axes[: places[-1] + 1] if places else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:

@@ -2,7 +2,8 @@
 
 The answers are Booleans over the tile's corners. A tensor read on one position, `doc(k)`, becomes its least and
 greatest value over the tile, written `doc.low(k)` and `doc.high(k)`; a read at any other place that moves with q or k
-becomes the bounds of the whole tensor and the 0 beyond its ends, `doc.low()`.
+becomes the bounds of the whole tensor and the 0 beyond its ends, `doc.low()`. Of a tensor with a `query` axis it
+becomes the bounds over the pairs of the tile, wherever it is read: `pair.low(q, k)`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,19 @@ from sympy.core.relational import Equality, GreaterThan, Relational, StrictGreat
 from spdsl.budget import spend
 from spdsl.ir import extent
 from spdsl.ir.compared import Compared, compared
-from spdsl.ir.symbols import K_FIRST, K_LAST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, is_membership, lookup_name
+from spdsl.ir.symbols import (
+    K_FIRST,
+    K_LAST,
+    Q_FIRST,
+    Q_LAST,
+    Boolean,
+    Expr,
+    K,
+    OfRow,
+    Q,
+    is_membership,
+    lookup_name,
+)
 from spdsl.limits import EXPRESSION_SIZE
 
 LOW, HIGH = ".low", ".high"
@@ -150,7 +163,9 @@ def _read_bounds(read: AppliedUndef) -> tuple[Expr, Expr]:
     moving = [index for index in read.args if _moves(index)]
     # Whoever prints the extremes knows tensors along one axis of positions, and the rectangles of a choice.
     plain = len(moving) == 1 and moving[0] in (Q, K)
-    if is_membership(read) or plain:
+    if isinstance(read, OfRow):  # it has numbers for pairs: those of a tile are looked at
+        indices = read.args
+    elif is_membership(read) or plain:
         indices = tuple(index if not _moves(index) else min(index.free_symbols, key=str) for index in read.args)
     else:
         indices = ()

@@ -94,7 +94,7 @@ class SoftmaxPlan:
 # What a program can add up: over tiles of neighbouring rows, over packed rows, over pairs of a query and a unit.
 _SUMMED = (
     frozenset(Place) - {Place.OTHER},
-    frozenset({Place.HEAD, Place.ROW, Place.TABLE}),
+    frozenset({Place.HEAD, Place.ROW, Place.TABLE, Place.PAIR}),
     frozenset({Place.HEAD, Place.TABLE}),
 )
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import sympy
 from sympy import Expr
-from sympy.core.function import AppliedUndef
+from sympy.core.function import AppliedUndef, UndefinedFunction
 from sympy.logic.boolalg import Boolean
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Expr",
     "H",
     "K",
+    "OfRow",
     "Q",
     "is_membership",
     "lookup",
@@ -49,9 +50,14 @@ Q_BEGIN = sympy.Symbol("q_begin", integer=True)
 Q_END = sympy.Symbol("q_end", integer=True)
 
 
-def lookup(name: str, *indices: Expr, integer: bool = True) -> Expr:
-    """The element of the tensor `name` at `indices`."""
-    function = sympy.Function(name, integer=True) if integer else sympy.Function(name, real=True)
+class OfRow(AppliedUndef):  # type: ignore[misc]
+    """The read of a tensor with a `query` axis, whose index `q` means the row of the call at position q."""
+
+
+def lookup(name: str, *indices: Expr, integer: bool = True, of_row: bool = False) -> Expr:
+    """The element of the tensor `name` at `indices`; of_row: one of its axes holds the rows of the call."""
+    kind = {"integer": True} if integer else {"real": True}
+    function = UndefinedFunction(name, bases=(OfRow if of_row else AppliedUndef,), **kind)
     applied: Expr = function(*indices)
     return applied
 

@@ -52,7 +52,7 @@ class Call:
 
     def table(self, found: TensorInput | Choice) -> Table:
         if isinstance(found, TensorInput):
-            return tensor_table(found, self.inputs[found.name])
+            return tensor_table(found, self.inputs[found.name], self.sizes.q_origin)
         sizes = self.sizes
         first, tiles, units = sizes.first_tile(found.rows), sizes.tiles(found.rows), sizes.units(found.unit)
         if found.given or found.name in self.inputs:
@@ -121,7 +121,7 @@ class Call:
         """The logits of all terms side by side, the sink last: in the denominator only."""
         logits = [self.logits(softmax, term) for term in softmax.terms]
         if softmax.sink is not None:
-            sink = self.tables[softmax.sink].data[:, :, None, None]
+            sink = self.tables[softmax.sink].data.double()[:, :, None, None]
             logits.append(sink.expand(self.sizes.batch, -1, self.sizes.rows, 1))
         return torch.cat(logits, -1)
 

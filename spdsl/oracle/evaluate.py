@@ -118,7 +118,7 @@ def _floor(numerator: Tensor, denominator: int) -> Tensor:
 
 
 def read(table: Table, indices: list[Tensor], heads: int) -> Tensor:
-    """The elements at 4-D indices, one per axis; 0 outside of the tensor."""
+    """The elements at 4-D indices, one per axis, as float64 or int64; 0 outside of the tensor."""
     data = table.data
     at = [torch.arange(data.shape[0]).view(-1, 1, 1, 1)]
     inside = torch.ones(1, 1, 1, 1, dtype=torch.bool)
@@ -126,6 +126,7 @@ def read(table: Table, indices: list[Tensor], heads: int) -> Tensor:
         own = torch.div(index, heads // size, rounding_mode="floor") if grouped else index - origin
         inside = inside & (own >= 0) & (own < size)
         at.append(own.clamp(0, max(0, size - 1)))
+    exact = torch.float64 if data.is_floating_point() else torch.int64
     if data.numel() == 0:
-        return torch.zeros_like(inside, dtype=data.dtype)
-    return torch.where(inside, data[tuple(at)], torch.zeros((), dtype=data.dtype))
+        return torch.zeros_like(inside, dtype=exact)
+    return torch.where(inside, data[tuple(at)].to(exact), torch.zeros((), dtype=exact))

@@ -48,7 +48,7 @@ def example_inputs(
 
 
 def _tensor(tensor: TensorInput, sizes: Sizes) -> tuple[Tensor, str]:
-    """[1, *axes]: documents, marks or a ramp over tokens, alternation over heads."""
+    """[1, *axes]: documents, marks or a ramp over tokens, alternation over heads; which pairs share a document."""
     known = {"head": sizes.heads, "kv_head": sizes.kv_heads, "query": sizes.rows, "token": sizes.keys}
     shape = [known[axis] if isinstance(axis, str) else axis for axis in tensor.axes]
     if not shape:
@@ -57,6 +57,8 @@ def _tensor(tensor: TensorInput, sizes: Sizes) -> tuple[Tensor, str]:
     if long_axis is None:
         index: Tensor = sum((_along(i, shape) for i in range(len(shape))), torch.zeros((), dtype=torch.long))
         return _typed(index.expand(shape) % 2, tensor.dtype), "0 and 1 in turns"
+    if tensor.by_row and "token" in tensor.axes and tensor.dtype != "float":
+        return _pairs(tensor, shape), "four documents of unequal length"
     along = _along(long_axis, shape)
     if tensor.dtype == "int":
         ends = torch.tensor([int(share * shape[long_axis]) for share in _DOCUMENT_ENDS])
@@ -65,6 +67,14 @@ def _tensor(tensor: TensorInput, sizes: Sizes) -> tuple[Tensor, str]:
         marked = torch.tensor([int(share * shape[long_axis]) for share in _MARKED])
         return torch.isin(along, marked).expand(1, *shape), "four marked tokens"
     return (along / shape[long_axis]).double().expand(1, *shape), "a rise from 0 to 1"
+
+
+def _pairs(tensor: TensorInput, shape: Sequence[int]) -> Tensor:
+    """Of rows and tokens: whether they share a document, or how many documents later the row lies."""
+    row, token = (_along(tensor.axes.index(axis), shape) for axis in ("query", "token"))
+    ends = torch.tensor([int(share * int(token.numel())) for share in _DOCUMENT_ENDS])
+    row, token = (torch.bucketize(x, ends, right=True).to(torch.int8) for x in (row, token))
+    return (row == token if tensor.dtype == "bool" else row - token).expand(1, *shape)
 
 
 def _along(axis: int, shape: Sequence[int]) -> Tensor:

@@ -35,8 +35,9 @@ def _token_axes(an_input: Input) -> Iterator[tuple[str, int]]:
         if an_input.value_argument:
             yield an_input.value_argument, 2
     elif isinstance(an_input, TensorInput):
+        along = "query" if an_input.by_row else "token"  # beside rows, tokens count from the first of each sequence
         for axis, name in enumerate(an_input.axes):
-            if name in ("token", "query"):
+            if name == along:
                 yield an_input.name, axis - len(an_input.axes)
     elif isinstance(an_input, Choice) and an_input.rows == 1:
         yield an_input.name, 2

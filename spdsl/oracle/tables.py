@@ -33,11 +33,12 @@ class Tables(Mapping[str, Table]):
         return len(self._inputs)
 
 
-def tensor_table(tensor: TensorInput, x: Tensor) -> Table:
+def tensor_table(tensor: TensorInput, x: Tensor, q_origin: int) -> Table:
+    """q_origin: the position of row 0, where a `query` axis begins."""
     if x.dim() == len(tensor.axes) and "token" not in tensor.axes:
         x = x.unsqueeze(0)
     if x.dim() != len(tensor.axes) + 1:
         axes = ", ".join(map(str, ("batch", *tensor.axes)))
         raise ValueError(f"{tensor.name}: expected [{axes}], got {list(x.shape)}")
-    data = x.double() if x.is_floating_point() else x.long()
-    return Table(data, tuple(axis == "kv_head" for axis in tensor.axes), (0,) * len(tensor.axes))
+    origin = tuple(q_origin if axis == "query" else 0 for axis in tensor.axes)
+    return Table(x, tuple(axis == "kv_head" for axis in tensor.axes), origin)

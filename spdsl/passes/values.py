@@ -150,26 +150,34 @@ def _read(names: Names, expr: tree.Restrict, positions: bool) -> Expr | None:
             hint="write one index in brackets per axis",
         )
         return None
-    if "query" in tensor.axes:
-        names.report.error(
-            "E105", "reads along the axis `query` are not built yet", expr.span, "no element test reads them",
-            hint="use a `token` axis: it is read at positions, the query's too",
-        )  # fmt: skip
-        return None
     values = [value_of(names, index, positions) for index in indices]
     if any(value is None for value in values):
         return None
     for axis, index, value in zip(tensor.axes, indices, values, strict=True):
-        strangers = {"head": {Q, K}, "kv_head": {Q, K}, "query": {K, H}, "token": {H}}.get(str(axis), set())
-        if value is not None and value.free_symbols & strangers:
-            position = {"head": "h", "kv_head": "h", "query": "q"}.get(str(axis), "q` or `k")
-            names.report.error(
-                "E204", f"the axis `{axis}` of `{tensor.name}` is read at another position", index.span,
-                "wrong kind of position", hint=f"index it by `{position}`",
-            )  # fmt: skip
+        if value is not None and not _in_place(axis, value):
+            _report_place(names, tensor, axis, index)
             return None
-    read = lookup(tensor.name, *values, integer=tensor.dtype != "float")
+    read = lookup(tensor.name, *values, integer=tensor.dtype != "float", of_row=tensor.by_row)
     return read if within_limits(names, read, expr.span) else None
+
+
+def _in_place(axis: str | int, value: Expr) -> bool:
+    """Whether an axis may be read there: one of rows at the query's own alone, others not at a position of another."""
+    if axis == "query":
+        return bool(value == Q)
+    strangers = {"head": {Q, K}, "kv_head": {Q, K}, "token": {H}}.get(str(axis), set())
+    return not value.free_symbols & strangers
+
+
+def _report_place(names: Names, tensor: Tensor, axis: str | int, index: tree.Expr) -> None:
+    position = {"head": "h", "kv_head": "h", "query": "q"}.get(str(axis), "q` or `k")
+    of_row = axis == "query"
+    names.report.error(
+        "E204", f"the axis `{axis}` of `{tensor.name}` is read at another position", index.span,
+        "not the row of the query" if of_row else "wrong kind of position",
+        note="a `query` axis holds the rows of one call, so that only the query's own row is known" if of_row else "",
+        hint=f"index it by `{position}`" + (" alone; a `token` axis can be read at any position" if of_row else ""),
+    )  # fmt: skip
 
 
 def _declared(indices: list[tree.Expr]) -> str:

@@ -11,6 +11,8 @@ TYPES = ("float", "int", "bool")
 def tensor(scope: Scope, axes: tuple[str | int, ...], type: str) -> Tensor:
     if axes and axes[-1] in TYPES:  # `tensor(token, bool)`: the type may stand after the axes
         axes, type = axes[:-1], str(axes[-1])
+    if axes.count("query") > 1:
+        scope.refuse("E202", "a tensor has one axis of rows", "leave the other `query` out: both are read at `q`")
     made = Tensor(scope.name, axes, type, span=scope.span)
     scope.add(made)
     return made

@@ -24,11 +24,13 @@ from spdsl.runtime.call.lists import (
     key_extremes,
     maximum,
     minimum,
+    pair_extremes,
     per_sequence,
     pooled,
     read,
     root,
     row_extremes,
+    row_shift,
     sequence_counts,
     tiles_of,
 )
@@ -131,6 +133,7 @@ from spdsl.runtime.sequences import Corner, Layout, checked_layout, corners, exp
 from spdsl.runtime.tiles.bias import (
     above,
     add_elements,
+    add_elements_of_heads,
     add_entries,
     load_packed_grads,
     load_row_grads,
@@ -142,7 +145,7 @@ from spdsl.runtime.tiles.blocks import jump, sequence_keys, to_blocks, visit_lis
 from spdsl.runtime.tiles.combine import Splits
 from spdsl.runtime.tiles.kernel import LN2, LOG2E, HeadRows, KeyBlock, RangeVisit, RowGrads, Rows, jit
 from spdsl.runtime.tiles.keys import block_of, key_column, keys_there, load_k, load_tokens, load_values
-from spdsl.runtime.tiles.positions import floor_div, floor_mod, member, row_origin, span
+from spdsl.runtime.tiles.positions import floor_div, floor_mod, member, row_of_position, row_origin, span
 from spdsl.runtime.tiles.rows import load_dout, load_rows, load_tile_delta, load_tile_lse, tile_of_rows
 from spdsl.runtime.tiles.softmax import add_values, softmax_step, start_softmax
 from spdsl.runtime.tiles.tiles import (
@@ -157,6 +160,7 @@ from spdsl.runtime.tiles.tiles import (
     store_row_values,
     store_v,
     token_pointer,
+    widened,
     zeros,
 )
 from spdsl.runtime.tuning.buckets import bucket_candidates, bucket_key, length_bucket
@@ -300,6 +304,7 @@ __all__ = [
     "above",
     "above_of",
     "add_elements",
+    "add_elements_of_heads",
     "add_entries",
     "add_key_parts",
     "add_parts",
@@ -437,6 +442,7 @@ __all__ = [
     "paged_entries",
     "paged_of",
     "pair_constants",
+    "pair_extremes",
     "pair_lists",
     "pair_shape",
     "parts_of",
@@ -456,7 +462,9 @@ __all__ = [
     "room_like",
     "root",
     "row_extremes",
+    "row_of_position",
     "row_origin",
+    "row_shift",
     "row_sums",
     "rows_contiguous",
     "rows_of_parts",
@@ -528,6 +536,7 @@ __all__ = [
     "wanted_of",
     "whole_units",
     "wide",
+    "widened",
     "with_choices",
     "with_triton",
     "write_winners",

@@ -84,7 +84,7 @@ def inputs_of(pattern: Pattern, shape: Shape, dtype: torch.dtype = torch.float64
 def _tensor(tensor: TensorInput, shape: Shape, make: torch.Generator, dtype: torch.dtype) -> Tensor:
     known = {"head": shape.heads, "kv_head": shape.kv_heads, "token": shape.tokens, "query": shape.rows}
     size = [known[axis] if isinstance(axis, str) else axis for axis in tensor.axes]
-    if "token" in tensor.axes or not tensor.axes:
+    if "token" in tensor.axes or tensor.by_row or not tensor.axes:
         size = [shape.batch, *size]
     if tensor.dtype == "bool":
         return torch.rand(size, generator=make) < (0.1 if "token" in tensor.axes else 0.5)
@@ -128,7 +128,9 @@ def differentiable(pattern: Pattern, inputs: Inputs) -> list[str]:
     }
     learned |= {name for name in read if inputs[name].is_floating_point()}
     learned |= {found.name for found in pattern.inputs if isinstance(found, Weight)}
-    return [name for name, x in inputs.items() if name in learned or (x.dim() == 4 and x.is_floating_point())]
+    read = {found.name for found in pattern.inputs if isinstance(found, TensorInput)}
+    vectors = [name for name, x in inputs.items() if name not in read and x.dim() == 4 and x.is_floating_point()]
+    return [name for name in inputs if name in learned or name in vectors]
 
 
 @dataclass
@@ -207,9 +209,13 @@ def checked(name: str, shape: Shape, *, module: ModuleType | None = None, **how:
 
 
 def cut(pattern: Pattern, inputs: Inputs, first: int, end: int) -> Inputs:
-    """The inputs of tokens first..end - 1: all but tensors without a token axis, given lists and weights is cut."""
-    tensors = (found for found in pattern.inputs if isinstance(found, TensorInput) and "token" in found.axes)
-    along = {found.name: found.axes.index("token") - len(found.axes) for found in tensors}
+    """The inputs of tokens first..end - 1: all but tensors of neither tokens nor rows, given lists and weights is cut.
+
+    Beside rows a token axis counts from the first token of the sequence, and stays.
+    """
+    tensors = [found for found in pattern.inputs if isinstance(found, TensorInput)]
+    axes = {found: "query" if found.by_row else "token" for found in tensors if found.by_row or found.by_token}
+    along = {found.name: found.axes.index(axis) - len(found.axes) for found, axis in axes.items()}
     lists = {found.name for found in pattern.inputs if isinstance(found, Choice) and found.listed}
     whole = {found.name for found in pattern.inputs if isinstance(found, TensorInput | Choice | Weight)}
     whole -= along.keys() | lists

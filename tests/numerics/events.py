@@ -126,7 +126,7 @@ class Events:
     def taken(self, tokens: list[list[int]]) -> Inputs:
         """The inputs of sequences of one length."""
         index, whole = torch.tensor(tokens, dtype=torch.long), self.learned() | self.plain()
-        axes = self.over_tokens()
+        axes = self.over_tokens() | self.of_rows()
         found = {}
         for name, x in self.inputs.items():
             if name in whole:
@@ -141,11 +141,17 @@ class Events:
 
     def over_tokens(self) -> dict[str, int]:
         """Tensors over tokens: which of their axes, beside the batch, that is."""
-        found = (x for x in self.pattern.inputs if isinstance(x, TensorInput) and "token" in x.axes)
+        found = (x for x in self.pattern.inputs if isinstance(x, TensorInput) and x.by_token)
         return {x.name: x.axes.index("token") for x in found}
 
+    def of_rows(self) -> dict[str, int]:
+        """The same of tensors that a call brings for its rows: here each token has its own."""
+        found = (x for x in self.pattern.inputs if isinstance(x, TensorInput) and x.by_row)
+        return {x.name: x.axes.index("query") for x in found}
+
     def plain(self) -> set[str]:
-        return {x.name for x in self.pattern.inputs if isinstance(x, TensorInput) and "token" not in x.axes}
+        found = (x for x in self.pattern.inputs if isinstance(x, TensorInput))
+        return {x.name for x in found if not x.by_token and not x.by_row}
 
     def pattern_streams(self) -> set[str]:
         return {name for name in self.inputs if name == "k" or name == "v" or name.startswith(("k_", "v_"))}

@@ -52,6 +52,8 @@ def filled(
             table[i, j] = table[source, j] if j < shared else next(order)
         if shared:
             for name, x in own[i].items():
+                if query_axis(pattern, name) is not None:
+                    continue  # of the queries of a request
                 if is_over_tokens(pattern, name) or (x.dim() == 4 and not is_learned(pattern, name)):
                     part = (
                         (slice(None), slice(None), slice(0, shared * page))
@@ -66,6 +68,8 @@ def filled(
         rows = [part[name] for part in own]
         if name in streams(pattern):
             given[f"{name}_pages"] = stored(rows, table, page, len(requests) * width + 5, layout)
+        elif (axis := query_axis(pattern, name)) is not None:
+            given[name] = packed_rows(rows, axis, counts)
         elif x.dim() == 4 and not is_learned(pattern, name):
             longer = [
                 torch.nn.functional.pad(row, (0, 0, max(0, count - row.shape[2]), 0), value=1.0)
@@ -106,7 +110,25 @@ def is_learned(pattern: Pattern, name: str) -> bool:
 
 
 def is_over_tokens(pattern: Pattern, name: str) -> bool:
-    return any(isinstance(x, TensorInput) and x.name == name and "token" in x.axes for x in pattern.inputs)
+    return any(isinstance(x, TensorInput) and x.name == name and x.by_token for x in pattern.inputs)
+
+
+def query_axis(pattern: Pattern, name: str) -> int | None:
+    """Where a tensor has the rows of a call, behind the batch."""
+    found = (x for x in pattern.inputs if isinstance(x, TensorInput) and x.name == name and x.by_row)
+    return next((x.axes.index("query") + 1 for x in found), None)
+
+
+def packed_rows(parts: Sequence[Tensor], axis: int, counts: Sequence[int]) -> Tensor:
+    """The last rows of each part, as many as it has queries; of rows before the first token anything. Widths differ."""
+    found = []
+    for x, count in zip(parts, counts, strict=True):
+        rows = x.index_select(axis, torch.arange(x.shape[axis] - count, x.shape[axis]).clamp(min=0)) if x.numel() else x
+        shape = [max(own) for own in zip(*(other.shape for other in parts), strict=True)]
+        whole = x.new_zeros([*shape[:axis], count, *shape[axis + 1 :]])
+        whole[tuple(slice(0, size) for size in rows.shape)] = rows
+        found.append(whole)
+    return torch.cat(found, axis)
 
 
 def check(module: ModuleType, pattern: Pattern, pages: Pages, **how: Any) -> None:

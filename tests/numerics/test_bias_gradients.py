@@ -22,6 +22,8 @@ READS = {
     "keys": "causal c = tensor(token) return attend(all, bias = 2 * c[k])",
     "rows and keys": "causal c = tensor(head, token) return attend(all, bias = c[h][q] - c[h][k])",
     "pairs": "p = tensor(token, token) return attend(all, bias = p[q][k])",
+    "pairs of rows": "p = tensor(query, token) s = tensor(head) return attend(all, bias = s[h] * p[q][k])",
+    "rows of the call": "p = tensor(query, 5) return attend(all, bias = p[q][h % 5] * k)",
     "pairs of heads": "p = tensor(head, token, token) return attend(all, softcap = 2, bias = p[h][q][k] / 2)",
     "products": "causal s = tensor(head) t = tensor(16) "
     "return attend(all, bias = s[h] * t[(q - k) // 4] + t[3] * s[h // 2])",
@@ -59,6 +61,10 @@ VISITS = {
     "short units": f"causal {SLOPES} c = top_k(3, score = dot(compress(4)), share = max(group), unit = 4) "
     f"return attend(c, {BIAS})",
     "tables of heads": f"causal t = tensor(kv_head, 20) {CHOSEN} return attend(c, bias = t[h][q - k])",
+    "pairs of units": f"p = tensor(query, token) {CHOSEN} return attend(c, bias = p[q][k])",
+    "pairs of heads and units": f"p = tensor(head, query, token) {CHOSEN} return attend(c, bias = p[h][q][k])",
+    "pairs of short units": "p = tensor(kv_head, token, token) "
+    "c = top_k(3, score = dot(compress(4)), share = max(group), unit = 4) return attend(c, bias = p[h][q][k])",
     "keys outermost": f"causal {SLOPES} c = top_k(2, score = dot(compress(16)), share = head, unit = 16) "
     f"return attend(c, {BIAS})",
     "chosen and near": f"causal {SLOPES} {CHOSEN} return attend(c | sliding(9), {BIAS})",

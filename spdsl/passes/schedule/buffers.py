@@ -88,7 +88,7 @@ class Buffers:
     def tensor(self, tensor: Tensor) -> Buffer:
         names = {"token": "M", "query": self.queries, "head": str(self.plan.pattern.query_heads or "Hq")}
         axes = ("B", *(names.get(str(axis), str(axis)) for axis in tensor.axes))
-        if self.cached and "token" in tensor.axes:
+        if self.cached and tensor.by_token:
             return Buffer(f"cache.{tensor.name}", axes, tensor.dtype, Lifetime.CACHE)
         return Buffer(tensor.name, axes, tensor.dtype, Lifetime.CALLER)
 

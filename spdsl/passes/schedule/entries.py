@@ -71,7 +71,7 @@ def appended(room: Buffers) -> Iterator[Step[None]]:
     inputs = room.plan.pattern.inputs
     streams = [stream for stream in inputs if isinstance(stream, Stream) and stream.compress is None]
     new = [(stream, name) for stream in streams for name in sides(room.plan, stream)]
-    values = room.reads(tuple(tensor for tensor in inputs if isinstance(tensor, Tensor) and "token" in tensor.axes))
+    values = room.reads(tuple(tensor for tensor in inputs if isinstance(tensor, Tensor) and tensor.by_token))
     spans = (
         Buffer("cache.spans", ("B", "2"), "int32", Lifetime.CACHE),
         Buffer("cache.dropped", ("B",), "int32", Lifetime.CACHE),

@@ -14,7 +14,16 @@ from torch import Tensor
 from spdsl.runtime.cache.cache import storage_of
 from spdsl.runtime.cache.steps import Closes
 from spdsl.runtime.cache.storage import EntryShape, Storage
-from spdsl.runtime.call.table import Arguments, Inputs, changed_in, check_sums, check_vectors, check_weights, prepared
+from spdsl.runtime.call.table import (
+    Arguments,
+    Inputs,
+    TensorArgument,
+    changed_in,
+    check_sums,
+    check_vectors,
+    check_weights,
+    prepared,
+)
 from spdsl.runtime.entries.entries import Cells, entry_count, entry_counts
 from spdsl.runtime.launch.launch import uses_kernels
 from spdsl.runtime.sequences import DTYPES, INT32_MOST, Layout, expect, expect_number, expect_tensor, on_host
@@ -105,7 +114,9 @@ def from_pages(
     known = [*(x.name for x in arguments.lists), *(x.name for x in arguments.chosen)]
     lists = [name for name in known if getattr(inputs, name) is not None]
     packed = {name: packed_queries(getattr(inputs, name), requests, name) for name in (*queries, *lists)}
-    unread = {x.name: None for x in arguments.tensors if "token" in x.axes and not x.kept}
+    unread = {x.name: None for x in arguments.tensors if x.by_token and not x.kept}
+    by_row = (x for x in arguments.tensors if x.by_row and getattr(inputs, x.name) is not None)
+    packed |= {x.name: _rows_of_requests(x, getattr(inputs, x.name), requests) for x in by_row}
     spans = None if requests.single else requests.q_spans
     layout = Layout(spans, own.spans, None, None, requests.longest, own.capacity)
     inputs = changed_in(inputs, pages | packed | unread)
@@ -216,6 +227,23 @@ def packed_queries(q: Tensor, requests: Requests, name: str = "gates") -> Tensor
         return q.transpose(0, 1)[None]
     row = requests.q_spans[:, 0].long().clamp(max=max(0, requests.tokens - 1))
     return q.index_select(0, row)[:, :, None] if len(q) else q.new_zeros(len(row), *q.shape[1:])[:, :, None]
+
+
+def _rows_of_requests(tensor: TensorArgument, x: Tensor, requests: Requests) -> Tensor:
+    """A tensor with a `query` axis of all T packed queries, batch 1; of single queries [S, .., 1, ..]."""
+    expect_tensor(tensor.name, x)
+    axis = tensor.axes.index("query") + 1
+    if x.dim() == len(tensor.axes) and "token" not in tensor.axes:
+        x = x[None]
+    fits = x.dim() == len(tensor.axes) + 1 and (x.shape[0], x.shape[axis]) == (1, requests.tokens)
+    axes = ", ".join("{}" if name == "query" else str(name) for name in tensor.axes)
+    expect(fits, tensor.name, f"[1, {axes}]", list(x.shape), requests.tokens)
+    if not requests.single:
+        return x
+    rows = x[0].movedim(axis - 1, 0)
+    row = requests.q_spans[:, 0].long().clamp(max=max(0, requests.tokens - 1))
+    own = rows.index_select(0, row) if requests.tokens else rows.new_zeros(len(row), *rows.shape[1:])
+    return own.unsqueeze(axis)
 
 
 def unpacked(part: tuple[Tensor, Tensor], requests: Requests) -> Any:

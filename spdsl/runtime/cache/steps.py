@@ -258,7 +258,7 @@ def from_cache(arguments: Arguments, inputs: Inputs, done: Taken) -> tuple[Input
         if tensor.kept:
             kept = own.token_values(tensor.name)
             changed[tensor.name] = kept.view(torch.bool) if tensor.kind == "bool" else kept
-        elif "token" in tensor.axes:
+        elif tensor.by_token:
             changed[tensor.name] = None  # no phase with a cache reads it
     inputs = changed_in(inputs, changed)
     sizes = (own.capacity, own.capacity, len(own.spans))

@@ -71,14 +71,19 @@ def tensor_argument(
     if x.dim() == len(axes):
         x = x.unsqueeze(0)
     if x.is_floating_point():  # a slope times a distance needs more than the 8 bits of bf16
-        x = x.to(torch.promote_types(x.dtype, wide(q.dtype)))
+        exact = torch.promote_types(x.dtype, wide(q.dtype))
+        # One of rows may have a number for each pair: it is not copied, what is read of it has 32 bits.
+        x = x if "query" in axes and exact != torch.float64 else x.to(exact)
     return x.view(torch.uint8) if x.dtype == torch.bool else x
 
 
 def check_tensor(
     name: str, x: Tensor, axes: Sequence[str | int], kind: str, sizes: Mapping[str, int], q: Tensor
 ) -> None:
-    """Type, device and shape of a tensor of the pattern."""
+    """Type, device and shape of a tensor of the pattern.
+
+    One with a `query` axis has the rows of q, and as many tokens as the caller gives it.
+    """
     expect_tensor(name, x)
     fits = {"float": x.is_floating_point(), "bool": x.dtype == torch.bool}.get(
         kind, not x.is_floating_point() and not x.is_complex() and x.dtype != torch.bool
@@ -90,9 +95,15 @@ def check_tensor(
     shape = list(x.shape)
     if x.dim() == len(axes) and "token" not in axes:
         shape = [1, *shape]
+    by_row = "query" in axes
+    batch = q.shape[0] if by_row else sizes["batch"]
+    free = [by_row and axis == "token" for axis in axes]
     wanted = [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
-    fits = len(shape) == len(axes) + 1 and shape[1:] == wanted and shape[0] in (1, sizes["batch"])
-    expect(fits, name, "[1 or {}] + {}", list(x.shape), sizes["batch"], wanted)
+    fits = len(shape) == len(axes) + 1 and shape[0] in (1, batch)
+    fits = fits and all(any_size or size == own for any_size, size, own in zip(free, wanted, shape[1:], strict=True))
+    named = ", ".join("any" if any_size else "{}" for any_size in free)
+    said = [size for any_size, size in zip(free, wanted, strict=True) if not any_size]
+    expect(fits, name, f"[1 or {{}}] + [{named}]", list(x.shape), batch, *said)
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -107,8 +118,8 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def refuse_gradient(name: str, x: Tensor) -> None:
     if torch.is_grad_enabled() and x.requires_grad:
         raise ValueError(
-            f"{name}: gets no gradient where a bias reads it like that; pass {name}.detach(), or read it at [h] or on "
-            "axes of declared sizes"
+            f"{name}: gets no gradient where a bias reads it like that; pass {name}.detach(), or read it at positions of "
+            "the query or the key alone, at [q][k], or on axes of declared sizes"
         )
 
 

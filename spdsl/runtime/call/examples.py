@@ -14,7 +14,10 @@ from spdsl.runtime.sequences import DTYPES, expect, expect_dtype, expect_number,
 def example_tensor(
     axes: Sequence[str | int], kind: str, batch: int, sizes: Mapping[str, int], device: torch.device | str
 ) -> Tensor:
-    """Over tokens: numbers rise in four steps (documents), flags are rare; over heads: numbers alternate."""
+    """Over tokens: numbers rise in four steps (documents), flags are rare; over heads: numbers alternate.
+
+    One of rows repeats them without memory of its own for each row.
+    """
     shape = [sizes.get(str(axis), axis) for axis in axes]
     last = int(shape[-1]) if shape else 1
     along = torch.arange(last, device=device)
@@ -28,7 +31,8 @@ def example_tensor(
     if not axes:
         return values[0]
     wanted = [batch, *shape] if "token" in axes else shape
-    return values.expand(*(int(size) for size in wanted)).contiguous()
+    found = values.expand(*(int(size) for size in wanted))
+    return found if "query" in axes else found.contiguous()
 
 
 def example_units(batch: int, heads: int, tokens: int, rows: int, unit: int, device: torch.device | str) -> Tensor:

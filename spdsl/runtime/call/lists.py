@@ -6,12 +6,15 @@ Everything stays on the device, with fixed sizes and no host sync. Index tensors
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spdsl.runtime.sequences import Layout
+
+_PIECE = 1 << 22  # pairs that are read at once to find the bounds of tiles: with copies of int64 about 100 MB
 
 
 class BlockLists(NamedTuple):
@@ -76,6 +79,18 @@ def sequence_counts(q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tenso
     return torch.full_like(rows, layout.q_offset), rows, torch.full_like(keys, layout.k_offset), keys
 
 
+def row_shift(q: Tensor, layout: Layout) -> Tensor | int:
+    """What leads from a position to its row in q [B, H, rows, D], where sequences may lie packed or padded.
+
+    [S, 1, 1, 1], or one number for all sequences.
+    """
+    if layout.k_spans is None:
+        return q.shape[2] - layout.keys if layout.q_offset is None else -layout.q_offset
+    keys = layout.k_spans[:, 1]
+    start, rows = (0, q.shape[2]) if layout.q_spans is None else layout.q_spans.unbind(1)
+    return (start + rows - keys).view(-1, 1, 1, 1)
+
+
 def per_sequence(x: Tensor, axis: int, spans: Tensor, longest: int) -> Tensor:
     """A packed token axis as one row per sequence: [1 or S, .., T, ..] -> [S, .., longest, ..], 0 past the end."""
     start, count = spans[:, 0].long(), spans[:, 1].long()
@@ -112,7 +127,10 @@ def _compact(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read(x: Tensor, *indices: Tensor | int) -> Tensor:
-    """x [S or 1, ...] at 4-D indices or one number, one per axis after the first; outside of x it is 0."""
+    """x [S or 1, ...] at 4-D indices or one number, one per axis after the first; outside of x it is 0.
+
+    Numbers of 16 bits come out with 32.
+    """
     at: list[Tensor] = [torch.arange(x.shape[0], device=x.device).view(-1, 1, 1, 1)]
     inside = torch.ones((), dtype=torch.bool, device=x.device)
     for axis, place in enumerate(indices, 1):
@@ -121,19 +139,21 @@ def read(x: Tensor, *indices: Tensor | int) -> Tensor:
         inside = inside & (index >= 0) & (index < x.shape[axis])
     if 0 in x.shape:
         return x.new_zeros(torch.broadcast_shapes(inside.shape, at[0].shape))
-    return torch.where(inside, x[tuple(at)], torch.zeros((), dtype=x.dtype, device=x.device))
+    found = torch.where(inside, x[tuple(at)], torch.zeros((), dtype=x.dtype, device=x.device))
+    return found.float() if x.dtype in (torch.float16, torch.bfloat16) else found
 
 
 def row_extremes(
-    x: Tensor, tiles: Tiles, *before: Tensor | int, after: tuple[Tensor | int, ...] = ()
+    x: Tensor, tiles: Tiles, *before: Tensor | int, after: tuple[Tensor | int, ...] = (), shift: Tensor | int = 0
 ) -> tuple[Tensor, Tensor]:
     """Least and greatest value of x over the positions of each row tile: [S or 1, H or 1, tiles, 1].
 
-    `before` and `after` are 4-D indices, or numbers, of the axes before and after that of positions (heads).
+    `before` and `after` are 4-D indices, or numbers, of the axes before and after that of positions (heads). Where x
+    has rows instead, `shift` leads to them.
     """
     step = torch.arange(tiles.block_m, device=x.device).view(1, 1, 1, -1)
     position = torch.minimum(tiles.q_first + step, tiles.q_last)  # [S, 1, tiles, block_m]
-    values = read(x, *before, position, *after)
+    values = read(x, *before, position + shift, *after)
     return values.amin(3, keepdim=True), values.amax(3, keepdim=True)
 
 
@@ -145,6 +165,32 @@ def key_extremes(
     position = torch.minimum(tiles.k_first + step, tiles.k_last)  # [S, 1, block_n, blocks]
     values = read(x, *before, position, *after)
     return values.amin(2, keepdim=True), values.amax(2, keepdim=True)
+
+
+def pair_extremes(tiles: Tiles, values: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Least and greatest of `values` of positions q [S, 1, rows, 1] and k [S, 1, 1, keys] over the pairs of each tile:
+    [S, H or 1, tiles, blocks].
+
+    They are read a piece at a time: as many tiles as have PIECE pairs, or one tile of each sequence and head.
+    """
+    device = tiles.q_first.device
+    q = torch.minimum(tiles.q_first + torch.arange(tiles.block_m, device=device), tiles.q_last)
+    k = tiles.k_first.transpose(2, 3) + torch.arange(tiles.block_n, device=device)
+    k = torch.minimum(k, tiles.k_last.transpose(2, 3))
+    lead = values(q[:, :, :0].flatten(2)[..., None], k.flatten(2)[:, :, None]).shape[:2]
+    pairs = max(1, lead.numel() * tiles.block_m * tiles.block_n)
+    across = max(1, min(k.shape[2], _PIECE // pairs))
+    down = max(1, _PIECE // (pairs * across))
+
+    def piece(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        found = values(q.flatten(2)[..., None], k.flatten(2)[:, :, None])
+        found = found.expand(*lead, q.shape[2] * q.shape[3], k.shape[2] * k.shape[3])
+        found = found.unflatten(3, k.shape[2:]).unflatten(2, q.shape[2:])
+        return found.amin((3, 5)), found.amax((3, 5))
+
+    rows = [zip(*(piece(own, some) for some in k.split(across, 2)), strict=True) for own in q.split(down, 2)]
+    low, high = zip(*([torch.cat(part, 3) for part in row] for row in rows), strict=True)
+    return torch.cat(low, 2), torch.cat(high, 2)
 
 
 def maximum(a: Tensor | int, b: Tensor | int) -> Tensor:

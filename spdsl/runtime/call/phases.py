@@ -95,7 +95,7 @@ def _alone(
     keys = min(max(0, tokens - corner.k_origin), corner.keys.stop - corner.keys.start)
     start = 0 if layout.k_spans is None else corner.tokens.start
     batch, rows = corner.batch, slice(first, end)
-    axes = {"query": rows, "token": slice(start, start + tokens)}
+    axes = {"token": slice(start, start + tokens)}
     columns = slice(corner.keys.start, corner.keys.start + keys)
     changed = {x.name: getattr(inputs, x.name)[batch, :, rows] for x in arguments.queries}
     for stream in arguments.streams:
@@ -103,7 +103,8 @@ def _alone(
     for tensor in arguments.tensors:
         x = getattr(inputs, tensor.name)
         if x is not None and not tensor.sink:
-            parts = [axes.get(str(axis), slice(None)) for axis in tensor.axes]
+            known = {"query": rows} if tensor.by_row else axes  # a row brings its own tokens, whatever it sees
+            parts = [known.get(str(axis), slice(None)) for axis in tensor.axes]
             whole = x.dim() == len(parts)  # without a batch
             changed[tensor.name] = x[tuple(parts)] if whole else _own(x, batch)[(slice(None), *parts)]
     for units in arguments.maps:

@@ -75,6 +75,16 @@ class TensorArgument(NamedTuple):
     learns: bool | None = None
     units: int = 0  # of the lists whose length it says: what examples say, too
 
+    @property
+    def by_row(self) -> bool:
+        """Whether it has numbers of the rows of a call, which brings it whole."""
+        return "query" in self.axes
+
+    @property
+    def by_token(self) -> bool:
+        """Whether it is as long as the sequence."""
+        return "token" in self.axes and not self.by_row
+
 
 class GivenArgument(NamedTuple):
     """Lists of units for tiles of rows, by query head ("head"), kv head, or "one" for all heads."""

@@ -63,6 +63,7 @@ class Form(NamedTuple):
 
     bias: added to logits, of (q, k, heads, length). reads_of: of all tensors that it reads, those of some sequences.
     bias_reads: what of it has a gradient.
+    by_row: some of them have a number for each row of the call, which `row_shift` finds.
     unit: tokens of the units of the choice that it walks, 0: none.
     product: of a query and a key, `dot` where it attends; else it has no output, and its log-sum-exp may be asked for.
     """
@@ -74,6 +75,7 @@ class Form(NamedTuple):
     bias_reads: tuple[BiasRead, ...] = ()
     cells: Cells | None = None
     reads_of: Callable[..., Any] | None = None
+    by_row: bool = False
     unit: int = 0
     product: str = "dot"
 
@@ -90,7 +92,8 @@ class Form(NamedTuple):
         """What the functions of the sweeps take last."""
         if self.reads_of is None:
             return ()
-        return (self.reads_of(t, corner.sequences, None if layout.q_spans is None else corner.tokens),)
+        found = self.reads_of(t, corner.sequences, None if layout.q_spans is None else corner.tokens)
+        return (found._replace(row_shift=corner.rows.start - corner.q_origin) if self.by_row else found,)
 
 
 def streams_of(form: Form, heads: int, keys: KeyValues, corner: Corner, own: tuple[Any, ...]) -> list[Part]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from spdsl.runtime.language import tl, triton
 from spdsl.runtime.launch.launch import INTERPRETED, wide
-from spdsl.runtime.sequences import Layout
 from spdsl.runtime.tiles.bias import Table
 
 TABLE_KEYS = 32  # of a block: numbers of entries take registers, too
@@ -26,6 +25,7 @@ class BiasGradient:
 
     def __init__(self, x: Tensor) -> None:
         self._like = x
+        self._exact = torch.promote_types(x.dtype, torch.float32)  # of sums
         self._owned: Tensor | None = None
         self._numbered: Tensor | None = None  # by number; what belongs nowhere is in front
 
@@ -40,14 +40,14 @@ class BiasGradient:
     def elements(self) -> Tensor:
         """The gradient itself, for programs that own elements."""
         if self._owned is None:
-            self._owned = torch.zeros_like(self._like, memory_format=torch.contiguous_format)
+            self._owned = self._like.new_zeros(self._like.shape, dtype=self._exact)
         return self._owned
 
     def add(self, sums: Tensor, places: Tensor) -> None:
         """Sums, each for the element of that number. The order of the sums decides that of the addition."""
         if self._numbered is None:
-            self._numbered = self._like.new_zeros(self._like.numel() + 1)
-        sums, places = sums.flatten().to(self._like.dtype), places.flatten().long()
+            self._numbered = self._like.new_zeros(self._like.numel() + 1, dtype=self._exact)
+        sums, places = sums.flatten().to(self._exact), places.flatten().long()
         self._numbered.index_put_((places,), sums, accumulate=True)
 
     def add_tables(self, sums: Tensor, places: Tensor, axes: Sequence[int]) -> None:
@@ -63,9 +63,10 @@ class BiasGradient:
     def total(self) -> Tensor:
         """Of all parts."""
         if self._numbered is None:
-            return self.elements
+            return self.elements.to(self._like.dtype)
         found = self._numbered[1:].view(self._like.shape)
-        return found.clone() if self._owned is None else found + self._owned
+        found = found.clone() if self._owned is None else found + self._owned
+        return found.to(self._like.dtype)
 
 
 def table_of(entries: int, heads: int) -> Table:
@@ -98,7 +99,7 @@ def key_sums(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return q.new_zeros(shape, dtype=wide(q.dtype)), q.new_zeros(shape, dtype=torch.int64)
 
 
-def sharing(q: Tensor, x: Tensor, layout: Layout, by_head: bool) -> tuple[int, int]:
-    """How many heads and sequences read the same elements of x at [q][k]: one program adds for all of them."""
+def sharing(q: Tensor, x: Tensor, heads: int, by_head: bool) -> tuple[int, int]:
+    """How many of the heads, and sequences, read the same elements of x at [q][k]: one program adds for all of them."""
     apart = x.shape[0] > 1 or q.shape[0] == 1  # packed sequences have rows of their own
-    return 1 if by_head else q.shape[1], 1 if apart else q.shape[0]
+    return 1 if by_head else heads, 1 if apart else q.shape[0]

@@ -66,6 +66,13 @@ def add_elements(pointers, there, x):
 
 
 @jit
+def add_elements_of_heads(pointers, there, x, member, C):
+    """The same where rows of several heads read one element: head after head, `member` of a group, [rows, 1]."""
+    for i in tl.range(0, C.GROUP):
+        add_elements(pointers, there & (member == i), x)
+
+
+@jit
 def store_entries(x, first, sums, T):
     """Entries `first`.. of the table of one program."""
     entry = first + tl.arange(0, T.CHUNK)

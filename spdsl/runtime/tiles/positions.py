@@ -63,6 +63,14 @@ def row_origin(call, s, q_count):
 
 
 @jit
+def row_of_position(call, s):
+    """-> the row of the call where position 0 of sequence s is, or would be; the position behind its last row."""
+    row, count = span(call.q_spans, s, call.q_count)
+    origin = row_origin(call, s, count)
+    return row - origin, origin + count
+
+
+@jit
 def row_of(call, s):
     """The row of sequence s in what a cache has of each, if a call has only some of its rows."""
     row = s

@@ -36,6 +36,14 @@ def store_row_values(x, row, left, values, C):
 
 
 @jit
+def widened(x):
+    """Numbers of 16 bits in 32: a slope times a distance needs more."""
+    if x.dtype.primitive_bitwidth < 32:
+        x = x.to(tl.float32)
+    return x
+
+
+@jit
 def load_columns(pointers, there, START: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, MASKED: tl.constexpr):
     """[n, WIDTH] tile of columns START.. of rows that begin at pointers [n, 1].
 
