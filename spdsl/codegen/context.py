@@ -8,6 +8,7 @@ from dataclasses import replace
 import sympy
 
 from spdsl.codegen.answer_text import AnswerText, CaseText, ExtraText, PooledText
+from spdsl.codegen.bias_text import bias_texts
 from spdsl.codegen.branches import branch_text, cached_text
 from spdsl.codegen.choice_text import ChoiceText, LimitsText
 from spdsl.codegen.entries_text import EntriesText
@@ -104,7 +105,8 @@ def _softmax(plan: SoftmaxPlan, spelling: Spelling, learns: bool, is_class: bool
         sink=softmax.sink,
         bias="" if bias is None else expression(bias, TRITON, reads.triton),
         bias_mask="" if bias is None else _bias_text(bias, reads),
-        bias_reads=() if bias is None else _float_reads(bias, reads),
+        bias_floats=() if bias is None else _float_reads(bias, reads),
+        learned_reads=bias_texts(plan.learned_reads, reads) if learns else (),
         role=plan.role,
         learns=learns,
         units=spelling.of(plan.units),

@@ -15,6 +15,7 @@ from sympy.core.relational import Relational
 
 from spdsl.ir.compared import Compared
 from spdsl.ir.symbols import K
+from spdsl.ir.ties import Above, sides
 
 Read = Callable[[AppliedUndef, Callable[[sympy.Basic], str]], str]
 
@@ -35,18 +36,21 @@ class Dialect:
     conjunction: str
     disjunction: str
     negation: str
+    above: str  # the derivative of a maximum
     floors: bool  # `//` and `%` round toward minus infinity
     true: str
     false: str
 
 
 TRITON = Dialect(
-    "triton", "tl.maximum", "tl.minimum", "tl.sqrt", "tl.abs", " & ", " | ", "~", False, "(k >= 0)", "(k < 0)"
-)
+    "triton", "tl.maximum", "tl.minimum", "tl.sqrt", "tl.abs", " & ", " | ", "~", "rt.above", False,
+    "(k >= 0)", "(k < 0)",
+)  # fmt: skip
 TORCH = Dialect(
-    "torch", "rt.maximum", "rt.minimum", "torch.sqrt", "abs", " & ", " | ", "~", True, "(k >= 0)", "(k < 0)"
-)
-PYTHON = Dialect("python", "max", "min", "rt.root", "abs", " and ", " or ", "not ", True, "True", "False")
+    "torch", "rt.maximum", "rt.minimum", "torch.sqrt", "abs", " & ", " | ", "~", "rt.above_of", True,
+    "(k >= 0)", "(k < 0)",
+)  # fmt: skip
+PYTHON = Dialect("python", "max", "min", "rt.root", "abs", " and ", " or ", "not ", "", True, "True", "False")
 
 
 _MIRROR = str.maketrans("<>", "><")
@@ -157,6 +161,8 @@ class _Printer:
             return f"rt.floor_mod({self.text(left)}, {self.text(right)})", _ATOM
         if isinstance(value, sympy.Max | sympy.Min):
             return self._extremum(d.maximum if isinstance(value, sympy.Max) else d.minimum, value), _ATOM
+        if isinstance(value, Above):
+            return f"{d.above}({self.text(value.args[0])}, {self.text(value.args[1])})", _ATOM
         if isinstance(value, sympy.Abs):
             return f"{d.absolute}({self.text(value.args[0])})", _ATOM
         if isinstance(value, sympy.Pow) and value.exp == sympy.S.Half:
@@ -168,8 +174,8 @@ class _Printer:
             return f"{self.text(whole, _ATOM)} * {self.text(sympy.sqrt(value.base))}", _PRODUCT
         if isinstance(value, sympy.Pow) and value.exp.is_Integer and value.exp > 0:
             return " * ".join([self.text(value.base, _ATOM)] * int(value.exp)), _PRODUCT
-        if isinstance(value, sympy.Pow) and value.exp == -1:
-            return f"1.0 / {self.text(value.base, _ATOM)}", _PRODUCT
+        if isinstance(value, sympy.Pow) and value.exp.is_Integer and value.exp < 0:
+            return f"1.0 / {self.text(1 / value, _ATOM)}", _PRODUCT
         raise UnreadableError(f"no text for {value}")
 
     def _sum(self, value: sympy.Add) -> str:
@@ -208,7 +214,7 @@ class _Printer:
         return f"rt.floor_div({self.text(numerator)}, {self.text(denominator)})", _ATOM
 
     def _extremum(self, function: str, value: sympy.Max | sympy.Min) -> str:
-        parts = [self.text(part) for part in sorted(value.args, key=lambda part: (not part.is_number, str(part)))]
+        parts = [self.text(part) for part in sides(value)]
         if self.dialect is PYTHON:
             return f"{function}({', '.join(parts)})"
         # Of a number and NaN, torch says NaN; Triton does where it is told to.

@@ -257,8 +257,14 @@ class ModuleText:
         return frozenset(s.sink for s in self.softmaxes if s.sink)
 
     @property
-    def no_gradient(self) -> frozenset[str]:
-        return frozenset(name for s in self.softmaxes for name in s.bias_reads)
+    def learns(self) -> dict[str, bool]:
+        """What biases read in results that have a gradient: whether each of them gives it one."""
+        own = [s for s in self.softmaxes if s.learns or not s.is_branch]
+        return {
+            x.name: all(x.name in s.bias_learned for s in own if x.name in s.bias_floats)
+            for x in self.tensors
+            if any(x.name in s.bias_floats for s in own)
+        }
 
     @property
     def counts(self) -> dict[str, int]:

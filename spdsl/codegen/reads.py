@@ -37,11 +37,19 @@ class Reads:
 
     def triton(self, read: AppliedUndef, text: Text) -> str:
         source = self.sources[lookup_name(read)]
-        name = source.name
         if isinstance(source, Choice):
             return self._choice(source, read, text)
+        pointer, there = self.pointer(read, text)
+        found = f"tl.load({pointer}{f', mask={there}, other=0' if there else ''})"
+        return f"rt.widened({found})" if source.by_row and source.dtype == "float" else found
+
+    def pointer(self, read: AppliedUndef, text: Text) -> tuple[str, str]:
+        """Where an element lies for a kernel, and whether there is one; "" where it is certain."""
+        source = self.sources[lookup_name(read)]
+        assert isinstance(source, Tensor)
         if source.by_row:
             return _of_row(source, read, text)
+        name = source.name
         offsets, bounds, inside = [f"t.{name}"], list[str](), list[str]()
         for i, (axis, index) in enumerate(zip(source.axes, read.args, strict=True)):
             printed = text(index)
@@ -53,8 +61,7 @@ class Reads:
             else:
                 offsets.append(f"tl.cast({printed}, tl.int64) * t.{name}_{i}")
                 inside += _within(index, printed, axis)
-        mask = _mask(bounds + inside) if inside else " & ".join(bounds)
-        return f"tl.load({' + '.join(offsets)}{f', mask={mask}, other=0' if mask else ''})"
+        return " + ".join(offsets), _mask(bounds + inside) if inside else " & ".join(bounds)
 
     def _choice(self, choice: Choice, read: AppliedUndef, text: Text) -> str:
         name = choice.name
@@ -88,8 +95,8 @@ class Reads:
         return f"rt.read({', '.join([exact, *indices])})"
 
 
-def _of_row(tensor: Tensor, read: AppliedUndef, text: Text) -> str:
-    """In Triton, of a tensor with a `query` axis."""
+def _of_row(tensor: Tensor, read: AppliedUndef, text: Text) -> tuple[str, str]:
+    """The same of a tensor with a `query` axis."""
     name, offsets, bounds = tensor.name, [f"t.{tensor.name}"], list[str]()
     for i, (axis, index) in enumerate(zip(tensor.axes, read.args, strict=True)):
         printed = text(index)
@@ -99,8 +106,7 @@ def _of_row(tensor: Tensor, read: AppliedUndef, text: Text) -> str:
             bounds.append(f"({printed} < t.{name}_rows)")
         else:
             bounds += _within(index, printed, f"t.{name}_{i}_size" if axis == "token" else axis)
-    found = f"tl.load({' + '.join(offsets)}, mask={_mask(bounds)}, other=0)"
-    return f"rt.widened({found})" if tensor.dtype == "float" else found
+    return " + ".join(offsets), _mask(bounds)
 
 
 def _within(index: sympy.Basic, printed: str, size: str | int) -> list[str]:

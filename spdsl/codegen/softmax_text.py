@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spdsl.codegen.bias_text import BiasText
 from spdsl.codegen.spelling import camel
 from spdsl.ir.pattern import Choice, Grid, Stream, Tensor
 from spdsl.ir.plan import Role
@@ -52,7 +53,8 @@ class SoftmaxText:
     sink: str | None
     bias: str
     bias_mask: str
-    bias_reads: tuple[str, ...]  # float tensors that the bias reads: no gradient reaches them
+    bias_floats: tuple[str, ...]  # float tensors that the bias reads
+    learned_reads: tuple[BiasText, ...]  # what of them has a gradient that some call takes
     skip_empty: bool  # decode tests a block's mask before it loads the block
     step: int
     of_class: SoftmaxText | None
@@ -135,6 +137,11 @@ class SoftmaxText:
         return (*self.read_arguments, *((self.units.name,) if self.units else ()))
 
     @property
+    def bias_learned(self) -> tuple[str, ...]:
+        """The tensors of these, each once: they get a gradient where they want one."""
+        return tuple(dict.fromkeys(read.tensor.name for read in self.learned_reads))
+
+    @property
     def parts(self) -> tuple[SoftmaxText, ...]:
         """What an operator computes, as a `JointText` has it."""
         return (self,)
@@ -159,6 +166,11 @@ class JointText:
     @property
     def looked_up(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for part in self.parts for name in part.looked_up))
+
+    @property
+    def bias_learned(self) -> tuple[str, ...]:
+        """The tensors in biases that get a gradient where they want one."""
+        return tuple(dict.fromkeys(name for part in self.parts for name in part.bias_learned))
 
     @property
     def tensors(self) -> tuple[str, ...]:

@@ -43,6 +43,10 @@ def _has_jobs(call: Call, step: Step[Any]) -> bool:
     return (divergence.slots_of(call, step) if isinstance(step.of, Walk) else slots(call, step)) > 0
 
 
+def _is_learned(call: Call, step: Step[SoftmaxPlan]) -> bool:
+    return call.options.learned and (step.table != "dkdv" or _has_entries(call, step))
+
+
 _TURNS: dict[str, Callable[[Call, Step[Any]], int]] = {
     "": lambda call, step: 1,
     "heads": pairs.turns,
@@ -56,5 +60,6 @@ _HOLDS: dict[When, Callable[[Call, Step[Any]], bool]] = {
     When.JOBS: _has_jobs,
     When.OTHER_TILES: units.other_tiles,
     When.NOT_MADE: lambda call, step: False,  # with a cache all results are computed
+    When.LEARNED: _is_learned,
     When.SHARED_KEYS: lambda call, step: divergence.shared(call, step.of),
 }

@@ -43,10 +43,12 @@ class Options:
     """What is declared where tensors decide.
 
     density: the share of the visible pairs that is left, and of the tiles. overlap: how alike neighbours choose.
+    learned: whether the tensors that biases read want gradients.
     """
 
     density: float = 1.0
     overlap: float = 0.0
+    learned: bool = False
 
 
 USUAL = Options()

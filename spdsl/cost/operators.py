@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spdsl.cost.kernels import Call
+from spdsl.ir.bias import Place
 from spdsl.ir.pattern import Case, Choice, Merge, Phase, Stream
 from spdsl.ir.plan import SoftmaxPlan
 from spdsl.ir.schedule import Gradient, Kind, Side, Step, Walk
@@ -57,6 +58,17 @@ def _sums(call: Call, step: Step[tuple[Gradient, ...]], counts: Counts) -> int:
     return counts["each"] * len(step.of)
 
 
+def _bias_sums(call: Call, step: Step[SoftmaxPlan], counts: Counts) -> int:
+    """Each tensor is numbered once; tables of neighbouring rows are added before they are placed."""
+    own = step.of.of_class or step.of
+    read = own.learned_reads[step.index]
+    numbered = any(other.tensor == read.tensor for other in own.learned_reads[: step.index])
+    found = counts["each"] + (0 if numbered else counts["tensor"])
+    if read.place is Place.TABLE:
+        found += counts["table"] + (counts["tiles"] if own.units is None else 0)
+    return found
+
+
 def _map(call: Call, step: Step[Choice], counts: Counts) -> int:
     """Of a causal pattern a set is drawn once for all calls."""
     if not step.of.given and call.plan.pattern.causal:
@@ -100,6 +112,7 @@ _RUN: dict[Kind, Callable[[Call, Step[Any], Counts], int]] = {
     Kind.LSES: _each,
     Kind.MERGE_BY_TORCH: _merge,
     Kind.MERGE_BACK: _merge,
+    Kind.BIAS_SUMS: _bias_sums,
     Kind.ADD_FRONT: _each,
     Kind.SINK_GRADIENT: _each,
     Kind.SUMS: _sums,

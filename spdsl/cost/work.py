@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spdsl.cost import attend, cache, choose, divergence, entries, extras, pairs, results, units
+from spdsl.cost import attend, bias, cache, choose, divergence, entries, extras, pairs, results, units
 from spdsl.cost.conditions import slots
 from spdsl.cost.kernels import LSE_BYTES, Call, Kernel
 from spdsl.ir.plan import SoftmaxPlan
@@ -47,6 +47,8 @@ WORK: dict[Kind, Callable[[Call, Step[Any]], Kernel]] = {
     Kind.DQ: attend.dq,
     Kind.DKDV: attend.dkdv,
     Kind.CLASSES_BACK: attend.by_torch,
+    Kind.BIAS: bias.gradient,
+    Kind.BIAS_SUMS: bias.sums,
     Kind.ADD_FRONT: attend.add_front,
     Kind.SINK_GRADIENT: results.sink_gradient,
     Kind.UNIONS: units.unions,

@@ -10,6 +10,7 @@ from enum import Enum
 
 import sympy
 
+from spdsl.ir.bias import BiasRead, Place
 from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor
 from spdsl.ir.symbols import Boolean
 from spdsl.ir.visit import CHOSEN, PACKED, TILE, Order, Range, Rows, TileMap, Units, Visit
@@ -53,6 +54,8 @@ class SoftmaxPlan:
     step: int = 1
     of_class: SoftmaxPlan | None = None
     """With step > 1: the plan over one residue class of the tokens, for calls that hold whole sequences."""
+    bias_reads: tuple[BiasRead, ...] = ()
+    """What of its bias gets a gradient from its result."""
 
     @property
     def name(self) -> str:
@@ -71,6 +74,13 @@ class SoftmaxPlan:
         return isinstance(visit, Units) and visit.order is Order.KEYS
 
     @property
+    def learned_reads(self) -> tuple[BiasRead, ...]:
+        """Those that have kernels, of tensors all of whose reads have."""
+        summed = _SUMMED[0 if self.units is None else 1 + self.pairs]
+        without = {read.tensor for read in self.bias_reads if read.place not in summed}
+        return tuple(read for read in self.bias_reads if read.tensor not in without)
+
+    @property
     def maps(self) -> tuple[Sweep, ...]:
         """The sweeps whose tiles are listed."""
         return tuple(sweep for sweep in self.sweeps if isinstance(sweep.visit, TileMap))
@@ -79,6 +89,14 @@ class SoftmaxPlan:
     def rows(self) -> Rows:
         """Of a program for many queries; for one query they are the heads of a group or a list."""
         return TILE if self.units is None else CHOSEN if self.pairs else PACKED
+
+
+# What a program can add up: over tiles of neighbouring rows, over packed rows, over pairs of a query and a unit.
+_SUMMED = (
+    frozenset(Place) - {Place.OTHER},
+    frozenset({Place.HEAD, Place.ROW, Place.TABLE, Place.PAIR}),
+    frozenset({Place.HEAD, Place.TABLE}),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ class When(Enum):
     JOBS = "where tiles may be too many for one job"
     OTHER_TILES = "where tiles have other queries than those of dQ"
     NOT_MADE = "where no earlier result made the list"
+    LEARNED = "where a tensor of the bias wants a gradient"
     SHARED_KEYS = "where lists share a key head"
 
 
@@ -107,6 +108,8 @@ class Kind(Enum):
     DELTA = "delta"
     DQ = "dq"
     DKDV = "dkdv"
+    BIAS = "bias"  # of any form
+    BIAS_SUMS = "bias sums"
     CLASSES_BACK = "classes back"
     ADD_FRONT = "add front"
     SINK_GRADIENT = "sink gradient"
@@ -212,7 +215,7 @@ class Step(Generic[Of]):
     filled: tuple[Buffer, ...] = ()  # of what it writes: by torch, with what a program leaves where it has no row
     table: str = ""  # of configurations, that its tiles are of
     part: str = ""  # of the module: the softmax, joint, choice or result that it is computed for
-    index: int = 0  # of its sweep, where each has a step
+    index: int = 0  # of its sweep, or of the read of its bias, where each has a step
     case: int | None = None  # of the phase; None: whichever answers
     event: Event = Event.CALLED
     when: When = When.ALWAYS

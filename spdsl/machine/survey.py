@@ -76,6 +76,8 @@ def _train(module: ModuleType, sizes: _Sizes) -> None:
     for x in inputs.values():
         if x.dim() == 4 and x.dtype == sizes.dtype and x.shape[2:] in {(TOKENS, sizes.qk_dim), (TOKENS, sizes.v_dim)}:
             x.requires_grad_()  # queries, keys and values; of the rest some take no gradient
+    for name in module.MODULE.learned:
+        inputs[name].requires_grad_()
     outputs = [x for x in tensors_of(module.attention(**inputs)) if x.requires_grad]
     torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
 

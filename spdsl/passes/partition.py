@@ -14,6 +14,7 @@ from spdsl.ir.pattern import Choice, Pattern, Softmax, Stream, Tensor, Term
 from spdsl.ir.plan import Plan, Role, SoftmaxPlan, Sweep
 from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, Boolean, Expr, Q, lookup_name, lookups
 from spdsl.ir.visit import Order, Range, Ranges, TileMap, Units
+from spdsl.passes.bias_reads import with_bias_reads
 from spdsl.passes.disjuncts import disjuncts
 from spdsl.passes.joint import joints
 from spdsl.passes.listed import listed
@@ -27,7 +28,7 @@ HULL = 10  # steps of comparing two ends
 
 def partition(pattern: Pattern, source: Source) -> Plan:
     """The plan of a checked pattern."""
-    softmaxes = tuple(_softmax(pattern, softmax, source) for softmax in pattern.softmaxes())
+    softmaxes = with_bias_reads(pattern, [_softmax(pattern, softmax, source) for softmax in pattern.softmaxes()])
     choices = [step for case in pattern.cases for step in pattern.steps(case) if isinstance(step, Choice)]
     selected = tuple(selection(pattern, choice) for choice in dict.fromkeys(choices) if choice.selected)
     return Plan(pattern, softmaxes, selected, joints(pattern, softmaxes))

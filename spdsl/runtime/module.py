@@ -39,6 +39,7 @@ class Module:
         self.namespace = _free_namespace(f"spdsl_{pattern}_{self.digest}")
         self.tuner = Tuner(file, library_digest())
         self.tuned, self.tune, self.tuning = self.tuner.tuned, self.tuner.tune, self.tuner.tuning
+        self.learned: set[str] = set()  # the tensors of its biases that may want a gradient
         self.start: Start | None = None  # what starts its kernels in place of Triton
 
     def entry(self, function: Callable[_Given, _Answer]) -> Callable[_Given, _Answer]:

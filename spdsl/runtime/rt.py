@@ -17,6 +17,7 @@ from spdsl.runtime.call.examples import expect_gates
 from spdsl.runtime.call.lists import (
     BlockLists,
     Tiles,
+    above_of,
     block_lists,
     bounds_of,
     exact,
@@ -58,10 +59,12 @@ from spdsl.runtime.call.table import (
     with_choices,
 )
 from spdsl.runtime.cpu.attention import (
+    BiasRead,
     Form,
     Sweep,
     cached_attention,
     cpu_backward,
+    cpu_bias_backward,
     cpu_forward,
     dense_attention,
     logits_of,
@@ -71,7 +74,17 @@ from spdsl.runtime.cpu.cpu import sink_gradient
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
 from spdsl.runtime.language import triton
-from spdsl.runtime.launch.branches import merge, summed
+from spdsl.runtime.launch.bias import (
+    TABLE_KEYS,
+    BiasGradient,
+    chunks_of,
+    key_sums,
+    program_sums,
+    row_sums,
+    sharing,
+    table_of,
+)
+from spdsl.runtime.launch.branches import merge, summed, summed_by_name, wanted_of
 from spdsl.runtime.launch.gating import gated
 from spdsl.runtime.launch.join import lse_of, merged_lse, merged_part, merged_parts
 from spdsl.runtime.launch.launch import (
@@ -121,6 +134,17 @@ from spdsl.runtime.select.ranking import (
 )
 from spdsl.runtime.select.scores import divergence, pooled_scores
 from spdsl.runtime.sequences import Corner, Layout, checked_layout, corners, expect, expect_tensor, length_of
+from spdsl.runtime.tiles.bias import (
+    above,
+    add_elements,
+    add_elements_of_heads,
+    add_entries,
+    load_packed_grads,
+    load_row_grads,
+    store_entries,
+    store_key_values,
+    store_table_places,
+)
 from spdsl.runtime.tiles.blocks import jump, sequence_keys, to_blocks, visit_lists
 from spdsl.runtime.tiles.combine import Splits
 from spdsl.runtime.tiles.kernel import LN2, LOG2E, HeadRows, KeyBlock, RangeVisit, RowGrads, Rows, jit
@@ -241,8 +265,11 @@ __all__ = [
     "NOT_RANKED",
     "POOLS",
     "PRODUCTS",
+    "TABLE_KEYS",
     "TOOLS",
     "Arguments",
+    "BiasGradient",
+    "BiasRead",
     "BlockLists",
     "Brought",
     "CacheStore",
@@ -279,6 +306,11 @@ __all__ = [
     "Tiles",
     "WeightArgument",
     "Winner",
+    "above",
+    "above_of",
+    "add_elements",
+    "add_elements_of_heads",
+    "add_entries",
     "add_key_parts",
     "add_parts",
     "add_rows",
@@ -303,12 +335,14 @@ __all__ = [
     "choose",
     "chose",
     "chose_unit",
+    "chunks_of",
     "close_in_pages",
     "compress_operator",
     "config_for",
     "constants",
     "corners",
     "cpu_backward",
+    "cpu_bias_backward",
     "cpu_forward",
     "cut_constants",
     "cut_end",
@@ -354,6 +388,7 @@ __all__ = [
     "key_extremes",
     "key_parts",
     "key_slot_buffer",
+    "key_sums",
     "keys_there",
     "known",
     "launch",
@@ -368,6 +403,7 @@ __all__ = [
     "load_dout",
     "load_k",
     "load_lse",
+    "load_packed_grads",
     "load_packed_lse",
     "load_packed_rows",
     "load_packed_v",
@@ -375,6 +411,7 @@ __all__ = [
     "load_pair_rows",
     "load_pairs",
     "load_qk",
+    "load_row_grads",
     "load_row_values",
     "load_rows",
     "load_score_grads",
@@ -421,6 +458,7 @@ __all__ = [
     "pooled",
     "pooled_scores",
     "prepared",
+    "program_sums",
     "rank",
     "ranked",
     "ranks_kept",
@@ -435,6 +473,7 @@ __all__ = [
     "row_of_position",
     "row_origin",
     "row_shift",
+    "row_sums",
     "rows_contiguous",
     "rows_of_parts",
     "score_gradient",
@@ -447,6 +486,7 @@ __all__ = [
     "sequence_keys",
     "settle",
     "shared_tokens",
+    "sharing",
     "sink_gradient",
     "slot_buffer",
     "softmax_step",
@@ -461,7 +501,9 @@ __all__ = [
     "step_lists",
     "step_lse",
     "store_bits",
+    "store_entries",
     "store_key_slot",
+    "store_key_values",
     "store_mass_bits",
     "store_packed_qk",
     "store_packed_v",
@@ -471,10 +513,13 @@ __all__ = [
     "store_ranks",
     "store_row_values",
     "store_slot",
+    "store_table_places",
     "store_units",
     "store_v",
     "strided",
     "summed",
+    "summed_by_name",
+    "table_of",
     "there",
     "tile_of_rows",
     "tiles_of",
@@ -497,6 +542,7 @@ __all__ = [
     "visit_unit",
     "visit_units",
     "visited_blocks",
+    "wanted_of",
     "whole_units",
     "wide",
     "widened",

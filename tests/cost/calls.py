@@ -199,6 +199,63 @@ pattern decoded_lists {
     return attend(all)
 }
 """
+# Biases that learn: slopes, a table, a row and a key, in the forms of kernels. A read at [q][k] has no sums.
+SLOPES = """
+pattern slopes {
+    causal
+    s = tensor(head)
+    t = tensor(head, 32)
+    return attend(all, bias = s[h] * (q - k) + t[h][min(q - k, 31)])
+}
+"""
+ROWS_AND_KEYS = """
+pattern rows_and_keys {
+    causal
+    c = tensor(head, token)
+    near = attend(sliding(16), bias = c[h][q] - c[h][k])
+    return merge(near, attend(sink(4) - sliding(16), bias = c[h][q]))
+}
+"""
+PAIR_BIAS = """
+pattern pair_bias {
+    p = tensor(token, token)
+    return attend(all, bias = p[q][k]) if train
+}
+"""
+MAPPED = """
+pattern mapped {
+    causal
+    d = tensor(token, int)
+    s = tensor(head)
+    return attend(where(d[q] == d[k]), bias = s[h] * (q - k))
+}
+"""
+OF_UNITS = """
+pattern of_units {
+    causal
+    s = tensor(head)
+    t = tensor(head, 32)
+    chosen = top_k(2, score = dot(compress(16)), share = max(group), unit = 16, force = last(1))
+    return attend(chosen, bias = s[h] * (q - k) + t[h][min(q - k, 31)])
+}
+"""
+OF_PAIRS = """
+pattern of_pairs {
+    causal
+    s = tensor(head)
+    t = tensor(head, 32)
+    chosen = top_k(2, score = dot(compress(16)), share = head, unit = 16, force = last(1))
+    return attend(chosen, bias = s[h] * (q - k) + t[h][min(q - k, 31)])
+}
+"""
+OF_CLASSES = """
+pattern of_classes {
+    causal
+    s = tensor(head)
+    return attend(dilated(8, 4), bias = s[h] * (q - k))
+}
+"""
+LEARNED = (SLOPES, ROWS_AND_KEYS, PAIR_BIAS, MAPPED, OF_UNITS, OF_PAIRS, OF_CLASSES)
 PARAMS = {"moba": {"block": 16}, "msa_minimax": {"block": 16}}
 TOKENS = 256
 PHASES = {"train": (Stage.FORWARD, Stage.BACKWARD), "prefill": (Stage.PREFILL,), "decode": (Stage.DECODE,)}
@@ -224,10 +281,11 @@ def case(name: str, **more: int) -> tuple[ModuleType, Plan, Shape]:
     return module, found, Shape(survey.BATCH, heads, kv_heads, qk, v)
 
 
-def recorded(module: ModuleType, shape: Shape, phase: str, tokens: int = TOKENS) -> Started:
-    """In bf16 or float32, by the size of an element."""
+def recorded(module: ModuleType, shape: Shape, phase: str, tokens: int = TOKENS, learned: bool = False) -> Started:
+    """In bf16 or float32, by the size of an element; `learned`: with gradients of what biases read."""
     dtype = {2: torch.bfloat16, 4: torch.float32}[shape.size]
-    return started(module, phase, tokens, survey._Sizes(shape.heads, shape.kv_heads, shape.qk, shape.v, dtype))
+    sizes = survey._Sizes(shape.heads, shape.kv_heads, shape.qk, shape.v, dtype)
+    return started(module, phase, tokens, sizes, learned)
 
 
 def both(real: Started, phase: str) -> list[tuple[Stage, list[str], int]]:

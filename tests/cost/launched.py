@@ -64,7 +64,7 @@ def _seen_within_operators(module: ModuleType, steps: Steps) -> Iterator[None]:
         yield
 
 
-def started(module: ModuleType, phase: str, tokens: int, sizes: Any) -> Started:
+def started(module: ModuleType, phase: str, tokens: int, sizes: Any, learned: bool = False) -> Started:
     found: list[str] = []
 
     def note(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
@@ -82,6 +82,8 @@ def started(module: ModuleType, phase: str, tokens: int, sizes: Any) -> Started:
         for x in inputs.values():
             if x.is_floating_point() and x.dim() == 4:
                 x.requires_grad_()
+        for name in module.MODULE.learned if learned else ():
+            inputs[name].requires_grad_()
         with _seen_within_operators(module, ahead), ahead:
             outputs = [x for x in tensors_of(module.attention(**inputs)) if x.requires_grad]
         kernels = list(found)

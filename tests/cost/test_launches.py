@@ -36,6 +36,16 @@ def test_launches_are_those_of_the_schedule(name: str) -> None:
             assert own <= operators if name in MORE else own == operators, stage
 
 
+@pytest.mark.parametrize("name", calls.LEARNED, ids=lambda name: name.split("{")[0].split()[-1])
+def test_launches_of_biases_that_learn(name: str) -> None:
+    """With and without gradients of what they read: who wants none starts nothing for it."""
+    module, found, shape = case(name)
+    for learned in (False, True):
+        for stage, names, _ in both(recorded(module, shape, "train", learned=learned), "train"):
+            assert launches(Call(found, stage, TOKENS, shape, MACHINE, Options(learned=learned))) == names, stage
+        assert any("dbias" in one for one in names) == learned
+
+
 def test_heads_go_by_turns_where_their_parts_need_much_memory() -> None:
     tokens, (module, found, shape) = 2048, case("moba", count=128)
     for stage, names, _ in both(recorded(module, shape, "train", tokens), "train"):

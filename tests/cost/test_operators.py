@@ -28,6 +28,7 @@ from tests.cost.calls import TOKENS, both, case, recorded
 pytestmark = pytest.mark.crosscompile
 
 TABLE = Path(counted.__file__).with_name("operators.toml")
+LEARNED = tuple(name for name in calls.LEARNED if name != calls.MAPPED)  # what its test reads comes on top
 PROBES = [  # phase, pattern, batch
     *(("train", name, 2) for name in (
         "nsa", "moba", "msa_minimax", "dilated", calls.EARLY, calls.POOLS, calls.SUNK, calls.KEYS, calls.APART,
@@ -59,9 +60,18 @@ def test_the_table_is_what_modules_run(monkeypatch: pytest.MonkeyPatch, request:
         module, plan, shape = case(name)
         recorded(module, shape, phase)  # what is drawn once is there
         for stage, _, operators in both(recorded(module, shape, phase), phase):
-            none, *each = _sums(plan, stage, shape, places, monkeypatch)
+            none, *each = _sums(plan, stage, shape, places, False, monkeypatch)
             rows.append([one - none for one in each])
             wanted.append(operators - none)
+    for name in LEARNED:  # what their gradients come on top of is not exact: arguments are cast
+        module, plan, shape = case(name)
+        found = [
+            sum(recorded(module, shape, "train", learned=learned).back_steps.values()) for learned in (False, True)
+        ]
+        without, those = (_sums(plan, Stage.BACKWARD, shape, places, one, monkeypatch) for one in (False, True))
+        none, *each = (one - other for one, other in zip(those, without, strict=True))
+        rows.append([one - none for one in each])
+        wanted.append(found[1] - found[0] - none)
     matrix = sympy.Matrix(rows)
     untold = {places[i] for one in matrix.nullspace() for i, number in enumerate(one) if number}
     assert untold == set(), "no probe tells these numbers"
@@ -72,9 +82,11 @@ def test_the_table_is_what_modules_run(monkeypatch: pytest.MonkeyPatch, request:
     assert found == {(kind, name): counted.table()[kind][name] for kind, name in places}
 
 
-def _sums(plan: Plan, stage: Stage, shape: Shape, places: Places, patch: pytest.MonkeyPatch) -> list[int]:
+def _sums(
+    plan: Plan, stage: Stage, shape: Shape, places: Places, learned: bool, patch: pytest.MonkeyPatch
+) -> list[int]:
     """Operators of the schedule with a table of zeros, then with a one at each of the places."""
-    steps = list(started(call := Call(plan, stage, TOKENS, shape, Machine("sm_90", 1), Options())))
+    steps = list(started(call := Call(plan, stage, TOKENS, shape, Machine("sm_90", 1), Options(learned=learned))))
     found = []
     for one in (None, *places):
         zeros = {

@@ -56,6 +56,16 @@ def attend_bias_of(q: Tensor, k: Tensor, h: Tensor, length: int, t: AttendReads)
     return -((q - k) * rt.read(t.slope, h))
 
 
+def attend_bias_slope_0(q: Tensor, k: Tensor, h: Tensor, length: int, t: AttendReads) -> Tensor | float:
+    """The derivative of the bias by what it reads of slope."""
+    return k - q
+
+
+def attend_bias_element_0(q: Tensor, k: Tensor, h: Tensor, length: int, t: AttendReads) -> Tensor:
+    """What it reads of slope."""
+    return rt.read(t.slope, h)
+
+
 def attend_visits(q_first: int, q_last: int, length: int) -> list[tuple[int, int, int, int]]:
     """Keys that rows q_first..q_last may see for any head: (first, end, full_first, full_end)."""
     return [(0, q_last + 1, 0, q_first + 1)]
@@ -98,6 +108,7 @@ def attend_tensors(t: AttendReads, sequences: int) -> AttendTensors:
 attend_form = rt.Form(
     sweeps=(rt.Sweep(attend_mask, visits=attend_visits, decode=attend_decode_visits),),
     bias=attend_bias_of,
+    bias_reads=(rt.BiasRead("slope", attend_bias_slope_0, attend_bias_element_0),),
     reads_of=attend_reads_of,
 )
 
@@ -410,6 +421,78 @@ def attend_dkdv(q, source, dout, lse, delta, dk, dv, call, t, C):
 
 
 @rt.jit
+def attend_dlogits(rows, grads, keys, block, MASKED: tl.constexpr, t, C):
+    """The gradients of the logits of one block, which its bias has, too."""
+    k0, k1 = rt.load_k(keys, block, MASKED, C)
+    product = rt.dot_rows(rows.q0, rows.q1, k0, k1, C.QK1, C)
+    s, slope = attend_scores(product, rows.position, block.position, rows.head, keys.length, t, C)
+    if MASKED:
+        seen = attend_visible(rows.position, block.position, rows.head, keys.length, t)
+        seen = seen & rt.keys_there(keys, block)
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(s * attend_unit(C) - grads.lse)
+
+    v0, v1 = rt.load_values(keys, block, MASKED, C)
+    dp = rt.dot_rows(grads.dout0, grads.dout1, v0, v1, C.V1, C)
+    return p * (dp - grads.delta)
+
+
+@rt.jit
+def attend_dbias_0_slope(q, k, h, length, t):
+    """The derivative of the bias by what it reads of slope."""
+    return k - q
+
+
+@rt.jit
+def attend_dbias_0_place(q, k, h, length, t):
+    """The number of the element that is read, of a tensor of numbers from 1 on; 0: there is none."""
+    return tl.load(t.slope + tl.cast(h, tl.int64) * t.slope_0)
+
+
+@rt.jit
+def attend_dbias_0_blocks(sums, rows, grads, keys, visit, count, MASKED: tl.constexpr, t, C):
+    for i in tl.range(0, count, disable_licm=True):
+        block = rt.block_of(keys, attend_block(visit, i, MASKED), C)
+        ds = attend_dlogits(rows, grads, keys, block, MASKED, t, C)
+        ds = (ds * attend_dbias_0_slope(rows.position, block.position, rows.head, keys.length, t)).to(C.ACC)
+        sums += tl.sum(ds, 1)
+
+    return sums
+
+
+@rt.jit
+def attend_dbias_0(q, kv, dout, lse, delta, sums, places, call, t, numbers, C):
+    """One program: one tile of rows of one query head of one sequence.
+
+    What it adds up for slope is its own; torch adds the sums of all programs in one order.
+    """
+    tile = tl.program_id(0)
+    h, s = tl.program_id(1), tl.program_id(2)
+    q_start, q_count = rt.span(call.q_spans, s, call.q_count)
+    row = tile * C.BLOCK_M
+    left = q_count - row
+    if left <= 0:
+        return
+    kv_keys = rt.sequence_keys(kv, s, h, call, C)
+    q_first = rt.row_origin(call, s, q_count) + row
+    q_last = q_first + tl.minimum(left, C.BLOCK_M) - 1
+    t = attend_of_sequence(t, s, kv.spans)
+    rows = rt.load_rows(rt.at(q, s, h, q_start), row, left, q_first, h, C)
+    grads = rt.load_row_grads(
+        rt.at(dout, s, h, q_start), rt.at(lse, s, h, q_start), rt.at(delta, s, h, q_start), row, left, C
+    )
+    total = tl.zeros((C.BLOCK_M,), C.ACC)
+    visit = attend_visit_keys(h, q_first, q_last, kv_keys, t, C)
+    total = attend_dbias_0_blocks(total, rows, grads, kv_keys, visit, visit.full_count, False, t, C)
+    total = attend_dbias_0_blocks(total, rows, grads, kv_keys, visit, visit.partial_count, True, t, C)
+
+    numbers = attend_of_sequence(numbers, s, kv.spans)
+    place = attend_dbias_0_place(rows.position, 0, h, kv_keys.length, numbers)
+    tl.store(rt.at(sums, s, h, tile).data, tl.sum(total, 0))
+    tl.store(rt.at(places, s, h, tile).data, place.to(tl.int64))
+
+
+@rt.jit
 def attend_decode_number(ranges, i):
     """Number of the i-th visited block."""
     block = ranges[0].first + i
@@ -549,6 +632,46 @@ def attend_kernel_decode(
     return rt.Splits(partial, partial_lse, None, q.dtype)
 
 
+@MODULE.tuned
+def attend_kernel_bias_backward(
+    wanted: Sequence[bool],
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    keys: Sequence[tuple[Tensor, Tensor]],
+    out: Tensor,
+    lse: Tensor,
+    layout: rt.Layout,
+    t: AttendReads,
+) -> list[Tensor]:
+    """-> the gradients of slope, of those that are wanted, from the lse and out given."""
+    sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+    q, dout = rt.rows_contiguous(q), rt.rows_contiguous(dout)
+    v_dim = keys[0][1].shape[3]
+    delta = rt.delta_of(out, dout, dlse)
+    call = rt.call_of(q, layout)
+    rows = [rt.strided(x, sequences) for x in (dout, lse, delta)]
+    sources = [rt.source(q, k, v, sequences, layout, None) for k, v in keys]
+    tensors = attend_tensors(t, sequences)
+    found = []
+
+    if wanted[0]:
+        grad = rt.BiasGradient(t.slope)
+        numbers = attend_tensors(t._replace(slope=grad.numbers), sequences)
+        config = rt.config_for("dq_bias", q, v_dim)
+        tiles = triton.cdiv(layout.longest, config.block_m)
+        sums, places = rt.program_sums(q, (sequences, q.shape[1], tiles))
+        rt.launch(
+            attend_dbias_0, (tiles, q.shape[1], sequences),
+            rt.strided(q, sequences), *sources, *rows, rt.strided(sums, sequences), rt.strided(places, sequences), call,
+            tensors, numbers, rt.constants(q, v_dim, q.shape[-1] ** -0.5, config),
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+        grad.add(sums, places)
+        found.append(grad.total)
+    return found
+
+
 # ---- 4. Operators ---------------------------------------------------------------------------------------------------
 
 
@@ -585,9 +708,30 @@ def attend_backward_of(
     return [dq, *grads[0]]
 
 
+def attend_bias_backward_of(
+    wanted: Sequence[bool],
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slope: Tensor,
+    layout: rt.Layout,
+) -> list[Tensor]:
+    """-> the gradients of slope, of those that are wanted"""
+    given = dout, dlse, q, attend_keys(q, k, v), out, lse, layout, attend_reads(q.shape[1], slope)
+    if rt.uses_kernels(q):
+        return attend_kernel_bias_backward(wanted, *given)
+    names = rt.wanted_of(wanted, ["slope"])
+    return rt.cpu_bias_backward(attend_form, names, *given)
+
+
 attend_forward_op, attend_backward_op = rt.attention_operators(
     MODULE, "attend", ("q", "k", "v"), ("slope",),
-    attend_keys, attend_forward_of, attend_backward_of
+    attend_keys, attend_forward_of, attend_backward_of,
+    bias=("slope",), bias_backward=attend_bias_backward_of
 )  # fmt: skip
 
 
@@ -606,7 +750,7 @@ class Inputs(NamedTuple):
 ARGUMENTS = rt.Arguments(
     queries=(rt.QueryArgument("q"),),
     streams=(rt.StreamArgument("kv", "k", "v", "q"),),
-    tensors=(rt.TensorArgument("slope", ("head",), "float", learns=False),),
+    tensors=(rt.TensorArgument("slope", ("head",), "float", learns=True),),
 )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spdsl.ir.pattern import Choice, Gate, Pattern, Query, Stream, Weight
 from spdsl.ir.pattern import Tensor as TensorInput
+from spdsl.ir.symbols import lookup_name, lookups
 from spdsl.oracle import dense
 from tests.numerics.patterns import module_of, pattern_of
 
@@ -120,8 +121,12 @@ def guarded(x: Tensor) -> Tensor:
 
 
 def differentiable(pattern: Pattern, inputs: Inputs) -> list[str]:
-    """Vectors, gates, sinks and weights get gradients."""
+    """Vectors, gates, sinks, weights and what biases read get gradients."""
     learned = {softmax.sink for softmax in pattern.softmaxes()}
+    read = {
+        lookup_name(x) for softmax in pattern.softmaxes() if softmax.bias is not None for x in lookups(softmax.bias)
+    }
+    learned |= {name for name in read if inputs[name].is_floating_point()}
     learned |= {found.name for found in pattern.inputs if isinstance(found, Weight)}
     read = {found.name for found in pattern.inputs if isinstance(found, TensorInput)}
     vectors = [name for name, x in inputs.items() if name not in read and x.dim() == 4 and x.is_floating_point()]

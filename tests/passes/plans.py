@@ -12,6 +12,7 @@ from spdsl.ir.pattern import Kl
 from spdsl.ir.plan import Plan, SoftmaxPlan
 from spdsl.ir.visit import Range
 from spdsl.passes.aligned import aligned as shortest
+from spdsl.passes.bias_reads import bias_reads as differentiated
 from spdsl.passes.count import Count, Shape, shape_of
 from spdsl.passes.disjuncts import disjuncts as conjuncts_of
 from spdsl.passes.divergence import list_of, walked_by
@@ -38,6 +39,15 @@ def plan_of(body: str) -> Plan:
 
 def disjuncts(body: str) -> Iterator[str]:
     return (str(conjunct.test()) for test in _terms(body) for conjunct in conjuncts_of(test))
+
+
+def bias_reads(body: str) -> Iterator[str]:
+    """Of each softmax; what of its bias gets none comes last."""
+    for softmax in plan_of(body).softmaxes:
+        yield from (f"{read.read}: {read.place.value}, slope {read.slope}" for read in softmax.bias_reads)
+        for read in differentiated(softmax.softmax.bias, softmax.reads):
+            if read not in softmax.bias_reads:
+                yield f"no gradient of {read.tensor.name}: {read.read} is {read.place.value}"
 
 
 def tidy(body: str) -> Iterator[str]:

@@ -30,7 +30,8 @@ def check(body: str) -> Iterator[str]:
 PAIRS: dict[str, Callable[[str], Iterator[str]]] = {
     made.__name__: made
     for made in (
-        check, language.choices, language.later_keys, language.source_numbers, plans.aligned, plans.count,
+        check, language.choices, language.later_keys, language.source_numbers, plans.aligned, plans.bias_reads,
+        plans.count,
         plans.disjuncts, plans.divergence, plans.joint, plans.listed, plans.overlap, plans.partition, plans.ranges,
         plans.read_lengths, plans.resident, plans.residues, plans.selection, plans.split, plans.tidy, plans.visible,
         schedules.schedule,
@@ -45,7 +46,7 @@ PAIRS |= {
 }  # fmt: skip
 PAIRS |= {
     f"schedule/{name}": schedules.of_file(name)
-    for name in ("attend", "choose", "entries", "extras", "pairs", "results", "sums", "units")
+    for name in ("attend", "bias", "choose", "entries", "extras", "pairs", "results", "sums", "units")
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from spdsl.ir.pattern import Branch, Case, Choice, Softmax, Stream
 from spdsl.ir.plan import Joint, Plan, Role, SoftmaxPlan
 from spdsl.ir.schedule import Schedule, Stage, Step, When
-from spdsl.passes.schedule import attend, choose, entries, extras, pairs, results, sums, units
+from spdsl.passes.schedule import attend, bias, choose, entries, extras, pairs, results, sums, units
 from spdsl.passes.schedule.buffers import Buffers
 
 Steps = Iterable[Step[Any]]
@@ -62,6 +62,9 @@ def _backward(room: Buffers) -> Iterator[Step[Any]]:
             for softmax in _softmaxes(room.plan, call):
                 if softmax.role is Role.BRANCH:
                     yield from _of_case(number, _in_part(call.name, _softmax(room, softmax)))
+            for softmax in _softmaxes(room.plan, call):
+                if softmax.role is Role.BRANCH:
+                    yield from _of_case(number, bias.gradients(room, softmax))
         branches = tuple(
             softmax for call in calls for softmax in _softmaxes(room.plan, call) if softmax.role is Role.BRANCH
         )

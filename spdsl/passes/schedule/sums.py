@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from spdsl.ir.bias import BiasRead
 from spdsl.ir.pattern import Case, Extra, Gate, Merge, Softmax, Stream, Values
 from spdsl.ir.plan import SoftmaxPlan
-from spdsl.ir.schedule import Buffer, Gradient, Kind, Side, Step
+from spdsl.ir.schedule import Buffer, Gradient, Kind, Side, Step, When
 from spdsl.passes.joint import leaves
 from spdsl.passes.schedule.buffers import Buffers, sides, source_of
 from spdsl.passes.schedule.entries import weighing
@@ -20,12 +21,23 @@ def summed(
     gradients = [gradient for result in (case.branch, *case.extras) for gradient in _of_result(room, result, softmaxes)]
     gradients += [gradient for softmax in softmaxes for gradient in _of_softmax(softmax)]
     gradients += [gradient for stream in entries for gradient in _of_entries(room, stream)]
-    again = tuple(
-        gradient for i, gradient in enumerate(gradients) if gradient.name in {other.name for other in gradients[:i]}
-    )
-    if again:
+    if again := _again(gradients):
         reads = tuple(buffer for gradient in again if (buffer := _buffer(room, gradient)) is not None)
         yield Step(Kind.SUMS, "sums of gradients", again, reads=reads, writes=reads)
+    tensors = [tensor for softmax in softmaxes for tensor in dict.fromkeys(x.tensor for x in _walked_reads(softmax))]
+    if of_biases := _again([Gradient(tensor.name) for tensor in tensors]):
+        names = {gradient.name for gradient in of_biases}
+        own = tuple(room.gradient(room.tensor(x)) for x in dict.fromkeys(tensors) if x.name in names)
+        yield Step(Kind.SUMS, "sums of gradients of biases", of_biases, reads=own, writes=own, when=When.LEARNED)
+
+
+def _again(gradients: Sequence[Gradient]) -> tuple[Gradient, ...]:
+    """Those that come to one that is there."""
+    return tuple(one for i, one in enumerate(gradients) if one.name in {other.name for other in gradients[:i]})
+
+
+def _walked_reads(softmax: SoftmaxPlan) -> tuple[BiasRead, ...]:
+    return (softmax.of_class or softmax).learned_reads
 
 
 def _of_result(room: Buffers, result: Extra, softmaxes: Sequence[SoftmaxPlan]) -> Iterator[Gradient]:

@@ -201,6 +201,12 @@ def minimum(a: Tensor | int, b: Tensor | int) -> Tensor:
     return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
 
 
+def above_of(a: Tensor | int, b: Tensor | int) -> Tensor:
+    """The derivative of maximum(a, b) by a: both sides have a half of a tie."""
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    return (a > b) + 0.5 * (a == b)
+
+
 def exact(x: Tensor | int) -> Tensor:
     """Whole numbers, before a fraction or a root is taken of them: PyTorch would take it in float32."""
     return torch.as_tensor(x, dtype=torch.float64)

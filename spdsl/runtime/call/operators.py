@@ -55,11 +55,14 @@ def attention_operators(
     keys: Callable[..., Sequence[tuple[Tensor, Tensor]]],
     forward: Run,
     backward: Run | None = None,
+    bias: Sequence[str] = (),
+    bias_backward: Run | None = None,
 ) -> tuple[Any, Any]:
     """-> `name_forward` and `name_backward` of one softmax; without `backward` None.
 
     learned, looked_up: its tensors, with and without gradient, in the order of `forward`; a query and the keys first.
-    keys: of these, the (k, v) of its streams.
+    keys: of these, the (k, v) of its streams. bias: of those without, what its bias reads: `bias_backward` gives the
+    gradients of those of them that want one, by an operator of its own, `name_bias_backward`.
     """
     tensors, sources = (*learned, *looked_up), len(inspect.signature(keys).parameters)
     schema, count = f"{''.join(f'Tensor {x}, ' for x in tensors)}{LAYOUT}", len(tensors)
@@ -83,6 +86,9 @@ def attention_operators(
 
     back_schema = f"(Tensor dout, Tensor? dlse, Tensor out, Tensor lse, {schema}) -> Tensor[]"
     back = backward_operator(module, name, back_schema, run_back, fake_back)
+    places = [tensors.index(x) for x in bias]
+    module.learned.update(bias)
+    of_bias = None if bias_backward is None else _bias_operator(module, name, schema, places, bias_backward)
 
     def save(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.set_materialize_grads(False)
@@ -93,10 +99,32 @@ def attention_operators(
         out, lse, *inputs = ctx.saved_tensors
         dout = torch.zeros_like(out) if dout is None else dout
         grads = back(dout, dlse, out, lse, *inputs, *ctx.numbers)
-        return *grads, *[None] * (len(looked_up) + _OF_LAYOUT)
+        found = [*grads, *[None] * (len(looked_up) + _OF_LAYOUT)]
+        wanted = [bool(ctx.needs_input_grad[place]) for place in places]
+        if of_bias is not None and any(wanted):
+            own = iter(of_bias(wanted, dout, dlse, out, lse, *inputs, *ctx.numbers))
+            for place, one in zip(places, wanted, strict=True):
+                found[place] = next(own) if one else None
+        return tuple(found)
 
     made.register_autograd(gradients, setup_context=save)
     return made, back
+
+
+def _bias_operator(module: Module, name: str, schema: str, places: Sequence[int], run: Run) -> Any:
+    """`name_bias_backward`: the gradients of the wanted of the tensors at these places of the schema."""
+
+    def run_back(
+        wanted: Sequence[bool], dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *given: Any
+    ) -> Any:
+        return run(wanted, dout, dlse, out, lse, *given[:-_OF_LAYOUT], Layout(*given[-_OF_LAYOUT:]))
+
+    def fake(wanted: Sequence[bool], dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *given: Any) -> Any:
+        found = (given[place] for place, one in zip(places, wanted, strict=True) if one)
+        return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in found]
+
+    own = f"(bool[] wanted, Tensor dout, Tensor? dlse, Tensor out, Tensor lse, {schema}) -> Tensor[]"
+    return backward_operator(module, f"{name}_bias", own, run_back, fake)
 
 
 def choice_operator(

@@ -61,7 +61,10 @@ class WeightArgument(NamedTuple):
 
 
 class TensorArgument(NamedTuple):
-    """A tensor over heads, kv heads, tokens, queries. sink: logits of the query heads. learns: may want a gradient."""
+    """A tensor over heads, kv heads, tokens, queries. sink: logits of the query heads.
+
+    learns: of what a bias reads, whether it gets a gradient there; None: no bias reads it.
+    """
 
     name: str
     axes: tuple[str | int, ...]
@@ -69,7 +72,7 @@ class TensorArgument(NamedTuple):
     optional: bool = False
     kept: bool = False  # a cache keeps it for its tokens
     sink: bool = False
-    learns: bool = True
+    learns: bool | None = None
     units: int = 0  # of the lists whose length it says: what examples say, too
 
     @property
@@ -244,7 +247,7 @@ def prepared(
             changed[tensor.name] = x.contiguous()  # kernels read one logit after another
             continue
         changed[tensor.name] = tensor_argument(tensor.name, x, tensor.axes, tensor.kind, sizes, q)
-        if not tensor.learns:
+        if tensor.learns is False:
             refuse_gradient(tensor.name, changed[tensor.name])
     for units in arguments.maps:
         if isinstance(units, DrawnArgument):

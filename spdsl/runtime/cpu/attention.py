@@ -15,12 +15,15 @@ from spdsl.runtime.cache.storage import Storage
 from spdsl.runtime.call.lists import tiles_of
 from spdsl.runtime.call.reference import dense_softmax
 from spdsl.runtime.cpu.cpu import sparse_backward, sparse_forward
+from spdsl.runtime.cpu.cpu_bias import ReadOnPairs, sparse_bias_backward, units_bias_backward
 from spdsl.runtime.cpu.cpu_step import sparse_step, step_of_units
 from spdsl.runtime.cpu.cpu_tiles import Logits, Part
+from spdsl.runtime.cpu.cpu_unit_tiles import UnitTests
 from spdsl.runtime.cpu.cpu_units import units_backward, units_forward
 from spdsl.runtime.cpu.visits import CPU_BLOCK, visits_of_blocks, visits_of_ranges
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners
+from spdsl.runtime.launch.bias import BiasGradient
 from spdsl.runtime.launch.launch import empty_rows, gradient_room, is_step, wide
 from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.scores import unit_products
@@ -29,6 +32,17 @@ from spdsl.runtime.units.units import unit_mask
 
 KeyValues = Sequence[tuple[Tensor, Tensor]]
 Ranges = list[tuple[int, int, int, int]]
+
+
+class BiasRead(NamedTuple):
+    """A read of the tensor `name` in a bias, on (q, k, heads, length, tensors).
+
+    slope: the derivative of the bias by it. element: what is read; of a tensor of numbers it is the element's.
+    """
+
+    name: str
+    slope: Callable[..., Tensor | float]
+    element: Callable[..., Tensor]
 
 
 class Sweep(NamedTuple):
@@ -48,6 +62,7 @@ class Form(NamedTuple):
     """What the pattern says of one softmax. scale None: D ** -0.5. cells: of its entries; None: tokens.
 
     bias: added to logits, of (q, k, heads, length). reads_of: of all tensors that it reads, those of some sequences.
+    bias_reads: what of it has a gradient.
     by_row: some of them have a number for each row of the call, which `row_shift` finds.
     unit: tokens of the units of the choice that it walks, 0: none.
     product: of a query and a key, `dot` where it attends; else it has no output, and its log-sum-exp may be asked for.
@@ -57,6 +72,7 @@ class Form(NamedTuple):
     scale: float | None = None
     softcap: float | None = None
     bias: Callable[..., Tensor] | None = None
+    bias_reads: tuple[BiasRead, ...] = ()
     cells: Cells | None = None
     reads_of: Callable[..., Any] | None = None
     by_row: bool = False
@@ -189,6 +205,59 @@ def cpu_backward(
         for (dk, dv), pair in zip(grads, pairs, strict=True):
             dk[columns], dv[columns] = pair
     return dq, grads
+
+
+def cpu_bias_backward(
+    form: Form,
+    wanted: Sequence[str],
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    keys: KeyValues,
+    out: Tensor,
+    lse: Tensor,
+    layout: Layout,
+    t: Any,
+    chosen: Tensor | None = None,
+) -> list[Tensor]:
+    """-> the gradients of the wanted tensors that the bias reads; out and lse may be those of a joint softmax."""
+    grads = {name: BiasGradient(getattr(t, name)) for name in wanted}
+    reads = [read for read in form.bias_reads if read.name in grads]
+    add = [grads[read.name].add for read in reads]
+    numbers = [t._replace(**{read.name: grads[read.name].numbers}) for read in reads]
+    for corner in form.corners(q, layout):
+        rows, columns = (corner.batch, slice(None), corner.rows), (corner.batch, slice(None), corner.keys)
+        here, own = [(k[columns], v[columns]) for k, v in keys], form.own(t, corner, layout)
+        logits, own_dlse = form.logits(q, corner.q_origin), None if dlse is None else dlse[rows]
+        own_numbers = [form.own(x, corner, layout) for x in numbers]
+        own_reads = [_of_pairs(read, corner, own, x) for read, x in zip(reads, own_numbers, strict=True)]
+        if chosen is not None:
+            given = (dout[rows], own_dlse, q[rows], *here[0], out[rows], lse[rows], chosen[rows], form.unit)
+            units_bias_backward(*given, UnitTests(*_seen(form, corner, own)), own_reads, logits, add)
+            continue
+        h = torch.arange(q.shape[1]).view(1, -1, 1, 1)
+        parts = streams_of(form, q.shape[1], here, corner, own)
+        placed = [_with_heads(read, h) for read in own_reads]
+        sparse_bias_backward(dout[rows], own_dlse, q[rows], parts, placed, out[rows], lse[rows], logits, add)
+    return [grad.total for grad in grads.values()]
+
+
+def _of_pairs(read: BiasRead, corner: Corner, own: tuple[Any, ...], numbers: tuple[Any, ...]) -> ReadOnPairs:
+    """A read on query positions, key numbers and heads."""
+
+    def at(function: Callable[..., Any], tensors: tuple[Any, ...]) -> Callable[..., Any]:
+        return lambda q, k, h: function(q, k + corner.k_origin, h, corner.length, *tensors)
+
+    return ReadOnPairs(at(read.slope, own), at(read.element, numbers))
+
+
+def _with_heads(read: ReadOnPairs, h: Tensor) -> ReadOnPairs:
+    """The same on positions of a tile alone."""
+
+    def of(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda q, k: function(q[None, None], k[None, None], h)
+
+    return ReadOnPairs(of(read.slope), of(read.number))
 
 
 def cached_attention(

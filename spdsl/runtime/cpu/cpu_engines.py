@@ -52,9 +52,19 @@ def plain_forward(x: TileData) -> tuple[Tensor, Tensor]:
 def plain_backward(x: TileData, dout: Tensor, out: Tensor, lse: Tensor, dlse: Tensor) -> tuple[Tensor, ...]:
     scores, slope = _scores(x)
     p = share_of(scores, lse)
-    dp = dout @ x.v.transpose(2, 3) - ((dout * out).sum(-1, keepdim=True) - dlse)
+    dp = _of_shares(x, dout, out, dlse)
     ds = (p * dp * slope * x.form.scale).masked_fill(scores == -torch.inf, 0.0)
     return seen_product(ds, x.k), seen_product(ds.transpose(2, 3), x.q), seen_product(p.transpose(2, 3), dout)
+
+
+def logit_gradients(x: TileData, dout: Tensor, out: Tensor, lse: Tensor, dlse: Tensor) -> Tensor:
+    """The gradients of the logits [.., rows, keys], which a bias has, too: 0 where hidden whatever a value holds."""
+    scores, _ = _scores(x)
+    return (share_of(scores, lse) * _of_shares(x, dout, out, dlse)).masked_fill(scores == -torch.inf, 0.0)
+
+
+def _of_shares(x: TileData, dout: Tensor, out: Tensor, dlse: Tensor) -> Tensor:
+    return dout @ x.v.transpose(2, 3) - ((dout * out).sum(-1, keepdim=True) - dlse)
 
 
 def _scores(x: TileData) -> tuple[Tensor, Tensor | float]:

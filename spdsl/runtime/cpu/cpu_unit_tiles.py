@@ -196,8 +196,18 @@ def part_of_tiles(tiles: PairTiles, part: slice) -> PairTiles:
     return PairTiles(row[part], hidden[part], head[part], unit[part], table[part], masks)
 
 
-def _unit_tests(tiles: PairTiles, tests: UnitTests, sizes: UnitSizes) -> tuple[Tensor, Tensor | None]:
-    """Which logits are hidden, and what is added to them: [tiles, pairs, 1 or G, unit]."""
+class OnPairs(NamedTuple):
+    """Query positions [rows, 1], keys [rows, unit] and heads [G, rows, 1] of the pairs of some tiles, for a function.
+
+    by_tile: what the function gives, as [tiles, pairs, 1 or G, 1 or unit].
+    """
+
+    places: tuple[Tensor, Tensor, Tensor]
+    by_tile: Callable[[Tensor], Tensor]
+    beyond: Tensor | None  # keys past the end, [rows, unit]
+
+
+def on_pairs_of(tiles: PairTiles, sizes: UnitSizes) -> OnPairs:
     n, pairs = tiles.row.shape
     rows = n * pairs
     q = (tiles.row % sizes.rows + sizes.q_origin).view(rows, 1)
@@ -206,7 +216,6 @@ def _unit_tests(tiles: PairTiles, tests: UnitTests, sizes: UnitSizes) -> tuple[T
     heads = tiles.head.view(1, n, 1) * sizes.group + torch.arange(sizes.group).view(-1, 1, 1)
     heads = heads.expand(-1, n, pairs).reshape(-1, rows, 1)
     rest = sizes.units * sizes.unit > sizes.keys
-    inside = k.clamp(max=sizes.keys - 1) if rest else k
 
     def by_tile(x: Tensor) -> Tensor:
         x = x.broadcast_to(torch.broadcast_shapes(x.shape, (1, rows, sizes.unit)))
@@ -216,13 +225,21 @@ def _unit_tests(tiles: PairTiles, tests: UnitTests, sizes: UnitSizes) -> tuple[T
         by_head: Tensor = x.unflatten(1, (n, pairs))
         return by_head.permute(1, 2, 0, 3)
 
-    hidden = ~by_tile(tests.visible(q, inside, heads)) | tiles.hidden.view(n, pairs, 1, 1)
-    if rest:
-        hidden = hidden | (k >= sizes.keys).view(n, pairs, 1, -1)
+    inside = k.clamp(max=sizes.keys - 1) if rest else k
+    return OnPairs((q, inside, heads), by_tile, k >= sizes.keys if rest else None)
+
+
+def _unit_tests(tiles: PairTiles, tests: UnitTests, sizes: UnitSizes) -> tuple[Tensor, Tensor | None]:
+    """Which logits are hidden, and what is added to them: [tiles, pairs, 1 or G, unit]."""
+    n, pairs = tiles.row.shape
+    on_pairs = on_pairs_of(tiles, sizes)
+    hidden = ~on_pairs.by_tile(tests.visible(*on_pairs.places)) | tiles.hidden.view(n, pairs, 1, 1)
+    if on_pairs.beyond is not None:
+        hidden = hidden | on_pairs.beyond.view(n, pairs, 1, -1)
     if tiles.masks is not None:
         bit = torch.arange(sizes.unit) // (sizes.unit // sizes.per)
         hidden = hidden | (tiles.masks[..., None] >> bit & 1).eq(0).unsqueeze(2)
     if tests.bias is None:
         return hidden, None
-    added = by_tile(tests.bias(q, inside, heads))
+    added = on_pairs.by_tile(tests.bias(*on_pairs.places))
     return hidden | (added == -torch.inf), added

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +40,18 @@ def summed(names: Sequence[str], parts: Sequence[tuple[Sequence[str], list[Tenso
         for name, grad in zip(own, grads, strict=True):
             found[name] = found[name].add_(grad) if name in found else grad
     return [found[name] for name in names]
+
+
+def wanted_of(wanted: Sequence[bool], names: Sequence[str]) -> list[str]:
+    return [name for name, one in zip(names, wanted, strict=True) if one]
+
+
+def summed_by_name(
+    wanted: Sequence[str], parts: Sequence[tuple[Sequence[str], Callable[[list[bool]], list[Tensor]]]]
+) -> list[Tensor]:
+    """The gradients of the `wanted`. Of each part: its names, and what gives the gradients of those asked for."""
+    own = [(names, gradients([name in wanted for name in names])) for names, gradients in parts]
+    return summed(wanted, [([name for name in names if name in wanted], grads) for names, grads in own])
 
 
 def gated_sum(parts: Sequence[tuple[Tensor, Tensor]], gates: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,58 @@
+"""What a bias reads of a float tensor, and how the gradient of the tensor is summed.
+
+An element of it gets the gradient of each logit whose bias reads it, times the derivative of the bias by the read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from spdsl.ir.inputs import Tensor
+from spdsl.ir.symbols import Expr, H, K, Q
+
+
+class Place(Enum):
+    """Which elements the rows and keys of a tile read: so many sums it has, and that is where they go."""
+
+    HEAD = "one of a head"
+    ROW = "one of a row"
+    KEY = "one of a key"
+    TABLE = "of a table"  # by row and key, on axes of declared sizes
+    PAIR = "one of a pair"  # at [q] and [k] themselves
+    OTHER = "by row and key, on an axis of the caller's size"
+
+
+@dataclass(frozen=True, slots=True)
+class BiasRead:
+    """A read of `tensor` in a bias, and the derivative of the bias by it."""
+
+    tensor: Tensor
+    read: Expr
+    slope: Expr
+
+    @property
+    def table_axes(self) -> tuple[int, ...]:
+        """The axes that are read by row and key together, or where one of them is: by either."""
+        moving = [i for i, index in enumerate(self.read.args) if index.free_symbols & {Q, K}]
+        return tuple(moving)
+
+    @property
+    def place(self) -> Place:
+        known = self.read.free_symbols & {Q, K}
+        if not known:
+            return Place.HEAD
+        if K not in known:
+            return Place.ROW
+        if Q not in known:
+            return Place.KEY
+        axes = [(self.tensor.axes[i], self.read.args[i]) for i in self.table_axes]
+        if all(isinstance(axis, int) for axis, _ in axes):
+            return Place.TABLE
+        exact = [index for axis, index in axes if axis in ("token", "query")]
+        return Place.PAIR if len(axes) == 2 and set(exact) == {Q, K} else Place.OTHER
+
+    @property
+    def by_head(self) -> bool:
+        """Whether each query head reads elements of its own."""
+        return any(axis == "head" and index == H for axis, index in zip(self.tensor.axes, self.read.args, strict=True))
