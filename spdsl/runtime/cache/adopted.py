@@ -14,6 +14,7 @@ from torch import Tensor
 from spdsl.runtime.cache.cache import storage_of
 from spdsl.runtime.cache.steps import Closes
 from spdsl.runtime.cache.storage import EntryShape, Storage
+from spdsl.runtime.call.scale import scale_of_call
 from spdsl.runtime.call.table import Arguments, Inputs, changed_in, check_sums, check_vectors, check_weights, prepared
 from spdsl.runtime.entries.entries import Cells, entry_count, entry_counts
 from spdsl.runtime.launch.launch import uses_kernels
@@ -81,6 +82,7 @@ def from_pages(
     seq_lens: Tensor,
     cu_seqlens_q: Tensor,
     max_seqlen_q: int | None,
+    scale: float | None,
     *states: Any,
 ) -> tuple[Inputs, Storage, Layout, Requests]:
     """Of inputs with packed queries [T, heads, dim], lists of units [T, heads, n] and pages in place of keys: what a
@@ -91,6 +93,7 @@ def from_pages(
         for name in (x.k, x.v):
             if name:
                 expect_tensor(f"{name}_pages", getattr(inputs, name))
+    of_call = scale_of_call(scale)
     requests = Requests(arguments, inputs, block_table, seq_lens, cu_seqlens_q, max_seqlen_q)
     own = _adopted(arguments, inputs, requests.table, requests.spans)
     requests.check(own.capacity)
@@ -107,7 +110,7 @@ def from_pages(
     packed = {name: packed_queries(getattr(inputs, name), requests, name) for name in (*queries, *lists)}
     unread = {x.name: None for x in arguments.tensors if "token" in x.axes and not x.kept}
     spans = None if requests.single else requests.q_spans
-    layout = Layout(spans, own.spans, None, None, requests.longest, own.capacity)
+    layout = Layout(spans, own.spans, None, None, requests.longest, own.capacity, *of_call)
     inputs = changed_in(inputs, pages | packed | unread)
     inputs = prepared(arguments, inputs, layout, own.capacity, own.capacity, len(own.spans))
     return inputs, own, layout, requests
