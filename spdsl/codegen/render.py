@@ -86,7 +86,7 @@ def _pieces(s: SoftmaxText) -> dict[str, object]:
         "t": ", t" if s.reads else "",
         "reads_class": s.reads_class,
         "sink_parameter": f"{s.sink}: Tensor, " if s.sink else "",
-        "scale": s.scale or "q.shape[-1] ** -0.5",
+        "scale": f"tl.constexpr({s.scale})" if s.scale else "rt.scale_of(q, layout)",
         "softcap": s.softcap or None,
     }
 

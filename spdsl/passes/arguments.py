@@ -11,8 +11,8 @@ from spdsl.passes.names import Names
 # Arguments and attributes of every generated module.
 MODULE_WORDS = frozenset(
     "gates return_lse return_counts phase where how rows block_table seq_lens cu_seqlens_q max_seqlen_q states"
-    " state_rows new_tokens cu_seqlens max_seqlen lengths q_offset k_offset cache page capacity batch attention"
-    " reference launch Cache tensors spans".split()
+    " state_rows new_tokens cu_seqlens max_seqlen cu_seqlens_k max_seqlen_k lengths side q_offset k_offset"
+    " scale cache page capacity batch attention reference launch Cache tensors spans".split()
 )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from spdsl.runtime.cache.adopted import close_in_pages, from_pages, packed_queries, state_buffers, unpacked
 from spdsl.runtime.cache.cache import CacheStore, StreamShape
 from spdsl.runtime.cache.cache_arguments import expect_sizes
+from spdsl.runtime.cache.compiled import Result, cached_call
 from spdsl.runtime.cache.states import token_states
 from spdsl.runtime.cache.steps import Brought, Closes, answer, append_alone, step
 from spdsl.runtime.cache.storage import EntryShape, Storage, paged_entries, paged_of
 from spdsl.runtime.call.cases import finish, known, settle
 from spdsl.runtime.call.example_arguments import Sizes, example_arguments
 from spdsl.runtime.call.examples import expect_gates
+from spdsl.runtime.call.layouts import Options, checked_layout
 from spdsl.runtime.call.lists import (
     BlockLists,
     Tiles,
@@ -43,6 +45,7 @@ from spdsl.runtime.call.operators import (
 )
 from spdsl.runtime.call.phases import choices_in, expect_phase, reference_in
 from spdsl.runtime.call.residues import by_class
+from spdsl.runtime.call.scale import refuse_scale
 from spdsl.runtime.call.table import (
     Arguments,
     ChosenArgument,
@@ -103,6 +106,7 @@ from spdsl.runtime.launch.launch import (
     page_of,
     room_like,
     rows_contiguous,
+    scale_of,
     source,
     split_room,
     strided,
@@ -133,7 +137,7 @@ from spdsl.runtime.select.ranking import (
     there,
 )
 from spdsl.runtime.select.scores import divergence, pooled_scores
-from spdsl.runtime.sequences import Corner, Layout, checked_layout, corners, expect, expect_tensor, length_of
+from spdsl.runtime.sequences import Corner, Layout, corners, expect, expect_tensor, length_of
 from spdsl.runtime.tiles.bias import (
     above,
     add_elements,
@@ -290,9 +294,11 @@ __all__ = [
     "Layout",
     "ListArgument",
     "Module",
+    "Options",
     "Paged",
     "QueryArgument",
     "RangeVisit",
+    "Result",
     "RowGrads",
     "Rows",
     "Selection",
@@ -327,6 +333,7 @@ __all__ = [
     "bucket_key",
     "by_class",
     "cached_attention",
+    "cached_call",
     "call_of",
     "checked",
     "checked_layout",
@@ -465,6 +472,7 @@ __all__ = [
     "ranks_room",
     "read",
     "reference_in",
+    "refuse_scale",
     "reporting",
     "request_lengths",
     "room_like",
@@ -476,6 +484,7 @@ __all__ = [
     "row_sums",
     "rows_contiguous",
     "rows_of_parts",
+    "scale_of",
     "score_gradient",
     "score_shape",
     "select_constants",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -77,7 +76,7 @@ def on_host(x: Tensor) -> bool:
 
 
 class Layout(NamedTuple):
-    """The sequences of a call.
+    """The sequences of a call, and its scale.
 
     Dense: neither spans nor offsets; sequence s is batch row s, its last query stands at its last key.
     Spans [S, 2] = (start, count), int32: packed sequences (batch 1) or padded ones (batch S).
@@ -90,6 +89,8 @@ class Layout(NamedTuple):
     k_offset: int | None
     longest: int  # rows, and with spans also keys, of the longest sequence, or more
     keys: int  # tokens of a batch row of keys
+    scale: float | None = None  # in place of 1 / sqrt(dim)
+    traced_scale: Tensor | None = None  # the same, float64 [] of the host, where PyTorch traces and does not know it
 
 
 class Corner(NamedTuple):
@@ -106,92 +107,7 @@ class Corner(NamedTuple):
     q_origin: int
     k_origin: int
     length: int
-
-
-def checked_layout(
-    q: Tensor,
-    k: Tensor,
-    cu_seqlens: Tensor | None,
-    max_seqlen: int | None,
-    lengths: Tensor | None,
-    q_offset: int | None,
-    k_offset: int | None,
-) -> Layout:
-    """As `layout_of`, with a look at the numbers of sequences where that costs nothing."""
-    layout = layout_of(q, k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
-    if cu_seqlens is not None and on_host(cu_seqlens):
-        _expect_rising(cu_seqlens.tolist(), q.shape[2], layout.longest)
-    if lengths is not None and on_host(lengths):
-        outside = [length for length in lengths.tolist() if not 0 <= length <= layout.longest]
-        expect(not outside, "lengths", "numbers from 0 to {}", outside[:8], layout.longest)
-    return layout
-
-
-def layout_of(
-    q: Tensor,
-    k: Tensor,
-    cu_seqlens: Tensor | None,
-    max_seqlen: int | None,
-    lengths: Tensor | None,
-    q_offset: int | None,
-    k_offset: int | None,
-) -> Layout:
-    """The layout that the arguments of a call describe. Raises ValueError on contradictions."""
-    given = [cu_seqlens is not None, lengths is not None, q_offset is not None or k_offset is not None]
-    expect(sum(given) <= 1, "cu_seqlens, lengths, q_offset", "at most one of them", sum(given))
-    if cu_seqlens is not None:
-        expect(q.shape[0] == 1, "q", "batch 1 with cu_seqlens", q.shape[0])
-        expect(q.shape[2] == k.shape[2], "k", "{} tokens like q, with cu_seqlens", k.shape[2], q.shape[2])
-        _expect_numbers("cu_seqlens", cu_seqlens, "int [sequences + 1]", q)
-        expect(len(cu_seqlens) > 1, "cu_seqlens", "int [sequences + 1]", (cu_seqlens.dtype, cu_seqlens.shape))
-        longest = q.shape[2] if max_seqlen is None else _longest(max_seqlen, q.shape[2])
-        spans = _between(cu_seqlens, q.shape[2])
-        return Layout(spans, spans, None, None, longest, k.shape[2])
-    expect(max_seqlen is None, "max_seqlen", "None without cu_seqlens", max_seqlen)
-    if lengths is not None:
-        _expect_numbers("lengths", lengths, "int [{}]", q)
-        expect(len(lengths) == q.shape[0], "lengths", "int [{}]", (lengths.dtype, lengths.shape), q.shape[0])
-        most = max(q.shape[2], k.shape[2])
-        q_spans, k_spans = (_at_the_end(lengths, size, most) for size in (q.shape[2], k.shape[2]))
-        return Layout(q_spans, k_spans, None, None, most, k.shape[2])
-    if q_offset is None and k_offset is None:
-        return Layout(None, None, None, None, q.shape[2], k.shape[2])
-    if q_offset is None or k_offset is None:
-        raise ValueError("q_offset, k_offset: expected both of them, got one")
-    q_offset = expect_number("q_offset", q_offset, "a position >= 0", 0, INT32_MOST - q.shape[2])
-    k_offset = expect_number("k_offset", k_offset, "a position >= 0", 0, INT32_MOST - k.shape[2])
-    return Layout(None, None, q_offset, k_offset, q.shape[2], k.shape[2])
-
-
-def _expect_numbers(name: str, x: Tensor, expected: str, q: Tensor) -> None:
-    """int [n] on the device of q."""
-    expect_tensor(name, x)
-    whole = x.dim() == 1 and x.dtype in (torch.int32, torch.int64)
-    expect(whole, name, expected, (x.dtype, x.shape), q.shape[0])
-    expect(x.device == q.device, name, f"device {q.device}", x.device)
-
-
-def _longest(max_seqlen: int, tokens: int) -> int:
-    if torch.compiler.is_compiling():  # it may be a number that nobody knows yet
-        return max_seqlen
-    return min(expect_number("max_seqlen", max_seqlen, "a number of tokens"), tokens)
-
-
-def _expect_rising(ends: Sequence[int], tokens: int, longest: int) -> None:
-    rising = ends[0] == 0 and ends[-1] <= tokens and all(first <= end for first, end in pairwise(ends))
-    expect(rising, "cu_seqlens", f"rising numbers from 0 to at most {tokens}", ends[:8])
-    most = max(end - first for first, end in pairwise(ends))
-    expect(most <= longest, "max_seqlen", f"at least {most}", longest)
-
-
-def _between(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """Spans (start, count), int32. On the CPU wrong ones stay wrong, and are seen where they are read; on a GPU,
-    where nobody looks, they are brought into the tensor."""
-    ends = cu_seqlens.long()
-    if ends.device.type != "cpu":
-        ends = ends.clamp(0, tokens).cummax(0).values
-    spans = torch.stack([ends[:-1], ends[1:] - ends[:-1]], 1)
-    return spans.clamp(-INT32_MOST, INT32_MOST).int()
+    scale: float | Tensor | None = None  # of the call
 
 
 def sizes_of(q: Tensor, k: Tensor, layout: Layout) -> tuple[int, int]:
@@ -207,40 +123,35 @@ def length_of(q: Tensor, k: Tensor, layout: Layout) -> Tensor | int:
     return sizes_of(q, k, layout)[1] if layout.k_spans is None else layout.k_spans[:, 1]
 
 
-def _at_the_end(lengths: Tensor, size: int, most: int) -> Tensor:
-    """Left padding: the last `lengths` tokens of `size` are real. Wrong ones as in `_between`."""
-    counts = lengths.clamp(0, size)
-    if lengths.device.type == "cpu":
-        counts = counts.masked_fill((lengths < 0) | (lengths > most), -1)
-    return torch.stack([size - counts, counts], 1).int()
-
-
 def corners(q: Tensor, layout: Layout) -> Iterator[Corner]:
     """The sequences one by one; a dense batch is one corner. Reads the spans on the host (CPU tensors)."""
+    scale = layout.traced_scale if layout.scale is None else layout.scale
     if layout.k_spans is None:
         rows, keys = q.shape[2], layout.keys
         q_origin = keys - rows if layout.q_offset is None else layout.q_offset
         k_origin = layout.k_offset or 0
         length = _length(q_origin, k_origin, rows, keys)
         tokens = slice(0, keys)
-        yield Corner(slice(None), slice(None), slice(0, rows), tokens, tokens, q_origin, k_origin, length)
+        yield Corner(slice(None), slice(None), slice(0, rows), tokens, tokens, q_origin, k_origin, length, scale)
         return
     k_spans = layout.k_spans.tolist()
     q_spans = [[0, q.shape[2]]] * len(k_spans) if layout.q_spans is None else layout.q_spans.tolist()
-    _expect_inside(q_spans, q.shape[2], layout)
+    _expect_inside("cu_seqlens, lengths", q_spans, q.shape[2])
+    _expect_inside("cu_seqlens_k, lengths", k_spans, layout.keys)
+    if layout.q_spans is not None:
+        longest = max((count for _, count in q_spans), default=0)
+        expect(longest <= layout.longest, "max_seqlen", f"at least {longest}", layout.longest)
     for s, (q_span, k_span) in enumerate(zip(q_spans, k_spans, strict=True)):
         batch = slice(None) if q.shape[0] == 1 else slice(s, s + 1)
         row_slice, key_slice = slice(q_span[0], sum(q_span)), slice(k_span[0], sum(k_span))
-        yield Corner(slice(s, s + 1), batch, row_slice, key_slice, key_slice, k_span[1] - q_span[1], 0, k_span[1])
+        place = (slice(s, s + 1), batch, row_slice, key_slice, key_slice, k_span[1] - q_span[1], 0, k_span[1])
+        yield Corner(*place, scale)
 
 
-def _expect_inside(spans: list[list[int]], rows: int, layout: Layout) -> None:
-    """What only the host can check: spans inside of the tensor, none longer than stated."""
-    inside = all(start >= 0 and count >= 0 and start + count <= rows for start, count in spans)
-    name, expected = "cu_seqlens, lengths", f"rising numbers from 0 to at most {rows}"
-    expect(inside, name, expected, f"[start, count] {spans[:8]}")
-    longest = max((count for _, count in spans), default=0)
-    expect(layout.q_spans is None or longest <= layout.longest, "max_seqlen", f"at least {longest}", layout.longest)
+def _expect_inside(name: str, spans: list[list[int]], tokens: int) -> None:
+    """What only the host can check: spans inside of the tensor."""
+    inside = all(start >= 0 and count >= 0 and start + count <= tokens for start, count in spans)
+    expect(inside, name, f"rising numbers from 0 to at most {tokens}", f"[start, count] {spans[:8]}")
 
 
 def _length(q_origin: int, k_origin: int, rows: int, keys: int) -> int:

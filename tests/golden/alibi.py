@@ -553,7 +553,7 @@ def attend_kernel_forward(
     out, lse = rt.empty_rows(q, v_dim)
     config = rt.config_for("forward_bias", q, v_dim, paged)
     q = rt.rows_contiguous(q)
-    C = rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, page=rt.page_of(paged))
+    C = rt.constants(q, v_dim, rt.scale_of(q, layout), config, page=rt.page_of(paged))
     rt.launch(
         attend_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged),
@@ -591,7 +591,8 @@ def attend_kernel_backward(
         attend_dq, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), *sources, *rows, rt.strided(dq, sequences), call,
         tensors,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config), num_warps=config.num_warps, num_stages=config.num_stages,
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
     config = rt.config_for("dkdv_bias", q, v_dim)
@@ -602,7 +603,7 @@ def attend_kernel_backward(
         attend_dkdv, (triton.cdiv(longest, config.block_n), k.shape[1], sequences),
         rt.strided(q, sequences), sources[0], *rows, rt.strided(dk, sequences), rt.strided(dv, sequences), call,
         tensors,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return dq, grads
@@ -626,7 +627,7 @@ def attend_kernel_decode(
         rt.strided(q), rt.source(q, *keys[0], batch, layout, paged),
         rt.strided(partial), rt.strided(partial_lse), rt.call_of(q, layout),
         attend_tensors(t, batch),
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group, splits, rt.page_of(paged)),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group, splits, rt.page_of(paged)),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return rt.Splits(partial, partial_lse, None, q.dtype)
@@ -756,8 +757,9 @@ ARGUMENTS = rt.Arguments(
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, *, return_lse: bool = False, cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None, lengths: Tensor | None = None, q_offset: int | None = None,
-    k_offset: int | None = None,
+    max_seqlen: int | None = None, cu_seqlens_k: Tensor | None = None, max_seqlen_k: int | None = None,
+    lengths: Tensor | None = None, side: str = "left", q_offset: int | None = None, k_offset: int | None = None,
+    scale: float | None = None,
 ) -> Any:  # fmt: skip
     """Attention of whole sequences, differentiable.
 
@@ -765,12 +767,15 @@ def attention(
     dtype of q.
     return_lse: also the natural-log lse, float32 [B, Hq, N].
     cu_seqlens, max_seqlen: packed sequences, batch 1, tokens cu_seqlens[i] to cu_seqlens[i + 1]; positions restart.
-    lengths: int [B], the real tokens of left-padded rows.
+    cu_seqlens_k, max_seqlen_k: their keys, where those are not as many.
+    lengths, side: int [B], the real tokens of rows that are padded at the side "left" or "right".
     q_offset, k_offset: positions of the first query and key of a part of a longer sequence; by default the last
         query stands at the last key.
+    scale: in place of 1 / sqrt(dim).
     """
     inputs = rt.checked(ARGUMENTS, Inputs(q, k, v, slope=slope), "train", return_lse)
-    layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    options = rt.Options(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, lengths, side, q_offset, k_offset, scale)
+    layout = rt.checked_layout(inputs.q, inputs.k, options)
     inputs = rt.prepared(ARGUMENTS, inputs, layout)
 
     attend_part = attend_forward_op(inputs.q, inputs.k, inputs.v, inputs.slope, *layout)
@@ -779,8 +784,9 @@ def attention(
 
 def reference(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, *, return_lse: bool = False, phase: str = "train",
-    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
-    q_offset: int | None = None, k_offset: int | None = None,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None, lengths: Tensor | None = None, side: str = "left", q_offset: int | None = None,
+    k_offset: int | None = None, scale: float | None = None,
 ) -> Any:  # fmt: skip
     """What the pattern means: dense, in float64, every pair of query and key tested.
 
@@ -789,7 +795,8 @@ def reference(
     """
     rt.expect_phase(phase, PHASES)
     inputs = rt.checked(ARGUMENTS, Inputs(q, k, v, slope=slope), phase, return_lse, cast=False)
-    layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    options = rt.Options(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, lengths, side, q_offset, k_offset, scale)
+    layout = rt.checked_layout(inputs.q, inputs.k, options)
     return rt.reference_in(phase, _reference, ARGUMENTS, inputs, None, layout, return_lse)
 
 
@@ -831,44 +838,44 @@ class Cache(rt.CacheStore):
     @torch.no_grad()
     def append(
         self, *given: Tensor, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, **named: Tensor
+        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, side: str = "left", **named: Tensor
     ) -> None:  # fmt: skip
         """What `prefill` does, but for attending: its arguments without queries, gates and choices."""
-        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows, side)
         rt.append_alone(ARGUMENTS, Inputs, self, given, named, brought)
 
 
-@MODULE.step
+@rt.cached_call(MODULE, ARGUMENTS, Cache, rt.Result("v.kv"))
 @torch.no_grad()
 def prefill(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, cache: Cache, *, return_lse: bool = False,
     lengths: Tensor | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
-    rows: Sequence[int] | Tensor | None = None,
+    rows: Sequence[int] | Tensor | None = None, side: str = "left", scale: float | None = None,
 ) -> Any:  # fmt: skip
     """Appends keys and values of N new tokens per sequence to the cache, and attends from them. Inference only.
 
     Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. lengths, cu_seqlens,
-    max_seqlen: as there; rows: the sequences of the cache that the call is for, each once, by default all in order. A
-    token without room is dropped: out 0, lse -inf.
+    max_seqlen, side, scale: as there; rows: the sequences of the cache that the call is for, each once, by default all
+    in order. A token without room is dropped: out 0, lse -inf.
     """
     inputs = Inputs(q, k, v, slope=slope)
-    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, brought)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows, side)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, brought, scale)
     attend_part = attend_cached(inputs, own, layout)
     return rt.answer(rt.merged_part(attend_part), done, return_lse)
 
 
-@MODULE.step
+@rt.cached_call(MODULE, ARGUMENTS, Cache, rt.Result("v.kv"))
 @torch.no_grad()
 def decode(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, cache: Cache, *, return_lse: bool = False,
     lengths: Tensor | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
-    rows: Sequence[int] | Tensor | None = None,
+    rows: Sequence[int] | Tensor | None = None, side: str = "left", scale: float | None = None,
 ) -> Any:  # fmt: skip
     """One step of generation: like `prefill` with one new token for each sequence, or for those of `rows`."""
     inputs = Inputs(q, k, v, slope=slope)
-    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows, side)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought, scale)
     attend_part = attend_cached(inputs, own, layout)
     return rt.answer(rt.merged_part(attend_part), done, return_lse)
 
@@ -877,12 +884,13 @@ def decode(
 @torch.no_grad()
 def attend_paged(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, seq_lens: Tensor, cu_seqlens_q: Tensor,
-    slope: Tensor, *, max_seqlen_q: int | None = None,
+    slope: Tensor, *, max_seqlen_q: int | None = None, scale: float | None = None,
 ) -> Any:  # fmt: skip
     """Attention of packed queries [T, heads, dim] over pages [pages, page, heads, dim] that hold the keys already.
 
     Request r has queries cu_seqlens_q[r] to cu_seqlens_q[r + 1], the last one at seq_lens[r] - 1, and its pages in
     block_table[r]. max_seqlen_q: the most queries of a request. -> out [T, heads, dim], lse [T, heads].
+    scale: as in `attention`.
     """
     inputs, own, layout, requests = rt.from_pages(
         ARGUMENTS,
@@ -892,6 +900,7 @@ def attend_paged(
         seq_lens,
         cu_seqlens_q,
         max_seqlen_q,
+        scale,
     )
     attend_part = attend_cached(inputs, own, layout)
     return rt.unpacked(rt.merged_part(attend_part), requests)

@@ -679,7 +679,7 @@ def attend_kernel_forward(
     out, lse = rt.empty_rows(q, v_dim)
     config = rt.config_for("forward", q, v_dim, paged)
     q = rt.rows_contiguous(q)
-    C = rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, page=rt.page_of(paged))
+    C = rt.constants(q, v_dim, rt.scale_of(q, layout), config, page=rt.page_of(paged))
     rt.launch(
         attend_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged),
@@ -713,7 +713,8 @@ def attend_kernel_backward(
     rt.launch(
         attend_dq, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), *sources, *rows, rt.strided(dq, sequences), call,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config), num_warps=config.num_warps, num_stages=config.num_stages,
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
     config = rt.config_for("dkdv", q, v_dim)
@@ -723,7 +724,7 @@ def attend_kernel_backward(
     rt.launch(
         attend_dkdv, (triton.cdiv(longest, config.block_n), k.shape[1], sequences),
         rt.strided(q, sequences), sources[0], *rows, rt.strided(dk, sequences), rt.strided(dv, sequences), call,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return dq, grads
@@ -746,7 +747,7 @@ def attend_kernel_decode(
         attend_decode, (batch, heads // group, splits),
         rt.strided(q), rt.source(q, *keys[0], batch, layout, paged),
         rt.strided(partial), rt.strided(partial_lse), rt.call_of(q, layout),
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group, splits, rt.page_of(paged)),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group, splits, rt.page_of(paged)),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return rt.Splits(partial, partial_lse, None, q.dtype)
@@ -762,7 +763,7 @@ def attend_class_kernel_forward(
     out, lse = rt.empty_rows(q, v_dim)
     config = rt.config_for("forward", q, v_dim, paged)
     q = rt.rows_contiguous(q)
-    C = rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, page=rt.page_of(paged))
+    C = rt.constants(q, v_dim, rt.scale_of(q, layout), config, page=rt.page_of(paged))
     rt.launch(
         attend_class_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged),
@@ -796,7 +797,8 @@ def attend_class_kernel_backward(
     rt.launch(
         attend_class_dq, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), *sources, *rows, rt.strided(dq, sequences), call,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config), num_warps=config.num_warps, num_stages=config.num_stages,
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
     config = rt.config_for("dkdv", q, v_dim)
@@ -806,7 +808,7 @@ def attend_class_kernel_backward(
     rt.launch(
         attend_class_dkdv, (triton.cdiv(longest, config.block_n), k.shape[1], sequences),
         rt.strided(q, sequences), sources[0], *rows, rt.strided(dk, sequences), rt.strided(dv, sequences), call,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return dq, grads
@@ -893,20 +895,24 @@ ARGUMENTS = rt.Arguments(queries=(rt.QueryArgument("q"),), streams=(rt.StreamArg
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None, lengths: Tensor | None = None, q_offset: int | None = None,
-    k_offset: int | None = None,
+    max_seqlen: int | None = None, cu_seqlens_k: Tensor | None = None, max_seqlen_k: int | None = None,
+    lengths: Tensor | None = None, side: str = "left", q_offset: int | None = None, k_offset: int | None = None,
+    scale: float | None = None,
 ) -> Any:  # fmt: skip
     """Attention of whole sequences, differentiable.
 
     q [B, Hq, N, Dqk]; k [B, Hkv, M, Dqk]; v [B, Hkv, M, Dv]. -> out [B, Hq, N, Dv] in the dtype of q.
     return_lse: also the natural-log lse, float32 [B, Hq, N].
     cu_seqlens, max_seqlen: packed sequences, batch 1, tokens cu_seqlens[i] to cu_seqlens[i + 1]; positions restart.
-    lengths: int [B], the real tokens of left-padded rows.
+    cu_seqlens_k, max_seqlen_k: their keys, where those are not as many.
+    lengths, side: int [B], the real tokens of rows that are padded at the side "left" or "right".
     q_offset, k_offset: positions of the first query and key of a part of a longer sequence; by default the last
         query stands at the last key.
+    scale: in place of 1 / sqrt(dim).
     """
     inputs = rt.checked(ARGUMENTS, Inputs(q, k, v), "train", return_lse)
-    layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    options = rt.Options(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, lengths, side, q_offset, k_offset, scale)
+    layout = rt.checked_layout(inputs.q, inputs.k, options)
     inputs = rt.prepared(ARGUMENTS, inputs, layout)
 
     attend_part = rt.by_class(4, attend_class_forward_op, attend_forward_op, inputs.q, [inputs.k, inputs.v], [], layout)
@@ -915,8 +921,9 @@ def attention(
 
 def reference(
     q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, phase: str = "train",
-    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
-    q_offset: int | None = None, k_offset: int | None = None,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None, lengths: Tensor | None = None, side: str = "left", q_offset: int | None = None,
+    k_offset: int | None = None, scale: float | None = None,
 ) -> Any:  # fmt: skip
     """What the pattern means: dense, in float64, every pair of query and key tested.
 
@@ -925,7 +932,8 @@ def reference(
     """
     rt.expect_phase(phase, PHASES)
     inputs = rt.checked(ARGUMENTS, Inputs(q, k, v), phase, return_lse, cast=False)
-    layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    options = rt.Options(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, lengths, side, q_offset, k_offset, scale)
+    layout = rt.checked_layout(inputs.q, inputs.k, options)
     return rt.reference_in(phase, _reference, ARGUMENTS, inputs, None, layout, return_lse)
 
 
@@ -978,42 +986,44 @@ class Cache(rt.CacheStore):
     @torch.no_grad()
     def append(
         self, *given: Tensor, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, **named: Tensor
+        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, side: str = "left", **named: Tensor
     ) -> None:  # fmt: skip
         """What `prefill` does, but for attending: its arguments without queries, gates and choices."""
-        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows, side)
         rt.append_alone(ARGUMENTS, Inputs, self, given, named, brought)
 
 
-@MODULE.step
+@rt.cached_call(MODULE, ARGUMENTS, Cache, rt.Result("v.kv"))
 @torch.no_grad()
 def prefill(
     q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool = False, lengths: Tensor | None = None,
     cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None,
+    side: str = "left", scale: float | None = None,
 ) -> Any:  # fmt: skip
     """Appends keys and values of N new tokens per sequence to the cache, and attends from them. Inference only.
 
     Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. lengths, cu_seqlens,
-    max_seqlen: as there; rows: the sequences of the cache that the call is for, each once, by default all in order. A
-    token without room is dropped: out 0, lse -inf.
+    max_seqlen, side, scale: as there; rows: the sequences of the cache that the call is for, each once, by default all
+    in order. A token without room is dropped: out 0, lse -inf.
     """
     inputs = Inputs(q, k, v)
-    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, brought)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows, side)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, brought, scale)
     attend_part = attend_cached(inputs, own, layout)
     return rt.answer(rt.merged_part(attend_part), done, return_lse)
 
 
-@MODULE.step
+@rt.cached_call(MODULE, ARGUMENTS, Cache, rt.Result("v.kv"))
 @torch.no_grad()
 def decode(
     q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool = False, lengths: Tensor | None = None,
     cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None,
+    side: str = "left", scale: float | None = None,
 ) -> Any:  # fmt: skip
     """One step of generation: like `prefill` with one new token for each sequence, or for those of `rows`."""
     inputs = Inputs(q, k, v)
-    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows, side)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought, scale)
     attend_part = attend_cached(inputs, own, layout)
     return rt.answer(rt.merged_part(attend_part), done, return_lse)
 
@@ -1022,15 +1032,16 @@ def decode(
 @torch.no_grad()
 def attend_paged(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, seq_lens: Tensor, cu_seqlens_q: Tensor, *,
-    max_seqlen_q: int | None = None,
+    max_seqlen_q: int | None = None, scale: float | None = None,
 ) -> Any:  # fmt: skip
     """Attention of packed queries [T, heads, dim] over pages [pages, page, heads, dim] that hold the keys already.
 
     Request r has queries cu_seqlens_q[r] to cu_seqlens_q[r + 1], the last one at seq_lens[r] - 1, and its pages in
     block_table[r]. max_seqlen_q: the most queries of a request. -> out [T, heads, dim], lse [T, heads].
+    scale: as in `attention`.
     """
     inputs, own, layout, requests = rt.from_pages(
-        ARGUMENTS, Inputs(q, k_pages, v_pages), "prefill", block_table, seq_lens, cu_seqlens_q, max_seqlen_q
+        ARGUMENTS, Inputs(q, k_pages, v_pages), "prefill", block_table, seq_lens, cu_seqlens_q, max_seqlen_q, scale
     )
     attend_part = attend_cached(inputs, own, layout)
     return rt.unpacked(rt.merged_part(attend_part), requests)

@@ -1311,7 +1311,7 @@ def attend_kernel_forward(
     out, lse = rt.empty_rows(q, v_dim)
     config = rt.config_for("forward", q, v_dim, paged)
     q = rt.rows_contiguous(q)
-    C = rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, page=rt.page_of(paged))
+    C = rt.constants(q, v_dim, rt.scale_of(q, layout), config, page=rt.page_of(paged))
     rt.launch(
         attend_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged),
@@ -1345,7 +1345,8 @@ def attend_kernel_backward(
     rt.launch(
         attend_dq, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), *sources, *rows, rt.strided(dq, sequences), call,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config), num_warps=config.num_warps, num_stages=config.num_stages,
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
     config = rt.config_for("dkdv", q, v_dim)
@@ -1355,7 +1356,7 @@ def attend_kernel_backward(
     rt.launch(
         attend_dkdv, (triton.cdiv(longest, config.block_n), k.shape[1], sequences),
         rt.strided(q, sequences), sources[0], *rows, rt.strided(dk, sequences), rt.strided(dv, sequences), call,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return dq, grads
@@ -1378,7 +1379,7 @@ def attend_kernel_decode(
         attend_decode, (batch, heads // group, splits),
         rt.strided(q), rt.source(q, *keys[0], batch, layout, paged),
         rt.strided(partial), rt.strided(partial_lse), rt.call_of(q, layout),
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group, splits, rt.page_of(paged)),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group, splits, rt.page_of(paged)),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return rt.Splits(partial, partial_lse, None, q.dtype)
@@ -1394,7 +1395,7 @@ def ranking_kernel_forward(
     out, lse = rt.empty_rows(q, v_dim)
     config = rt.config_for("forward", q, v_dim, paged)
     q = rt.rows_contiguous(q)
-    C = rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, page=rt.page_of(paged))
+    C = rt.constants(q, v_dim, rt.scale_of(q, layout), config, page=rt.page_of(paged))
     rt.launch(
         ranking_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), rt.entry_source(q, *keys[0], sequences, layout, rt.Cells(32, 16), paged),
@@ -1421,7 +1422,7 @@ def ranking_kernel_decode(
         ranking_decode, (batch, heads // group, splits),
         rt.strided(q), rt.entry_source(q, *keys[0], batch, layout, rt.Cells(32, 16), paged),
         rt.strided(partial), rt.strided(partial_lse), rt.call_of(q, layout),
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group, splits, rt.page_of(paged)),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group, splits, rt.page_of(paged)),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return rt.Splits(partial, partial_lse, None, q.dtype)
@@ -1443,7 +1444,8 @@ def attend_2_listed_kernel_forward(
         rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged),
         rt.strided(out, sequences), rt.strided(lse, sequences), rt.call_of(q, layout), None,
         rt.lists_of(unit_list),
-        rt.unit_constants(shape, 64), rt.packed_constants(q, v_dim, q.shape[-1] ** -0.5, shape, page=rt.page_of(paged)),
+        rt.unit_constants(shape, 64),
+        rt.packed_constants(q, v_dim, rt.scale_of(q, layout), shape, page=rt.page_of(paged)),
         num_warps=shape.config.num_warps, num_stages=shape.config.num_stages,
     )  # fmt: skip
     return out, lse
@@ -1476,7 +1478,7 @@ def attend_2_listed_kernel_backward(
     rt.launch(
         attend_2_listed_dq, (triton.cdiv(layout.longest, shape.lanes), lists, sequences),
         rt.strided(q, sequences), own, *rows, rt.strided(dq, sequences), call, rt.lists_of(unit_list),
-        rt.unit_constants(shape, 64), rt.packed_constants(q, v_dim, q.shape[-1] ** -0.5, shape),
+        rt.unit_constants(shape, 64), rt.packed_constants(q, v_dim, rt.scale_of(q, layout), shape),
         num_warps=shape.config.num_warps, num_stages=shape.config.num_stages,
     )  # fmt: skip
 
@@ -1486,7 +1488,7 @@ def attend_2_listed_kernel_backward(
     jobs = rt.unit_inverse(unit_list, 64, k, layout)
     inverse, buffer = rt.inverse_of(unit_list, jobs), rt.slot_buffer(jobs, k, v, 64)
     U = rt.unit_constants(shape, 64, lists // k.shape[1])
-    C = rt.packed_constants(q, v_dim, q.shape[-1] ** -0.5, shape)
+    C = rt.packed_constants(q, v_dim, rt.scale_of(q, layout), shape)
     per_unit = 64 // shape.config.block_n
     rt.launch(
         attend_2_listed_dkdv, (jobs.sequence.shape[1], k.shape[1], per_unit),
@@ -1515,7 +1517,7 @@ def attend_2_listed_kernel_decode(
         rt.strided(q), rt.source(q, *keys[0], sequences, layout, paged),
         rt.strided(partial), rt.strided(partial_lse), rt.call_of(q, layout), rt.step_lists(chosen),
         rt.unit_constants(shape, 64),
-        rt.packed_constants(q, v_dim, q.shape[-1] ** -0.5, shape, splits, rt.page_of(paged)),
+        rt.packed_constants(q, v_dim, rt.scale_of(q, layout), shape, splits, rt.page_of(paged)),
         num_warps=shape.config.num_warps, num_stages=shape.config.num_stages,
     )  # fmt: skip
     return rt.Splits(partial, partial_lse, None, q.dtype)
@@ -1531,7 +1533,7 @@ def attend_2_rest_kernel_forward(
     out, lse = rt.empty_rows(q, v_dim)
     config = rt.config_for("forward", q, v_dim, paged)
     q = rt.rows_contiguous(q)
-    C = rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, page=rt.page_of(paged))
+    C = rt.constants(q, v_dim, rt.scale_of(q, layout), config, page=rt.page_of(paged))
     rt.launch(
         attend_2_rest_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged),
@@ -1565,7 +1567,8 @@ def attend_2_rest_kernel_backward(
     rt.launch(
         attend_2_rest_dq, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), *sources, *rows, rt.strided(dq, sequences), call,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config), num_warps=config.num_warps, num_stages=config.num_stages,
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
     config = rt.config_for("dkdv", q, v_dim)
@@ -1575,7 +1578,7 @@ def attend_2_rest_kernel_backward(
     rt.launch(
         attend_2_rest_dkdv, (triton.cdiv(longest, config.block_n), k.shape[1], sequences),
         rt.strided(q, sequences), sources[0], *rows, rt.strided(dk, sequences), rt.strided(dv, sequences), call,
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return dq, grads
@@ -1598,7 +1601,7 @@ def attend_2_rest_kernel_decode(
         attend_2_rest_decode, (batch, heads // group, splits),
         rt.strided(q), rt.source(q, *keys[0], batch, layout, paged),
         rt.strided(partial), rt.strided(partial_lse), rt.call_of(q, layout),
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group, splits, rt.page_of(paged)),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group, splits, rt.page_of(paged)),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return rt.Splits(partial, partial_lse, None, q.dtype)
@@ -1823,7 +1826,7 @@ def chosen_kernel(
         rt.strided(q, sequences), own,
         rt.strided(lse, sequences) if isinstance(lse, Tensor) else None, rt.step_lse(lse),
         rt.strided(found, sequences), ranks, rt.call_of(q, layout),
-        S, rt.packed_constants(q, 16, q.shape[-1] ** -0.5, shape, page=rt.page_of(paged)),
+        S, rt.packed_constants(q, 16, rt.scale_of(q, layout), shape, page=rt.page_of(paged)),
         num_warps=shape.config.num_warps, num_stages=shape.config.num_stages,
     )  # fmt: skip
     if ranks is not None and splits > 1:
@@ -1870,8 +1873,9 @@ def _entries(inputs: Inputs, layout: rt.Layout) -> Inputs:
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, chosen: Tensor | None = None, return_lse: bool = False,
-    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
-    q_offset: int | None = None, k_offset: int | None = None,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None, lengths: Tensor | None = None, side: str = "left", q_offset: int | None = None,
+    k_offset: int | None = None, scale: float | None = None,
 ) -> Any:  # fmt: skip
     """Attention of whole sequences, differentiable.
 
@@ -1879,12 +1883,15 @@ def attention(
     instead of the computed ones, -1 padded. -> out [B, Hq, N, Dv] in the dtype of q.
     return_lse: also the natural-log lse, float32 [B, Hq, N].
     cu_seqlens, max_seqlen: packed sequences, batch 1, tokens cu_seqlens[i] to cu_seqlens[i + 1]; positions restart.
-    lengths: int [B], the real tokens of left-padded rows.
+    cu_seqlens_k, max_seqlen_k: their keys, where those are not as many.
+    lengths, side: int [B], the real tokens of rows that are padded at the side "left" or "right".
     q_offset, k_offset: positions of the first query and key of a part of a longer sequence; by default the last
         query stands at the last key.
+    scale: in place of 1 / sqrt(dim).
     """
     inputs = rt.checked(ARGUMENTS, Inputs(q, k, v, chosen=chosen), "train", return_lse)
-    layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    options = rt.Options(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, lengths, side, q_offset, k_offset, scale)
+    layout = rt.checked_layout(inputs.q, inputs.k, options)
     inputs = rt.prepared(ARGUMENTS, inputs, layout)
     inputs = _entries(inputs, layout)
     inputs = rt.with_choices(ARGUMENTS, inputs, layout)
@@ -1909,8 +1916,9 @@ def attention(
 @torch.no_grad()
 def choices(
     q: Tensor, k: Tensor, v: Tensor, *, return_counts: bool = False, phase: str = "train",
-    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
-    q_offset: int | None = None, k_offset: int | None = None,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None, lengths: Tensor | None = None, side: str = "left", q_offset: int | None = None,
+    k_offset: int | None = None, scale: float | None = None,
 ) -> Any:  # fmt: skip
     """The units that a phase chooses, by name: int32 [B, heads, N, most], ascending, -1 at the end.
 
@@ -1919,7 +1927,8 @@ def choices(
     """
     rt.expect_phase(phase, PHASES)
     inputs = rt.checked(ARGUMENTS, Inputs(q, k, v), phase)
-    layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    options = rt.Options(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, lengths, side, q_offset, k_offset, scale)
+    layout = rt.checked_layout(inputs.q, inputs.k, options)
     return rt.choices_in(phase, _choices, ARGUMENTS, inputs, layout, return_counts)
 
 
@@ -1934,8 +1943,9 @@ def _choices(inputs: Inputs, layout: rt.Layout) -> dict[str, Tensor]:
 
 def reference(
     q: Tensor, k: Tensor, v: Tensor, *, chosen: Tensor | None = None, return_lse: bool = False, phase: str = "train",
-    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
-    q_offset: int | None = None, k_offset: int | None = None,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None, lengths: Tensor | None = None, side: str = "left", q_offset: int | None = None,
+    k_offset: int | None = None, scale: float | None = None,
 ) -> Any:  # fmt: skip
     """What the pattern means: dense, in float64, every pair of query and key tested.
 
@@ -1944,7 +1954,8 @@ def reference(
     """
     rt.expect_phase(phase, PHASES)
     inputs = rt.checked(ARGUMENTS, Inputs(q, k, v, chosen=chosen), phase, return_lse, cast=False)
-    layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    options = rt.Options(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, lengths, side, q_offset, k_offset, scale)
+    layout = rt.checked_layout(inputs.q, inputs.k, options)
     return rt.reference_in(phase, _reference, ARGUMENTS, inputs, None, layout, return_lse)
 
 
@@ -2003,10 +2014,10 @@ class Cache(rt.CacheStore):
     @torch.no_grad()
     def append(
         self, *given: Tensor, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, **named: Tensor
+        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, side: str = "left", **named: Tensor
     ) -> None:  # fmt: skip
         """What `prefill` does, but for attending: its arguments without queries, gates and choices."""
-        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows, side)
         rt.append_alone(ARGUMENTS, Inputs, self, given, named, brought, _closes)
 
 
@@ -2017,22 +2028,24 @@ def _closes(inputs: Inputs) -> list[rt.Closes]:
     ]  # fmt: skip
 
 
-@MODULE.step
+@rt.cached_call(MODULE, ARGUMENTS, Cache, rt.Result("v.kv"))
 @torch.no_grad()
 def prefill(
     q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, chosen: Tensor | None = None, return_lse: bool = False,
     lengths: Tensor | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
-    rows: Sequence[int] | Tensor | None = None,
+    rows: Sequence[int] | Tensor | None = None, side: str = "left", scale: float | None = None,
 ) -> Any:  # fmt: skip
     """Appends keys and values of N new tokens per sequence to the cache, and attends from them. Inference only.
 
     Shapes as in `attention`, of the new tokens alone; call it again for the next chunk. lengths, cu_seqlens,
-    max_seqlen: as there; rows: the sequences of the cache that the call is for, each once, by default all in order. A
-    token without room is dropped: out 0, lse -inf.
+    max_seqlen, side, scale: as there; rows: the sequences of the cache that the call is for, each once, by default all
+    in order. A token without room is dropped: out 0, lse -inf.
     """
     inputs = Inputs(q, k, v, chosen=chosen)
-    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, brought, closes=_closes)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows, side)
+    inputs, own, layout, done = rt.step(
+        ARGUMENTS, inputs, "prefill", cache, Cache, return_lse, brought, scale, closes=_closes
+    )
     inputs = rt.with_choices(ARGUMENTS, inputs, layout)
     rows = inputs.q.shape[2]
     length = rt.length_of(inputs.q, inputs.k, layout)
@@ -2053,17 +2066,19 @@ def prefill(
     )
 
 
-@MODULE.step
+@rt.cached_call(MODULE, ARGUMENTS, Cache, rt.Result("v.kv"))
 @torch.no_grad()
 def decode(
     q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, chosen: Tensor | None = None, return_lse: bool = False,
     lengths: Tensor | None = None, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None,
-    rows: Sequence[int] | Tensor | None = None,
+    rows: Sequence[int] | Tensor | None = None, side: str = "left", scale: float | None = None,
 ) -> Any:  # fmt: skip
     """One step of generation: like `prefill` with one new token for each sequence, or for those of `rows`."""
     inputs = Inputs(q, k, v, chosen=chosen)
-    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought, closes=_closes)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows, side)
+    inputs, own, layout, done = rt.step(
+        ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought, scale, closes=_closes
+    )
     inputs = rt.with_choices(ARGUMENTS, inputs, layout)
     rows = inputs.q.shape[2]
     length = rt.length_of(inputs.q, inputs.k, layout)
@@ -2115,11 +2130,13 @@ def update_states(
 def attend_paged(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, seq_lens: Tensor, cu_seqlens_q: Tensor,
     states: dict[str, Tensor], state_rows: Tensor, *, chosen: Tensor | None = None, max_seqlen_q: int | None = None,
+    scale: float | None = None,
 ) -> Any:  # fmt: skip
     """Attention of packed queries [T, heads, dim] over pages [pages, page, heads, dim] that hold the keys already.
 
     Request r has queries cu_seqlens_q[r] to cu_seqlens_q[r + 1], the last one at seq_lens[r] - 1, and its pages in
     block_table[r]. max_seqlen_q: the most queries of a request. -> out [T, heads, dim], lse [T, heads].
+    scale: as in `attention`.
     states: what `update_states` keeps up to date, request r in row state_rows[r].
     """
     inputs, own, layout, requests = rt.from_pages(
@@ -2130,6 +2147,7 @@ def attend_paged(
         seq_lens,
         cu_seqlens_q,
         max_seqlen_q,
+        scale,
         CELLS,
         states,
         state_rows,

@@ -469,7 +469,7 @@ def attend_kernel_forward(
     out, lse = rt.empty_rows(q, v_dim)
     config = rt.config_for("forward", q, v_dim, paged)
     q = rt.rows_contiguous(q)
-    C = rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, page=rt.page_of(paged))
+    C = rt.constants(q, v_dim, rt.scale_of(q, layout), config, page=rt.page_of(paged))
     rt.launch(
         attend_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged),
@@ -496,7 +496,7 @@ def attend_kernel_decode(
         attend_decode, (batch, heads // group, splits),
         rt.strided(q), rt.source(q, *keys[0], batch, layout, paged),
         rt.strided(partial), rt.strided(partial_lse), rt.call_of(q, layout),
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group, splits, rt.page_of(paged)),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group, splits, rt.page_of(paged)),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return rt.Splits(partial, partial_lse, None, q.dtype)
@@ -512,7 +512,7 @@ def attend_2_kernel_forward(
     out, lse = rt.empty_rows(q, v_dim)
     config = rt.config_for("forward", q, v_dim, paged)
     q = rt.rows_contiguous(q)
-    C = rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, page=rt.page_of(paged))
+    C = rt.constants(q, v_dim, rt.scale_of(q, layout), config, page=rt.page_of(paged))
     rt.launch(
         attend_2_forward, (triton.cdiv(layout.longest, config.block_m), q.shape[1], sequences),
         rt.strided(q, sequences), rt.source(q, *keys[0], sequences, layout, paged),
@@ -539,7 +539,7 @@ def attend_2_kernel_decode(
         attend_2_decode, (batch, heads // group, splits),
         rt.strided(q), rt.source(q, *keys[0], batch, layout, paged),
         rt.strided(partial), rt.strided(partial_lse), rt.call_of(q, layout),
-        rt.constants(q, v_dim, q.shape[-1] ** -0.5, config, group, splits, rt.page_of(paged)),
+        rt.constants(q, v_dim, rt.scale_of(q, layout), config, group, splits, rt.page_of(paged)),
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return rt.Splits(partial, partial_lse, None, q.dtype)
@@ -574,8 +574,9 @@ ARGUMENTS = rt.Arguments(queries=(rt.QueryArgument("q"),), streams=(rt.StreamArg
 
 def reference(
     q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, phase: str = "decode",
-    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, lengths: Tensor | None = None,
-    q_offset: int | None = None, k_offset: int | None = None,
+    cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None, lengths: Tensor | None = None, side: str = "left", q_offset: int | None = None,
+    k_offset: int | None = None, scale: float | None = None,
 ) -> Any:  # fmt: skip
     """What the pattern means: dense, in float64, every pair of query and key tested.
 
@@ -584,7 +585,8 @@ def reference(
     """
     rt.expect_phase(phase, PHASES)
     inputs = rt.checked(ARGUMENTS, Inputs(q, k, v), phase, return_lse, cast=False)
-    layout = rt.checked_layout(inputs.q, inputs.k, cu_seqlens, max_seqlen, lengths, q_offset, k_offset)
+    options = rt.Options(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k, lengths, side, q_offset, k_offset, scale)
+    layout = rt.checked_layout(inputs.q, inputs.k, options)
     return rt.reference_in(phase, _reference, ARGUMENTS, inputs, None, layout, return_lse)
 
 
@@ -635,23 +637,24 @@ class Cache(rt.CacheStore):
     @torch.no_grad()
     def append(
         self, *given: Tensor, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, **named: Tensor
+        max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None, side: str = "left", **named: Tensor
     ) -> None:  # fmt: skip
         """What `prefill` does, but for attending: its arguments without queries, gates and choices."""
-        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
+        brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows, side)
         rt.append_alone(ARGUMENTS, Inputs, self, given, named, brought)
 
 
-@MODULE.step
+@rt.cached_call(MODULE, ARGUMENTS, Cache, rt.Result("v.kv"))
 @torch.no_grad()
 def decode(
     q: Tensor, k: Tensor, v: Tensor, cache: Cache, *, return_lse: bool = False, lengths: Tensor | None = None,
     cu_seqlens: Tensor | None = None, max_seqlen: int | None = None, rows: Sequence[int] | Tensor | None = None,
+    side: str = "left", scale: float | None = None,
 ) -> Any:  # fmt: skip
     """One step of generation: like `prefill` with one new token for each sequence, or for those of `rows`."""
     inputs = Inputs(q, k, v)
-    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows)
-    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought)
+    brought = rt.Brought(lengths, cu_seqlens, max_seqlen, rows, side)
+    inputs, own, layout, done = rt.step(ARGUMENTS, inputs, "decode", cache, Cache, return_lse, brought, scale)
     rows = inputs.q.shape[2]
     length = rt.length_of(inputs.q, inputs.k, layout)
     pending: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
@@ -670,15 +673,16 @@ def decode(
 @torch.no_grad()
 def attend_paged(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, seq_lens: Tensor, cu_seqlens_q: Tensor, *,
-    max_seqlen_q: int | None = None,
+    max_seqlen_q: int | None = None, scale: float | None = None,
 ) -> Any:  # fmt: skip
     """Attention of packed queries [T, heads, dim] over pages [pages, page, heads, dim] that hold the keys already.
 
     Request r has queries cu_seqlens_q[r] to cu_seqlens_q[r + 1], the last one at seq_lens[r] - 1, and its pages in
     block_table[r]. max_seqlen_q: the most queries of a request. -> out [T, heads, dim], lse [T, heads].
+    scale: as in `attention`.
     """
     inputs, own, layout, requests = rt.from_pages(
-        ARGUMENTS, Inputs(q, k_pages, v_pages), "decode", block_table, seq_lens, cu_seqlens_q, max_seqlen_q
+        ARGUMENTS, Inputs(q, k_pages, v_pages), "decode", block_table, seq_lens, cu_seqlens_q, max_seqlen_q, scale
     )
     rows = inputs.q.shape[2]
     length = rt.length_of(inputs.q, inputs.k, layout)

@@ -8,8 +8,8 @@ import torch
 from spdsl.ir.pattern import Grid, Stream
 from spdsl.oracle.compress import cells, entries
 from spdsl.oracle.dense import sizes_of, visible
+from spdsl.runtime.call.layouts import Options, layout_of
 from spdsl.runtime.entries.entries import Cells, entry_count
-from spdsl.runtime.sequences import layout_of
 from tests.numerics.cases import Shape, inputs_of
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import pattern_of
@@ -146,7 +146,7 @@ def test_cells_at_their_place_are_the_same_without_before(cpu: Engine) -> None:
     stream = next(x for x in pattern_of(early).inputs if isinstance(x, Stream) and x.compress)
     assert stream.grid == Grid(8, 4, 4)
     inputs = inputs_of(pattern_of(early), Shape(24, 24))
-    layout = layout_of(inputs["k"], inputs["k"], None, None, None, None, None)
+    layout = layout_of(inputs["k"], inputs["k"], Options())
     moved, own = (
         cpu(body)._entries(cpu(body).Inputs(**{name: x for name, x in inputs.items() if name != "gates"}), layout)
         for body in (early, plain)

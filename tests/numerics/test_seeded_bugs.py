@@ -122,7 +122,7 @@ KERNELS = [
     Bug("heads not told apart", "by_head", train, "h % 2", "h // 2"),
     Bug("start of a sequence", "causal", packed, "start = tl.load(spans + 2 * s)", "start = tl.load(spans)"),
     Bug("padding at the right", "causal", padded,
-        "torch.stack([size - counts, counts], 1)", "torch.stack([0 * counts, counts], 1)"),
+        "size - counts if side", "0 * counts if side"),
     Bug("first page only", "causal", decoded, "pages + start // C.PAGE", "pages + start // C.PAGE * 0"),
     Bug("no place in the page", "causal", decoded, "start = start % C.PAGE", "start = start * 0"),
     Bug("slots of half a page", "document", decoded, "(home >= 0), position % PAGE", "(home >= 0), position % 8"),

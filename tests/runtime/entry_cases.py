@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spdsl.runtime.call.layouts import Options, layout_of
 from spdsl.runtime.pools.table import POOLS
-from spdsl.runtime.sequences import Layout, layout_of
+from spdsl.runtime.sequences import Layout
 
 HEADS, DIM, HIDDEN = 2, 6, 5
 LAYOUTS = ("dense", "short", "none", "packed", "packed inside", "one packed", "padded")
@@ -46,12 +47,12 @@ def case_of(kind: str, dtype: torch.dtype = torch.float64, dim: int = DIM) -> Ca
     used = torch.zeros(batch, tokens, dtype=torch.bool)
     for rows, own in sequences:
         used[rows, own] = True
-    layout = layout_of(x, x, cu_seqlens, None, lengths, None, None)
+    layout = layout_of(x, x, Options(cu_seqlens, lengths=lengths))
     return Case(x.masked_fill(~used[:, None, :, None], torch.nan), layout, sequences)
 
 
 def dense(x: Tensor) -> Layout:
-    return layout_of(x, x, None, None, None, None, None)
+    return layout_of(x, x, Options())
 
 
 def weights_of(kind: str, width: int, dtype: torch.dtype = torch.float64, dim: int = DIM) -> Weights:

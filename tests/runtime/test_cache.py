@@ -11,10 +11,10 @@ from torch import Tensor
 
 from spdsl.runtime.cache.cache import CacheStore, StreamShape
 from spdsl.runtime.cache.storage import EntryShape
+from spdsl.runtime.call.layouts import Options, layout_of
 from spdsl.runtime.entries.entries import Cells, cells_of, compress, entry_count
 from spdsl.runtime.pools.pool import Pool
 from spdsl.runtime.pools.table import POOLS
-from spdsl.runtime.sequences import layout_of
 from tests.runtime.syncs import NoSync
 
 BATCH, HEADS, QK, V, CAPACITY = 2, 3, 6, 4, 45
@@ -62,7 +62,7 @@ def append(cache: CacheStore, k: dict[str, Tensor], v: dict[str, Tensor], part: 
 
 
 def whole(x: Tensor, cells: Cells, pool: Callable[..., Tensor]) -> Tensor:
-    return compress(x, cells, layout_of(x, x, None, None, None, None, None), pool)
+    return compress(x, cells, layout_of(x, x, Options()), pool)
 
 
 class Way(NamedTuple):
@@ -149,7 +149,7 @@ def test_softmax_of_another_stream(before: int, page: int | None, own_values: bo
     for first in range(0, 41, 5):
         added = append(cache, k, v, slice(first, min(first + 5, 41)))
         cache.close("cmp", "kv", added, *SOFTMAX, logits=logits)
-    layout, pool = layout_of(z, z, None, None, None, None, None), POOLS["softmax"].entries
+    layout, pool = layout_of(z, z, Options()), POOLS["softmax"].entries
     wanted_k = whole(k["kv"], cells, lambda c, there: pool(c, there, cells_of(k[logits], cells, layout)))
     wanted_v = whole(v["kv"], cells, lambda c, there: pool(c, there, cells_of(z, cells, layout)))
     for found, wanted in ((cache.k["cmp"], wanted_k), (cache.v["cmp"], wanted_v)):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spdsl.runtime.call.layouts import Options, layout_of
 from spdsl.runtime.entries.entries import (
     Cells,
     cells_of,
@@ -18,7 +19,6 @@ from spdsl.runtime.entries.entries import (
     entry_spans,
 )
 from spdsl.runtime.pools.table import POOLS
-from spdsl.runtime.sequences import layout_of
 from tests.runtime.entry_cases import (
     DIM,
     HEADS,
@@ -122,7 +122,7 @@ def test_packed_entries_always_have_room() -> None:
         for length in range(1, 24):
             bounds = torch.arange(0, 60 // length * length + 1, length, dtype=torch.int32)
             x = torch.zeros(1, 1, int(bounds[-1]), 1)
-            layout = layout_of(x, x, bounds, None, None, None, None)
+            layout = layout_of(x, x, Options(bounds))
             assert layout.k_spans is not None
             spans = entry_spans(layout.k_spans, cells, packed=True)
             assert int(spans[-1].sum()) <= entry_room(x, cells, layout)

@@ -11,6 +11,7 @@ from torch import Tensor
 from spdsl import targets
 from spdsl.machine.crosscompile import compile_launch
 from spdsl.machine.launches import Launch, specialise
+from spdsl.runtime.call.layouts import Options, layout_of
 from spdsl.runtime.entries import entry_launch
 from spdsl.runtime.entries.entries import (
     Cells,
@@ -19,7 +20,7 @@ from spdsl.runtime.entries.entries import (
 )
 from spdsl.runtime.entries.entry_kernels import entries_backward, entries_forward
 from spdsl.runtime.pools.table import POOLS
-from spdsl.runtime.sequences import Layout, layout_of
+from spdsl.runtime.sequences import Layout
 from tests.runtime.entry_cases import (
     DIM,
     HEADS,
@@ -132,7 +133,7 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, 
     monkeypatch.setattr(entry_launch, "launch", note)
     x = torch.empty(1 if packed else 2, 4, 4096, dim, dtype=dtype)
     cu_seqlens = torch.tensor([0, 1000, 4096], dtype=torch.int32) if packed else None
-    layout = layout_of(x, x, cu_seqlens, None, None, None, None)
+    layout = layout_of(x, x, Options(cu_seqlens))
     weights = {"weight": torch.empty(4, 32), "position": torch.empty(4, 32, dim)} if kind == "weighted" else {}
     cells = Cells(32, 16, before=16, partial=packed)
     out = entries_forward(x, cells, layout, kind, *weights.values())

@@ -14,6 +14,7 @@ from torch import Tensor
 from spdsl.runtime.cache.cache import storage_of
 from spdsl.runtime.cache.steps import Closes
 from spdsl.runtime.cache.storage import EntryShape, Storage
+from spdsl.runtime.call.scale import scale_of_call
 from spdsl.runtime.call.table import (
     Arguments,
     Inputs,
@@ -90,6 +91,7 @@ def from_pages(
     seq_lens: Tensor,
     cu_seqlens_q: Tensor,
     max_seqlen_q: int | None,
+    scale: float | None,
     *states: Any,
 ) -> tuple[Inputs, Storage, Layout, Requests]:
     """Of inputs with packed queries [T, heads, dim], lists of units [T, heads, n] and pages in place of keys: what a
@@ -100,6 +102,7 @@ def from_pages(
         for name in (x.k, x.v):
             if name:
                 expect_tensor(f"{name}_pages", getattr(inputs, name))
+    of_call = scale_of_call(scale)
     requests = Requests(arguments, inputs, block_table, seq_lens, cu_seqlens_q, max_seqlen_q)
     own = _adopted(arguments, inputs, requests.table, requests.spans)
     requests.check(own.capacity)
@@ -118,7 +121,7 @@ def from_pages(
     by_row = (x for x in arguments.tensors if x.by_row and getattr(inputs, x.name) is not None)
     packed |= {x.name: _rows_of_requests(x, getattr(inputs, x.name), requests) for x in by_row}
     spans = None if requests.single else requests.q_spans
-    layout = Layout(spans, own.spans, None, None, requests.longest, own.capacity)
+    layout = Layout(spans, own.spans, None, None, requests.longest, own.capacity, *of_call)
     inputs = changed_in(inputs, pages | packed | unread)
     inputs = prepared(arguments, inputs, layout, own.capacity, own.capacity, len(own.spans))
     return inputs, own, layout, requests

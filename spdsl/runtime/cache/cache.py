@@ -26,6 +26,7 @@ from spdsl.runtime.cache.ring import Ring, put_slots, row_pages, slots_of
 from spdsl.runtime.cache.sharing import references, with_own_pages
 from spdsl.runtime.cache.states import Kept, State, kept_of, stream_states
 from spdsl.runtime.cache.storage import EntryShape, NewTokens, Storage
+from spdsl.runtime.call.arguments import TRANSPOSED
 from spdsl.runtime.entries.entries import entry_count, entry_counts
 from spdsl.runtime.launch.eager import eager
 from spdsl.runtime.sequences import expect
@@ -73,6 +74,7 @@ class CacheStore(Storage):
         self.batch, self.capacity, self.page = batch, capacity, page
         # Tokens that every sequence holds for certain, and may hold, known without asking the device.
         self.at_least, self.at_most = 0, 0
+        self.watched = True  # whether anything is known at all
         with torch.inference_mode(False):  # a tensor that counts its changes
             self.spans = torch.zeros(batch, 2, dtype=torch.int32, device=device)
         self._changes = self.spans._version
@@ -103,7 +105,7 @@ class CacheStore(Storage):
 
     def _known(self) -> tuple[int, int]:
         """Least and most tokens of any sequence as far as the host knows: nothing, if others wrote to `lengths`."""
-        if not torch.compiler.is_compiling() and self.spans._version != self._changes:
+        if self.watched and not torch.compiler.is_compiling() and self.spans._version != self._changes:
             self.at_least, self.at_most, self._changes = 0, self.capacity, self.spans._version
             self._reached_anything()
         return self.at_least, self.at_most
@@ -120,9 +122,29 @@ class CacheStore(Storage):
         self._changes = self.spans._version
 
     def _knows(self, at_least: int, at_most: int) -> None:
+        if not self.watched:
+            return
         self.at_least, self.at_most = min(at_least, self.capacity), min(at_most, self.capacity)
         if not torch.compiler.is_compiling():
             self._changes = self.spans._version
+
+    def with_buffers(
+        self, found: Mapping[str, Tensor], table: Tensor | None, page: int | None, capacity: int, spare: int
+    ) -> CacheStore:
+        """Itself as a cache of other buffers, by the names of their states, of which the host knows nothing.
+
+        spare: of a ring, 0: there is none.
+        """
+        self.batch, self.capacity, self.page, self.page_table = len(found["spans"]), capacity, page, table
+        self.spans, self.dropped = found["spans"], found["dropped"]
+        self.ring = Ring(0, 0, spare) if spare else None
+        self.watched, self.at_least, self.at_most = False, 0, capacity
+        self.states = tuple(state.sized(found[state.name], anew=True) for state in self.states)
+        self.k, self.v, self.tokens = {}, {}, {}
+        for state in self.states:
+            self._put(state, found[state.name])
+        self.entry_spans = {name: found[name] for name in self.entry_spans}
+        return self
 
     def _table(self, table: Tensor | None, device: torch.device | str) -> Tensor | None:
         if self.page is None:
@@ -173,7 +195,7 @@ class CacheStore(Storage):
         side, name = state.of
         getattr(self, side)[name] = x
 
-    def _size_tokens(self, tokens: Mapping[str, Tensor]) -> None:
+    def size_tokens(self, tokens: Mapping[str, Tensor]) -> None:
         """Buffers for tensors over tokens of which the first call says the sizes."""
         found = []
         for state in self.states:
@@ -217,7 +239,7 @@ class CacheStore(Storage):
         certain = new.spans is None
         fits = not certain or new.longest <= free
         expect(fits, "k", "at most {} more tokens (capacity {})", new.longest, free, self.capacity)
-        self._size_tokens(tokens)
+        self.size_tokens(tokens)
         own = self if rows is None else self.part(rows)
         own.add(k, v, tokens, new)
         if rows is not None:
@@ -243,7 +265,10 @@ class CacheStore(Storage):
         """New keys or values [B, heads, T, dim] against the cache of their stream."""
         heads, dim = store.shape[1], store.shape[3]
         fits = new.shape[1] == heads and new.shape[3] == dim
-        expect(fits, name, "[{}, {}, tokens, {}] like the cache", list(new.shape), new.shape[0], heads, dim)
+        if not fits:
+            hint = TRANSPOSED if new.shape[2] == heads and new.shape[3] == dim else ""
+            wrong = f"[{new.shape[0]}, {heads}, tokens, {dim}] like the cache"
+            expect(False, name, wrong, f"{list(new.shape)}{hint}")
         expect(new.dtype == store.dtype, name, f"dtype {store.dtype} like the cache", new.dtype)
         expect(new.device == store.device, name, f"device {store.device} like the cache", new.device)
 
@@ -433,7 +458,7 @@ class CacheStore(Storage):
         Raises ValueError for a state that is missing, unknown, or of another shape or dtype; nothing is changed then.
         """
         check_exported(states, self)
-        self._size_tokens({name[7:]: x for name, x in states.items() if name.startswith("tokens.")})
+        self.size_tokens({name[7:]: x for name, x in states.items() if name.startswith("tokens.")})
         self.reset()
         self.lengths.copy_(states["lengths"])
         self.dropped.copy_(states["dropped"])

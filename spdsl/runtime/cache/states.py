@@ -54,10 +54,11 @@ class State(NamedTuple):
         """Of x [homes, .., places, ..]: those of all but homes and places."""
         return [*x.shape[1 : 1 + self.before], *x.shape[2 + self.before :]]
 
-    def sized(self, x: Tensor) -> State:
-        """With the sizes of x [homes, .., places, ..] where none are known."""
+    def sized(self, x: Tensor, anew: bool = False) -> State:
+        """With the sizes of x [homes, .., places, ..] where none are known, or `anew`."""
         axes = zip(self.axes, self.sizes_of(x), strict=True)
-        return self._replace(axes=tuple((name, other if size is None else size) for (name, size), other in axes))
+        known = [(name, other if size is None or anew else size) for (name, size), other in axes]
+        return self._replace(axes=tuple(known))
 
 
 class Kept(NamedTuple):

@@ -14,6 +14,8 @@ from spdsl.runtime.cache.storage import NewTokens, Storage
 from spdsl.runtime.call.arguments import autocast, check_tensor
 from spdsl.runtime.call.cases import finish
 from spdsl.runtime.call.examples import expect_gates
+from spdsl.runtime.call.layouts import Options, checked_layout, layout_of
+from spdsl.runtime.call.scale import scale_of_call
 from spdsl.runtime.call.table import (
     Arguments,
     Inputs,
@@ -27,7 +29,7 @@ from spdsl.runtime.call.table import (
 )
 from spdsl.runtime.launch.launch import uses_kernels
 from spdsl.runtime.pools.pool import Pool
-from spdsl.runtime.sequences import Layout, checked_layout, expect, expect_flag, expect_tensor, layout_of
+from spdsl.runtime.sequences import Layout, expect, expect_flag, expect_tensor
 
 
 class Step(NamedTuple):
@@ -38,12 +40,13 @@ class Step(NamedTuple):
 
 
 class Brought(NamedTuple):
-    """Which tokens a call brings: as `attention` takes the first three; rows: of the cache, each once (None: all)."""
+    """Which tokens a call brings: as `attention` takes all but `rows`, those of the cache, each once (None: all)."""
 
     lengths: Tensor | None = None
     cu_seqlens: Tensor | None = None
     max_seqlen: int | None = None
     rows: Sequence[int] | Tensor | None = None
+    side: str = "left"
 
 
 class Taken(NamedTuple):
@@ -106,14 +109,17 @@ def step(
     kind: type,
     return_lse: object,
     brought: Brought = _ALL,
+    scale: float | None = None,
     closes: ClosesOf = _nothing,
     gates: tuple[Any, int] | None = None,
 ) -> tuple[Inputs, Storage, Layout, Taken]:
     """Checks a call, appends its tokens, and says what it computes with and reads then; gates and their number."""
+    scale, _ = scale_of_call(scale)
     inputs, own = checked_step(arguments, inputs, phase, cache, kind, return_lse, brought)
     if gates is not None:
         expect_gates(gates[0], arguments.q(inputs), gates[1])
     done = append(arguments, inputs, cache, own, closes(inputs))
+    done = done._replace(layout=done.layout._replace(scale=scale))
     return *from_cache(arguments, inputs, done), done
 
 
@@ -202,11 +208,11 @@ def _step(
 
     On the CPU wrong numbers are refused; a GPU is not asked.
     """
-    lengths, cu_seqlens, max_seqlen, rows = brought
+    lengths, cu_seqlens, max_seqlen, rows, side = brought
     chosen = None if rows is None else expect_rows(rows, cache.batch, cache.spans.device, once=True)
     sequences, whose = (cache.batch, "the cache") if chosen is None else (len(chosen), "rows")
     look = layout_of if uses_kernels(x) else checked_layout
-    layout = look(x, x, cu_seqlens, max_seqlen, lengths, None, None)
+    layout = look(x, x, Options(cu_seqlens, max_seqlen, lengths=lengths, side=side))
     if cu_seqlens is None:
         expect(x.shape[0] == sequences, name, "batch {} like {}", x.shape[0], sequences, whose)
     else:

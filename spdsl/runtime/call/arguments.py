@@ -3,6 +3,7 @@ and what came."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -13,6 +14,7 @@ from spdsl.runtime.call.lists import membership, random_units, sequence_counts
 from spdsl.runtime.launch.launch import wide
 from spdsl.runtime.sequences import DTYPES, Layout, expect, expect_tensor
 
+TRANSPOSED = " (of [batch, tokens, heads, dim] pass x.transpose(1, 2), which costs no copy)"
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _KINDS = {"float": "floating point", "int": "an integer dtype", "bool": "bool"}
 
@@ -38,7 +40,7 @@ def check_attention(
         expect(x.device == first.device, name, f"device {first.device} like {first_name}", x.device)
         expect(x.shape[0] == first.shape[0], name, "batch {} like {}", x.shape[0], first.shape[0], first_name)
     for name, (x, heads, dim) in queries.items():
-        expect(heads is None or x.shape[1] == heads, name, f"{heads} heads", x.shape[1])
+        expect_heads(name, x, heads)
         expect(dim is None or x.shape[3] == dim, name, f"head dim {dim}", x.shape[3])
         wanted = [first.shape[0], heads or first.shape[1], first.shape[2], dim or first.shape[3]]
         expect(list(x.shape) == wanted, name, "shape {} like {}", list(x.shape), wanted, first_name)
@@ -47,13 +49,37 @@ def check_attention(
         q = queries[asking][0]
         expect(x.shape[3] == q.shape[3], name, "head dim {} like {}", x.shape[3], q.shape[3], asking)
         expect(x.shape[2] == tokens, name, "{} tokens like the other keys", x.shape[2], tokens)
-        expect(heads is None or x.shape[1] == heads, name, f"{heads} heads", x.shape[1])
-        divides = x.shape[1] > 0 and q.shape[1] % x.shape[1] == 0
-        expect(divides, name, "heads that divide the {} of {}", x.shape[1], q.shape[1], asking)
+        expect_heads(name, x, heads)
+        if not (x.shape[1] > 0 and q.shape[1] % x.shape[1] == 0):
+            wrong = f"heads that divide the {q.shape[1]} of {asking}"
+            expect(False, name, wrong, f"{x.shape[1]}{TRANSPOSED if _swapped(q, x) else ''}")
     for name, (x, dim, key) in values.items():
         k = keys[key][0]
-        expect(list(x.shape[:3]) == list(k.shape[:3]), name, "shape {} + [dim]", list(x.shape), list(k.shape[:3]))
+        if list(x.shape[:3]) != list(k.shape[:3]):
+            swapped = list(x.transpose(1, 2).shape[:3]) == list(k.shape[:3])
+            wrong = f"shape {list(k.shape[:3])} + [dim]"
+            expect(False, name, wrong, f"{list(x.shape)}{TRANSPOSED if swapped else ''}")
         expect(dim is None or x.shape[3] == dim, name, f"head dim {dim}", x.shape[3])
+
+
+def _swapped(q: Tensor, k: Tensor) -> bool:
+    """Whether heads and tokens look as if they stood in each other's place."""
+    more_heads = q.shape[1] > q.shape[2] and k.shape[1] > k.shape[2] > 0
+    return more_heads and q.shape[2] % k.shape[2] == 0
+
+
+def warn_of_layout(name: str, q: Tensor, k: Tensor) -> None:
+    """More heads than tokens, and fewer keys than queries: it can be meant, but [batch, tokens, heads, dim] is more
+    likely, of which as many heads as there are tokens divide each other."""
+    if not torch.compiler.is_compiling() and q.shape[2] > k.shape[2] and _swapped(q, k):
+        text = f"{name}: {q.shape[1]} heads of {q.shape[2]} tokens, for {k.shape[2]} keys{TRANSPOSED}"
+        warnings.warn(text, UserWarning, stacklevel=4)
+
+
+def expect_heads(name: str, x: Tensor, heads: int | None) -> None:
+    """As many as the pattern declares, if it does."""
+    if heads is not None and x.shape[1] != heads:
+        expect(False, name, f"{heads} heads", f"{x.shape[1]}{TRANSPOSED if x.shape[2] == heads else ''}")
 
 
 def check_values(values: Mapping[str, Tensor]) -> None:

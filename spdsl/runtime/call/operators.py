@@ -1,6 +1,6 @@
 """The operators of a module as PyTorch sees them: schema, fake tensors for tracing, gradients.
 
-A layout is the last six arguments of each: operators take tensors and numbers, no tuples.
+A layout is the last eight arguments of each: operators take tensors and numbers, no tuples.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spdsl.runtime.call.scale import expect_scale
 from spdsl.runtime.entries.entries import Cells, entry_room
 from spdsl.runtime.entries.entry_kernels import entries_backward, entries_forward
 from spdsl.runtime.launch.branches import gated_sum, stacked_lse
@@ -21,10 +22,21 @@ from spdsl.runtime.module import Module
 from spdsl.runtime.pools.table import entries_by_torch
 from spdsl.runtime.sequences import Layout
 
-LAYOUT = "Tensor? q_spans, Tensor? k_spans, SymInt? q_offset, SymInt? k_offset, SymInt longest, SymInt tokens"
-_OF_LAYOUT = 6
+LAYOUT = (
+    "Tensor? q_spans, Tensor? k_spans, SymInt? q_offset, SymInt? k_offset, SymInt longest, SymInt tokens,"
+    " float? scale, Tensor? traced_scale"
+)
+_OF_LAYOUT = 8
 
 Run = Callable[..., Any]
+
+
+def layout_from(given: Sequence[Any]) -> Layout:
+    """The last arguments of an operator as a layout, whose scale is a number by now."""
+    layout = Layout(*given)
+    if layout.traced_scale is None:
+        return layout
+    return layout._replace(scale=expect_scale(layout.traced_scale.item()), traced_scale=None)
 
 
 def operator(module: Module, name: str, schema: str, run: Run, fake: Run) -> Any:
@@ -34,8 +46,16 @@ def operator(module: Module, name: str, schema: str, run: Run, fake: Run) -> Any
     return made
 
 
+def mutating_operator(module: Module, name: str, schema: str, run: Run, fake: Run) -> Any:
+    """The same of one that changes the tensors of its last argument, `states`. It has no gradient."""
+    qualified = f"{module.namespace}::{name}"
+    made = torch.library.custom_op(qualified, module.entry(run), mutates_args=("states",), schema=schema)
+    made.register_fake(fake)
+    return made
+
+
 def backward_operator(module: Module, name: str, schema: str, run: Run, fake: Run) -> Any:
-    """The same for a gradient, which has none itself."""
+    """An operator for a gradient, which has none itself."""
     made = operator(module, f"{name}_backward", schema, run, fake)
 
     def refuse(ctx: Any, *grads: Any) -> Any:
@@ -68,7 +88,7 @@ def attention_operators(
     schema, count = f"{''.join(f'Tensor {x}, ' for x in tensors)}{LAYOUT}", len(tensors)
 
     def run(*given: Any) -> Any:
-        return forward(*given[:count], Layout(*given[count:]))
+        return forward(*given[:count], layout_from(given[count:]))
 
     def fake(*given: Any) -> Any:
         q, v_dim = given[0], keys(*given[:sources])[0][1].shape[3]
@@ -79,7 +99,7 @@ def attention_operators(
         return made, None
 
     def run_back(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *given: Any) -> Any:
-        return backward(dout, dlse, out, lse, *given[:count], Layout(*given[count:]))
+        return backward(dout, dlse, out, lse, *given[:count], layout_from(given[count:]))
 
     def fake_back(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *given: Any) -> Any:
         return [room_like(x) for x in given[: len(learned)]]
@@ -92,17 +112,18 @@ def attention_operators(
 
     def save(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output, *inputs[: count + 2])  # the spans of the layout are tensors, too
-        ctx.numbers = inputs[count + 2 :]
+        # The spans of the layout are tensors, too, and so may be its scale.
+        ctx.save_for_backward(*output, inputs[-1], *inputs[: count + 2])
+        ctx.numbers = inputs[count + 2 : -1]
 
     def gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> Any:
-        out, lse, *inputs = ctx.saved_tensors
+        out, lse, traced_scale, *inputs = ctx.saved_tensors
         dout = torch.zeros_like(out) if dout is None else dout
-        grads = back(dout, dlse, out, lse, *inputs, *ctx.numbers)
+        grads = back(dout, dlse, out, lse, *inputs, *ctx.numbers, traced_scale)
         found = [*grads, *[None] * (len(looked_up) + _OF_LAYOUT)]
         wanted = [bool(ctx.needs_input_grad[place]) for place in places]
         if of_bias is not None and any(wanted):
-            own = iter(of_bias(wanted, dout, dlse, out, lse, *inputs, *ctx.numbers))
+            own = iter(of_bias(wanted, dout, dlse, out, lse, *inputs, *ctx.numbers, traced_scale))
             for place, one in zip(places, wanted, strict=True):
                 found[place] = next(own) if one else None
         return tuple(found)
@@ -117,7 +138,7 @@ def _bias_operator(module: Module, name: str, schema: str, places: Sequence[int]
     def run_back(
         wanted: Sequence[bool], dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *given: Any
     ) -> Any:
-        return run(wanted, dout, dlse, out, lse, *given[:-_OF_LAYOUT], Layout(*given[-_OF_LAYOUT:]))
+        return run(wanted, dout, dlse, out, lse, *given[:-_OF_LAYOUT], layout_from(given[-_OF_LAYOUT:]))
 
     def fake(wanted: Sequence[bool], dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *given: Any) -> Any:
         found = (given[place] for place, one in zip(places, wanted, strict=True) if one)
@@ -133,7 +154,7 @@ def choice_operator(
     """`name_choose`: int32 [B, lists, N, most], of `choose(q, k, lse, *reads, lists, layout)`. It has no gradient."""
 
     def run(*given: Any) -> Tensor:
-        return choose(*given[:-_OF_LAYOUT], Layout(*given[-_OF_LAYOUT:]))
+        return choose(*given[:-_OF_LAYOUT], layout_from(given[-_OF_LAYOUT:]))
 
     def fake(q: Tensor, k: Tensor, lse: Tensor | None, *given: Any) -> Tensor:
         lists, layout = given[len(reads)], Layout(*given[-_OF_LAYOUT:])
@@ -222,19 +243,19 @@ def compress_operator(module: Module) -> Callable[..., Tensor]:
     def save(ctx: Any, inputs: Any, output: Any) -> None:
         x, weights, *cells, q_spans, k_spans = inputs[:9]
         ctx.save_for_backward(x, q_spans, k_spans, *weights)
-        ctx.numbers = cells, inputs[9:]
+        ctx.numbers = cells, inputs[9:]  # entries have no scale
 
     def gradients(ctx: Any, dout: Tensor) -> Any:
         x, q_spans, k_spans, *weights = ctx.saved_tensors
         cells, offsets = ctx.numbers
         dx, *grads = back(dout, x, weights, *cells, q_spans, k_spans, *offsets)
-        return dx, grads, *[None] * 11
+        return dx, grads, *[None] * (5 + _OF_LAYOUT)
 
     made.register_autograd(gradients, setup_context=save)
 
     def entries_of(x: Tensor, cells: Cells, layout: Layout, by: str, *weights: Tensor) -> Tensor:
         if uses_kernels(x):
-            found: Tensor = made(x, list(weights), *cells, by, *layout)
+            found: Tensor = made(x, list(weights), *cells, by, *layout._replace(scale=None, traced_scale=None))
             return found
         return entries_by_torch(by, x, cells, layout, *weights)
 
@@ -250,7 +271,7 @@ def divergence_operator(module: Module, name: str, forward: Run, backward: Run, 
 
     def arguments(q: Tensor, k: Tensor, lse: Tensor, reads: Sequence[Tensor], *given: Any) -> tuple[Any, ...]:
         own = () if reads_of is None else (reads_of(q.shape[1], *reads),)
-        return (q, k, lse, *own, *given[:3], Layout(*given[3:]))
+        return (q, k, lse, *own, *given[:3], layout_from(given[3:]))
 
     schema = f"Tensor q, Tensor k, Tensor lse, Tensor[] reads, Tensor asks, Tensor entries, Tensor chosen, {LAYOUT}"
 
@@ -272,15 +293,15 @@ def divergence_operator(module: Module, name: str, forward: Run, backward: Run, 
 
     def save(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.set_materialize_grads(False)
-        q, k, lse, reads, asks, entries, chosen, q_spans, k_spans, *ctx.numbers = inputs
-        ctx.save_for_backward(*output[1:], q, k, lse, asks, entries, chosen, q_spans, k_spans, *reads)
+        q, k, lse, reads, asks, entries, chosen, q_spans, k_spans, *ctx.numbers, traced = inputs
+        ctx.save_for_backward(*output[1:], q, k, lse, asks, entries, chosen, q_spans, k_spans, traced, *reads)
 
     def gradients(ctx: Any, dkl: Tensor | None, dtotal: Any, dnorm: Any) -> Any:
-        total, norm, q, k, lse, asks, entries, chosen, q_spans, k_spans, *reads = ctx.saved_tensors
+        total, norm, q, k, lse, asks, entries, chosen, q_spans, k_spans, traced, *reads = ctx.saved_tensors
         dkl = torch.zeros_like(total) if dkl is None else dkl
-        numbers = (q, k, lse, reads, asks, entries, chosen, q_spans, k_spans, *ctx.numbers)
+        numbers = (q, k, lse, reads, asks, entries, chosen, q_spans, k_spans, *ctx.numbers, traced)
         dasks, dentries = back(dkl, total, norm, *numbers)
-        return None, None, None, [None] * len(reads), dasks, dentries, *[None] * 7
+        return None, None, None, [None] * len(reads), dasks, dentries, *[None] * (1 + _OF_LAYOUT)
 
     made.register_autograd(gradients, setup_context=save)
     return made

@@ -115,7 +115,7 @@ def _alone(
     for name in (*(x.name for x in arguments.lists), *(x.name for x in arguments.chosen)):
         x = getattr(inputs, name)
         changed[name] = None if x is None else _own(x, batch)[:, :, rows]
-    place = Layout(None, None, position, corner.k_origin, end - first, keys)
+    place = Layout(None, None, position, corner.k_origin, end - first, keys, layout.scale, layout.traced_scale)
     return changed_in(inputs, changed), None if gates is None else gates[batch, :, rows], place
 
 

@@ -42,10 +42,9 @@ def by_class(
     of_k = _classes(columns, torch.zeros_like(columns[:, 1]), step, keys[0])
     others = [x.repeat_interleave(step, 0) if x.dim() > 1 and x.shape[0] > 1 else x for x in others]
     longest = -(-layout.longest // step)
-    out, lse = of_class(
-        _packed(q, of_q), *(_packed(x, of_k) for x in keys), *others, of_q.spans, of_k.spans, None, None, longest,
-        keys[0].shape[0] * keys[0].shape[2],
-    )  # fmt: skip
+    tokens = keys[0].shape[0] * keys[0].shape[2]
+    classes = layout._replace(q_spans=of_q.spans, k_spans=of_k.spans, longest=longest, keys=tokens)
+    out, lse = of_class(_packed(q, of_q), *(_packed(x, of_k) for x in keys), *others, *classes)
     back = torch.argsort(of_q.order)
     batch, count = q.shape[0], q.shape[2]
     out, lse = out[0].index_select(1, back), lse[0].index_select(1, back)

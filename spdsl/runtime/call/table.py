@@ -21,6 +21,7 @@ from spdsl.runtime.call.arguments import (
     random_argument,
     refuse_gradient,
     tensor_argument,
+    warn_of_layout,
 )
 from spdsl.runtime.call.weights import check_chosen, check_weight, chosen_argument
 from spdsl.runtime.sequences import Layout, expect, expect_flag, sizes_of
@@ -164,6 +165,7 @@ def checked(arguments: Arguments, inputs: Inputs, phase: str, return_lse: object
     expect_flag("return_lse", return_lse)
     check_vectors(arguments, inputs)
     check_sums(arguments, inputs, phase)
+    warn_of_layout(arguments.queries[0].name, arguments.q(inputs), arguments.k(inputs))
     return inputs
 
 

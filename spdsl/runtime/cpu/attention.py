@@ -59,7 +59,7 @@ class Sweep(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What the pattern says of one softmax. scale None: D ** -0.5. cells: of its entries; None: tokens.
+    """What the pattern says of one softmax. scale None: that of the call. cells: of its entries; None: tokens.
 
     bias: added to logits, of (q, k, heads, length). reads_of: of all tensors that it reads, those of some sequences.
     bias_reads: what of it has a gradient.
@@ -79,11 +79,14 @@ class Form(NamedTuple):
     unit: int = 0
     product: str = "dot"
 
-    def logits(self, q: Tensor, q_origin: int) -> Logits:
-        return Logits(self.scale_of(q), self.softcap, q_origin)
+    def logits(self, q: Tensor, corner: Corner) -> Logits:
+        return Logits(self.scale_of(q, corner), self.softcap, corner.q_origin)
 
-    def scale_of(self, q: Tensor) -> float:
-        return float(q.shape[-1] ** -0.5) if self.scale is None else self.scale
+    def scale_of(self, q: Tensor, corner: Corner) -> Any:
+        """A number; a tensor of it where PyTorch traces a call that says one."""
+        if self.scale is not None:
+            return self.scale
+        return float(q.shape[-1] ** -0.5) if corner.scale is None else corner.scale
 
     def corners(self, q: Tensor, layout: Layout, in_cache: bool = False) -> Iterator[Corner]:
         return iter(corners(q, layout) if self.cells is None else entry_corners(q, layout, self.cells, in_cache))
@@ -162,7 +165,7 @@ def _rows_forward(
 ) -> tuple[Tensor, Tensor]:
     """Of the rows and keys of one corner: out, lse."""
     q, keys = _vectors(form, q, keys)
-    logits = form.logits(q, corner.q_origin)
+    logits = form.logits(q, corner)
     if chosen is not None:
         return units_forward(q, *keys[0], chosen, form.unit, *_seen(form, corner, own), logits, sink)
     return sparse_forward(q, streams_of(form, q.shape[1], keys, corner, own), logits, sink)
@@ -194,7 +197,7 @@ def cpu_backward(
     for corner in form.corners(q, layout):
         rows, columns = (corner.batch, slice(None), corner.rows), (corner.batch, slice(None), corner.keys)
         here, own = [(k[columns], v[columns]) for k, v in keys], form.own(t, corner, layout)
-        logits, own_dlse = form.logits(q, corner.q_origin), None if dlse is None else dlse[rows]
+        logits, own_dlse = form.logits(q, corner), None if dlse is None else dlse[rows]
         if chosen is not None:
             given = (dout[rows], own_dlse, q[rows], *here[0], out[rows], lse[rows], chosen[rows], form.unit)
             dq[rows], own_dk, own_dv = units_backward(*given, *_seen(form, corner, own), logits)
@@ -276,7 +279,7 @@ def cached_attention(
     for corner in form.corners(q, layout, in_cache=True):
         s, own = corner.sequences.start, form.own(t, corner, layout)
         row = (corner.batch, slice(None), corner.rows)
-        logits, units = form.logits(q, corner.q_origin), None if chosen is None else chosen[row]
+        logits, units = form.logits(q, corner), None if chosen is None else chosen[row]
         if form.cells is not None:
             here = [(held.entry_rows(k, s, corner.keys), held.entry_rows(v, s, corner.keys)) for k, v in keys]
             found = _rows_forward(form, q[row], here, corner, own, sink, units)
@@ -318,7 +321,7 @@ def dense_attention(
             masks = [masks[0] & unit_mask(chosen[rows], form.unit, count, q.shape[1])]
         asking, here = _vectors(form, q[rows].double(), [(k[columns].double(), v[columns]) for k, v in keys])
         streams = [(*pair, mask, bias) for pair, mask in zip(here, masks, strict=True)]
-        found = dense_softmax(asking, streams, form.scale_of(q), form.softcap, sink)
+        found = dense_softmax(asking, streams, form.scale_of(q, corner), form.softcap, sink)
         if layout.k_spans is None:
             return found
         out[rows], lse[rows] = found
@@ -342,7 +345,7 @@ def logits_of(
 
     def logits(first: int, end: int) -> Tensor:
         q_at = (corner.q_origin + torch.arange(first, end, device=q.device)).view(1, 1, -1, 1)
-        found = (q[:, :, first:end] @ k).to(wide(q.dtype)) * form.scale_of(q)
+        found = (q[:, :, first:end] @ k).to(wide(q.dtype)) * form.scale_of(q, corner)
         found, seen = _finished(form, found, (q_at, k_at, h, corner.length, *own))
         if chosen is not None:
             seen = seen & unit_mask(chosen[:, :, first:end], form.unit, k.shape[3], q.shape[1])
@@ -362,7 +365,7 @@ def logits_of_units(
         q_at = (corner.q_origin + torch.arange(first, end, device=q.device)).view(1, 1, -1, 1)
         found, number = unit_products(q[:, :, first:end], k, chosen[:, :, first:end], unit)
         place = (q_at, number.clamp(min=0) + corner.k_origin, h, corner.length, *own)
-        found, seen = _finished(form, found.to(wide(q.dtype)) * form.scale_of(q), place)
+        found, seen = _finished(form, found.to(wide(q.dtype)) * form.scale_of(q, corner), place)
         return found.masked_fill(~seen | (number < 0), -torch.inf)
 
     return logits

@@ -141,23 +141,33 @@ def decode_config(q: Tensor, v_dim: int, group: int, paged: Paged) -> Config:
     return config_for("decode", q, v_dim, paged, group=group)._replace(block_m=max(16, triton.next_power_of_2(group)))
 
 
+def scale_of(q: Tensor, layout: Layout) -> Any:
+    """1 / sqrt(dim), a constant of kernels; or what the call says, which is an argument: no value is compiled anew.
+
+    An argument is float32. For float64, which is there for the interpreter, that number is a constant, too.
+    """
+    if layout.scale is None:
+        return tl.constexpr(q.shape[-1] ** -0.5)
+    return tl.constexpr(layout.scale) if q.dtype == torch.float64 else layout.scale
+
+
 def constants(
     q: Tensor,
     v_dim: int,
-    scale: float,
+    scale: Any,
     config: Config,
     group: int = 1,
     splits: int = 1,
     page: int = 0,
     gathered: bool = False,
 ) -> Const:
-    """The constants of a kernel. The scale is one because a runtime float would be rounded to fp32."""
+    """The constants of a kernel; scale: that of the pattern, as a constant, or `scale_of` a call."""
     acc = tl.float64 if q.dtype == torch.float64 else tl.float32
     values = (
         q.shape[-1], *split_dim(q.shape[-1]), v_dim, *split_dim(v_dim), config.block_m, config.block_n,
-        group, splits, page, gathered, scale, acc, precision(q),
+        group, splits, page, gathered, None, acc, precision(q),
     )  # fmt: skip
-    return Const(*(tl.constexpr(value) for value in values))
+    return Const(*(tl.constexpr(value) for value in values))._replace(SCALE=scale)
 
 
 def precision(q: Tensor) -> str:
@@ -233,6 +243,7 @@ def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
         row_delta, (triton.cdiv(out.shape[2], config.block_m), out.shape[1], out.shape[0]),
         strided(rows_contiguous(out)), strided(dout), None if dlse is None else strided(dlse), strided(delta),
         out.shape[2],
-        constants(out, out.shape[3], 1.0, config), num_warps=config.num_warps, num_stages=config.num_stages,
+        constants(out, out.shape[3], tl.constexpr(1.0), config),
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return delta

@@ -165,7 +165,7 @@ class ListVisit(NamedTuple):
 
 
 class Const(NamedTuple):
-    """What a kernel is compiled for (all tl.constexpr).
+    """What a kernel is compiled for (all tl.constexpr, but for a scale that the call gives).
 
     A head dimension is loaded in at most two parts of power-of-two widths, D0 + D1 >= dim (80 = 64 + 16); D1 = 0: one.
     """

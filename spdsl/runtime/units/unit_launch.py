@@ -83,7 +83,7 @@ def unit_constants(shape: UnitShape, unit: int, lists_per_head: int = 1, per: in
     return UnitConst(*(tl.constexpr(value) for value in values))
 
 
-def packed_constants(q: Tensor, v_dim: int, scale: float, shape: UnitShape, splits: int = 1, page: int = 0) -> Const:
+def packed_constants(q: Tensor, v_dim: int, scale: Any, shape: UnitShape, splits: int = 1, page: int = 0) -> Const:
     return constants(q, v_dim, scale, shape.config, shape.group, splits, page, shape.gathered)
 
 

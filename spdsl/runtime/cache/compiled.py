@@ -1,0 +1,168 @@
+"""Prefill and decode as torch.compile sees them: one operator each, which changes the buffers of the cache.
+
+A graph knows nothing of what the host knows of a cache, which is another thing in every step. So it is the same for all
+of them: the operator runs the function on a cache of the same buffers of which nothing is known, in which any token
+might find no room. Nothing is read on the host.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache as once
+from functools import wraps
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spdsl.runtime.cache.cache import CacheStore
+from spdsl.runtime.cache.cache_arguments import expect_cache
+from spdsl.runtime.call.arguments import autocast
+from spdsl.runtime.call.operators import mutating_operator
+from spdsl.runtime.call.scale import expect_scale, scale_of_call
+from spdsl.runtime.call.table import Arguments
+from spdsl.runtime.launch.launch import wide
+from spdsl.runtime.module import Module
+from spdsl.runtime.sequences import INT32_MOST, expect_tensor
+
+_SCHEMA = (
+    "(Tensor?[] given, Tensor? lengths, str side, Tensor? cu_seqlens, SymInt? max_seqlen, Tensor? rows, float? scale,"
+    " Tensor? traced_scale, Tensor? page_table, SymInt page, SymInt capacity, SymInt spare, Tensor(a!)[] states)"
+)
+_BY_NAME = ("cache", "return_lse", "lengths", "side", "cu_seqlens", "max_seqlen", "rows", "scale")
+
+Function = Callable[..., Any]
+
+
+class Result(NamedTuple):
+    """One result of a call. values: the state that is averaged, `v.<stream>`, or the front `dim` of `k.<stream>`.
+
+    branches: of a gate, each with a log-sum-exp; 0: there is one.
+    """
+
+    values: str
+    dim: int = 0
+    branches: int = 0
+
+
+def cached_call(
+    module: Module, arguments: Arguments, kind: type[CacheStore], *results: Result
+) -> Callable[[Function], Function]:
+    """Makes `prefill` and `decode` of functions that check, append and attend; kind: the module's cache."""
+
+    def decorate(function: Function) -> Function:
+        run, traced = module.entry(function), _traced(module, arguments, kind, results, function)
+
+        @wraps(function)
+        def call(*args: Any, **named: Any) -> Any:
+            return traced(*args, **named) if torch.compiler.is_compiling() else run(*args, **named)
+
+        return call
+
+    return decorate
+
+
+def _traced(
+    module: Module, arguments: Arguments, kind: type[CacheStore], results: Sequence[Result], function: Function
+) -> Function:
+    """The same by an operator. What it does for itself leaves nothing in a graph, or tensors."""
+    parameters = inspect.signature(function).parameters
+    in_order = [name for name, x in parameters.items() if x.kind is x.POSITIONAL_OR_KEYWORD]
+    tensors = [name for name in parameters if name not in _BY_NAME]
+    first = arguments.queries[0].name
+
+    def run(given: Sequence[Tensor | None], lengths: Any, side: str, cu_seqlens: Any, max_seqlen: Any, rows: Any,
+            scale: Any, traced_scale: Any, *held: Any) -> tuple[Tensor, ...]:  # fmt: skip
+        named: dict[str, Any] = {name: x for name, x in zip(tensors, given, strict=True) if x is not None}
+        scale = scale if traced_scale is None else expect_scale(traced_scale.item())
+        named |= {"lengths": lengths, "side": side, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen, "rows": rows}
+        found = function(**named, cache=_stand_in(kind, arguments, *held), return_lse=True, scale=scale)
+        return tuple(x.contiguous() for part in (found if len(results) > 1 else [found]) for x in part)
+
+    def fake(given: Sequence[Tensor | None], *others: Any) -> tuple[Tensor, ...]:
+        q, buffers = given[tensors.index(first)], _by_state(kind, arguments, others[-1])
+        return tuple(x for result in results for x in _shapes(q, result, buffers[result.values]))
+
+    # No list: an operator that changes its arguments gives tensors.
+    schema = f"{_SCHEMA} -> ({', '.join(['Tensor'] * 2 * len(results))})"
+    made = mutating_operator(module, f"{function.__name__}_step", schema, run, fake)
+
+    def call(*args: Any, **named: Any) -> Any:
+        given: dict[str, Any] = {**dict(zip(in_order, args, strict=False)), **named}
+        if len(args) > len(in_order) or not parameters.keys() >= given.keys() or len(given) < len(args) + len(named):
+            inspect.signature(function).bind(*args, **named)  # raises TypeError
+        cache: Any = given.get("cache")
+        expect_cache(cache, kind)
+        for name in arguments.vectors:
+            expect_tensor(name, given.get(name))
+        given |= zip(arguments.vectors, autocast(*[given[name] for name in arguments.vectors]), strict=True)
+        rows = given.get("rows")
+        rows = rows if rows is None or isinstance(rows, Tensor) else torch.tensor(rows)
+        page, spare = cache.page or 0, 0 if cache.ring is None else cache.ring.spare
+        with torch.no_grad():
+            found = made(
+                [given.get(name) for name in tensors], given.get("lengths"), given.get("side", "left"),
+                given.get("cu_seqlens"), given.get("max_seqlen"), rows, *scale_of_call(given.get("scale")),
+                cache.page_table, page, cache.capacity, spare, _buffers(arguments, cache, given),
+            )  # fmt: skip
+        # From now on the host knows nothing of lengths.
+        cache.at_least, cache.at_most = 0, INT32_MOST
+        parts = [(found[2 * i], found[2 * i + 1]) for i in range(len(results))]
+        answers = parts if given.get("return_lse", False) else [out for out, _ in parts]
+        return tuple(answers) if len(results) > 1 else answers[0]
+
+    return call
+
+
+def _shapes(q: Any, result: Result, values: Tensor) -> tuple[Tensor, Tensor]:
+    """out and lse of one result as fake tensors."""
+    out = q.new_empty(*q.shape[:3], result.dim or values.shape[3])
+    branches = (result.branches,) if result.branches else ()
+    return out, q.new_empty(*q.shape[:3], *branches, dtype=wide(q.dtype))
+
+
+def _buffers(arguments: Arguments, cache: CacheStore, given: Mapping[str, Any]) -> list[Tensor]:
+    """All that a step writes to, in the order of `_by_state`; the first step may have to make some of it."""
+    kept = [x.name for x in arguments.tensors if x.kept]
+    if len(cache.tokens) < len(kept):
+        for name in kept:
+            expect_tensor(name, given.get(name))
+        cache.size_tokens({name: given[name] for name in kept})
+    return [
+        cache.spans, cache.dropped, *cache.k.values(), *cache.v.values(), *[cache.tokens[name] for name in kept],
+        *cache.entry_spans.values(),
+    ]  # fmt: skip
+
+
+@once
+def _pattern_of(kind: Any) -> CacheStore:
+    """A cache of no sequence, which has the names of all buffers."""
+    sizes = {"kv_heads": 1, "qk_dim": 1, "v_dim": 1, "query_heads": 1}
+    own = {name: size for name, size in sizes.items() if name in inspect.signature(kind.__init__).parameters}
+    made: CacheStore = kind(0, 1, page=None, device="meta", **own)
+    return made
+
+
+def _by_state(kind: Any, arguments: Arguments, states: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The buffers by the names of their states; then those of entry spans."""
+    own = _pattern_of(kind)
+    names = [*(f"k.{name}" for name in own.k), *(f"v.{name}" for name in own.v)]
+    names += [f"tokens.{x.name}" for x in arguments.tensors if x.kept]
+    names += own.entry_spans
+    return dict(zip(("spans", "dropped", *names), states, strict=True))
+
+
+def _stand_in(
+    kind: Any,
+    arguments: Arguments,
+    page_table: Tensor | None,
+    page: int,
+    capacity: int,
+    spare: int,
+    states: Sequence[Tensor],
+) -> CacheStore:
+    """A cache of these buffers, of which the host knows nothing."""
+    own, found = copy.copy(_pattern_of(kind)), _by_state(kind, arguments, states)
+    return own.with_buffers(found, page_table, page or None, capacity, spare)
