@@ -1,6 +1,7 @@
-"""`python -m benchmarks.run --suite cpu|gpu|nsa|tune [--quick] [--out FILE]`.
+"""`python -m benchmarks.run --suite cpu|gpu|nsa|static|tune [--quick] [--out FILE]`.
 
 cpu: every case in turn, each in its own process. gpu: benchmarks/gpu/suite.py. nsa: benchmarks/nsa/suite.py.
+static: machine code of our kernels and of others, without a GPU, benchmarks/static/suite.py.
 tune: tuned against default configurations, benchmarks/tune.py; all others run with the default ones.
 """
 
@@ -21,7 +22,7 @@ from rich.console import Console
 from benchmarks import report, workload
 from spdsl.cli import numbers
 
-SUITES = ("cpu", "gpu", "nsa", "tune")
+SUITES = ("cpu", "gpu", "nsa", "static", "tune")
 Result = dict[str, Any]
 console = Console(stderr=True)
 
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="cpu: contenders to run")
     add_gpu_options(parser)
     add_nsa_options(parser)
+    add_static_options(parser)
     options = parser.parse_args()
     if options.suite == "tune":
         from benchmarks import tune
@@ -49,6 +51,10 @@ def main() -> int:
         from benchmarks.nsa import suite as nsa
 
         return nsa.run(options)
+    if options.suite == "static":
+        from benchmarks.static import suite as static
+
+        return static.run(options)
     work = workload.read(options.suite, options.quick)
     results: list[Result] = []
     failed: list[Result] = []
@@ -83,6 +89,12 @@ def add_nsa_options(parser: argparse.ArgumentParser) -> None:
     nsa.add_argument("--part", choices=["correctness", "times", "all"], default="all")
     nsa.add_argument("--lengths", type=numbers.tokens, nargs="+", help="such as 8k 32k 64k 128k, the default")
     nsa.add_argument("--dry", action="store_true", help="every step on small shapes; runs without a GPU")
+
+
+def add_static_options(parser: argparse.ArgumentParser) -> None:
+    static = parser.add_argument_group("static")
+    static.add_argument("--all", action="store_true", help="every kernel of all phases, dtypes and head dims")
+    static.add_argument("--peers", type=Path, nargs="+", default=[], help="folders with kernels of others, or of such")
 
 
 def cases(work: workload.Workload, only: list[str] | None) -> Iterator[tuple[str, str, int]]:

@@ -114,18 +114,23 @@ def failed(launch: Launch, target: Target, error: str) -> Compiled:
     )
 
 
-def _compile(launch: Launch, target: Target) -> Compiled:
+def built(launch: Launch, target: Target) -> Any:
+    """Triton's compiled kernel, with the text of every stage in `asm`. Raises what the compilers raise."""
     gpu = GPUTarget(target.backend, target.arch, target.warp_size)
-    built = triton.compile(launch.source(target.backend), target=gpu, options=dict(launch.options))
-    code = read_amdgcn(built.asm["amdgcn"]) if target.backend == "hip" else read_cubin(built.asm["cubin"])
-    num_warps, shared = int(built.metadata.num_warps), int(built.metadata.shared)
-    tensor_memory = int(getattr(built.metadata, "tmem_size", 0) or 0)
+    return triton.compile(launch.source(target.backend), target=gpu, options=dict(launch.options))
+
+
+def _compile(launch: Launch, target: Target) -> Compiled:
+    made = built(launch, target)
+    code = read_amdgcn(made.asm["amdgcn"]) if target.backend == "hip" else read_cubin(made.asm["cubin"])
+    num_warps, shared = int(made.metadata.num_warps), int(made.metadata.shared)
+    tensor_memory = int(getattr(made.metadata, "tmem_size", 0) or 0)
     resident = occupancy(target, code.registers, shared, num_warps)
     return Compiled(
         kernel=launch.name,
         target=target.name,
         num_warps=num_warps,
-        num_stages=int(built.metadata.num_stages),
+        num_stages=int(made.metadata.num_stages),
         constexprs=_texts(launch),
         code=code,
         shared=shared,
@@ -135,7 +140,7 @@ def _compile(launch: Launch, target: Target) -> Compiled:
         occupancy=resident,
         workload=launch.workload,
         multiplies=multiplies(launch.kernel),
-        products=products(built.asm["ttgir"]),
+        products=products(made.asm["ttgir"]),
     )
 
 

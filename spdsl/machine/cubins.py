@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
 
 from spdsl.machine import cubin_loader
+from spdsl.machine.crosscompile import built
 from spdsl.machine.launches import Argument, Launch
 from spdsl.targets import Target
 from spdsl.version import __version__
@@ -69,13 +69,12 @@ def _module_of(launches: Sequence[Launch]) -> dict[str, Any]:
 
 def build(launch: Launch, target: Target) -> Binary:
     """The binary of a launch; Triton's cache has it if it was compiled before."""
-    gpu = GPUTarget(target.backend, target.arch, target.warp_size)
-    built = triton.compile(launch.source(target.backend), target=gpu, options=dict(launch.options))
-    known, ending = built.metadata, _ENDINGS[target.backend]
+    made = built(launch, target)
+    known, ending = made.metadata, _ENDINGS[target.backend]
     scratch = int(getattr(known, "global_scratch_size", 0) or 0) + int(getattr(known, "profile_scratch_size", 0) or 0)
     if scratch or getattr(known, "num_ctas", 1) != 1:
         raise RuntimeError(f"{launch.name} needs scratch memory or clusters, which the loader does not give")
-    image = bytes(built.asm[ending])
+    image = bytes(made.asm[ending])
     digest = hashlib.sha256(image).hexdigest()
     name = f"{re.sub(r'[^A-Za-z0-9_]', '_', launch.name)}_{target.architecture}_{digest[:16]}.{ending}"
     entry = {

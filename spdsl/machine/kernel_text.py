@@ -35,6 +35,12 @@ def texts(kernel: Any) -> list[ast.Module]:
     return list(found.values())
 
 
+@cache
+def whole_text(kernel: Any) -> str:
+    """The text of a kernel and of all that it calls, in one order whatever module it is in."""
+    return "\n".join(sorted(ast.unparse(tree) for tree in texts(kernel)))
+
+
 def _mentioned(tree: ast.Module, names: Mapping[str, Any]) -> Iterator[Any]:
     """What its names mean, and those of a module that it mentions: `load` and `rt.load`."""
     for node in ast.walk(tree):

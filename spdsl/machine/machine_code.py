@@ -17,18 +17,15 @@ from pathlib import Path
 
 import triton
 
-# CUDA Binary Utilities, instruction set reference. A mnemonic stands after the address and an optional predicate.
-_SASS_LINE = re.compile(
-    r"^\s*/\*(?P<place>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<op>[A-Z][\w.]*)(?P<operands>[^;\n]*)", re.MULTILINE
-)
-_SASS_JUMP = re.compile(r"(?:BRA|JMP)\b")
-_SASS_GOAL = re.compile(r"\b0x([0-9a-f]+)\s*$")
+from spdsl.machine.sass import Instruction, instructions, loops
+
+# CUDA Binary Utilities, instruction set reference.
 _SASS_MMA = (
     ("tcgen05", re.compile(r"UTC\w*MMA\b")),
     ("wgmma", re.compile(r"[HIQBD]GMMA\b")),
     ("mma", re.compile(r"[HIQOBD]MMA\b")),
 )
-_SASS_COPY = (("cp.async", "LDGSTS"), ("cp.async.bulk", "UBLKCP"), ("tma", "UTMALDG"), ("tma", "UTMASTG"))
+_SASS_COPY = {"LDGSTS": "cp.async", "UBLKCP": "cp.async.bulk", "UTMALDG": "tma", "UTMASTG": "tma"}
 _SASS_LOAD = re.compile(r"(?:LDG|LDGSTS)\.(?P<modifiers>.*)")
 _SASS_WIDTHS = {"256": 256, "128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
 
@@ -64,6 +61,11 @@ class Code:
 
 def read_cubin(cubin: bytes) -> Code:
     """The code of a cubin with one kernel. RuntimeError when no cuobjdump is found or it fails."""
+    return read_sass(*dump(cubin))
+
+
+def dump(cubin: bytes) -> tuple[str, int, int]:
+    """The SASS of a cubin with one kernel, its registers and its bytes of local memory, as cuobjdump prints them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
@@ -71,27 +73,36 @@ def read_cubin(cubin: bytes) -> Code:
     resources = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if resources is None:
         raise RuntimeError(f"cuobjdump printed no resources: {usage.strip()[:200]}")
-    return read_sass(sass, registers=int(resources[1]), scratch=int(resources[2]))
+    return sass, int(resources[1]), int(resources[2])
 
 
 def read_sass(sass: str, registers: int, scratch: int) -> Code:
     """The code of a SASS listing; the two numbers are not in it."""
-    lines = [(int(match["place"], 16), match["op"], match["operands"]) for match in _SASS_LINE.finditer(sass)]
-    ops = [op for _, op, _ in lines]
-    stems = Counter(op.split(".", 1)[0] for op in ops)
-    mma = [(place, kind) for place, op, _ in lines for kind, pattern in _SASS_MMA if pattern.match(op)]
-    loops = list(_sass_loops(lines))
-    copies = (kind for op in ops for kind, stem in _SASS_COPY if op.split(".", 1)[0] == stem)
+    listing = instructions(sass)
+    stems = Counter(one.stem for one in listing)
+    mma = [(one.place, kind) for one in listing if (kind := matrix_kind(one)) is not None]
+    inside = frozenset[int]().union(*(loop.places for loop in loops(listing)))
+    copies = (kind for one in listing if (kind := copy_kind(one)) is not None)
     return Code(
         registers=registers,
         spills=stems["STL"] + stems["LDL"],
         scalar_spills=0,
         scratch=scratch,
         mma=_counts(kind for _, kind in mma),
-        loop_mma=_counts(kind for place, kind in mma if _inside(place, loops)),
+        loop_mma=_counts(kind for place, kind in mma if place in inside),
         async_copies=_counts(copies),
-        widest_load=max(map(_sass_width, ops), default=0),
+        widest_load=max((_sass_width(one.op) for one in listing), default=0),
     )
+
+
+def matrix_kind(one: Instruction) -> str | None:
+    """`wgmma`, `mma` or `tcgen05` for an instruction of the matrix unit."""
+    return next((kind for kind, pattern in _SASS_MMA if pattern.match(one.op)), None)
+
+
+def copy_kind(one: Instruction) -> str | None:
+    """`cp.async`, `cp.async.bulk` or `tma` for a copy between global and shared memory."""
+    return _SASS_COPY.get(one.stem)
 
 
 def read_amdgcn(assembly: str) -> Code:
@@ -115,16 +126,8 @@ def read_amdgcn(assembly: str) -> Code:
     )
 
 
-def _sass_loops(lines: Iterable[tuple[int, str, str]]) -> Iterator[tuple[int, int]]:
-    """First and last address of every loop: what a backward branch runs again."""
-    for place, op, operands in lines:
-        goal = _SASS_GOAL.search(operands) if _SASS_JUMP.match(op) else None
-        if goal is not None and int(goal[1], 16) < place:  # one to itself fills the end of the code
-            yield int(goal[1], 16), place
-
-
 def _gcn_loops(matches: Iterable[re.Match[str]]) -> Iterator[tuple[int, int]]:
-    """The same as numbers of lines; the goal of a branch is a label."""
+    """First and last line of every loop: what a backward branch runs again. The goal of a branch is a label."""
     labels: dict[str, int] = {}
     for place, match in enumerate(matches):
         if match["label"]:

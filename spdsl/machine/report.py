@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from rich.console import Console
@@ -17,13 +13,11 @@ from rich.text import Text
 from spdsl.machine.build_gates import described
 from spdsl.machine.crosscompile import Compiled, compile_launch, failed
 from spdsl.machine.launches import Launch
+from spdsl.machine.processes import each
 from spdsl.machine.reasons import reasons
 from spdsl.machine.record import refuse_interpreter
 from spdsl.tables import Column, Fitted
 from spdsl.targets import Target
-
-Job = tuple[Launch, Target]
-_jobs: Sequence[Job] = ()  # of a worker process, which inherits it: a kernel cannot be sent to one
 
 
 def compile_all(
@@ -35,24 +29,20 @@ def compile_all(
     result. Where there is no fork, or with one worker, it is done here.
     """
     refuse_interpreter()
-    workers = workers or most_workers()
     every = list(targets)
     jobs = [(launch, target) for launch in launches for target in every]
-    forks = workers > 1 and "fork" in multiprocessing.get_all_start_methods()
-    done = _in_processes(jobs, workers) if forks else ((i, compile_launch(*job)) for i, job in enumerate(jobs))
+
+    def lost(index: int) -> Compiled:
+        return failed(*jobs[index], "the compiler ended its process")
+
+    done = each(lambda index: compile_launch(*jobs[index]), lost, len(jobs), workers)
     results: dict[int, Compiled] = {}
-    with _bar(console) as progress:
+    with bar(console) as progress:
         task = progress.add_task("compiling", total=len(jobs))
         for index, result in done:
             results[index] = result
             progress.update(task, advance=1, description=f"{result.kernel} for {result.target}", refresh=True)
     return [results[index] for index in range(len(jobs))]
-
-
-def most_workers() -> int:
-    """Processes that compile at once: one for each core this process may use, at most 16, since one takes 0.5 GB."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, 16))
 
 
 def report(compiled: Iterable[Compiled]) -> Fitted:
@@ -130,39 +120,8 @@ def _kinds(counts: tuple[tuple[str, int], ...]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts) or "none"
 
 
-def _bar(console: Console | None) -> Progress:
+def bar(console: Console | None) -> Progress:
+    """What runs, how many of how many, and for how long; nothing without a console."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # No refreshing thread: processes are forked while the bar is up.
     return Progress(*columns, console=console, disable=console is None, transient=True, auto_refresh=False)
-
-
-def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Compiled]]:
-    lost: list[int] = []
-    with _pool(jobs, workers) as pool:
-        futures = {pool.submit(_work, index): index for index in range(len(jobs))}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                lost.append(futures[future])
-    # One job ended its process and took the others along: each of them alone tells which it was.
-    for index in sorted(lost):
-        with _pool(jobs, 1) as pool:
-            try:
-                yield index, pool.submit(_work, index).result()
-            except BrokenProcessPool:
-                yield index, failed(*jobs[index], "the compiler ended its process")
-
-
-def _pool(jobs: Sequence[Job], workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("fork")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(jobs,))
-
-
-def _start(jobs: Sequence[Job]) -> None:
-    global _jobs
-    _jobs = jobs
-
-
-def _work(index: int) -> Compiled:
-    return compile_launch(*_jobs[index])

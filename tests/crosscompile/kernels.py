@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
-from typing import Any
 
 import spdsl
 from spdsl import targets
 from spdsl.machine.crosscompile import Compiled, compile_launch
-from spdsl.machine.kernel_text import texts
+from spdsl.machine.kernel_text import whole_text
 from spdsl.machine.launches import Launch
 from spdsl.machine.survey import survey
 from spdsl.resources import folder
@@ -55,16 +53,10 @@ def kernels(
 def compiled(launch: Launch, gpu: targets.Target) -> Compiled:
     """`launch` for `gpu`; a kernel of the same text, in whatever module, is compiled once."""
     leaves = [(path, replace(leaf, container=None)) for path, _, leaf in launch.leaves()]
-    key = (gpu.name, _text(launch.kernel), repr(leaves), launch.options)
+    key = (gpu.name, whole_text(launch.kernel), repr(leaves), launch.options)
     if key not in _compiled:
         _compiled[key] = compile_launch(launch, gpu)
     return _compiled[key]
-
-
-@cache
-def _text(kernel: Any) -> str:
-    """The text of a kernel and of all that it calls."""
-    return "\n".join(sorted(ast.unparse(tree) for tree in texts(kernel)))
 
 
 def kind(one: Compiled) -> str:

@@ -90,7 +90,7 @@ module attributes {{"ttg.num-warps" = 8 : i32}} {{
 def test_times(layout: str, shape: str, reach: tuple[int, int], times: int) -> None:
     """The one product of the loop; those before and behind it run once and do not count."""
     rows, columns = (int(n) for n in shape.split("x")[-2:])
-    assert products(text(layout, shape)) == (Product(rows, columns, reach, times),)
+    assert products(text(layout, shape)) == (Product(rows, columns, reach, times, depth=64),)
 
 
 @pytest.mark.parametrize("operation", ["ttng.warp_group_dot %a, %b, %c {isAsync = true}", "ttng.tmem_load %a"])
