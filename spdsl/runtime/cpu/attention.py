@@ -231,7 +231,7 @@ def cpu_bias_backward(
     for corner in form.corners(q, layout):
         rows, columns = (corner.batch, slice(None), corner.rows), (corner.batch, slice(None), corner.keys)
         here, own = [(k[columns], v[columns]) for k, v in keys], form.own(t, corner, layout)
-        logits, own_dlse = form.logits(q, corner.q_origin), None if dlse is None else dlse[rows]
+        logits, own_dlse = form.logits(q, corner), None if dlse is None else dlse[rows]
         own_numbers = [form.own(x, corner, layout) for x in numbers]
         own_reads = [_of_pairs(read, corner, own, x) for read, x in zip(reads, own_numbers, strict=True)]
         if chosen is not None:
