@@ -166,7 +166,8 @@ def _missing_comma(names: Names, before: tree.Item | None, item: tree.Binding) -
 
 def _bind(names: Names, item: tree.Binding) -> None:
     kind = kind_of(names, item.value)
-    parameter = Parameter(item.name.text, Kind.NUMBER if kind in (Kind.ELEMENT, Kind.CONDITION) else kind)
+    numeric = kind in (Kind.NUMBER, Kind.CONDITION)
+    parameter = Parameter(item.name.text, Kind.ELEMENT if numeric else kind)
     free = names.claim(item.name)
     if kind is Kind.STATEMENT:
         names.report.error(

@@ -49,9 +49,11 @@ def value_of(names: Names, expr: tree.Expr, positions: bool) -> Expr | None:
             return _function(names, expr, positions)
         case tree.Restrict():
             return _read(names, expr, positions)
+    hint = "a condition is bound as a set: `where(...)`" if isinstance(expr, tree.Binary) else ""
+    if isinstance(expr, tree.Unary):
+        hint = "`~` binds tighter than all other operators: `~(...)`"
     names.report.error(
-        "E205", "an arithmetic expression is expected here", expr.span, "not a number",
-        hint="`~` binds tighter than all other operators: `~(...)`" if isinstance(expr, tree.Unary) else "",
+        "E205", "an arithmetic expression is expected here", expr.span, "not a number", hint=hint
     )  # fmt: skip
     return None
 
@@ -60,26 +62,27 @@ def _named(names: Names, name: tree.Name, positions: bool) -> Expr | None:
     if positions and name.text in POSITIONS:
         return POSITIONS[name.text]
     if name.text in ("k", "h"):
-        names.report.error(
-            "E205",
-            f"the position `{name.text}` has no meaning here",
-            name.span,
-            "outside an element expression",
-            hint="positions are known inside `where(...)` and `bias = ...`",
-        )
-        return None
+        return _misplaced(names, name, f"the position `{name.text}`")
     bound = names.find(name)
     if bound is None:
         return None
     if isinstance(bound, Fraction):
         return sympy.Rational(bound.numerator, bound.denominator)
     if isinstance(bound, sympy.Expr):
-        return bound
+        of_pairs = bool(bound.free_symbols & {Q, K, H})
+        return bound if positions or not of_pairs else _misplaced(names, name, f"`{name.text}`, a number for each pair,")
     if isinstance(bound, Tensor) and not bound.axes:
         return lookup(bound.name, integer=bound.dtype != "float")
     hint = f"read one element: `{name.text}[k]`" if isinstance(bound, Tensor) else ""
     names.report.error("E201", f"`{name.text}` is not a number", name.span, "a number is expected here", hint=hint)
     return None
+
+
+def _misplaced(names: Names, name: tree.Name, what: str) -> None:
+    names.report.error(
+        "E205", f"{what} has no meaning here", name.span, "outside an element expression",
+        hint="positions are known inside `where(...)` and `bias = ...`",
+    )  # fmt: skip
 
 
 def _sum(names: Names, expr: tree.Binary, positions: bool) -> Expr | None:
