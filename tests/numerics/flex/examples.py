@@ -83,8 +83,8 @@ def _relative_table() -> Example:
 
 
 def _pair_bias() -> Example:
-    bias = torch.randn(HEADS, TOKENS, TOKENS, generator=_drawn(), dtype=torch.float64)
-    return Example(None, lambda score, b, h, q, k: score + bias[h, q, k], {"pair": bias}, learned="pair")
+    pair = torch.randn(1, HEADS, TOKENS, TOKENS, generator=_drawn(), dtype=torch.float64)
+    return Example(None, lambda score, b, h, q, k: score + pair[0, h, q, k], {"pair": pair}, learned="pair")
 
 
 def _tree() -> Example:

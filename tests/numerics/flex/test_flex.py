@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
 import spdsl
-from tests.flex.examples import BATCH, EXAMPLES, HEADS, TOKENS, Example
+from tests.numerics.flex.examples import BATCH, EXAMPLES, HEADS, TOKENS, Example
 from tests.numerics.conftest import Engine
 
 PATTERNS = Path(__file__).parent / "patterns"
