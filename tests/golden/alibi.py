@@ -665,7 +665,7 @@ def attend_kernel_bias_backward(
         rt.launch(
             attend_dbias_0, (tiles, q.shape[1], sequences),
             rt.strided(q, sequences), *sources, *rows, rt.strided(sums, sequences), rt.strided(places, sequences), call,
-            tensors, numbers, rt.constants(q, v_dim, q.shape[-1] ** -0.5, config),
+            tensors, numbers, rt.constants(q, v_dim, rt.scale_of(q, layout), config),
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
         grad.add(sums, places)
