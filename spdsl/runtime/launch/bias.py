@@ -25,7 +25,7 @@ class BiasGradient:
 
     def __init__(self, x: Tensor) -> None:
         self._like = x
-        self._exact = torch.promote_types(x.dtype, torch.float32)  # of sums
+        self._exact = wide(x.dtype)  # of sums
         self._owned: Tensor | None = None
         self._numbered: Tensor | None = None  # by number; what belongs nowhere is in front
 
