@@ -12,7 +12,7 @@ from spdsl.ir.plan import Role, SoftmaxPlan
 from spdsl.ir.schedule import Stage, Step
 from spdsl.passes.count import Number
 from spdsl.runtime.launch.splits import lengths_to_try
-from spdsl.runtime.tuning.configs import Config, table_dim
+from spdsl.runtime.tuning.configs import Config, row_of_table, table_dim
 
 
 def walked(call: Call, softmax: SoftmaxPlan) -> SoftmaxPlan:
@@ -24,8 +24,8 @@ def config_of(call: Call, step: Step[SoftmaxPlan]) -> Config:
     (qk, v), size = call.dims(step.of), call.shape.size
     if step.table == "decode":
         return call.machine.config("decode", table_dim("decode", qk, v or 16), size)
-    bias = step.of.softmax.bias is not None
-    return call.machine.config(step.table, table_dim(step.table, qk, v or 16), size, bias)
+    row = row_of_table(step.table, step.of.softmax.bias is not None, step.of.by_pair)
+    return call.machine.config(row, table_dim(step.table, qk, v or 16), size)
 
 
 def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
