@@ -46,9 +46,9 @@ def packed(name: str, module: ModuleType) -> None:
 
 def apart(name: str, module: ModuleType) -> None:
     """Two packed sequences, of which only the second sees more than its window."""
-    pattern, ends = pattern_of(name), [0, 20, 60]
-    inputs = inputs_of(pattern, Shape(60, 60))
-    inputs["m"] = (torch.arange(60) < 20).long()[None, :, None].expand_as(inputs["m"])
+    pattern, ends = pattern_of(name), [0, 40, 80]
+    inputs = inputs_of(pattern, Shape(80, 80))
+    inputs["m"] = (torch.arange(80) < 40).long()[None, :, None].expand_as(inputs["m"])
     found = generated(module, pattern, inputs, {"cu_seqlens": torch.tensor(ends)})
     assert_same(found, separate(pattern, inputs, list(pairwise(ends))))
 
