@@ -26,12 +26,18 @@ FURTHER = {
     "a level, any number": (packed, cached),
     "two_streams_sink": (train, paged),
     "token_bias": (packed, cached),
+    "a mask and a bias of the call": (train, packed, padded, paged, cached, part),
     "given tokens": (train, packed, padded, paged, cached),  # keys that are gathered, dK and dV over whole units
     "given units of 6 of heads": (train, packed, paged),
     "units of 8": (train, packed, paged),
     "tokens by an indexer": (train, cached),
 }
+CALLED = (
+    "causal m = tensor(query, token, bool) b = tensor(head, query, token) n = tensor(query, 5, int) "
+    "return attend(sliding(3) | where(m[q][k] & n[q][k - q + 8] > 9), bias = b[h][q][k])"
+)
 SHORT = {
+    "a mask and a bias of the call": CALLED,
     "given tokens": GIVEN["tokens"],
     "given units of 6 of heads": "causal t = given(unit = 6, share = head) return attend(t)",
     "units of 8": CHOSEN["units of 8"], "tokens by an indexer": CHOSEN["tokens by an indexer"],
