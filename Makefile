@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 # `make test` leaves out what takes long; `make test-all` runs it too.
 USUAL  := and not slow and not full
 
-.PHONY: help demo quick test lint test-all test-gpu test-oldest test-newest fuzz bench-cpu bench-gpu clean
+.PHONY: help demo quick test lint test-all test-gpu test-oldest test-newest fuzz bench-cpu bench-static bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make test-newest  the tests on torch 2.15.0 with triton 3.9.0'
 	@echo 'make fuzz         random and mutated sources through the compiler (MINUTES=60 CORPUS=folder SEED=0)'
 	@echo 'make bench-cpu    the benchmarks that need no GPU'
+	@echo 'make bench-static machine code of the kernels, and bounds (PEERS=folders with kernels of others)'
 	@echo 'make bench-gpu    the benchmarks on a GPU'
 	@echo 'make clean        remove environments, caches and build results'
 
@@ -64,6 +65,9 @@ fuzz: $(VENV)/.ready
 
 bench-cpu: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.run --suite cpu
+
+bench-static: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.run --suite static $(if $(PEERS),--peers $(PEERS))
 
 bench-gpu: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.run --suite gpu

@@ -20,10 +20,11 @@ import triton.language as tl
 from benchmarks.static import bounds, code, compile, masked, others, ours, suite, table
 from benchmarks.static.bounds import Cost
 from benchmarks.static.code import Code, LoopCode
-from benchmarks.static.demand import Demand, per_pair
+from benchmarks.static.demand import Demand
 from benchmarks.static.peers.capture import captured
 from benchmarks.static.rows import Row, as_dict, from_data
 from spdsl import targets
+from spdsl.cost.pair_products import of_algorithm, of_tiles
 from spdsl.ir.schedule import Kind
 from spdsl.resources import folder
 from tests.machine.test_loop_work import TEXT
@@ -102,11 +103,12 @@ def test_agreement() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind, number", [(Kind.FORWARD, 320), (Kind.UNIT_DQ, 512), (Kind.PAIR_DKDV, 640), (Kind.SELECT, 192)]
+    "kind, tile, algorithm",
+    [(Kind.FORWARD, 320, 320), (Kind.UNIT_DQ, 512, 512), (Kind.PAIR_DKDV, 640, 320), (Kind.SELECT, 192, 192)],
 )
-def test_products_of_a_pair(kind: Kind, number: int) -> None:
-    """qk 192, v 128: two products forward, three for dQ, four for dK and dV, one for a score."""
-    assert per_pair(kind, 192, 128) == number
+def test_products_of_a_pair(kind: Kind, tile: int, algorithm: int) -> None:
+    """qk 192, v 128: two products forward, three for dQ, four for dK and dV, two of them once more; one for a score."""
+    assert (of_tiles(kind, 192, 128), of_algorithm(kind, 192, 128)) == (tile, algorithm)
 
 
 def test_masked_blocks() -> None:
@@ -133,14 +135,14 @@ def test_the_table() -> None:
     """Every line has the cells of its head; what a row says is in it."""
     text = table.markdown([ROW, *others.beside([ROW], others.recorded("mdy666"))], suite.versions(), H200)
     grids = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
-    assert len(grids) == 4
+    assert len(grids) == 5
     assert all(line.count(" | ") == grid[0].count(" | ") for grid in grids for line in (grid[0], *grid[2:]))
-    machine, useful, limits, _ = grids
+    machine, useful, limits, far, _ = grids
     assert "unit forward: nsa fine_forward | 192/128 | ours | 64x64 | 4, 2 | 230 | 0 | 98 | 2 (shared)" in machine[2]
     assert machine[2].endswith("| 2x | 20 cp.async | 2, 2 | 500 | 0.49 | 10.0 |")
     assert "_fwd_kernel | 192/128 | mdy666 (recorded) | 16x64" in machine[3]
     assert useful[2].endswith("| 1.00 / 1.60 / 2.50 / 4.00 | 0.49 / 0.78 / 1.22 / 1.95 | 10.0 / 16.0 / 25.0 / 40.0 |")
-    assert len(limits) == 3
+    assert len(limits) == len(far) == 3
 
 
 # ---- with the compilers

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.static.masked import masked
 from spdsl.cost.kernels import Call, Kernel, Options
 from spdsl.cost.machine import machine_of
+from spdsl.cost.pair_products import KINDS, SCORES
 from spdsl.cost.phases import kernel, started
 from spdsl.ir.plan import Plan, SoftmaxPlan
 from spdsl.ir.schedule import Kind, Stage, Step
@@ -17,12 +18,6 @@ from spdsl.passes.count import Shape
 from spdsl.targets import Target
 
 TOKENS = 65_536
-_FORWARD = {Kind.FORWARD, Kind.DECODE, Kind.UNIT_FORWARD, Kind.UNIT_DECODE, Kind.PAIR_FORWARD}
-_DQ = {Kind.DQ, Kind.UNIT_DQ, Kind.PAIR_DQ}
-_DKDV = {Kind.DKDV, Kind.UNIT_DKDV, Kind.PAIR_DKDV}
-_SCORES = {Kind.SELECT, Kind.SCORE_UNITS}
-KINDS = _FORWARD | _DQ | _DKDV | _SCORES
-"""The steps whose products are pairs of a query head and a key."""
 _RANGES = {Kind.FORWARD, Kind.DQ, Kind.DKDV}
 
 
@@ -74,30 +69,18 @@ def _steps(call: Call) -> Iterator[Step[Any]]:
 
 
 def _demand(call: Call, step: Step[Any], alike: Kernel, apart: Kernel, module: ModuleType) -> Demand:
-    softmax, scores = _softmax(call, step), step.kind in _SCORES
-    tile = per_pair(step.kind, *call.tile_dims(softmax))
+    softmax, scores = _softmax(call, step), step.kind in SCORES
+    tile = call.tile_flops(step.kind, softmax)
     return Demand(
         form=step.kind.value,
-        per_pair=tile,
-        useful=alike.flops.value // (2 * _algorithm(step.kind, *call.dims(softmax))),
-        alike=alike.machine.value // (2 * tile),
-        apart=apart.machine.value // (2 * tile),
+        per_pair=tile // 2,
+        useful=alike.flops.value // call.pair_flops(step.kind, softmax),
+        alike=alike.machine.value // tile,
+        apart=apart.machine.value // tile,
         moved=alike.bytes.value,
         masked=masked(call, step, module) if step.kind in _RANGES else 0.0,
         turns=len(step.of.weights) - step.of.shared if scores else 0.0,
     )
-
-
-def per_pair(kind: Kind, qk: int, v: int) -> int:
-    """Multiplications for one pair of a query head and a key."""
-    if kind in _SCORES:
-        return qk
-    return qk + v if kind in _FORWARD else 2 * qk + v if kind in _DQ else 2 * (qk + v)
-
-
-def _algorithm(kind: Kind, qk: int, v: int) -> int:
-    """Of the algorithm: of the five products of a backward two are those of dK and dV."""
-    return qk + v if kind in _DKDV else per_pair(kind, qk, v)
 
 
 def _softmax(call: Call, step: Step[Any]) -> SoftmaxPlan:

@@ -83,7 +83,8 @@ def _row(group: Sequence[Kernel], made: Compiled) -> Row:
 
 
 def write(path: Path, head: dict[str, Any], found: Sequence[Row], target: Target) -> None:
-    """`path` gets JSON, `path` with the ending .md the tables."""
+    """`path` gets JSON, a row on each line, `path` with the ending .md the tables."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(head | {"rows": [as_dict(row) for row in found]}, indent=1) + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(as_dict(row)) for row in found)
+    path.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
     path.with_suffix(".md").write_text(table.markdown(found, head["versions"], target), encoding="utf-8")

@@ -12,6 +12,7 @@ from benchmarks.static.rows import AGREEMENTS, Row
 from spdsl.targets import Target
 
 SHOWN = 0.8  # the agreement of the bounds that are shown one by one
+FAR = 1.2
 CODE = (
     "kernel", "dims", "of", "tile", "warps, stages", "registers", "spills in / out of loops", "shared KiB", "blocks/SM",
     "matrix instructions", "computed", "copies", "barriers, fences", "instructions of the loops", "slots", "B",
@@ -22,6 +23,9 @@ WRITTEN = (  # what recorded figures call the columns of code
 )  # fmt: skip
 USEFUL = ("kernel", "dims", "of", "multiplied for each useful pair", "slots", "B")
 BOUNDS = ("kernel", "dims", "of", *bounds.NAMES, "serial", "bound", "of the least")
+FARTHEST = (
+    "kernel", "dims", "of the least", "bound", "least", "multiplied for each useful pair", "loops: slots", "best peer",
+)  # fmt: skip
 OTHERS = ("kernel", "patterns", "warps", "registers", "spills in / out of loops", "shared KiB", "blocks/SM")
 HEAD = """# Kernels in machine code
 
@@ -36,6 +40,8 @@ PARTS = {
     "Bounds": f"Milliseconds at {TOKENS // 1024}k tokens, one sequence: each at 80 %, *serial* if none overlaps; the "
     "greatest at 100, 80, 50 and 0 %; and how many times the least that the call needs that is at 80 %: useful pairs "
     "once, or each tensor once.",
+    "Farthest from the least": "Ours, by how many times what the call needs at least their greatest bound is at 80 %; "
+    f"from {FAR} on, decode steps left out. Milliseconds, as above.",
     "Kernels without pairs": "Those whose products, if any, are not of a query head and a key.",
 }
 
@@ -48,6 +54,7 @@ def markdown(rows: Sequence[Row], versions: Mapping[str, str], target: Target) -
         (CODE, map(code_cells, paired)),
         (USEFUL, (useful_cells(row) for row in paired if row.cost)),
         (BOUNDS, (bound_cells(row, target) for row in paired if row.bounds(SHOWN, target))),
+        (FARTHEST, farthest(paired, target)),
         (OTHERS, map(other_cells, others)),
     )
     parts = [HEAD.format(target=target.title, **versions)]
@@ -114,8 +121,33 @@ def bound_cells(row: Row, target: Target) -> list[str]:
     return [
         *named(row), *(milliseconds(shown[name]) for name in bounds.NAMES), milliseconds(bounds.serial(shown)),
         f"{' / '.join(dict.fromkeys(map(milliseconds, greatest)))} ({bounds.binding(shown)})",
-        f"{max(shown.values()) / row.least(target):.1f}x",
+        f"{far(row, target):.1f}x",
     ]  # fmt: skip
+
+
+def farthest(rows: Sequence[Row], target: Target) -> Iterator[list[str]]:
+    own = [row for row in rows if row.of == "ours" and "decode" not in row.form and row.bounds(SHOWN, target)]
+    for row in sorted(own, key=lambda one: -far(one, target)):
+        if far(row, target) >= FAR and row.code is not None:
+            found = row.bounds(SHOWN, target) or {}
+            peers = [one for one in rows if one.beside == row.kernel and one.pattern in (row.pattern, *row.also)]
+            best = min(peers, key=lambda one: bound(one, target), default=None)
+            kernel, dims, _ = named(row)
+            shown = f"{milliseconds(max(found.values()))} ({bounds.binding(found)})"
+            yield [
+                kernel, dims, f"{far(row, target):.1f}x", shown,
+                milliseconds(row.least(target)), number(row.waste(SHOWN)), costs(row, lambda one: number(one.slots)),
+                f"{best.of} {milliseconds(bound(best, target))}" if best and best.cost else "",
+            ]  # fmt: skip
+
+
+def far(row: Row, target: Target) -> float:
+    return bound(row, target) / row.least(target)
+
+
+def bound(row: Row, target: Target) -> float:
+    """Seconds; none can be told of recorded figures."""
+    return max((row.bounds(SHOWN, target) or {"": float("inf")}).values())
 
 
 def other_cells(row: Row) -> list[str]:

@@ -42,22 +42,22 @@ def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     read, loaded = pair_bytes(call, softmax, call.pairs(softmax))
     return Kernel(
         step.name, "attend" if softmax.role is Role.BRANCH else "score", "forward",
-        flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
-        machine=tiles * (2 * area * sum(call.tile_dims(softmax))), exps=tiles * area,
+        flops=call.visible_flops(step),
+        machine=tiles * (area * call.tile_flops(step.kind, softmax)), exps=tiles * area,
         bytes=moved + read, moved=moved + loaded + _class_bytes(call, softmax, own),
     )  # fmt: skip
 
 
 def dq(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     softmax, config = step.of, config_of(call, step)
-    (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
+    qk, v = call.dims(softmax)
     tiles = _row_tiles(call, walked(call, softmax), config.block_m, config.block_n)
     area, rows = config.block_m * config.block_n, call.rows_bytes(softmax, qk + v)
     moved = rows + rows + call.keys_bytes(softmax)
     read, loaded = pair_bytes(call, softmax, call.pairs(softmax))
     return Kernel(
-        step.name, "backward", "backward", flops=call.pairs(softmax) * (2 * (2 * qk + v) * call.shape.batch),
-        machine=tiles * (2 * area * (2 * wide_qk + wide_v)), exps=tiles * area, bytes=moved + read,
+        step.name, "backward", "backward", flops=call.visible_flops(step),
+        machine=tiles * (area * call.tile_flops(step.kind, softmax)), exps=tiles * area, bytes=moved + read,
         moved=moved + loaded,
     )  # fmt: skip
 
@@ -65,7 +65,7 @@ def dq(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
 def dkdv(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     """One stream; the pairs of all of them count with the first."""
     softmax, config = step.of, config_of(call, step)
-    (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
+    qk, v = call.dims(softmax)
     own, area = walked(call, softmax), config.block_m * config.block_n
 
     def over(length: int) -> int:
@@ -78,8 +78,8 @@ def dkdv(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     read, loaded = pair_bytes(call, softmax, call.pairs(softmax)) if step.index == 0 else (NONE, NONE)
     return Kernel(
         step.name, "backward", "backward",
-        flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch) if step.index == 0 else NONE,
-        machine=tiles * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=tiles * area, bytes=moved + read,
+        flops=call.visible_flops(step) if step.index == 0 else NONE,
+        machine=tiles * (area * call.tile_flops(step.kind, softmax)), exps=tiles * area, bytes=moved + read,
         moved=moved + loaded,
     )  # fmt: skip
 
@@ -127,8 +127,9 @@ def decode(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     own = call.rows_bytes(softmax, qk + v)
     read, loaded = pair_bytes(call, softmax, call.thinned(softmax, Number(step_pairs(call, softmax))))
     return Kernel(
-        step.name, "attend" if softmax.role is Role.BRANCH else "score", "decode", flops=pairs * (2 * (qk + v)),
-        machine=tiles * (2 * area * sum(call.tile_dims(softmax))), exps=tiles * area,
+        step.name, "attend" if softmax.role is Role.BRANCH else "score", "decode",
+        flops=pairs * call.pair_flops(step.kind, softmax),
+        machine=tiles * (area * call.tile_flops(step.kind, softmax)), exps=tiles * area,
         bytes=call.thinned(softmax, call.count.read(softmax).bytes) + own + read,
         moved=call.thinned(softmax, call.many(moved)) + own + loaded,
     )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from spdsl.cost.attend import step_pairs
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
-from spdsl.cost.machine import padded
 from spdsl.cost.unions import select_steps
 from spdsl.ir.pattern import Choice, Phase
 from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
@@ -88,8 +87,9 @@ def _scores(call: Call, step: Step[ChoicePlan], ranks: int, out: Number) -> Kern
     area, read = shape.config.block_m * ranks, call.rows_bytes(softmax, qk) + scored_bytes(call, softmax)
     assert choice.score is not None
     return Kernel(
-        step.name, "select", "select", flops=_scored_pairs(call, softmax) * (2 * qk),
-        machine=products * (2 * area * padded(qk)), exps=products * area if choice.score.probability else NONE,
+        step.name, "select", "select", flops=_scored_pairs(call, softmax) * call.pair_flops(step.kind, softmax),
+        machine=products * (area * call.tile_flops(step.kind, softmax)),
+        exps=products * area if choice.score.probability else NONE,
         bytes=read + call.list_bytes(choice, softmax), moved=read + out,
     )  # fmt: skip
 

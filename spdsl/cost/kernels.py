@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from spdsl.cost.machine import Machine, padded
+from spdsl.cost.pair_products import of_algorithm, of_tiles
 from spdsl.cost.upper_bound import depends, upper_bound
 from spdsl.ir.pattern import Choice, Phase, Softmax, Stream, Tensor, Values
 from spdsl.ir.plan import Plan, Role, SoftmaxPlan
-from spdsl.ir.schedule import Stage
+from spdsl.ir.schedule import Kind, Stage, Step
 from spdsl.passes.count import Count, Number, Shape
 
 LSE_BYTES = 4  # float32
@@ -99,6 +100,18 @@ class Call:
         """The columns that a forward multiplies; one that only gives lse has 16 of them for values."""
         qk, v = self.dims(softmax)
         return padded(qk), padded(v or 16)
+
+    def pair_flops(self, kind: Kind, softmax: SoftmaxPlan) -> int:
+        """Of the algorithm, for a pair of a query head and a key."""
+        return 2 * of_algorithm(kind, *self.dims(softmax))
+
+    def visible_flops(self, step: Step[SoftmaxPlan]) -> Number:
+        """Of the algorithm, for all visible pairs of the batch."""
+        return self.pairs(step.of) * (self.pair_flops(step.kind, step.of) * self.shape.batch)
+
+    def tile_flops(self, kind: Kind, softmax: SoftmaxPlan) -> int:
+        """Of the machine, for a pair of a tile."""
+        return 2 * of_tiles(kind, *self.tile_dims(softmax))
 
     def lists(self, choice: Choice, softmax: SoftmaxPlan) -> int:
         return self.count.lists(choice, softmax.softmax)

@@ -28,8 +28,8 @@ def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     blocks, area = _blocks(call, softmax, choice, pairs, config), config.block_m * config.block_n
     rows = pairs * (qk * call.shape.size)  # gathered for each unit
     return Kernel(
-        step.name, "attend", "units", flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
-        machine=blocks * (2 * area * sum(call.tile_dims(softmax))), exps=blocks * area,
+        step.name, "attend", "units", flops=call.visible_flops(step),
+        machine=blocks * (area * call.tile_flops(step.kind, softmax)), exps=blocks * area,
         bytes=call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax) + call.list_bytes(choice, softmax),
         moved=rows + pairs * ((v + 1) * LSE_BYTES) + call.keys_bytes(softmax) + pairs * INDEX_BYTES,
     )  # fmt: skip
@@ -43,12 +43,12 @@ def merge_pairs(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
 
 def dq(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     softmax, choice, config = step.of, _choice(step), _config(call, step)
-    (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
+    qk, v = call.dims(softmax)
     pairs, keys, rows = _pairs(call, softmax, choice), call.keys_bytes(softmax), call.rows_bytes(softmax, qk + v)
     blocks, area = _blocks(call, softmax, choice, pairs, config), config.block_m * config.block_n
     return Kernel(
-        step.name, "backward", "units_backward", flops=call.pairs(softmax) * (2 * (2 * qk + v) * call.shape.batch),
-        machine=blocks * (2 * area * (2 * wide_qk + wide_v)), exps=blocks * area,
+        step.name, "backward", "units_backward", flops=call.visible_flops(step),
+        machine=blocks * (area * call.tile_flops(step.kind, softmax)), exps=blocks * area,
         bytes=rows + rows + keys, moved=_gathered(call, softmax, pairs) + pairs * (qk * LSE_BYTES) + keys,
     )  # fmt: skip
 
@@ -61,13 +61,13 @@ def add_pairs(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
 
 def dkdv(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     softmax, choice, config = step.of, _choice(step), _config(call, step)
-    (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
+    qk, v = call.dims(softmax)
     pairs, keys, rows = _pairs(call, softmax, choice), call.keys_bytes(softmax), call.rows_bytes(softmax, qk + v)
     groups, area = call.count.stream(softmax.sweeps[0].stream)[0] * call.shape.batch, config.block_m * config.block_n
     blocks = _tiles(call, choice, pairs, groups, config.block_m) * (groups * choice.unit // config.block_n)
     return Kernel(
-        step.name, "backward", "units_backward", flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
-        machine=blocks * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=blocks * area,
+        step.name, "backward", "units_backward", flops=call.visible_flops(step),
+        machine=blocks * (area * call.tile_flops(step.kind, softmax)), exps=blocks * area,
         bytes=rows + keys * 2, moved=_gathered(call, softmax, pairs) + keys * 2,
     )  # fmt: skip
 

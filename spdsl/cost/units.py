@@ -95,8 +95,8 @@ def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     blocks, area = _blocks(call, found), _area(found)
     moved, lanes = call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax), found.shape.lanes
     return Kernel(
-        step.name, "attend", "units", flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
-        machine=blocks * (2 * area * sum(call.tile_dims(softmax))), exps=blocks * area,
+        step.name, "attend", "units", flops=call.visible_flops(step),
+        machine=blocks * (area * call.tile_flops(step.kind, softmax)), exps=blocks * area,
         bytes=moved + call.list_bytes(found.choice, softmax),
         moved=moved + union_bytes(call, softmax, found.choice, lanes),
     )  # fmt: skip
@@ -104,26 +104,26 @@ def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
 
 def dq(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     softmax, found = step.of, walked(call, step)
-    (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
+    qk, v = call.dims(softmax)
     blocks, area = _blocks(call, found), _area(found)
     rows, keys = call.rows_bytes(softmax, qk + v), call.keys_bytes(softmax)
     lists = union_bytes(call, softmax, found.choice, found.shape.lanes)
     return Kernel(
-        step.name, "backward", "units_backward", flops=call.pairs(softmax) * (2 * (2 * qk + v) * call.shape.batch),
-        machine=blocks * (2 * area * (2 * wide_qk + wide_v)), exps=blocks * area,
+        step.name, "backward", "units_backward", flops=call.visible_flops(step),
+        machine=blocks * (area * call.tile_flops(step.kind, softmax)), exps=blocks * area,
         bytes=rows + rows + keys, moved=rows + rows + keys + lists,
     )  # fmt: skip
 
 
 def dkdv(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     softmax, found = step.of, walked(call, step)
-    (qk, v), (wide_qk, wide_v) = call.dims(softmax), call.tile_dims(softmax)
+    qk, v = call.dims(softmax)
     per_unit, area = found.choice.whole_unit // found.shape.config.block_n, _area(found)
     blocks = whole_unions(call, found) * per_unit
     moved = call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax) * 2
     return Kernel(
-        step.name, "backward", "units_backward", flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
-        machine=blocks * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=blocks * area, bytes=moved, moved=moved,
+        step.name, "backward", "units_backward", flops=call.visible_flops(step),
+        machine=blocks * (area * call.tile_flops(step.kind, softmax)), exps=blocks * area, bytes=moved, moved=moved,
     )  # fmt: skip
 
 
@@ -155,10 +155,11 @@ def decode(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     area, row = _area(found), (qk + v) * call.shape.size
     list_bytes, own = call.list_bytes(choice, softmax), call.rows_bytes(softmax, qk + v)
     keys, read = call.many(lists * min(units * choice.unit, call.length) * row, choice.sized), call.count.read(softmax)
+    seen = call.many(step_pairs(call, softmax), read.keys.exact)
     return Kernel(
         step.name, "attend", "decode",
-        flops=call.thinned(softmax, call.many(step_pairs(call, softmax), read.keys.exact)) * (2 * (qk + v)),
-        machine=blocks * (2 * area * sum(call.tile_dims(softmax))), exps=blocks * area,
+        flops=call.thinned(softmax, seen) * call.pair_flops(step.kind, softmax),
+        machine=blocks * (area * call.tile_flops(step.kind, softmax)), exps=blocks * area,
         bytes=call.thinned(softmax, read.bytes) + own + list_bytes,
         moved=(call.thinned(softmax, keys) if choice.given else keys) + own + list_bytes,
     )  # fmt: skip
