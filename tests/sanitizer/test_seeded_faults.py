@@ -74,7 +74,13 @@ SEEDS = [
 ]  # fmt: skip
 
 TOKENS, EIGHT = GIVEN["tokens"], CHOSEN["units of 8"]
+PAIRS = "p = tensor(query, token) return attend(sliding(20), bias = p[q][k]) if train"
+TABLE = "causal t = tensor(40) return attend(all, bias = t[min(q - k, 39)]) if train"
 GATHERED = [
+    (PAIRS, Seed("heads that add to one element apart", train, "another program of the launch",
+        "return 1 if by_head else heads, 1", "return 1, 1")),
+    (TABLE, Seed("entries behind a table", train, OWNERS,
+        "tl.store(x.data + entry, sums, mask=entry < T.TOTAL)", "tl.store(x.data + entry, sums)")),
     (TOKENS, Seed("keys that are not there", train, OUTSIDE,
         "mask=there[:, None], other", "mask=there[:, None] | True, other")),
     (EIGHT, Seed("places behind a list", train, OUTSIDE,
