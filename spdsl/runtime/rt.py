@@ -78,8 +78,8 @@ from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
 from spdsl.runtime.language import triton
 from spdsl.runtime.launch.bias import (
-    TABLE_KEYS,
     BiasGradient,
+    bias_config,
     chunks_of,
     key_sums,
     program_sums,
@@ -269,7 +269,6 @@ __all__ = [
     "NOT_RANKED",
     "POOLS",
     "PRODUCTS",
-    "TABLE_KEYS",
     "TOOLS",
     "Arguments",
     "BiasGradient",
@@ -325,6 +324,7 @@ __all__ = [
     "append_alone",
     "at",
     "attention_operators",
+    "bias_config",
     "block_lists",
     "block_of",
     "blocks_until",

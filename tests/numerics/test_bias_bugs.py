@@ -47,7 +47,7 @@ KERNELS = [
     Bug("one head for the keys of a group", KEYS, "rt.store_key_values(rt.at(sums, s, h,",
         "rt.store_key_values(rt.at(sums, s, kv_head * C.GROUP,"),
     Bug("the last head alone", PAIRS, "tl.load(pointers, mask=there, other=0.0) + x", "x"),
-    Bug("one head of all", PAIRS, "return 1 if by_head else q.shape[1], 1", "return 1, 1"),
+    Bug("one head of all", PAIRS, "tl.program_id(1) * heads + heads)", "tl.program_id(1) * heads + 1)"),
     Bug("tables of packed heads as one", UNITS, "(rows.head - h) * T.ENTRIES", "0 * rows.head"),
     Bug("a tie goes to both sides", "s = tensor(head) return attend(all, bias = max(s[h], s[h // 2]) * k)",
         "tl.where(a == b, 0.5, 0.0)", "tl.where(a == b, 1.0, 0.0)"),

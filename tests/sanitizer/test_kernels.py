@@ -31,15 +31,27 @@ FURTHER = {
     "given units of 6 of heads": (train, packed, paged),
     "units of 8": (train, packed, paged),
     "tokens by an indexer": (train, cached),
+    "a table that learns": (train, packed),  # gradients of what biases read
+    "rows and keys that learn": (train, packed),
+    "pairs that learn": (train, packed),
+    "pairs of units that learn": (train,),
+    "tables of heads that learn": (train,),
 }
 CALLED = (
     "causal m = tensor(query, token, bool) b = tensor(head, query, token) n = tensor(query, 5, int) "
     "return attend(sliding(3) | where(m[q][k] & n[q][k - q + 8] > 9), bias = b[h][q][k])"
 )
+LISTED = "c = given(unit = 16)"
 SHORT = {
     "a mask and a bias of the call": CALLED,
     "given tokens": GIVEN["tokens"],
     "given units of 6 of heads": "causal t = given(unit = 6, share = head) return attend(t)",
+    "a table that learns": "causal t = tensor(head, 40) return attend(all, bias = t[h][min(q - k, 39)]) if train",
+    "rows and keys that learn": "causal c = tensor(head, token) return attend(all, bias = c[h][q] - c[h][k]) if train",
+    "pairs that learn": "p = tensor(query, token) return attend(sliding(20), bias = p[q][k]) if train",
+    "pairs of units that learn": f"causal p = tensor(query, token) {LISTED} return attend(c, bias = p[q][k]) if train",
+    "tables of heads that learn": f"causal t = tensor(head, 9) {LISTED} "
+    "return attend(c, bias = t[h][(q + k) % 9]) if train",
     "units of 8": CHOSEN["units of 8"], "tokens by an indexer": CHOSEN["tokens by an indexer"],
 }  # fmt: skip
 CASES = dict.fromkeys(CATALOGUE, (*ALL, part)) | dict.fromkeys(PUBLISHED, ALL) | FURTHER
@@ -61,6 +73,8 @@ NEVER = {
     "numbers of heads": {"spread_entries"},
     "a level, any number": {"spread_entries"},
     "units of 8": {"merge_rows"},
+    **{name: {"append_rows", "append_lengths"} for name in FURTHER if name.endswith("that learn")},
+    "a table that learns": {"append_rows", "append_lengths"},
 }
 
 

@@ -145,7 +145,7 @@ def refuse_gradient(name: str, x: Tensor) -> None:
     if torch.is_grad_enabled() and x.requires_grad:
         raise ValueError(
             f"{name}: gets no gradient where a bias reads it like that; pass {name}.detach(), or read it at positions "
-            "of the query or the key alone, at [q][k], or on axes of declared sizes"
+            "of the query or of the key alone, at [q][k], or on axes of declared sizes"
         )
 
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.language import tl, triton
-from spdsl.runtime.launch.launch import INTERPRETED, wide
+from spdsl.runtime.launch.launch import INTERPRETED, config_for, wide
 from spdsl.runtime.tiles.bias import Table
+from spdsl.runtime.tuning.configs import Config
+from spdsl.runtime.tuning.gpu import gpu_of
 
-TABLE_KEYS = 32  # of a block: numbers of entries take registers, too
+PLACED_KEYS = 32  # of a block: entries and pointers take registers, too
 TABLE_CHUNK = 128  # entries that a program keeps in registers
 TABLE_CHUNK_INTERPRETED = 16  # so that small tables have several parts
 
@@ -67,6 +69,20 @@ class BiasGradient:
         found = self._numbered[1:].view(self._like.shape)
         found = found.clone() if self._owned is None else found + self._owned
         return found.to(self._like.dtype)
+
+
+def bias_config(q: Tensor, v_dim: int, listed: bool, by: str) -> Config:
+    """The tiles of dQ, or, for sums `by` "key", of dK and dV: fewer keys where each pair has a place, and no more warps
+    than its products have work for. They are the last of a step, so a row of scores stays with one warp.
+    """
+    narrow = q.element_size() < 4  # wider numbers need more warps for their registers, whatever these repeat
+    most = PLACED_KEYS if narrow and by in ("table", "pair") else 0
+    found = config_for("dkdv_bias" if by == "key" else "dq_bias", q, v_dim, listed=listed, most_n=most)
+    rows = found.block_n if by == "key" else found.block_m
+    own = 16 if gpu_of(q.device).architecture.startswith("sm_") else 32  # rows of a warp
+    while narrow and found.num_warps > 1 and own * found.num_warps > rows:
+        found = found._replace(num_warps=found.num_warps // 2)
+    return found
 
 
 def table_of(entries: int, heads: int) -> Table:
