@@ -13,6 +13,7 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+import spdsl
 from tests.module.patterns import arguments, gradients, module_of, with_gradients
 from tests.numerics.strides import FORMS
 
@@ -186,6 +187,28 @@ def test_autocast_casts_as_for_sdpa(document: ModuleType, chosen: torch.dtype) -
     assert wanted.dtype == sdpa.dtype == chosen
     with pytest.raises(ValueError, match=r"v: expected dtype torch.float32 like q"):
         document.attention(**mixed)
+
+
+@pytest.mark.parametrize("tokens", [60, 1])
+def test_sums_under_autocast_are_float32(tokens: int) -> None:
+    """Products of the CPU path would be cast, too: a cap takes them for whole sequences, a step always."""
+    module = spdsl.load("pattern capped { causal return attend(all, softcap = 5) }")
+    given = {name: x.bfloat16() for name, x in arguments(module, 60).items()}
+    caches = [module.Cache(2, 64, kv_heads=2, qk_dim=16, v_dim=24, dtype=torch.bfloat16) for _ in range(2)]
+
+    def found(cache: Any) -> Tensor:
+        if tokens > 1:
+            whole: Tensor = module.attention(**{name: x.float() for name, x in given.items()})
+            return whole
+        module.prefill(**{name: x[:, :, :59] for name, x in given.items()}, cache=cache)
+        step: Tensor = module.decode(**{name: x[:, :, 59:].float() for name, x in given.items()}, cache=cache)
+        return step
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = found(caches[0])
+    exact = module.reference(**given)[:, :, -tokens:]
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-5)  # one rounding, that of the result
 
 
 def test_autocast_gives_gradients_in_the_dtype_of_the_leaf(document: ModuleType) -> None:

@@ -75,6 +75,7 @@ class CacheStore(Storage):
         # Tokens that every sequence holds for certain, and may hold, known without asking the device.
         self.at_least, self.at_most = 0, 0
         self.watched = True  # whether anything is known at all
+        self.grown = False  # whether it was a compiled step that changed the lengths
         with torch.inference_mode(False):  # a tensor that counts its changes
             self.spans = torch.zeros(batch, 2, dtype=torch.int32, device=device)
         self._changes = self.spans._version
@@ -107,7 +108,9 @@ class CacheStore(Storage):
         """Least and most tokens of any sequence as far as the host knows: nothing, if others wrote to `lengths`."""
         if self.watched and not torch.compiler.is_compiling() and self.spans._version != self._changes:
             self.at_least, self.at_most, self._changes = 0, self.capacity, self.spans._version
-            self._reached_anything()
+            if not self.grown:
+                self._reached_anything()
+            self.grown = False
         return self.at_least, self.at_most
 
     def __getstate__(self) -> dict[str, object]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spdsl.runtime.cache.cache import CacheStore
 from spdsl.runtime.cache.cache_arguments import expect_cache
-from spdsl.runtime.call.arguments import autocast
+from spdsl.runtime.call.arguments import autocast, autocasting
 from spdsl.runtime.call.operators import mutating_operator
 from spdsl.runtime.call.scale import expect_scale, scale_of_call
 from spdsl.runtime.call.table import Arguments
@@ -53,25 +53,56 @@ def cached_call(
     """Makes `prefill` and `decode` of functions that check, append and attend; kind: the module's cache."""
 
     def decorate(function: Function) -> Function:
-        run, traced = module.entry(function), _traced(module, arguments, kind, results, function)
+        run, bound = module.entry(function), _Binding(function, arguments)
+        traced = _traced(module, arguments, kind, results, function, bound)
 
         @wraps(function)
         def call(*args: Any, **named: Any) -> Any:
-            return traced(*args, **named) if torch.compiler.is_compiling() else run(*args, **named)
+            if torch.compiler.is_compiling():
+                return traced(**bound.cast(args, named))
+            device = autocasting(args[0] if args else None)
+            if device is None:
+                return run(*args, **named)
+            given = bound.cast(args, named)
+            with torch.autocast(device, enabled=False):  # sums are float32, as in what PyTorch compiles
+                return run(**given)
 
         return call
 
     return decorate
 
 
+class _Binding:
+    """The parameters of a function. `inspect` is asked once, as PyTorch cannot trace it."""
+
+    def __init__(self, function: Function, arguments: Arguments) -> None:
+        self.signature, self.vectors = inspect.signature(function), arguments.vectors
+        parameters = self.signature.parameters
+        self.names = frozenset(parameters)
+        self.in_order = [name for name, x in parameters.items() if x.kind is x.POSITIONAL_OR_KEYWORD]
+        self.tensors = [name for name in parameters if name not in _BY_NAME]
+
+    def cast(self, args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, vectors as autocast wants them. Raises TypeError as the function would."""
+        given: dict[str, Any] = {**dict(zip(self.in_order, args, strict=False)), **named}
+        if len(given) < len(args) + len(named) or not self.names >= given.keys():
+            self.signature.bind(*args, **named)
+        for name in self.vectors:
+            expect_tensor(name, given.get(name))
+        given |= zip(self.vectors, autocast(*[given[name] for name in self.vectors]), strict=True)
+        return given
+
+
 def _traced(
-    module: Module, arguments: Arguments, kind: type[CacheStore], results: Sequence[Result], function: Function
+    module: Module,
+    arguments: Arguments,
+    kind: type[CacheStore],
+    results: Sequence[Result],
+    function: Function,
+    bound: _Binding,
 ) -> Function:
     """The same by an operator. What it does for itself leaves nothing in a graph, or tensors."""
-    parameters = inspect.signature(function).parameters
-    in_order = [name for name, x in parameters.items() if x.kind is x.POSITIONAL_OR_KEYWORD]
-    tensors = [name for name in parameters if name not in _BY_NAME]
-    first = arguments.queries[0].name
+    first, tensors = arguments.queries[0].name, bound.tensors
 
     def run(given: Sequence[Tensor | None], lengths: Any, side: str, cu_seqlens: Any, max_seqlen: Any, rows: Any,
             scale: Any, traced_scale: Any, *held: Any) -> tuple[Tensor, ...]:  # fmt: skip
@@ -89,26 +120,21 @@ def _traced(
     schema = f"{_SCHEMA} -> ({', '.join(['Tensor'] * 2 * len(results))})"
     made = mutating_operator(module, f"{function.__name__}_step", schema, run, fake)
 
-    def call(*args: Any, **named: Any) -> Any:
-        given: dict[str, Any] = {**dict(zip(in_order, args, strict=False)), **named}
-        if len(args) > len(in_order) or not parameters.keys() >= given.keys() or len(given) < len(args) + len(named):
-            inspect.signature(function).bind(*args, **named)  # raises TypeError
+    def call(**given: Any) -> Any:
         cache: Any = given.get("cache")
         expect_cache(cache, kind)
-        for name in arguments.vectors:
-            expect_tensor(name, given.get(name))
-        given |= zip(arguments.vectors, autocast(*[given[name] for name in arguments.vectors]), strict=True)
         rows = given.get("rows")
         rows = rows if rows is None or isinstance(rows, Tensor) else torch.tensor(rows)
         page, spare = cache.page or 0, 0 if cache.ring is None else cache.ring.spare
-        with torch.no_grad():
-            found = made(
-                [given.get(name) for name in tensors], given.get("lengths"), given.get("side", "left"),
-                given.get("cu_seqlens"), given.get("max_seqlen"), rows, *scale_of_call(given.get("scale")),
-                cache.page_table, page, cache.capacity, spare, _buffers(arguments, cache, given),
-            )  # fmt: skip
-        # From now on the host knows nothing of lengths.
-        cache.at_least, cache.at_most = 0, INT32_MOST
+        # Without a gradient: a graph that turned that off would leave it so where a step is refused.
+        own = [None if given.get(name) is None else given[name].detach() for name in tensors]
+        found = made(
+            own, given.get("lengths"), given.get("side", "left"), given.get("cu_seqlens"), given.get("max_seqlen"),
+            rows, *scale_of_call(given.get("scale")), cache.page_table, page, cache.capacity, spare,
+            _buffers(arguments, cache, given),
+        )  # fmt: skip
+        # From now on the host knows nothing of lengths, but that none was taken back.
+        cache.at_least, cache.at_most, cache.grown = 0, INT32_MOST, True
         parts = [(found[2 * i], found[2 * i + 1]) for i in range(len(results))]
         answers = parts if given.get("return_lse", False) else [out for out, _ in parts]
         return tuple(answers) if len(results) > 1 else answers[0]

@@ -132,10 +132,17 @@ def check_tensor(
     expect(fits, name, f"[1 or {{}}] + [{named}]", list(x.shape), batch, *said)
 
 
+def autocasting(x: object) -> str | None:
+    """The type of device of x, if torch.autocast is on for it."""
+    kind = x.device.type if isinstance(x, Tensor) else "cpu"
+    # torch 2.11 cannot trace torch.amp.is_autocast_available
+    return None if kind == "meta" or not torch.is_autocast_enabled(kind) else kind
+
+
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values under torch.autocast: as for PyTorch's own attention, all in the type it chose."""
-    kind = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if kind == "meta" or not torch.is_autocast_enabled(kind):  # torch 2.11 cannot trace torch.amp.is_autocast_available
+    kind = autocasting(tensors[0])
+    if kind is None:
         return tensors
     wanted = torch.get_autocast_dtype(kind)
     return tuple(x.to(wanted) if isinstance(x, Tensor) and x.dtype in DTYPES[:3] else x for x in tensors)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spdsl.runtime.call.arguments import autocasting
 from spdsl.runtime.call.scale import expect_scale
 from spdsl.runtime.entries.entries import Cells, entry_room
 from spdsl.runtime.entries.entry_kernels import entries_backward, entries_forward
@@ -41,9 +42,23 @@ def layout_from(given: Sequence[Any]) -> Layout:
 
 def operator(module: Module, name: str, schema: str, run: Run, fake: Run) -> Any:
     """An operator of the module: `run` is what it does, `fake` makes results of the right shapes, types and strides."""
-    made = torch.library.custom_op(f"{module.namespace}::{name}", module.entry(run), mutates_args=(), schema=schema)
+    qualified, run = f"{module.namespace}::{name}", module.entry(_in_full(run))
+    made = torch.library.custom_op(qualified, run, mutates_args=(), schema=schema)
     made.register_fake(fake)
     return made
+
+
+def _in_full(run: Run) -> Run:
+    """Without autocast inside: arguments are cast before, and sums are float32, as in what PyTorch compiles."""
+
+    def call(*given: Any) -> Any:
+        kind = autocasting(next(x for x in given if isinstance(x, Tensor)))
+        if kind is None:
+            return run(*given)
+        with torch.autocast(kind, enabled=False):
+            return run(*given)
+
+    return call
 
 
 def mutating_operator(module: Module, name: str, schema: str, run: Run, fake: Run) -> Any:
