@@ -62,15 +62,18 @@ def _named(names: Names, name: tree.Name, positions: bool) -> Expr | None:
     if positions and name.text in POSITIONS:
         return POSITIONS[name.text]
     if name.text in ("k", "h"):
-        return _misplaced(names, name, f"the position `{name.text}`")
+        _misplaced(names, name, f"the position `{name.text}`")
+        return None
     bound = names.find(name)
     if bound is None:
         return None
     if isinstance(bound, Fraction):
         return sympy.Rational(bound.numerator, bound.denominator)
     if isinstance(bound, sympy.Expr):
-        of_pairs = bool(bound.free_symbols & {Q, K, H})
-        return bound if positions or not of_pairs else _misplaced(names, name, f"`{name.text}`, a number for each pair,")
+        if positions or not bound.free_symbols & {Q, K, H}:
+            return bound
+        _misplaced(names, name, f"`{name.text}`, a number for each pair,")
+        return None
     if isinstance(bound, Tensor) and not bound.axes:
         return lookup(bound.name, integer=bound.dtype != "float")
     hint = f"read one element: `{name.text}[k]`" if isinstance(bound, Tensor) else ""

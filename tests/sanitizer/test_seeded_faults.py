@@ -80,7 +80,8 @@ TABLE = "causal t = tensor(40) return attend(all, bias = t[min(q - k, 39)]) if t
 GATHERED = [
     (PAIR, Seed("rows behind the last", train, OUTSIDE, "(q < t.b_rows) & (k < t.b_1_size)", "(k < t.b_1_size)")),
     (PAIR, Seed("tokens behind the width", train, OUTSIDE, "(q < t.b_rows) & (k < t.b_1_size)", "(q < t.b_rows)")),
-    (PAIR, Seed("rows of no sequence", packed, UNWRITTEN, "return row - origin, origin", "return row + 1 - origin, origin")),
+    (PAIR, Seed("rows of no sequence", packed, UNWRITTEN,
+        "return row - origin, origin", "return row + 1 - origin, origin")),
     (PAIRS, Seed("heads that add to one element apart", train, "another program of the launch",
         "return 1 if by_head else heads, 1", "return 1, 1")),
     (TABLE, Seed("entries behind a table", train, OWNERS,

@@ -190,8 +190,8 @@ def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables =
     """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
 
     `forward_bias` and so on: kernels with a bias, which needs registers of its own; `units_pairs` and so on: rows that
-    are gathered one by one; `units_gathered`: keys are; `forward_by_pair`, `forward_bias_by_pair`: a number is loaded for
-    each pair. Without an entry, the one without the last of these words.
+    are gathered one by one; `units_gathered`: keys are; `forward_by_pair`, `forward_bias_by_pair`: a number is loaded
+    for each pair. Without an entry, the one without the last of these words.
     """
     own = tables_for(architecture, tables)
     rows = plain_name(kernel), kernel.removesuffix(_BY_PAIR), kernel

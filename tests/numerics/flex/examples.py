@@ -43,9 +43,7 @@ def _prefix_lm() -> Example:
 
 def _document() -> Example:
     ids = torch.tensor([[0] * 10 + [1] * 25 + [2] * 13, [0] * 47 + [1]])
-    return Example(
-        lambda b, h, q, k: causal(b, h, q, k) & (ids[b, q] == ids[b, k]), arguments={"document_id": ids}
-    )
+    return Example(lambda b, h, q, k: causal(b, h, q, k) & (ids[b, q] == ids[b, k]), arguments={"document_id": ids})
 
 
 def _jagged() -> Example:

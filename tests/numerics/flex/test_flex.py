@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
 import spdsl
-from tests.numerics.flex.examples import BATCH, EXAMPLES, HEADS, TOKENS, Example
 from tests.numerics.conftest import Engine
+from tests.numerics.flex.examples import BATCH, EXAMPLES, HEADS, TOKENS, Example
 
 PATTERNS = Path(__file__).parent / "patterns"
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
