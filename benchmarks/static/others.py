@@ -20,6 +20,7 @@ from benchmarks.static.rows import Row, from_data
 from spdsl.targets import Target
 
 PEERS = ("mdy666", "xunhao", "fla", "flex", "tutorial")
+HEADS = (64, 4)  # of recorded figures
 RECORDED = Path(__file__).with_name("recorded.toml")
 
 
@@ -75,4 +76,6 @@ def recorded(name: str) -> Iterator[Row]:
     data: dict[str, list[dict[str, Any]]] = tomllib.loads(RECORDED.read_text(encoding="utf-8"))
     for one in data.get(name, ()):
         place = {key: one.pop(key) for key in ("pattern", "kernel", "beside", "gathers") if key in one}
-        yield from_data({"of": name, "dtype": "bf16", "dims": one.pop("dims"), **place, "recorded": one})
+        yield from_data(
+            {"of": name, "dtype": "bf16", "heads": HEADS, "dims": one.pop("dims"), **place, "recorded": one}
+        )

@@ -23,6 +23,8 @@ class Row:
     pattern: str
     """Of ours; of a peer the pattern that it stands beside."""
     kernel: str
+    heads: tuple[int, int]
+    """Of queries and keys."""
     dims: tuple[int, int]
     dtype: str
     digest: str = ""
@@ -80,7 +82,7 @@ def as_dict(row: Row) -> dict[str, Any]:
 def from_data(data: Mapping[str, Any]) -> Row:
     """KeyError or TypeError for data of another form."""
     found = dict(data)
-    found["dims"], found["also"] = tuple(found["dims"]), tuple(found.get("also", ()))
+    found |= {name: tuple(found.get(name, ())) for name in ("heads", "dims", "also")}
     if "code" in found:
         found["code"] = from_dict(found["code"])
     if "demand" in found:

@@ -29,9 +29,9 @@ FARTHEST = (
 OTHERS = ("kernel", "patterns", "warps", "registers", "spills in / out of loops", "shared KiB", "blocks/SM")
 HEAD = """# Kernels in machine code
 
-{target}, triton {triton}, torch {torch}; made by `python -m benchmarks.run --suite static`. Nothing ran: these are
-counts of instructions and bytes, and bounds that follow from them, no times. How to read it: `benchmarks/NOTES.md`,
-"Static suite".
+{target}, triton {triton} with ptxas {ptxas}, torch {torch}; made by `python -m benchmarks.run --suite static`. Nothing
+ran: these are counts of instructions and bytes, and bounds that follow from them, no times. How to read it:
+`benchmarks/NOTES.md`, "Static suite".
 """
 PARTS = {
     "Machine code": "One iteration of each innermost loop with matrix instructions; *slots*: warp instructions, *B*: "
