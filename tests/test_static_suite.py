@@ -37,7 +37,9 @@ LOOP = LoopCode(
 )  # fmt: skip
 CODE = Code(4, 2, 230, 100_000, 2, "shared", 0, 0, {"wgmma": 16}, {"cp.async": 40}, 2, (LOOP,))
 ASKED = Demand("unit forward", 320, useful=1000, alike=1000, apart=4000, moved=4800, masked=0.25, turns=0)
-ROW = Row("ours", "nsa", "fine_forward", (64, 4), (192, 128), "bf16", "d1", per_pair=320, code=CODE, demand=ASKED)
+ROW = Row(
+    "ours", "nsa", "fine_forward", (64, 4), (192, 128), "bf16", digest="d1", per_pair=320, code=CODE, demand=ASKED
+)
 
 
 def test_the_reader() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -43,7 +44,8 @@ def assembler() -> str:
     """The version of ptxas that triton brings along."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     done = subprocess.run([str(tool), "--version"], capture_output=True, text=True, check=True)
-    return done.stdout.split()[-1].split("/")[0].removeprefix("cuda_")
+    found = re.search(r"\bV([\d.]+)", done.stdout)
+    return found[1] if found else "unknown"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -65,9 +65,8 @@ def compiled(module: str, root: Path, digest: str, target: Target) -> Iterator[R
 
 def beside(ours: Sequence[Row], peers: Iterable[Row]) -> Iterator[Row]:
     """Each with what a call asks of our kernel beside it."""
-    asked = {(pattern, row.kernel): row.demand for row in ours for pattern in (row.pattern, *row.also)}
     for row in peers:
-        demand = asked.get((row.pattern, row.beside))
+        demand = next((one.demand for one in ours if row.stands_beside(one)), None)
         yield replace(row, demand=replace(demand, turns=0.0) if demand else None)
 
 

@@ -27,6 +27,7 @@ class Row:
     """Of queries and keys."""
     dims: tuple[int, int]
     dtype: str
+    phase: str = "train"
     digest: str = ""
     """Of the text and the configuration of the kernel, or of the peer; empty for recorded figures."""
     also: tuple[str, ...] = ()
@@ -53,6 +54,11 @@ class Row:
         if self.code is None or self.demand is None:
             return None
         return bounds.cost_of(self.code, self.per_pair, self.demand.masked, self.demand.turns)
+
+    def stands_beside(self, ours: Row) -> bool:
+        """Of a peer: whether that kernel of ours does the same, in training and in bf16."""
+        same = self.beside == ours.kernel and self.pattern in (ours.pattern, *ours.also)
+        return same and self.dims == ours.dims and (ours.phase, ours.dtype) == ("train", "bf16")
 
     def waste(self, agreement: float) -> float:
         """Multiplied pairs for each useful one. Rows of one query, or of queries that chose the unit, waste none."""
