@@ -37,7 +37,9 @@ LOOP = LoopCode(
 )  # fmt: skip
 CODE = Code(4, 2, 230, 100_000, 2, "shared", 0, 0, {"wgmma": 16}, {"cp.async": 40}, 2, (LOOP,))
 ASKED = Demand("unit forward", 320, useful=1000, alike=1000, apart=4000, moved=4800, masked=0.25, turns=0)
-ROW = Row("ours", "nsa", "fine_forward", (192, 128), "bf16", "d1", per_pair=320, code=CODE, demand=ASKED)
+ROW = Row(
+    "ours", "nsa", "fine_forward", (64, 4), (192, 128), "bf16", digest="d1", per_pair=320, code=CODE, demand=ASKED
+)
 
 
 def test_the_reader() -> None:
@@ -112,18 +114,24 @@ def test_products_of_a_pair(kind: Kind, tile: int, algorithm: int) -> None:
 
 
 def test_masked_blocks() -> None:
-    """Against every pair of a tile and a block, looked at one by one; a first key and a window of 100."""
+    """Against every pair of a tile and a block, looked at one by one: a window of 100."""
 
     def visits(first: int, last: int, length: int) -> list[tuple[int, int, int, int]]:
-        return [(0, min(1, last + 1), 0, min(1, first + 1)), (first - 99, last + 1, last - 99, first + 1)]
+        return [(first - 99, last + 1, last - 99, first + 1)]
 
     visited = partial = 0
-    for tile in range(0, 500, 128):
-        queries = range(tile, min(tile + 128, 500))
-        for block in range(0, 500, 32):
-            pairs = [k <= q and (k < 1 or q - k < 100) for q in queries for k in range(block, min(block + 32, 500))]
+    for tile in range(0, 500, 32):
+        queries = range(tile, min(tile + 32, 500))
+        for block in range(0, 500, 16):
+            pairs = [0 <= q - k < 100 for q in queries for k in range(block, min(block + 16, 500))]
             visited, partial = visited + any(pairs), partial + (any(pairs) and not all(pairs))
-    assert masked.masked_share(visits, 500, 500, 128, 32) == partial / visited
+    assert 0 < partial < visited
+    assert masked.masked_share(visits, 500, 500, 32, 16) == partial / visited
+
+
+def test_masked_blocks_of_two_ranges() -> None:
+    """A block is that of the first range that takes it: four keys of the first one are not all of it."""
+    assert masked.masked_share(lambda first, last, length: [(0, 4, 0, 4), (0, 64, 0, 64)], 8, 64, 8, 16) == 1 / 4
 
 
 def test_rows_are_kept_as_they_are() -> None:

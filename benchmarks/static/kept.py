@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ READERS = ("loop_work.py", "machine_code.py", "occupancy.py", "products.py", "sa
 
 
 def digest_of(*texts: str) -> str:
-    """With the version of triton and the text of all that reads machine code."""
-    whole = "\n".join((triton.__version__, *_texts((Path(code.__file__), *_of_machine())), *texts))
+    """With the versions of triton and its assembler, and the text of all that reads machine code."""
+    whole = "\n".join((triton.__version__, assembler(), *_texts((Path(code.__file__), *_of_machine())), *texts))
     return hashlib.sha256(whole.encode()).hexdigest()[:24]
 
 
@@ -35,6 +37,15 @@ def of_folder(root: Path) -> str:
     """The digest of the kernels and templates of a peer, and of what calls it."""
     files = [*root.rglob("*.py"), *root.rglob("*.jinja"), *(Path(__file__).parent / "peers").glob("*.py")]
     return digest_of(*_texts(tuple(sorted(files))))
+
+
+@cache
+def assembler() -> str:
+    """The version of ptxas that triton brings along."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    done = subprocess.run([str(tool), "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"\bV([\d.]+)", done.stdout)
+    return found[1] if found else "unknown"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from benchmarks.static.rows import Row, from_data
 from spdsl.targets import Target
 
 PEERS = ("mdy666", "xunhao", "fla", "flex", "tutorial")
+HEADS = (64, 4)  # of recorded figures
 RECORDED = Path(__file__).with_name("recorded.toml")
 
 
@@ -64,9 +65,8 @@ def compiled(module: str, root: Path, digest: str, target: Target) -> Iterator[R
 
 def beside(ours: Sequence[Row], peers: Iterable[Row]) -> Iterator[Row]:
     """Each with what a call asks of our kernel beside it."""
-    asked = {(pattern, row.kernel): row.demand for row in ours for pattern in (row.pattern, *row.also)}
     for row in peers:
-        demand = asked.get((row.pattern, row.beside))
+        demand = next((one.demand for one in ours if row.stands_beside(one)), None)
         yield replace(row, demand=replace(demand, turns=0.0) if demand else None)
 
 
@@ -75,4 +75,6 @@ def recorded(name: str) -> Iterator[Row]:
     data: dict[str, list[dict[str, Any]]] = tomllib.loads(RECORDED.read_text(encoding="utf-8"))
     for one in data.get(name, ()):
         place = {key: one.pop(key) for key in ("pattern", "kernel", "beside", "gathers") if key in one}
-        yield from_data({"of": name, "dtype": "bf16", "dims": one.pop("dims"), **place, "recorded": one})
+        yield from_data(
+            {"of": name, "dtype": "bf16", "heads": HEADS, "dims": one.pop("dims"), **place, "recorded": one}
+        )

@@ -35,6 +35,8 @@ class Kernel:
 
     pattern: str
     launch: Launch
+    heads: tuple[int, int]
+    """Of queries and keys."""
     demand: Demand | None
     """None for a kernel whose products are no pairs of a query head and a key."""
 
@@ -67,8 +69,10 @@ def kernels(name: str, text: str, target: Target, every: bool = False) -> Iterat
         assert launch.workload is not None
         if every or launch.name not in seen:
             seen.add(launch.name)
-            found = (asked(stage, _shape(plan, launch)) for stage in STAGES[launch.workload.phase])
-            yield Kernel(name, launch, next((one[launch.name] for one in found if launch.name in one), None))
+            shape = _shape(plan, launch)
+            found = (asked(stage, shape) for stage in STAGES[launch.workload.phase])
+            own = next((one[launch.name] for one in found if launch.name in one), None)
+            yield Kernel(name, launch, (shape.heads, shape.kv_heads), own)
 
 
 def _shape(plan: Plan, launch: Launch) -> Shape:

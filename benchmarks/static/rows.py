@@ -23,8 +23,11 @@ class Row:
     pattern: str
     """Of ours; of a peer the pattern that it stands beside."""
     kernel: str
+    heads: tuple[int, int]
+    """Of queries and keys."""
     dims: tuple[int, int]
     dtype: str
+    phase: str = "train"
     digest: str = ""
     """Of the text and the configuration of the kernel, or of the peer; empty for recorded figures."""
     also: tuple[str, ...] = ()
@@ -51,6 +54,11 @@ class Row:
         if self.code is None or self.demand is None:
             return None
         return bounds.cost_of(self.code, self.per_pair, self.demand.masked, self.demand.turns)
+
+    def stands_beside(self, ours: Row) -> bool:
+        """Of a peer: whether that kernel of ours does the same, in training and in bf16."""
+        same = self.beside == ours.kernel and self.pattern in (ours.pattern, *ours.also)
+        return same and self.dims == ours.dims and (ours.phase, ours.dtype) == ("train", "bf16")
 
     def waste(self, agreement: float) -> float:
         """Multiplied pairs for each useful one. Rows of one query, or of queries that chose the unit, waste none."""
@@ -80,7 +88,7 @@ def as_dict(row: Row) -> dict[str, Any]:
 def from_data(data: Mapping[str, Any]) -> Row:
     """KeyError or TypeError for data of another form."""
     found = dict(data)
-    found["dims"], found["also"] = tuple(found["dims"]), tuple(found.get("also", ()))
+    found |= {name: tuple(found.get(name, ())) for name in ("heads", "dims", "also")}
     if "code" in found:
         found["code"] = from_dict(found["code"])
     if "demand" in found:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from benchmarks.static import kept, others, table
 from benchmarks.static.compile import Compiled, compiled
+from benchmarks.static.demand import TOKENS
 from benchmarks.static.ours import Kernel, kernels, sources
 from benchmarks.static.rows import Row, as_dict, from_data
 from spdsl import targets
@@ -28,6 +29,7 @@ from spdsl.targets import Target
 
 RESULTS = Path(__file__).parents[1] / "results" / "static.json"
 TARGET = "h200"
+TERMS = {"fp32": 3}  # products of tf32 that one of float32 becomes
 console = Console(stderr=True)
 
 
@@ -42,7 +44,12 @@ def run(options: argparse.Namespace) -> int:
     if before.get("ours") != digest:
         own = list(ours(own, target, options.all))
     found = [*own, *others.beside(own, others.rows(rows, options.peers, target, console))]
-    write(path, {"form": kept.FORM, "versions": versions(), "target": TARGET, "ours": digest}, found, target)
+    write(
+        path,
+        {"form": kept.FORM, "versions": versions(), "target": TARGET, "tokens": TOKENS, "ours": digest},
+        found,
+        target,
+    )
     bad = [row for row in found if row.error]
     for row in bad:
         console.print(f"[red]failed:[/] {row.of} {row.pattern} {row.kernel}: {row.error}", highlight=False)
@@ -51,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def versions() -> dict[str, str]:
-    return {"triton": triton.__version__, "torch": torch.__version__}
+    return {"triton": triton.__version__, "ptxas": kept.assembler(), "torch": torch.__version__}
 
 
 def ours(before: Sequence[Row], target: Target, every: bool) -> Iterator[Row]:
@@ -75,9 +82,10 @@ def _row(group: Sequence[Kernel], made: Compiled) -> Row:
     workload = first.launch.workload
     assert workload is not None
     return Row(
-        "ours", first.pattern, first.launch.name, (workload.qk_dim, workload.v_dim), workload.dtype, first.digest,
+        "ours", first.pattern, first.launch.name, first.heads, (workload.qk_dim, workload.v_dim), workload.dtype,
+        workload.phase, first.digest,
         also=tuple(dict.fromkeys(one.pattern for one in group if one.pattern != first.pattern)),
-        per_pair=first.demand.per_pair if first.demand else 0,
+        per_pair=first.demand.per_pair * TERMS.get(workload.dtype, 1) if first.demand else 0,
         code=made.code, demand=first.demand, error=made.error,
     )  # fmt: skip
 

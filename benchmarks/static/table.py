@@ -29,9 +29,9 @@ FARTHEST = (
 OTHERS = ("kernel", "patterns", "warps", "registers", "spills in / out of loops", "shared KiB", "blocks/SM")
 HEAD = """# Kernels in machine code
 
-{target}, triton {triton}, torch {torch}; made by `python -m benchmarks.run --suite static`. Nothing ran: these are
-counts of instructions and bytes, and bounds that follow from them, no times. How to read it: `benchmarks/NOTES.md`,
-"Static suite".
+{target}, triton {triton} with ptxas {ptxas}, torch {torch}; made by `python -m benchmarks.run --suite static`. Nothing
+ran: these are counts of instructions and bytes, and bounds that follow from them, no times. How to read it:
+`benchmarks/NOTES.md`, "Static suite".
 """
 PARTS = {
     "Machine code": "One iteration of each innermost loop with matrix instructions; *slots*: warp instructions, *B*: "
@@ -65,12 +65,13 @@ def markdown(rows: Sequence[Row], versions: Mapping[str, str], target: Target) -
 
 def in_groups(rows: Sequence[Row]) -> Iterator[Row]:
     """Ours by form, each with those of peers behind it."""
-    own = sorted((row for row in rows if row.of == "ours"), key=lambda row: (row.form, row.kernel, row.pattern))
+    own = sorted(
+        (row for row in rows if row.of == "ours"), key=lambda row: (row.form, row.kernel, row.pattern, row.dtype)
+    )
     peers = [row for row in rows if row.of != "ours"]
     for row in own:
         yield row
-        patterns = (row.pattern, *row.also)
-        yield from (peer for peer in peers if peer.beside == row.kernel and peer.pattern in patterns)
+        yield from (peer for peer in peers if peer.stands_beside(row))
 
 
 def grid(head: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
@@ -81,7 +82,7 @@ def grid(head: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
 def named(row: Row) -> list[str]:
     """Kernel, dims and whose it is."""
     kernel = f"{row.form or 'kernel'}: {row.pattern} {row.kernel}" if row.of == "ours" else row.kernel
-    also = f" ({', '.join(row.also)})" if row.also else ""
+    also = (" in prefill" if row.phase == "prefill" else "") + (f" ({', '.join(row.also)})" if row.also else "")
     dims = f"{row.dims[0]}" if row.dims[0] == row.dims[1] else "/".join(map(str, row.dims))
     mark = " (recorded)" if row.recorded else " (kept)" if row.kept else ""
     return [kernel + also, dims + (f" {row.dtype}" if row.dtype != "bf16" else ""), row.of + mark]
@@ -98,7 +99,7 @@ def code_cells(row: Row) -> list[str]:
         *named(row), each(loops, lambda loop: "x".join(map(str, loop.tile))), f"{code.warps}, {code.stages}",
         str(code.registers), spills(code), f"{code.shared / 1024:.0f}", f"{code.blocks} ({code.limit})",
         each(loops, lambda loop: f"{loop.matrix}") + f" {', '.join(code.matrix)}", f"{code.times}x",
-        each(loops, lambda loop: f"{loop.copies}") + f" {', '.join(code.copies) or 'none'}" if loops else "",
+        each(loops, lambda loop: f"{loop.copies}") + f" {', '.join(code.copies)}" if code.copies else "none",
         each(loops, lambda loop: f"{loop.barriers}, {loop.fences}", "; "),
         each(loops, lambda loop: f"{loop.instructions}"), costs(row, lambda one: number(one.slots)),
         costs(row, lambda one: number(one.loaded)),
@@ -130,7 +131,7 @@ def farthest(rows: Sequence[Row], target: Target) -> Iterator[list[str]]:
     for row in sorted(own, key=lambda one: -far(one, target)):
         if far(row, target) >= FAR and row.code is not None:
             found = row.bounds(SHOWN, target) or {}
-            peers = [one for one in rows if one.beside == row.kernel and one.pattern in (row.pattern, *row.also)]
+            peers = [one for one in rows if one.stands_beside(row)]
             best = min(peers, key=lambda one: bound(one, target), default=None)
             kernel, dims, _ = named(row)
             shown = f"{milliseconds(max(found.values()))} ({bounds.binding(found)})"

@@ -34,7 +34,7 @@ def rows(module: str, root: Path, target: Target) -> Iterator[dict[str, Any]]:
     for case in cases:
         print(f"{peer.NAME}: {case.kernel} {case.dims[0]}/{case.dims[1]}", file=sys.stderr, flush=True)
         row = {
-            "of": peer.NAME, "kernel": case.kernel, "dims": list(case.dims), "beside": case.beside,
+            "of": peer.NAME, "kernel": case.kernel, "heads": case.heads, "dims": case.dims, "beside": case.beside,
             "pattern": case.ours, "per_pair": case.per_pair, "gathers": case.gathers, "dtype": case.dtype,
         }  # fmt: skip
         try:

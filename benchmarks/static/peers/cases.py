@@ -42,6 +42,7 @@ class Case:
     """Of an iteration, where only some of its loops are meant: the others have other products."""
     pattern: str = ""
     dtype: str = "bf16"
+    heads: tuple[int, int] = (HEADS, KV_HEADS)
 
     @property
     def ours(self) -> str:

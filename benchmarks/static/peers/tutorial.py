@@ -28,5 +28,5 @@ def cases(root: Path) -> Iterator[Case]:
 
     yield Case(
         "_attn_fwd", "attend_forward", EQUAL, sum(EQUAL), forward, config=CONFIG, pattern="causal",
-        dtype="fp16",
+        dtype="fp16", heads=(8, 8),
     )  # fmt: skip
