@@ -78,7 +78,8 @@ TOKENS, EIGHT = GIVEN["tokens"], CHOSEN["units of 8"]
 GATHERED = [
     (PAIR, Seed("rows behind the last", train, OUTSIDE, "(q < t.b_rows) & (k < t.b_1_size)", "(k < t.b_1_size)")),
     (PAIR, Seed("tokens behind the width", train, OUTSIDE, "(q < t.b_rows) & (k < t.b_1_size)", "(q < t.b_rows)")),
-    (PAIR, Seed("rows of no sequence", packed, UNWRITTEN, "return row - origin, origin", "return row + 1 - origin, origin")),
+    (PAIR, Seed("rows of no sequence", packed, UNWRITTEN,
+        "return row - origin, origin", "return row + 1 - origin, origin")),
     (TOKENS, Seed("keys that are not there", train, OUTSIDE,
         "mask=there[:, None], other", "mask=there[:, None] | True, other")),
     (EIGHT, Seed("places behind a list", train, OUTSIDE,
