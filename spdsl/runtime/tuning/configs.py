@@ -67,6 +67,19 @@ TABLES: Tables = {
         "dkdv_bias": {
             (128, 2): Config(64, 64, 8, 1),
         },
+        # Numbers of pairs that are loaded ahead take shared memory, of which sm_89 has 99 KB.
+        "forward_by_pair": {
+            (64, 2): Config(128, 64, 8, 1),
+            (128, 2): Config(128, 32, 8, 1),
+            (256, 2): Config(64, 32, 4, 1),
+        },
+        "dq_by_pair": {
+            (128, 2): Config(64, 64, 8, 1),
+        },
+        "dkdv_by_pair": {
+            (64, 2): Config(32, 64, 4, 1),
+            (128, 2): Config(64, 64, 8, 1),
+        },
     },
     "sm_90": {
         "forward": {
@@ -104,7 +117,6 @@ TABLES: Tables = {
         "dkdv_bias": {
             (128, 2): Config(32, 64, 4, 1),
         },
-        # Numbers of pairs that are loaded ahead take shared memory.
         "forward_by_pair": {
             (192, 2): Config(128, 64, 8, 2),
             (256, 2): Config(128, 32, 8, 2),
@@ -151,6 +163,12 @@ TABLES: Tables = {
             (256, 2): Config(16, 32, 4, 3),
             (128, 4): Config(16, 32, 4, 2),
             (256, 4): Config(16, 32, 4, 1),
+        },
+        "forward_by_pair": {
+            (256, 2): Config(64, 64, 8, 1),
+        },
+        "dkdv_bias_by_pair": {
+            (64, 2): Config(64, 64, 8, 1),
         },
     },
     "gfx942": {
