@@ -67,6 +67,19 @@ TABLES: Tables = {
         "dkdv_bias": {
             (128, 2): Config(64, 64, 8, 1),
         },
+        # Numbers of pairs that are loaded ahead take shared memory, of which sm_89 has 99 KB.
+        "forward_by_pair": {
+            (64, 2): Config(128, 64, 8, 1),
+            (128, 2): Config(128, 32, 8, 1),
+            (256, 2): Config(64, 32, 4, 1),
+        },
+        "dq_by_pair": {
+            (128, 2): Config(64, 64, 8, 1),
+        },
+        "dkdv_by_pair": {
+            (64, 2): Config(32, 64, 4, 1),
+            (128, 2): Config(64, 64, 8, 1),
+        },
     },
     "sm_90": {
         "forward": {
@@ -104,6 +117,19 @@ TABLES: Tables = {
         "dkdv_bias": {
             (128, 2): Config(32, 64, 4, 1),
         },
+        "forward_by_pair": {
+            (192, 2): Config(128, 64, 8, 2),
+            (256, 2): Config(128, 32, 8, 2),
+        },
+        "dq_by_pair": {
+            (256, 2): Config(128, 32, 8, 1),
+        },
+        "dkdv_by_pair": {
+            (256, 2): Config(64, 32, 8, 1),
+        },
+        "dkdv_bias_by_pair": {
+            (64, 2): Config(64, 64, 4, 1),
+        },
     },
     "sm_100": {
         "forward": {
@@ -138,6 +164,12 @@ TABLES: Tables = {
             (128, 4): Config(16, 32, 4, 2),
             (256, 4): Config(16, 32, 4, 1),
         },
+        "forward_by_pair": {
+            (256, 2): Config(64, 64, 8, 1),
+        },
+        "dkdv_bias_by_pair": {
+            (64, 2): Config(64, 64, 8, 1),
+        },
     },
     "gfx942": {
         "forward": {
@@ -169,6 +201,9 @@ TABLES: Tables = {
             (128, 4): Config(16, 32, 1, 1),
             (256, 4): Config(16, 16, 1, 1),
         },
+        "dkdv_by_pair": {
+            (128, 2): Config(16, 64, 4, 1),
+        },
     },
 }
 
@@ -194,7 +229,8 @@ def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables =
     for each pair. Without an entry, the one without the last of these words.
     """
     own = tables_for(architecture, tables)
-    rows = plain_name(kernel), kernel.removesuffix(_BY_PAIR), kernel
+    plain = plain_name(kernel)
+    rows = plain, *([plain + _BY_PAIR] if kernel.endswith(_BY_PAIR) else []), kernel.removesuffix(_BY_PAIR), kernel
     table = {dims: config for row in rows for dims, config in own.get(row, {}).items()}
     dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
     return table[min(dims), size] if dims else SMALL
