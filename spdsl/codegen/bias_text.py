@@ -45,7 +45,7 @@ def _text(number: int, found: BiasRead, reads: Reads) -> BiasText:
 
     tensor = reads.sources[found.tensor.name]
     assert isinstance(tensor, Tensor)
-    table = found.table_axes if found.place is Place.TABLE else ()
+    table = found.moving_axes if found.place is Place.TABLE else ()
     sizes = [axis for i in table if isinstance(axis := tensor.axes[i], int)]
     indices = [triton(found.read.args[i]) for i in table]
     first = found.read.func(*(sympy.S.Zero if i in table else index for i, index in enumerate(found.read.args)))
