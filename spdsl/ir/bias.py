@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import sympy
+
 from spdsl.ir.inputs import Tensor
 from spdsl.ir.symbols import Expr, H, K, Q
 
@@ -50,6 +52,13 @@ class BiasRead:
             return Place.KEY
         exact = [index for axis, index in axes if axis in ("token", "query")]
         return Place.PAIR if len(axes) == 2 and set(exact) == {Q, K} else Place.OTHER
+
+    @property
+    def by_distance(self) -> bool:
+        """Whether the element depends on q - k alone."""
+        distance = sympy.Symbol("distance", integer=True)
+        moved = [sympy.expand(index.xreplace({Q: K + distance})) for index in self.read.args]
+        return not any(index.free_symbols & {Q, K} for index in moved)
 
     @property
     def by_head(self) -> bool:

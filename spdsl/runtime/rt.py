@@ -132,6 +132,7 @@ from spdsl.runtime.select.scores import divergence, pooled_scores
 from spdsl.runtime.sequences import Corner, Layout, checked_layout, corners, expect, expect_tensor, length_of
 from spdsl.runtime.tiles.bias import (
     above,
+    add_diagonals,
     add_elements,
     add_elements_of_heads,
     add_entries,
@@ -302,6 +303,7 @@ __all__ = [
     "Winner",
     "above",
     "above_of",
+    "add_diagonals",
     "add_elements",
     "add_elements_of_heads",
     "add_entries",
