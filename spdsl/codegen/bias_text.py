@@ -32,6 +32,7 @@ class BiasText:
     within: str
     entries: int
     table_axes: tuple[int, ...]  # of the argument, batch first
+    by_distance: bool  # whether q - k alone decides the entry
     by_head: bool
 
 
@@ -45,7 +46,7 @@ def _text(number: int, found: BiasRead, reads: Reads) -> BiasText:
 
     tensor = reads.sources[found.tensor.name]
     assert isinstance(tensor, Tensor)
-    table = found.table_axes if found.place is Place.TABLE else ()
+    table = found.moving_axes if found.place is Place.TABLE else ()
     sizes = [axis for i in table if isinstance(axis := tensor.axes[i], int)]
     indices = [triton(found.read.args[i]) for i in table]
     first = found.read.func(*(sympy.S.Zero if i in table else index for i, index in enumerate(found.read.args)))
@@ -54,7 +55,8 @@ def _text(number: int, found: BiasRead, reads: Reads) -> BiasText:
         number, tensor, found.place.name.lower(), triton(found.slope), expression(found.slope, TORCH, reads.torch),
         triton(first), expression(found.read, TORCH, reads.torch), pointer, there, _entry(indices, sizes),
         " & ".join(f"({index} >= 0) & ({index} < {size})" for index, size in zip(indices, sizes, strict=True)),
-        prod(sizes) if table else 0, tuple(i + 1 for i in table), found.by_head,
+        prod(sizes) if table else 0, tuple(i + 1 for i in table),
+        bool(table) and found.by_distance, found.by_head,
     )  # fmt: skip
 
 

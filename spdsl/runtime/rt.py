@@ -140,6 +140,7 @@ from spdsl.runtime.select.scores import divergence, pooled_scores
 from spdsl.runtime.sequences import Corner, Layout, corners, expect, expect_tensor, length_of
 from spdsl.runtime.tiles.bias import (
     above,
+    add_diagonals,
     add_elements,
     add_elements_of_heads,
     add_entries,
@@ -313,6 +314,7 @@ __all__ = [
     "Winner",
     "above",
     "above_of",
+    "add_diagonals",
     "add_elements",
     "add_elements_of_heads",
     "add_entries",

@@ -13,6 +13,7 @@ from tests.numerics.conftest import Engine
 from tests.numerics.patterns import printed
 
 TABLE = "causal t = tensor(head, 40) return attend(all, bias = t[h][min(q - k, 39)])"
+ENTRIES = "t = tensor(head, 40) return attend(all, bias = t[h][(q + k) % 40])"
 SLOPES = "causal s = tensor(head) return attend(all, bias = s[h] * (k - q))"
 ROWS = "causal c = tensor(token) return attend(sliding(20), bias = c[q] * (q - k))"
 KEYS = "causal c = tensor(head, token) return attend(sliding(20), bias = c[h][k])"
@@ -34,9 +35,16 @@ class Bug(NamedTuple):
 KERNELS = [
     Bug("a part of the table left out", TABLE, "tiles * rt.chunks_of(T)", "tiles * (rt.chunks_of(T) - 1)"),
     Bug("all parts begin with entry 0", TABLE, "% T.CHUNKS * T.CHUNK", "% T.CHUNKS * 0"),
-    Bug("the greatest entry of a tile left out", TABLE, "tl.range(least, greatest + 1)", "tl.range(least, greatest)"),
-    Bug("the least entry of a tile left out", TABLE, "tl.range(least, greatest", "tl.range(least + 1, greatest"),
-    Bug("the last entry of a part left out", TABLE, "(entry < T.CHUNK)", "(entry < T.CHUNK - 1)"),
+    Bug("the greatest entry of a tile left out", ENTRIES, "tl.range(least, greatest + 1)", "tl.range(least, greatest)"),
+    Bug("the least entry of a tile left out", ENTRIES, "tl.range(least, greatest", "tl.range(least + 1, greatest"),
+    Bug("the last entry of a part left out", ENTRIES, "(entry < T.CHUNK)", "(entry < T.CHUNK - 1)"),
+    Bug("a part of another table left out", ENTRIES, "tiles * rt.chunks_of(T)", "tiles * (rt.chunks_of(T) - 1)"),
+    Bug("distances of a tile off by one", TABLE, "+ (C.BLOCK_N - 1) - distance", "+ C.BLOCK_N - distance"),
+    Bug("some distances of a tile left out", TABLE, "static_range(0, T.DISTANCES", "static_range(T.STEP, T.DISTANCES"),
+    Bug("the first row of all tiles", TABLE, "first_row = tl.min(rows.position)", "first_row = 0"),
+    Bug("tiles that meet a part in few distances", TABLE, "least + tl.arange(0, T.DISTANCES)",
+        "least + 0 * tl.arange(0, T.DISTANCES)"),
+    Bug("diagonals beyond the tile", TABLE, "tl.where(there, own, 0.0)", "own"),
     Bug("hidden pairs among the entries", "t = tensor(9) return attend(sliding(9), bias = t[abs(q - k) % 9])",
         's = tl.where(seen, s, float("-inf"))\n    p = tl.exp2(s * attend_unit(C) - grads.lse)\n\n    v0',
         "p = tl.exp2(s * attend_unit(C) - grads.lse)\n\n    v0"),

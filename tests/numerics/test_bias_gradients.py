@@ -65,6 +65,8 @@ VISITS = {
     "pairs of heads and units": f"p = tensor(head, query, token) {CHOSEN} return attend(c, bias = p[h][q][k])",
     "pairs of short units": "p = tensor(kv_head, token, token) "
     "c = top_k(3, score = dot(compress(4)), share = max(group), unit = 4) return attend(c, bias = p[h][q][k])",
+    "tables by row and by key": "a = tensor(7) b = tensor(5) "
+    "c = top_k(2, score = dot(compress(16)), share = head, unit = 16) return attend(c, bias = a[q // 5] * b[k % 5])",
     "keys outermost": f"causal {SLOPES} c = top_k(2, score = dot(compress(16)), share = head, unit = 16) "
     f"return attend(c, {BIAS})",
     "chosen and near": f"causal {SLOPES} {CHOSEN} return attend(c | sliding(9), {BIAS})",

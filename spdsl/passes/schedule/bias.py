@@ -93,7 +93,7 @@ def _sums(room: Buffers, softmax: SoftmaxPlan, own: SoftmaxPlan, name: str, read
     programs: tuple[str, ...] = ("heads", "jobs") if own.pairs else ("B", lists, "tiles")
     in_rows = read.place is Place.ROW or (read.place is Place.HEAD and own.units is not None and not own.pairs)
     axes = ("B", heads, "M") if read.place is Place.KEY else ("B", heads, room.queries) if in_rows else programs
-    entries = [str(read.tensor.axes[i]) for i in read.table_axes] if read.place is Place.TABLE else []
+    entries = [str(read.tensor.axes[i]) for i in read.moving_axes] if read.place is Place.TABLE else []
     packed = [f"{heads} / lists"] if entries and own.units is not None and not own.pairs else []
     table = (" x ".join([*packed, *entries]),) if entries else ()
     return (

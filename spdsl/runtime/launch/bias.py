@@ -18,6 +18,7 @@ from spdsl.runtime.tuning.configs import Config
 from spdsl.runtime.tuning.gpu import gpu_of
 
 PLACED_KEYS = 32  # of a block: entries and pointers take registers, too
+DISTANCES_AT_ONCE, DISTANCES_INTERPRETED = 64, 16
 TABLE_CHUNK = 128  # entries that a program keeps in registers
 TABLE_CHUNK_INTERPRETED = 16  # so that small tables have several parts
 
@@ -85,12 +86,15 @@ def bias_config(q: Tensor, v_dim: int, listed: bool, by: str) -> Config:
     return found
 
 
-def table_of(entries: int, heads: int) -> Table:
-    """For kernels that sum a table of so many entries for each of the heads of a program."""
+def table_of(entries: int, heads: int, config: Config | None = None) -> Table:
+    """For kernels that sum a table of so many entries for each of the heads of a program, in tiles of `config`."""
     total = entries * heads
     most = TABLE_CHUNK_INTERPRETED if INTERPRETED else TABLE_CHUNK
     chunk = min(most, max(16, triton.next_power_of_2(total)))
-    return Table(*(tl.constexpr(value) for value in (entries, total, chunk, -(-total // chunk))))
+    distances = 0 if config is None else int(triton.next_power_of_2(config.block_m + config.block_n))
+    step = DISTANCES_INTERPRETED if INTERPRETED else DISTANCES_AT_ONCE
+    values = (entries, total, chunk, -(-total // chunk), distances, min(distances, step))
+    return Table(*(tl.constexpr(value) for value in values))
 
 
 def chunks_of(table: Table) -> int:

@@ -17,6 +17,8 @@ class Table(NamedTuple):
     TOTAL: tl.constexpr  # of all heads of a program
     CHUNK: tl.constexpr  # that a program keeps in registers
     CHUNKS: tl.constexpr
+    DISTANCES: tl.constexpr  # of the pairs of a tile, and some more: a power of two
+    STEP: tl.constexpr  # of them that are added at once
 
 
 @jit
@@ -56,6 +58,21 @@ def add_entries(sums, x, entry, inside, T):
         own = tl.sum(tl.where(inside & (entry == i), x, 0.0))
         sums += tl.where(number == i, own, 0.0)
     return sums
+
+
+@jit
+def add_diagonals(sums, x, start, entry, T, C):
+    """sums [CHUNK] + the numbers x [M, N] of a tile by the entries of STEP of their distances, from `start` on.
+
+    Distance 0 is that of row 0 and the last key. Entries outside of the part count for nothing.
+    """
+    distance = start + tl.arange(0, T.STEP)[None, :]
+    key = tl.arange(0, C.BLOCK_M)[:, None] + (C.BLOCK_N - 1) - distance
+    there = (key >= 0) & (key < C.BLOCK_N)
+    own = tl.gather(x, tl.minimum(tl.maximum(key, 0), C.BLOCK_N - 1), 1)
+    diagonals = tl.sum(tl.where(there, own, 0.0), 0)
+    number = tl.arange(0, T.CHUNK)[:, None]
+    return sums + tl.sum(tl.where(number == entry[None, :], diagonals[None, :], 0.0), 1)
 
 
 @jit
