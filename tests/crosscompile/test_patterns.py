@@ -120,3 +120,17 @@ def test_strides_that_are_no_multiples_of_16() -> None:
         assert int(cells[-1]) == one.code.widest_load
         copies = ", ".join(f"{count} {name}" for name, count in one.code.async_copies) or "none"
         assert cells[-2] == copies
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("target", ["sm_90", pytest.param("sm_80", marks=pytest.mark.full)])
+def test_a_scale_of_the_call(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that get it as an argument spill no more than those of which it is a constant."""
+    module = load("streaming_llm")
+    monkeypatch.setattr(module.rt, "scale_of", lambda q, layout: 0.1)
+    found = list(kernels(module, target, "bf16", (128, 128), ("train", "decode")))
+    assert {kind(one) for one in found} >= {*MAIN, "decode"}
+    for one in found:
+        assert one.ok, f"{one.kernel}: {one.error}"
+        limit = most_spills("streaming_llm", kind(one), target, "bf16", (128, 128))
+        assert one.spills <= limit, f"{one.kernel}: {one.spills} spills"
