@@ -100,6 +100,7 @@ def _softmax(plan: SoftmaxPlan, spelling: Spelling, learns: bool, is_class: bool
         ),
         reads=tuple(reads.sources.values()),
         scale=expression(softmax.scale, PYTHON) if softmax.scale is not None else "",
+        scaled_first=softmax.scale is not None and float(softmax.scale) <= 0,
         softcap=softmax.softcap or 0.0,
         product=softmax.product.name,
         sink=softmax.sink,

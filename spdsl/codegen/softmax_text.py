@@ -49,6 +49,7 @@ class SoftmaxText:
     sweeps: tuple[SweepText, ...]
     reads: tuple[Tensor | Choice, ...]
     scale: str
+    scaled_first: bool  # a scale that would not keep the order of scores, nor -inf, were it left to the end
     softcap: float
     product: str
     sink: str | None

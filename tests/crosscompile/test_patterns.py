@@ -149,3 +149,17 @@ def test_numbers_for_each_pair(name: str, dims: Dims, target: str) -> None:
         assert one.fits, f"{one.kernel}: {one.shared} bytes of shared memory"
         assert one.spills <= (0 if max(dims) <= 128 else FEW), f"{one.kernel}: {one.spills} spills"
         assert one.computed == 1, f"{one.kernel}: {one.products}"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("target", ["sm_90", pytest.param("sm_80", marks=pytest.mark.full)])
+def test_a_scale_of_the_call(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that get it as an argument spill no more than those of which it is a constant."""
+    module = load("streaming_llm")
+    monkeypatch.setattr(module.rt, "scale_of", lambda q, layout: 0.1)
+    found = list(kernels(module, target, "bf16", (128, 128), ("train", "decode")))
+    assert {kind(one) for one in found} >= {*MAIN, "decode"}
+    for one in found:
+        assert one.ok, f"{one.kernel}: {one.error}"
+        limit = most_spills("streaming_llm", kind(one), target, "bf16", (128, 128))
+        assert one.spills <= limit, f"{one.kernel}: {one.spills} spills"

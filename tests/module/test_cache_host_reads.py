@@ -24,6 +24,7 @@ BODIES = {
     "tokens": GIVEN["tokens"],
     "units of 8": CHOSEN["units of 8"],
     "token, head": "causal m = tensor(token, head) w = tensor(3, token) return attend(all, bias = m[k][h] + w[2][k])",
+    "number, token": "causal m = tensor(3, token, int) return attend(sliding(3) | where(m[1][k] == m[1][q]))",
 }
 pytestmark = pytest.mark.interpret
 

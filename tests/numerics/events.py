@@ -278,8 +278,9 @@ def ring_events(module: ModuleType, pattern: Pattern, capacity: int, seed: int) 
 
 def events_of(module: ModuleType, pattern: Pattern, shape: Shape, page: int | None, capacity: int, seed: int) -> Events:
     inputs = inputs_of(pattern, Shape(POOL, POOL, 1, shape.heads, shape.kv_heads, shape.qk, shape.v, seed=seed))
+    lists = {found.name for found in pattern.inputs if isinstance(found, Choice)}
     for name, x in inputs.items():
-        if x.dtype == torch.int64 and x.dim() == 4:  # units of a query, wherever it stands in a sequence
+        if name in lists:  # units of a query, wherever it stands in a sequence
             inputs[name] = torch.where(x >= 0, x % units_of(pattern, name, capacity), -1)
         elif x.dtype == torch.int64:  # documents that end within a few tokens, whatever their order
             inputs[name] = torch.randint(0, 3, x.shape, generator=torch.Generator().manual_seed(seed))

@@ -268,3 +268,12 @@ def test_values_take_no_other_kernels() -> None:
     assert keys(0.1) == keys(0.2) == keys(3)
     assert all("fp32" in key for key in keys(0.1) if "row_delta" not in key)
     assert keys(None) != keys(0.1)
+
+
+@pytest.mark.parametrize("scale", ["-1", "0", "0 - 1 / 3"])
+@pytest.mark.parametrize("rest", ["", ", softcap = 2", ", bias = -0.125 * (q - k)"])
+def test_a_written_scale_may_be_no_more_than_0(engine: Engine, scale: str, rest: str) -> None:
+    """Its products are no greatest scores of rows, and it would make +inf or NaN of a hidden one."""
+    body = f"causal return attend(sliding(20), scale = {scale}{rest})"
+    pattern, inputs = pattern_of(body), inputs_of(pattern_of(body), Shape(37, 37))
+    assert_same(generated(engine(body), pattern, inputs), meant(pattern, inputs))

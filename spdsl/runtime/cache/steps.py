@@ -93,8 +93,8 @@ def checked_step(
     check_vectors(arguments, inputs)
     q, k, own = arguments.q(inputs), arguments.streams[0].k, inputs._asdict()
     first = arguments.queries[0].name
-    expect(q.shape[2] == own[k].shape[2], k, "{} tokens like {}", own[k].shape[2], q.shape[2], first)
     check_new(arguments, inputs, cache)
+    expect(q.shape[2] == own[k].shape[2], k, "{} tokens like {}", own[k].shape[2], q.shape[2], first)
     check_sums(arguments, inputs, phase)
     check_lookups(arguments, inputs)
     _check_kept(arguments, inputs, cache)

@@ -134,7 +134,8 @@ def read(x: Tensor, *indices: Tensor | int) -> Tensor:
     at: list[Tensor] = [torch.arange(x.shape[0], device=x.device).view(-1, 1, 1, 1)]
     inside = torch.ones((), dtype=torch.bool, device=x.device)
     for axis, place in enumerate(indices, 1):
-        index = place if isinstance(place, Tensor) else torch.full((), place, device=x.device)
+        # Not without axes: an index of one number is read on the host.
+        index = place if isinstance(place, Tensor) else torch.full((1, 1, 1, 1), place, device=x.device)
         at.append(index.clamp(0, max(0, x.shape[axis] - 1)))
         inside = inside & (index >= 0) & (index < x.shape[axis])
     if 0 in x.shape:
