@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator
 from fractions import Fraction
+from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -63,7 +64,16 @@ FLAGS = [1, 0, None, "no", torch.tensor(True), np.bool_(True)]
 TENSORS = [None, 1.0, "x", [1.0], np.zeros(3), torch.float32]
 OUTSIDE = {"batch": [-1, 2**31], "tokens": [-1, 2**31], "capacity": [-1, 0, 2**31, 2**63]}
 OUTSIDE |= {"page": [-16, 0, 1, 8, 24, 2**40], "q_offset": [-1, 2**31], "k_offset": [-1, 2**31, 2**64]}
-OUTSIDE |= {"max_seqlen": [-1, 4, 2**31], "heads": [-1, 0], "kv_heads": [-1], "qk_dim": [-1], "v_dim": [-1, 0]}
+OUTSIDE |= {
+    "max_seqlen": [-1, 4, 2**31],
+    "max_seqlen_k": [-1, 4, 2**31],
+    "side": ["", "Right", None],
+    "scale": [0, -1.0],
+    "heads": [-1, 0],
+    "kv_heads": [-1],
+    "qk_dim": [-1],
+    "v_dim": [-1, 0],
+}
 pytestmark = pytest.mark.filterwarnings("ignore:.*(Sparse|nested|quantiz).*")
 REFUSED = (TypeError, ValueError, NotImplementedError)
 
@@ -113,7 +123,14 @@ def expect_refused(
 LAYOUTS: dict[str, dict[str, Any]] = {
     "dense": {},
     "packed": {"cu_seqlens": torch.tensor([0, 10, 24]), "max_seqlen": 14},
+    "packed keys": {
+        "cu_seqlens": torch.tensor([0, 10, 24]),
+        "cu_seqlens_k": torch.tensor([0, 12, 24]),
+        "max_seqlen_k": 12,
+    },
     "padded": {"lengths": torch.tensor([20])},
+    "padded on the right": {"lengths": torch.tensor([20]), "side": "right"},
+    "scaled": {"scale": 0.5},
     "part": {"q_offset": 0, "k_offset": 0},
 }
 
@@ -122,20 +139,26 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def test_whole_sequences(module: ModuleType, layout: str) -> None:
     """Tensors of the pattern are the same in all layouts: they are tried in one."""
     given = {**arguments(module, 24, batch=1), **LAYOUTS[layout]}
-    if "tiles" in given and layout == "packed":
+    if "tiles" in given and layout.startswith("packed"):
         given["tiles"] = given["tiles"][:, :, :1].expand(2, -1, -1, -1)
     for function in (module.attention, module.reference):
         function(**given)
         tried = given if layout == "dense" and function == module.attention else LAYOUTS[layout]
         for name, value in tried.items():
-            wrong = strange(value) if isinstance(value, Tensor) else (*NUMBERS, *OUTSIDE[name])
+            numbers = NUMBERS if name != "scale" else [x for x in NUMBERS if isinstance(x, bool) or not _real(x)]
+            wrong = strange(value) if isinstance(value, Tensor) else (*numbers, *OUTSIDE[name])
             for other in wrong:
-                if not (other is None and name in LAYOUTS[layout]):
-                    expect_refused(function, given, name, other, others=("k", "ask") if name == "q" else ())
+                if not (other is None and name in LAYOUTS[layout] and name != "side"):
+                    others = ("k", "ask") if name == "q" else ("cu_seqlens_k",) if name == "cu_seqlens" else ()
+                    expect_refused(function, given, name, other, others=others)
             if name not in LAYOUTS[layout] and name != "tiles":  # a list has any number of units
                 expect_refused(function, given, name, wider(value), others=given)
         for flag in FLAGS:
             expect_refused(function, given, "return_lse", flag)
+
+
+def _real(x: Any) -> bool:
+    return isinstance(x, Real) and x == x
 
 
 ENDS = [[1, 24], [0, 25], [0, 12, 11, 24], [-1, 24], [0, 2**32 + 24], [2**32, 24], [0, -(2**32), 24], [0, 2**63 - 1]]

@@ -59,15 +59,28 @@ def packed(module: ModuleType, pattern: Pattern) -> None:
     _trained(module, pattern, inputs, cu_seqlens=torch.tensor([0, 19, 19, 20, 37], dtype=torch.int32))
 
 
-def padded(module: ModuleType, pattern: Pattern) -> None:
+def packed_keys(module: ModuleType, pattern: Pattern) -> None:
+    """Keys of other lengths: more, fewer, none; the last tokens of both are in no sequence."""
+    inputs = inputs_of(pattern, _shape(pattern, 33, 47))
+    for name in _of_tokens(pattern, inputs):
+        poison(inputs[name][:, :, 44 if inputs[name].shape[2] == 47 else 30 :])
+    ends = {"cu_seqlens": [0, 9, 17, 17, 20, 30], "cu_seqlens_k": [0, 25, 29, 33, 33, 44]}
+    _trained(module, pattern, inputs, **{name: torch.tensor(x, dtype=torch.int32) for name, x in ends.items()})
+
+
+def padded(module: ModuleType, pattern: Pattern, side: str = "left") -> None:
     inputs, lengths = inputs_of(pattern, _shape(pattern, 21, batch=3)), [21, 0, 18]
     for name in _of_tokens(pattern, inputs):
         for x, length in zip(inputs[name], lengths, strict=True):
-            poison(x[:, : 21 - length])
+            poison(x[:, : 21 - length] if side == "left" else x[:, length:])
     for name, axis in _of_rows(pattern):
         for x, length in zip(inputs[name], lengths, strict=True):
-            poison(x.narrow(axis - 1, 0, 21 - length))
-    _trained(module, pattern, inputs, lengths=torch.tensor(lengths))
+            poison(x.narrow(axis - 1, 0 if side == "left" else length, 21 - length))
+    _trained(module, pattern, inputs, lengths=torch.tensor(lengths), side=side)
+
+
+def padded_right(module: ModuleType, pattern: Pattern) -> None:
+    padded(module, pattern, "right")
 
 
 def _cached(module: ModuleType, pattern: Pattern, page: int | None) -> None:

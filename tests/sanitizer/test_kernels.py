@@ -10,7 +10,7 @@ from spdsl.resources import folder
 from tests.numerics.patterns import CATALOGUE, module_of, pattern_of
 from tests.numerics.selected import AT_CALL, PUBLISHED, SELECTED
 from tests.numerics.test_gathered import CHOSEN, GIVEN
-from tests.sanitizer.cases import cached, packed, padded, paged, part, train
+from tests.sanitizer.cases import cached, packed, packed_keys, padded, padded_right, paged, part, train
 from tests.sanitizer.kernels import kernels_of
 from tests.sanitizer.mode import sanitized
 
@@ -55,6 +55,8 @@ SHORT = {
     "units of 8": CHOSEN["units of 8"], "tokens by an indexer": CHOSEN["tokens by an indexer"],
 }  # fmt: skip
 CASES = dict.fromkeys(CATALOGUE, (*ALL, part)) | dict.fromkeys(PUBLISHED, ALL) | FURTHER
+for _name in ("streaming_llm", "document", "dilated", "nsa", "given tokens"):
+    CASES[_name] = (*CASES[_name], packed_keys, padded_right)
 # A score that is a result is of dense sequences.
 CASES["seer_attention"] = (train, paged, cached)
 # What host code names and this pattern never starts: a merge of one part, gradients of entries that only choose, those
