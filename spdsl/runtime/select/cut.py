@@ -144,12 +144,12 @@ def cut_of(own, end, most, least, passing_bits, part, S):
     i = tl.arange(0, LEVELS)
     count = units_above(own, end, tl.where(i == 0, NOT_CUT, passing_bits), S)
     known, passing = tl.max(count, 0), tl.min(count, 0)
-    if S.PART:
+    if S.PART > 0:
         passing = count_of_mass(own, end, part, S)
     wanted = tl.minimum(tl.maximum(passing, tl.minimum(known, least)), most)
     cut, ties = tl.where(wanted == passing, passing_bits, NOT_CUT), 0
     searched = (wanted != passing) & (wanted != known)
-    if S.PART:  # what passes is no level, but a number
+    if S.PART > 0:  # what passes is no level, but a number
         cut, searched = tl.full((), NOT_CUT, tl.int32), wanted != known
     if searched:
         cut = tl.full((), NOT_CUT, tl.int32)  # always: more than are wanted, or as many, lie above
@@ -159,7 +159,7 @@ def cut_of(own, end, most, least, passing_bits, part, S):
             cut += (tl.sum(enough.to(tl.int32), 0) - 1) << shift
         cut += 1
         ties = wanted - tl.max(units_above(own, end, cut + tl.zeros_like(i), S), 0)
-    if S.PART:
+    if S.PART > 0:
         cut = tl.where(wanted == 0, FORCED, cut)  # no bits are above that; digits end behind it
     return cut, ties, wanted
 

@@ -30,7 +30,7 @@ def store_bits(bits, tiles, list_head, row, score, may, forced, unit, mask):
 def load_bits(own, unit, end, S):
     """The bits of units; all forced ones have the same."""
     found = tl.load(own + unit, mask=unit < end, other=NOT_CUT)
-    return tl.where(found >= 0, FORCED, found) if S.PART else found
+    return tl.where(found >= 0, FORCED, found) if S.PART > 0 else found
 
 
 @jit

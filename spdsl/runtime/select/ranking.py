@@ -160,7 +160,7 @@ def store_units(chosen, best, query, q_count, S, limits=None, mass=None):
     taken = (best != NOT_RANKED) & (place < S.WIDTH)
     if limits is not None:
         taken = taken & (place < most_of(limits))
-    if S.PART:
+    if S.PART > 0:
         part = tl.full((), S.PART, tl.float32) if limits is None else level_of(limits).to(tl.float32)
         least = S.LEAST if limits is None else least_of(limits)
         taken = taken & (of_mass(best, mass, part, S) | (place < least))
@@ -182,7 +182,7 @@ def store_ranks(ranks, best, row, split, S, mass=None):
     place = tl.arange(0, S.KEPT)[None, :] + tl.zeros_like(best).to(tl.int32)
     own = ranks + (row.to(tl.int64) * S.SPLITS + split) * S.ROOM
     tl.store(own + place, best)
-    if S.PART:
+    if S.PART > 0:
         total, forced = tl.max(mass.total, 0), tl.max(mass.forced, 0)  # of the one query
         tl.store(own + S.KEPT, (_bits_of(total) << 32) | _bits_of(forced))
 
@@ -211,7 +211,7 @@ def merge_ranks(ranks, chosen, S, limits=None):
     for split in tl.range(0, S.SPLITS):
         own = ranks + (row + split) * S.ROOM
         best = better(best, tl.load(own + place), 1, S.KEPT, S.STAGES)  # falling, as it was kept
-        if S.PART:
+        if S.PART > 0:
             own_total, own_forced = _split_mass(own, S)
             total, forced = total + own_total, forced + own_forced
     if limits is not None:
