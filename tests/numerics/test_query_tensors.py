@@ -62,6 +62,15 @@ CHOSEN = {
         "causal b = tensor(query, token) a = attend(all, bias = b[q][k]) "
         "c = top_k(2, score = mass(a), share = sum(group), unit = sum(16)) return gate(a, attend(c))"
     ),
+    "a divergence": (
+        "causal m = tensor(query, token, int) index = stream(value = none) "
+        "c = top_k(2, score = dot(compress(16)), share = sum(group), force = last(1)) "
+        "fine = attend(c & where(m[q][k] < 2)) return fine, kl(mass(fine), dot(index), share = mean(group))"
+    ),
+    "a long list": (
+        "causal b = tensor(query, token) a = attend(all, bias = b[q][k]) "
+        "c = top_k(300, score = mass(a), share = sum(group), unit = sum(16)) return gate(a, attend(c))"
+    ),
     "given": "causal g = given() m = tensor(query, token, bool) return attend(g & where(m[q][k]) | sliding(2))",
 }
 ALL = {**BODIES, **CHOSEN}
@@ -125,7 +134,7 @@ def test_padded_sequences(engine: Engine, name: str) -> None:
 
 
 @pytest.mark.parametrize("page", [None, 16])
-@pytest.mark.parametrize("name", [*BODIES, "chosen", "chosen by heads", "given"])
+@pytest.mark.parametrize("name", [*BODIES, "chosen", "chosen by heads", "a score with a bias", "given"])
 def test_chunks_and_steps(engine: Engine, name: str, page: int | None) -> None:
     """Each call brings its rows, with as many tokens as it likes."""
     some_of(engine, (name, page) in (("pairs", 16), ("bias", None), ("chosen by heads", 16), ("given", None)))
