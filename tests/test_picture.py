@@ -84,6 +84,8 @@ def test_every_softmax_and_stream_has_its_picture() -> None:
     "declared, test, note",
     [
         ("note = tensor(token, int)", "note[q] == note[k]", "note: four documents of unequal length"),
+        ("pair = tensor(query, token, bool)", "pair[q][k]", "pair: four documents of unequal length"),
+        ("pair = tensor(query, token, int)", "pair[q][k] == 0", "pair: four documents of unequal length"),
         ("note = tensor(token, bool)", "note[k] == 1", "note: four marked tokens"),
         ("note = tensor(token)", "note[k] < 0.5", "note: a rise from 0 to 1"),
         ("note = tensor(int)", "q - k < note", "note: 25"),

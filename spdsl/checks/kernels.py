@@ -17,7 +17,7 @@ from spdsl.ir.plan import ChoicePlan, Plan, Role, SoftmaxPlan
 from spdsl.ir.schedule import Schedule, Stage, Step
 from spdsl.ir.symbols import lookup_name, lookups
 from spdsl.passes.schedule import schedule, stages
-from spdsl.runtime.tuning.configs import TABLES, Config, chained, lookup, power_of_2, table_dim
+from spdsl.runtime.tuning.configs import TABLES, Config, chained, lookup, power_of_2, row_of_table, table_dim
 from spdsl.runtime.tuning.footprint import KernelShape
 from spdsl.runtime.tuning.unit_configs import (
     MOST_UNIT,
@@ -120,7 +120,7 @@ def _swept(view: View, softmax: SoftmaxPlan) -> Iterator[Launch]:
     group = min(heads // (view.kv_heads(sweep.stream) or view.shape.kv_heads) for sweep in softmax.sweeps) or 1
     for kernel, page, own in _kernels(view, softmax):
         decode, listed = kernel == "decode", bool(own.maps)
-        row = kernel if decode or not bias else f"{kernel}_bias"
+        row = kernel if decode else row_of_table(kernel, bias, softmax.by_pair)
         found = lookup(row, view.architecture, table_dim(kernel, qk, v), view.shape.size, TABLES)
         config = _in_page(found, page)
         config = config._replace(block_m=max(16, power_of_2(group))) if decode else config

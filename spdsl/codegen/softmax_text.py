@@ -8,6 +8,7 @@ from spdsl.codegen.bias_text import BiasText
 from spdsl.codegen.spelling import camel
 from spdsl.ir.pattern import Choice, Grid, Stream, Tensor
 from spdsl.ir.plan import Role
+from spdsl.runtime.tuning.configs import row_of_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,12 @@ class SoftmaxText:
         if self.by_row:
             return f"{self.name}_form.own({reads}, corner, layout)[0]"
         return f"{self.name}_reads_of({reads}, corner.sequences, None if layout.q_spans is None else corner.tokens)"
+
+    @property
+    def row(self) -> str:
+        """What the rows of its tables are called, behind the kernel."""
+        by_pair = any(isinstance(source, Tensor) and source.by_pair for source in self.reads)
+        return row_of_table("", bool(self.bias), by_pair)
 
     @property
     def multiply(self) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
+from spdsl.cost.cache import VALUE_BYTES
 from spdsl.cost.kernels import NONE, Call, Kernel
 from spdsl.cost.machine import padded_group
 from spdsl.cost.visits import key_tiles, row_tiles, step_blocks
-from spdsl.ir.pattern import Phase
+from spdsl.ir.pattern import Phase, Tensor
 from spdsl.ir.plan import Role, SoftmaxPlan
 from spdsl.ir.schedule import Stage, Step
 from spdsl.passes.count import Number
 from spdsl.runtime.launch.splits import lengths_to_try
-from spdsl.runtime.tuning.configs import Config, table_dim
+from spdsl.runtime.tuning.configs import Config, row_of_table, table_dim
+
+_LOOKED_AT = 4  # times that torch reads or writes a number to find the bounds of tiles
 
 
 def walked(call: Call, softmax: SoftmaxPlan) -> SoftmaxPlan:
@@ -24,8 +28,8 @@ def config_of(call: Call, step: Step[SoftmaxPlan]) -> Config:
     (qk, v), size = call.dims(step.of), call.shape.size
     if step.table == "decode":
         return call.machine.config("decode", table_dim("decode", qk, v or 16), size)
-    bias = step.of.softmax.bias is not None
-    return call.machine.config(step.table, table_dim(step.table, qk, v or 16), size, bias)
+    row = row_of_table(step.table, step.of.softmax.bias is not None, step.of.by_pair)
+    return call.machine.config(row, table_dim(step.table, qk, v or 16), size)
 
 
 def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
@@ -35,11 +39,12 @@ def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     own = walked(call, softmax)
     tiles, area = _row_tiles(call, own, config.block_m, config.block_n), config.block_m * config.block_n
     moved = call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax)
+    read, loaded = pair_bytes(call, softmax, call.pairs(softmax))
     return Kernel(
         step.name, "attend" if softmax.role is Role.BRANCH else "score", "forward",
         flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch),
         machine=tiles * (2 * area * sum(call.tile_dims(softmax))), exps=tiles * area,
-        bytes=moved, moved=moved + _class_bytes(call, softmax, own),
+        bytes=moved + read, moved=moved + loaded + _class_bytes(call, softmax, own),
     )  # fmt: skip
 
 
@@ -49,9 +54,11 @@ def dq(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     tiles = _row_tiles(call, walked(call, softmax), config.block_m, config.block_n)
     area, rows = config.block_m * config.block_n, call.rows_bytes(softmax, qk + v)
     moved = rows + rows + call.keys_bytes(softmax)
+    read, loaded = pair_bytes(call, softmax, call.pairs(softmax))
     return Kernel(
         step.name, "backward", "backward", flops=call.pairs(softmax) * (2 * (2 * qk + v) * call.shape.batch),
-        machine=tiles * (2 * area * (2 * wide_qk + wide_v)), exps=tiles * area, bytes=moved, moved=moved,
+        machine=tiles * (2 * area * (2 * wide_qk + wide_v)), exps=tiles * area, bytes=moved + read,
+        moved=moved + loaded,
     )  # fmt: skip
 
 
@@ -68,10 +75,12 @@ def dkdv(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     heads, keys_qk, keys_v = call.count.stream(stream)
     gradients = call.many(2 * heads * call.count.entries(stream) * (keys_qk + keys_v) * call.shape.size)
     moved = call.rows_bytes(softmax, qk + v) + gradients
+    read, loaded = pair_bytes(call, softmax, call.pairs(softmax)) if step.index == 0 else (NONE, NONE)
     return Kernel(
         step.name, "backward", "backward",
         flops=call.pairs(softmax) * (2 * (qk + v) * call.shape.batch) if step.index == 0 else NONE,
-        machine=tiles * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=tiles * area, bytes=moved, moved=moved,
+        machine=tiles * (2 * area * (2 * wide_qk + 2 * wide_v)), exps=tiles * area, bytes=moved + read,
+        moved=moved + loaded,
     )  # fmt: skip
 
 
@@ -81,9 +90,15 @@ def delta(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
 
 
 def by_torch(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
-    """Lists of tiles and the order of classes: small beside what their kernels read, which counts the copies."""
+    """Lists of tiles and the order of classes: small beside what their kernels read, which counts the copies.
+
+    Where the caller has a number for each pair, each is looked at for the lists.
+    """
     role = "attend" if step.of.role is Role.BRANCH else "score"
-    return Kernel(step.name, role if call.stage is not Stage.BACKWARD else "backward", "copy")
+    read, _ = pair_bytes(call, step.of, call.pairs(step.of)) if step.of.maps else (NONE, NONE)
+    return Kernel(
+        step.name, role if call.stage is not Stage.BACKWARD else "backward", "copy", bytes=read, moved=read * _LOOKED_AT
+    )
 
 
 def add_front(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
@@ -110,12 +125,24 @@ def decode(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     tiles, area = call.thinned(softmax, call.many(programs * blocks)), rows * config.block_n
     pairs = call.thinned(softmax, call.many(step_pairs(call, softmax)))
     own = call.rows_bytes(softmax, qk + v)
+    read, loaded = pair_bytes(call, softmax, call.thinned(softmax, Number(step_pairs(call, softmax))))
     return Kernel(
         step.name, "attend" if softmax.role is Role.BRANCH else "score", "decode", flops=pairs * (2 * (qk + v)),
         machine=tiles * (2 * area * sum(call.tile_dims(softmax))), exps=tiles * area,
-        bytes=call.thinned(softmax, call.count.read(softmax).bytes) + own,
-        moved=call.thinned(softmax, call.many(moved)) + own,
+        bytes=call.thinned(softmax, call.count.read(softmax).bytes) + own + read,
+        moved=call.thinned(softmax, call.many(moved)) + own + loaded,
     )  # fmt: skip
+
+
+def pair_bytes(call: Call, softmax: SoftmaxPlan, pairs: Number) -> tuple[Number, Number]:
+    """Of tensors with a number for each of these pairs of all heads: all numbers once, and as each head reads them."""
+    found = [one for one in softmax.reads if isinstance(one, Tensor) and one.by_pair]
+    heads = call.count.heads(softmax.softmax)
+    own = {"head": heads, "kv_head": call.count.stream(softmax.sweeps[0].stream)[0]}
+    once = sum(VALUE_BYTES[one.dtype] * prod(own.get(str(axis), 1) for axis in one.axes) for one in found)
+    each = sum(VALUE_BYTES[one.dtype] for one in found)
+    batch = call.shape.batch
+    return Number(pairs.value * once * batch // heads, pairs.exact), pairs * (each * batch)
 
 
 def _group(call: Call, softmax: SoftmaxPlan) -> int:

@@ -28,10 +28,8 @@ class Machine:
     architecture: str | None = None
     processors: int = 1
 
-    def config(self, kernel: str, dim: int, size: int, bias: bool = False) -> Config:
-        if self.architecture is None:
-            return SMALL
-        return lookup(f"{kernel}_bias" if bias else kernel, self.architecture, dim, size)
+    def config(self, row: str, dim: int, size: int) -> Config:
+        return SMALL if self.architecture is None else lookup(row, self.architecture, dim, size)
 
     def unit_shape(self, kernel: str, dim: int, size: int, group: int, unit: int) -> UnitShape:
         return fitted(self._unit_config(table_row(kernel, unit), dim, size), group, unit)

@@ -124,6 +124,11 @@ class Tensor:
         return "query" in self.axes
 
     @property
+    def by_pair(self) -> bool:
+        """Whether a row has several numbers for each head, so that kernels load one for each pair."""
+        return self.by_row and any(axis not in ("head", "kv_head", "query") for axis in self.axes)
+
+    @property
     def by_token(self) -> bool:
         """Whether it is as long as the sequence: what a cache keeps."""
         return "token" in self.axes and not self.by_row

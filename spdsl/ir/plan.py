@@ -86,6 +86,11 @@ class SoftmaxPlan:
         return tuple(sweep for sweep in self.sweeps if isinstance(sweep.visit, TileMap))
 
     @property
+    def by_pair(self) -> bool:
+        """Whether its kernels load numbers of the caller for each pair."""
+        return any(isinstance(read, Tensor) and read.by_pair for read in self.reads)
+
+    @property
     def rows(self) -> Rows:
         """Of a program for many queries; for one query they are the heads of a group or a list."""
         return TILE if self.units is None else CHOSEN if self.pairs else PACKED

@@ -14,13 +14,14 @@ pytest.importorskip("triton")
 
 from rich.console import Console  # noqa: E402
 
+import spdsl  # noqa: E402
 from spdsl import targets  # noqa: E402
 from spdsl.machine import report  # noqa: E402
 from spdsl.machine.record import record  # noqa: E402
 from spdsl.machine.survey import TOKENS  # noqa: E402
 from spdsl.resources import folder  # noqa: E402
 from tests.crosscompile.kernels import Dims, compiled, kernels, kind, load  # noqa: E402
-from tests.crosscompile.spills import ON_HOPPER, most_spills  # noqa: E402
+from tests.crosscompile.spills import FEW, ON_HOPPER, most_spills  # noqa: E402
 
 # Those that choose units have a test of their own, and of their other kernels the full product.
 CHOOSING = ("infllm_v2", "moba", "msa_minimax", "nsa", "seer_attention")
@@ -120,3 +121,31 @@ def test_strides_that_are_no_multiples_of_16() -> None:
         assert int(cells[-1]) == one.code.widest_load
         copies = ", ".join(f"{count} {name}" for name, count in one.code.async_copies) or "none"
         assert cells[-2] == copies
+
+
+# Numbers of the caller for each pair: of the mask, of the bias, of both.
+OF_PAIRS = {
+    "mask": "causal m = tensor(query, token, bool) return attend(where(m[q][k]))",
+    "bias": "causal b = tensor(head, query, token) return attend(all, bias = b[h][q][k])",
+    "both": "m = tensor(query, token, bool) b = tensor(head, query, token) "
+    "return attend(where(m[q][k]), bias = b[h][q][k])",
+}
+USUAL_PAIRS = [("mask", (128, 128), "sm_90"), ("bias", (128, 128), "gfx942")]
+EVERY_PAIRS = [(name, dims, target) for name in OF_PAIRS for dims in DIMS[1:] for target in TARGETS]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "name, dims, target",
+    [case if case in USUAL_PAIRS else pytest.param(*case, marks=pytest.mark.full) for case in EVERY_PAIRS],
+    ids=named,
+)
+def test_numbers_for_each_pair(name: str, dims: Dims, target: str) -> None:
+    """They take shared memory where they are loaded ahead, and registers; at 128 none goes to memory."""
+    module = spdsl.load(f"pattern pairs {{ {OF_PAIRS[name].replace(' return', chr(10) + 'return')} }}")
+    phases = ("train", "decode") if (name, dims, target) in USUAL_PAIRS else PHASES
+    for one in kernels(module, target, "bf16", dims, phases):
+        assert one.ok, f"{one.kernel}: {one.error}"
+        assert one.fits, f"{one.kernel}: {one.shared} bytes of shared memory"
+        assert one.spills <= (0 if max(dims) <= 128 else FEW), f"{one.kernel}: {one.spills} spills"
+        assert one.computed == 1, f"{one.kernel}: {one.products}"

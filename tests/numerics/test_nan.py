@@ -16,7 +16,10 @@ from torch import Tensor
 from tests.numerics.cases import parts_of
 from tests.numerics.conftest import Engine
 
-HEADER = "a = tensor(token) b = tensor(token) c = tensor(head) s = tensor() table = tensor(head, token)"
+HEADER = (
+    "a = tensor(token) b = tensor(token) c = tensor(head) s = tensor() table = tensor(head, token) "
+    "pair = tensor(query, token) own = tensor(query)"
+)
 HEADS = 2
 RELATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge, "==": torch.eq, "!=": torch.ne,
@@ -47,6 +50,9 @@ READS: list[Number] = [
     ("b[k]", lambda x: x.token("b", x.k)),
     ("b[q - 1]", lambda x: x.token("b", x.q - 1)),
     ("table[h][k]", lambda x: x.values["table"][0][x.h, x.k]),
+    ("pair[q][k]", lambda x: x.values["pair"][0]),
+    ("pair[q][k - 2]", lambda x: torch.nn.functional.pad(x.values["pair"][0], (2, 0))[:, :-2]),
+    ("own[q]", lambda x: x.values["own"][0][:, None]),
     ("c[h]", lambda x: x.values["c"][x.h]),
     ("s", lambda x: x.values["s"]),
 ]
@@ -54,7 +60,7 @@ READS: list[Number] = [
 
 def number(make: random.Random) -> Number:
     """A read, or two different ones joined: of one and the same, `x - x` is 0 before anything is computed."""
-    (left, first) = make.choice(READS[:5])  # of each tile: Triton's interpreter keeps a single truth as a number
+    (left, first) = make.choice(READS[:8])  # of each tile: Triton's interpreter keeps a single truth as a number
     (right, second) = make.choice([read for read in READS if read[0] != left])
     n = make.randint(1, 3)
     ways: list[Number] = [
@@ -125,6 +131,7 @@ def test_random_tests(engine: Engine, seed: int) -> None:
     module = engine(f"{HEADER} causal return {', '.join(f'attend({text})' for text, _ in sets)}")
     q, k, v = (torch.randn(1, HEADS, tokens, 16, generator=generator, dtype=torch.float64) for _ in "qkv")
     sizes = {"a": (1, tokens), "b": (1, tokens), "c": (HEADS,), "s": (1,), "table": (1, HEADS, tokens)}
+    sizes |= {"pair": (1, tokens, tokens), "own": (1, tokens)}
     values = {name: strewn(size, generator) for name, size in sizes.items()}
     at = torch.arange(tokens)
     setting = Setting(values, at[:, None], at[None], torch.arange(HEADS)[:, None, None])
@@ -157,3 +164,11 @@ def test_one_nan_hides_its_own_pairs(engine: Engine, test: str, seen: list[int])
     a[0, 3] = torch.nan
     _, lse = module.attention(x, x, x, a, return_lse=True)
     assert lse.exp().round().flatten().tolist() == seen
+
+
+def test_nan_of_a_pair_hides_that_pair(engine: Engine) -> None:
+    module = engine("pair = tensor(query, token) return attend(where(~(pair[q][k] > 0)))")
+    pair, x = torch.ones(1, 8, 8), torch.zeros(1, 1, 8, 16)
+    pair[0, 3, 5] = pair[0, 3, 6] = pair[0, 6, 0] = torch.nan
+    _, lse = module.attention(x, x, x, pair, return_lse=True)
+    assert lse.exp().round().flatten().tolist() == [0, 0, 0, 2, 0, 0, 1, 0]

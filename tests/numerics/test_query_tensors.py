@@ -68,27 +68,38 @@ ALL = {**BODIES, **CHOSEN}
 GROUPS = {"heads": 6, "kv_heads": 2}
 
 
-@pytest.mark.parametrize("rows, keys", [(50, 50), (19, 44), (40, 21)])
+SIZES = [(50, 50), (19, 44), (40, 21)]
+
+
+def some_of(engine: Engine, taken: bool) -> None:
+    """Kernels are interpreted for a part of the product alone."""
+    if engine.name == "interpreted" and not taken:
+        pytest.skip("pairwise")
+
+
+@pytest.mark.parametrize("rows, keys", SIZES)
 @pytest.mark.parametrize("name", BODIES)
 def test_attention(engine: Engine, name: str, rows: int, keys: int) -> None:
-    if engine.name == "interpreted" and (rows == 19) != (len(name) % 2 == 0) and rows != 50:
-        pytest.skip("pairwise")
+    some_of(engine, SIZES.index((rows, keys)) == list(BODIES).index(name) % 3)
     checked(ALL[name], Shape(rows, keys, batch=2, **GROUPS), module=engine(ALL[name]))
 
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_attention_to_chosen_units(engine: Engine, name: str) -> None:
+    some_of(engine, name != "given")
     checked(ALL[name], Shape(50, 50, **GROUPS), module=engine(ALL[name]))
 
 
 @pytest.mark.parametrize("name", ["pairs", "elsewhere", "bias", "with tokens"])
 def test_parts_of_a_sequence(engine: Engine, name: str) -> None:
     """Rows are those of the call, tokens count from position 0 of the whole sequence."""
+    some_of(engine, name in ("elsewhere", "bias"))
     checked(ALL[name], Shape(18, 33, batch=2, **GROUPS, offsets=(30, 10)), module=engine(ALL[name]))
 
 
 @pytest.mark.parametrize("name", [*BODIES, "chosen", "given"])
 def test_packed_sequences(engine: Engine, name: str) -> None:
+    some_of(engine, name in ("pairs", "bias", "rows", "chosen"))
     ends = [0, 19, 19, 20, 37]
     pattern, module = pattern_of(ALL[name]), engine(ALL[name])
     inputs = {key: guarded(x) for key, x in inputs_of(pattern, Shape(37, 37, **GROUPS)).items()}
@@ -99,6 +110,7 @@ def test_packed_sequences(engine: Engine, name: str) -> None:
 @pytest.mark.parametrize("name", ["pairs", "heads", "rows", "bias", "with tokens", "chosen"])
 def test_padded_sequences(engine: Engine, name: str) -> None:
     """Rows are padded in front as q is; tokens are not: they count from position 0."""
+    some_of(engine, name == "heads")
     lengths, size = [21, 1, 0, 17], 21
     pattern, module = pattern_of(ALL[name]), engine(ALL[name])
     inputs = inputs_of(pattern, Shape(size, size, batch=4, **GROUPS))
@@ -116,8 +128,7 @@ def test_padded_sequences(engine: Engine, name: str) -> None:
 @pytest.mark.parametrize("name", [*BODIES, "chosen", "chosen by heads", "given"])
 def test_chunks_and_steps(engine: Engine, name: str, page: int | None) -> None:
     """Each call brings its rows, with as many tokens as it likes."""
-    if engine.name == "interpreted" and (page is None) == (len(name) % 2 == 0):
-        pytest.skip("pairwise")
+    some_of(engine, (name, page) in (("pairs", 16), ("bias", None), ("chosen by heads", 16), ("given", None)))
     shape, pattern = Shape(44, 44, batch=2, **GROUPS), pattern_of(ALL[name])
     if "sliding(2, ahead" in ALL[name] or "k + 1" in ALL[name] or "attend(all, softcap" in ALL[name]:
         pytest.skip("a chunk does not see later ones")
@@ -132,7 +143,7 @@ def test_any_sequence_of_events(cpu: Engine, name: str) -> None:
     events_of(module, pattern, Shape(batch=3, **GROUPS), 16, 44, 0).run(24, NAMES)
 
 
-@pytest.mark.parametrize("name", ["pairs", "with tokens"])
+@pytest.mark.parametrize("name", ["with tokens"])
 def test_any_sequence_of_events_with_kernels(kernels: Engine, name: str) -> None:
     events = events_of(kernels(ALL[name]), pattern_of(ALL[name]), Shape(batch=2, **GROUPS), 16, 40, 0)
     events.run(3, ["prefill", "append"])
@@ -145,6 +156,7 @@ def test_any_sequence_of_events_with_kernels(kernels: Engine, name: str) -> None
 @pytest.mark.parametrize("name", ["pairs", "heads", "bias", "with tokens", "rows", "given"])
 def test_pages_of_somebody_else(engine: Engine, name: str, single: bool) -> None:
     """Rows are packed as the queries are."""
+    some_of(engine, (name, single) in (("pairs", False), ("bias", True), ("given", True)))
     pattern = pattern_of(ALL[name])
     requests = [(33, 1, -1), (16, 0, -1), (0, 1, -1), (15, 1, -1)] if single else edges(16)
     requests = requests if engine.name == "cpu" or single else [(17, 1, -1), (0, 1, -1), (20, 3, 0), (5, 5, -1)]
@@ -190,6 +202,7 @@ def test_masks_and_biases_of_the_caller(engine: Engine, dtype: torch.dtype, boun
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_narrow_bias_is_computed_with_32_bits(engine: Engine, dtype: torch.dtype) -> None:
     """It is neither copied nor rounded on the way."""
+    some_of(engine, dtype == torch.bfloat16)
     module = engine("causal b = tensor(query, token) return attend(all, bias = b[q][k] * (q - k) / 3)")
     q, k, v = (torch.randn(1, 2, 40, 16) for _ in "qkv")
     bias = torch.randn(1, 40, 40).to(dtype)
@@ -201,6 +214,7 @@ def test_a_narrow_bias_is_computed_with_32_bits(engine: Engine, dtype: torch.dty
 @pytest.mark.parametrize("width", [0, 9, 40, 60])
 def test_a_token_axis_has_any_length(engine: Engine, width: int) -> None:
     """What it does not reach is 0, what lies behind the keys is nothing."""
+    some_of(engine, width in (9, 60))
     module = engine("causal m = tensor(query, token, bool) return attend(sink(1) | where(m[q][k]))")
     q, k, v = (torch.randn(1, 2, 40, 16, dtype=torch.float64) for _ in "qkv")
     given = torch.rand(1, 40, width) < 0.3
@@ -223,6 +237,7 @@ def tree_of(nodes: int, make: torch.Generator) -> Tensor:
 @pytest.mark.parametrize("page", [16, None])
 def test_a_tree_of_drafts_is_verified(engine: Engine, page: int | None) -> None:
     """16 drafted tokens in one call; the path that is accepted is appended again, and generation goes on."""
+    some_of(engine, page == 16)
     module = engine("causal tree = tensor(query, token, bool) return attend(where(tree[q][k]))")
     make = torch.Generator().manual_seed(3)
     prompt, nodes, batch = [21, 34], 16, 2

@@ -44,6 +44,15 @@ def packed(name: str, module: ModuleType) -> None:
     assert_same(found, separate(pattern, inputs, list(pairwise(ends))))
 
 
+def apart(name: str, module: ModuleType) -> None:
+    """Two packed sequences, of which only the second sees more than its window."""
+    pattern, ends = pattern_of(name), [0, 40, 80]
+    inputs = inputs_of(pattern, Shape(80, 80))
+    inputs["m"] = (torch.arange(80) < 40).long()[None, :, None].expand_as(inputs["m"])
+    found = generated(module, pattern, inputs, {"cu_seqlens": torch.tensor(ends)})
+    assert_same(found, separate(pattern, inputs, list(pairwise(ends))))
+
+
 def padded(name: str, module: ModuleType) -> None:
     pattern = pattern_of(name)
     inputs = inputs_of(pattern, Shape(20, 20))
@@ -88,6 +97,8 @@ class Bug(NamedTuple):
     old: str
     new: str
 
+
+PAIRS = "causal m = tensor(query, token, int) return attend(sliding(3) | where(m[q][k] < 1))"
 
 KERNELS = [
     Bug("window one too wide", "streaming_llm", train, "q - k < 34", "q - k <= 34"),
@@ -148,6 +159,13 @@ KERNELS = [
     Bug("a result that does not answer at this length", "by_length", rows, "if length < 20:  #", "if length >= 0:  #"),
     Bug("a result that stops answering too early", "by_length", rows, "if length >= 20:  #", "if length >= 8:  #"),
     Bug("cached ranges twice", "streaming_llm", decoded, "first, first, cursor,", "first, first, 0,"),
+    Bug("rows of a packed call as those of its first sequence", PAIRS, packed,
+        "return row - origin, origin + count", "return 0 * row - origin, origin + count"),
+    Bug("position in a chunk taken for its row", PAIRS, decoded,
+        "return row - origin, origin + count", "return row, origin + count"),
+    Bug("tiles of the first sequence for all", PAIRS, apart, "(start + rows - keys).view", "(rows - keys).view"),
+    Bug("tiles by positions in a chunk", PAIRS, decoded, "(start + rows - keys).view", "(start + 0 * keys).view"),
+    Bug("tiles by the greatest number alone", PAIRS, train, "found.amin((3, 5)), found", "found.amax((3, 5)), found"),
 ]  # fmt: skip
 CPU = [
     Bug("overlapping ranges twice", "streaming_llm", train, "first = max(first, cursor)", "first = first"),
@@ -162,6 +180,11 @@ CPU = [
     Bug("sign of dlse", "causal", train,
         "(dout * out).sum(-1, keepdim=True) - dlse", "(dout * out).sum(-1, keepdim=True) + dlse"),
     Bug("keys of one tile", "causal", short, "q_origin = keys - rows", "q_origin = 0 * rows"),
+    Bug("rows of a packed call as those of its first sequence", PAIRS, packed,
+        "row_shift=corner.rows.start - corner", "row_shift=-corner"),
+    Bug("position in a chunk taken for its row", PAIRS, decoded,
+        "row_shift=corner.rows.start - corner.q_origin", "row_shift=corner.rows.start"),
+    Bug("tiles by the greatest number alone", PAIRS, many, "found.amin((3, 5)), found", "found.amax((3, 5)), found"),
     Bug("sign of the sink's gradient", "sink_attention", train, "return -(share_of(sink", "return (share_of(sink"),
 ]  # fmt: skip
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from spdsl.diagnostics import Report, Source, SpatError
 from spdsl.ir.pattern import Choice, Pattern
+from spdsl.ir.pattern import Tensor as TensorInput
 from spdsl.ir.plan import Plan
-from spdsl.ir.symbols import lookup, lookup_name, lookups
+from spdsl.ir.symbols import H, K, Q, lookup, lookup_name, lookups
 from spdsl.ir.visit import Range
 from spdsl.oracle.dense import Sizes, environment
 from spdsl.oracle.evaluate import Environment, Table, evaluate
@@ -103,7 +104,11 @@ class Case:
         tables = dict(self.around.tables)
         for number, read in enumerate(lookups(test)):
             name, _, end = lookup_name(read).partition(".")
-            if end:
+            found = next(an_input for an_input in self.pattern.inputs if an_input.name == name)
+            if end and isinstance(found, TensorInput) and found.by_row:
+                tables[str(number)] = self._pair_extremes(name, read, end == "low", rows, keys)
+                test = test.xreplace({read: lookup(str(number), H, Q, K)})
+            elif end:
                 tables[str(number)] = self._extremes(self.around.tables[name], read, end == "low", rows, keys)
                 test = test.xreplace({read: lookup(str(number), *read.args)})
         shape = (1, self.s.heads, len(rows.starts), len(keys.starts))
@@ -124,6 +129,15 @@ class Case:
             if name in ("q", "k"):
                 data = self._tiled(data, axis, low, rows if name == "q" else keys)
         return Table(data, table.grouped, table.origin)
+
+    def _pair_extremes(self, name: str, read: sympy.Basic, low: bool, rows: Tiles, keys: Tiles) -> Table:
+        """`pair.low(q, k)`: the least of pair[q][k] over the pairs of each tile."""
+        numbers = evaluate(lookup(name, *read.args), self.around).double()
+        numbers = numbers.expand(1, self.s.heads, self.s.rows, self.s.keys)
+        for axis, tiles in ((2, rows), (3, keys)):
+            parts = numbers.split(tiles.size, axis)
+            numbers = torch.stack([part.amin(axis) if low else part.amax(axis) for part in parts], axis)
+        return Table(numbers, (False,) * 3, (0,) * 3)
 
     def _tiled(self, data: Tensor, axis: int, low: bool, tiles: Tiles) -> Tensor:
         found = []

@@ -25,6 +25,8 @@ HEADER = """
     style = tensor(head, int)
     side = tensor(kv_head, int)
     level = tensor(head, token)
+    pair = tensor(query, token, int)
+    near = tensor(query, int)
     start = tensor(int)
     units = given(unit = 3, rows = 4)
     tiles_in = given(unit = 4, rows = 8, share = head)
@@ -77,6 +79,8 @@ class Setting:
             "style": whole(2, self.heads),
             "side": whole(3, self.kv_heads),
             "level": whole(5, 1, self.heads, self.keys).double() / 4,
+            "pair": whole(4, 1, self.rows, self.keys),
+            "near": whole(12, 1, self.rows),
             "start": whole(20, 1),
             "units": lists(self.kv_heads, 3, 4),
             "tiles_in": lists(self.heads, 4, 8),
@@ -87,6 +91,12 @@ class Setting:
         data = self.values[name][0].long()
         inside = (index >= 0) & (index < self.keys)
         return torch.where(inside, data[index.clamp(0, self.keys - 1)], 0)
+
+    def pair(self, index: Tensor) -> Tensor:
+        """[N, M] of the rows of this call, 0 outside of the keys."""
+        data = self.values["pair"][0]
+        row, inside = torch.arange(self.rows).view(-1, 1), (index >= 0) & (index < self.keys)
+        return torch.where(inside, data[row, index.clamp(0, self.keys - 1)], 0)
 
     def listed(self, name: str, unit: int, rows: int) -> Tensor:
         lists = self.values[name][0]
@@ -270,13 +280,17 @@ class Maker:
             (f"style[h] {sign} 1", lambda s: test(s.values["style"][s.h], torch.tensor(1))),
             (f"side[h] {sign} 1", lambda s: test(s.values["side"][s.h // (s.heads // s.kv_heads)], torch.tensor(1))),
             ("level[h][k] > 0.5", lambda s: s.values["level"][0][s.h, s.k] > 0.5),
+            (f"pair[q][k] {sign} {n}", lambda s: test(s.pair(s.k), torch.tensor(n))),
+            (f"pair[q][q - k] {sign} pair[q][k]", lambda s: test(s.pair(s.q - s.k), s.pair(s.k))),
+            (f"q - k {sign} near[q]", lambda s: test(s.q - s.k, s.values["near"][0].view(-1, 1))),
             (f"q - k {sign} start", lambda s: test(s.q - s.k, s.values["start"][0])),
             (f"k {sign} start + {n}", lambda s: test(s.k, s.values["start"][0] + n)),
             (f"2 * k {sign} length + {n}", lambda s: test(2 * s.k, torch.tensor(s.keys + n))),
             (f"q - k < {n} * (h + 1)", lambda s: s.q - s.k < n * (s.h + 1)),
         ]
         text, mask = self.rng.choice(ways)
-        return text, mask, not any(name in text for name in ("doc", "mark", "style", "side", "level", "start"))
+        read = ("doc", "mark", "style", "side", "level", "start", "pair", "near")
+        return text, mask, not any(name in text for name in read)
 
     def number(self, depth: int) -> Number:
         if depth == 0:
@@ -286,6 +300,7 @@ class Maker:
                 ("k", lambda s: s.k, True), ("h", lambda s: s.h, True), (str(n), lambda s: torch.tensor(n), True),
                 ("length", lambda s: torch.tensor(s.keys), True), ("doc[k]", lambda s: s.token("doc", s.k), False),
                 ("doc[q]", lambda s: s.token("doc", s.q), False),
+                (f"pair[q][k - {n}]", lambda s: s.pair(s.k - n), False),
             ]  # fmt: skip
             return self.rng.choice(atoms)
         (left, a, still), n = self.number(depth - 1), self.small()

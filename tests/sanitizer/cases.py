@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spdsl.ir.pattern import Choice, Pattern, Weight
+from spdsl.ir.pattern import Tensor as TensorInput
 from tests.numerics.cases import Inputs, Shape, cut, generated, guarded, inputs_of, nan_cache, parts_of
 from tests.sanitizer.poison import poison, unwritten
 
@@ -53,6 +54,8 @@ def packed(module: ModuleType, pattern: Pattern) -> None:
     inputs = inputs_of(pattern, _shape(pattern, 40))
     for name in _of_tokens(pattern, inputs):
         poison(inputs[name][:, :, 37:])
+    for name, axis in _of_rows(pattern):
+        poison(inputs[name].narrow(axis, 37, 3))
     _trained(module, pattern, inputs, cu_seqlens=torch.tensor([0, 19, 19, 20, 37], dtype=torch.int32))
 
 
@@ -61,6 +64,9 @@ def padded(module: ModuleType, pattern: Pattern) -> None:
     for name in _of_tokens(pattern, inputs):
         for x, length in zip(inputs[name], lengths, strict=True):
             poison(x[:, : 21 - length])
+    for name, axis in _of_rows(pattern):
+        for x, length in zip(inputs[name], lengths, strict=True):
+            poison(x.narrow(axis - 1, 0, 21 - length))
     _trained(module, pattern, inputs, lengths=torch.tensor(lengths))
 
 
@@ -94,8 +100,14 @@ def paged(module: ModuleType, pattern: Pattern) -> None:
 
 def _of_tokens(pattern: Pattern, inputs: Inputs) -> list[str]:
     """Queries, keys and values. Gates are applied to every row as they are."""
-    others = {"gates"} | {found.name for found in pattern.inputs if isinstance(found, Weight)}
+    others = {"gates"} | {found.name for found in pattern.inputs if isinstance(found, TensorInput | Weight)}
     return [name for name, x in inputs.items() if x.dim() == 4 and x.is_floating_point() and name not in others]
+
+
+def _of_rows(pattern: Pattern) -> list[tuple[str, int]]:
+    """Tensors with a number for each query, and the axis of these, behind the batch."""
+    found = (x for x in pattern.inputs if isinstance(x, TensorInput) and x.by_row)
+    return [(x.name, x.axes.index("query") + 1) for x in found]
 
 
 def _lists(pattern: Pattern, shape: Shape) -> Inputs:

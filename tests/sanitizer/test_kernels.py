@@ -26,6 +26,7 @@ FURTHER = {
     "a level, any number": (packed, cached),
     "two_streams_sink": (train, paged),
     "token_bias": (packed, cached),
+    "a mask and a bias of the call": (train, packed, padded, paged, cached, part),
     "given tokens": (train, packed, padded, paged, cached),  # keys that are gathered, dK and dV over whole units
     "given units of 6 of heads": (train, packed, paged),
     "units of 8": (train, packed, paged),
@@ -37,7 +38,12 @@ FURTHER = {
     "tables of heads that learn": (train,),
 }
 LISTED = "c = given(unit = 16)"
+CALLED = (
+    "causal m = tensor(query, token, bool) b = tensor(head, query, token) n = tensor(query, 5, int) "
+    "return attend(sliding(3) | where(m[q][k] & n[q][k - q + 8] > 9), bias = b[h][q][k])"
+)
 SHORT = {
+    "a mask and a bias of the call": CALLED,
     "given tokens": GIVEN["tokens"],
     "given units of 6 of heads": "causal t = given(unit = 6, share = head) return attend(t)",
     "a table that learns": "causal t = tensor(head, 40) return attend(all, bias = t[h][min(q - k, 39)]) if train",

@@ -236,7 +236,8 @@ def _rows_of_requests(tensor: TensorArgument, x: Tensor, requests: Requests) -> 
     if x.dim() == len(tensor.axes) and "token" not in tensor.axes:
         x = x[None]
     fits = x.dim() == len(tensor.axes) + 1 and (x.shape[0], x.shape[axis]) == (1, requests.tokens)
-    axes = ", ".join("{}" if name == "query" else str(name) for name in tensor.axes)
+    known = {"query": "{}", "token": "any"}
+    axes = ", ".join(known.get(str(axis), str(axis)) for axis in tensor.axes)
     expect(fits, tensor.name, f"[1, {axes}]", list(x.shape), requests.tokens)
     if not requests.single:
         return x

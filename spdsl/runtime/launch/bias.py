@@ -17,13 +17,15 @@ TABLE_CHUNK = 128  # entries that a program keeps in registers
 TABLE_CHUNK_INTERPRETED = 16  # so that small tables have several parts
 
 
-def bias_config(q: Tensor, v_dim: int, listed: bool, by: str) -> Config:
+def bias_config(row: str, q: Tensor, v_dim: int, listed: bool, by: str) -> Config:
     """The tiles of dQ, or, for sums `by` "key", of dK and dV: fewer keys where each pair has a place, and no more warps
     than its products have work for. They are the last of a step, so a row of scores stays with one warp.
+
+    row: of the tables, behind the name of the kernel.
     """
     narrow = q.element_size() < 4  # wider numbers need more warps for their registers, whatever these repeat
     most = PLACED_KEYS if narrow and by in ("table", "pair") else 0
-    found = config_for("dkdv_bias" if by == "key" else "dq_bias", q, v_dim, listed=listed, most_n=most)
+    found = config_for(("dkdv" if by == "key" else "dq") + row, q, v_dim, listed=listed, most_n=most)
     rows = found.block_n if by == "key" else found.block_m
     own = 16 if gpu_of(q.device).architecture.startswith("sm_") else 32  # rows of a warp
     while narrow and found.num_warps > 1 and own * found.num_warps > rows:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from spdsl.runtime.tuning.candidates import candidates
-from spdsl.runtime.tuning.configs import Config, plain_name
+from spdsl.runtime.tuning.configs import Config, has_bias, plain_name
 from spdsl.runtime.tuning.footprint import KernelShape, fits
 from spdsl.runtime.tuning.warps import product_repeats
 
@@ -56,7 +56,7 @@ def _kernel_shape(bucket: Bucket) -> KernelShape:
     name = plain_name(bucket.kernel)
     size = min(bucket.size, 4)  # fp64 is for the interpreter
     return KernelShape(
-        name, bucket.qk, bucket.v, size, bucket.group, bucket.kernel.endswith("_bias"), bucket.paged, bucket.listed
+        name, bucket.qk, bucket.v, size, bucket.group, has_bias(bucket.kernel), bucket.paged, bucket.listed
     )
 
 

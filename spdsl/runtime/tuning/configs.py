@@ -19,6 +19,7 @@ class Config(NamedTuple):
     num_stages: int
 
 
+_BY_PAIR = "_by_pair"
 SMALL = Config(16, 16, 1, 1)  # what the tables do not know, and the interpreter; one warp has 16 rows
 
 # architecture -> kernel -> (head dim up to, as in `table_dim`, and bytes per element) -> configuration
@@ -66,6 +67,19 @@ TABLES: Tables = {
         "dkdv_bias": {
             (128, 2): Config(64, 64, 8, 1),
         },
+        # Numbers of pairs that are loaded ahead take shared memory, of which sm_89 has 99 KB.
+        "forward_by_pair": {
+            (64, 2): Config(128, 64, 8, 1),
+            (128, 2): Config(128, 32, 8, 1),
+            (256, 2): Config(64, 32, 4, 1),
+        },
+        "dq_by_pair": {
+            (128, 2): Config(64, 64, 8, 1),
+        },
+        "dkdv_by_pair": {
+            (64, 2): Config(32, 64, 4, 1),
+            (128, 2): Config(64, 64, 8, 1),
+        },
     },
     "sm_90": {
         "forward": {
@@ -103,6 +117,19 @@ TABLES: Tables = {
         "dkdv_bias": {
             (128, 2): Config(32, 64, 4, 1),
         },
+        "forward_by_pair": {
+            (192, 2): Config(128, 64, 8, 2),
+            (256, 2): Config(128, 32, 8, 2),
+        },
+        "dq_by_pair": {
+            (256, 2): Config(128, 32, 8, 1),
+        },
+        "dkdv_by_pair": {
+            (256, 2): Config(64, 32, 8, 1),
+        },
+        "dkdv_bias_by_pair": {
+            (64, 2): Config(64, 64, 4, 1),
+        },
     },
     "sm_100": {
         "forward": {
@@ -137,6 +164,12 @@ TABLES: Tables = {
             (128, 4): Config(16, 32, 4, 2),
             (256, 4): Config(16, 32, 4, 1),
         },
+        "forward_by_pair": {
+            (256, 2): Config(64, 64, 8, 1),
+        },
+        "dkdv_bias_by_pair": {
+            (64, 2): Config(64, 64, 8, 1),
+        },
     },
     "gfx942": {
         "forward": {
@@ -168,6 +201,9 @@ TABLES: Tables = {
             (128, 4): Config(16, 32, 1, 1),
             (256, 4): Config(16, 16, 1, 1),
         },
+        "dkdv_by_pair": {
+            (128, 2): Config(16, 64, 4, 1),
+        },
     },
 }
 
@@ -189,17 +225,29 @@ def lookup(kernel: str, architecture: str, dim: int, size: int, tables: Tables =
     """The configuration of `forward`, `dq`, `dkdv` or `decode` for that head dim and bytes per element.
 
     `forward_bias` and so on: kernels with a bias, which needs registers of its own; `units_pairs` and so on: rows that
-    are gathered one by one; `units_gathered`: keys are. Without an entry, the plain one.
+    are gathered one by one; `units_gathered`: keys are; `forward_by_pair`, `forward_bias_by_pair`: a number is
+    loaded for each pair. Without an entry, the plain one.
     """
     own = tables_for(architecture, tables)
-    table = {**own[plain_name(kernel)], **own.get(kernel, {})}
+    plain = plain_name(kernel)
+    rows = plain, *([plain + _BY_PAIR] if kernel.endswith(_BY_PAIR) else []), kernel.removesuffix(_BY_PAIR), kernel
+    table = {dims: config for row in rows for dims, config in own.get(row, {}).items()}
     dims = [most for most, bytes_per_element in table if bytes_per_element == size and most >= dim]
     return table[min(dims), size] if dims else SMALL
 
 
 def plain_name(kernel: str) -> str:
     """The kernel of which `kernel` is a form with a row of its own."""
-    return kernel.removesuffix("_bias").removesuffix("_pairs").removesuffix("_gathered")
+    return kernel.removesuffix(_BY_PAIR).removesuffix("_bias").removesuffix("_pairs").removesuffix("_gathered")
+
+
+def row_of_table(kernel: str, bias: bool, by_pair: bool) -> str:
+    """The row of a kernel with a bias, or with numbers for each pair."""
+    return f"{kernel}{'_bias' * bias}{_BY_PAIR * by_pair}"
+
+
+def has_bias(row: str) -> bool:
+    return row.removesuffix(_BY_PAIR).endswith("_bias")
 
 
 def table_dim(kernel: str, qk: int, v: int) -> int:
