@@ -12,6 +12,7 @@ from spdsl.runtime.cache.compiled import Result, cached_call
 from spdsl.runtime.cache.states import token_states
 from spdsl.runtime.cache.steps import Brought, Closes, answer, append_alone, step
 from spdsl.runtime.cache.storage import EntryShape, Storage, paged_entries, paged_of
+from spdsl.runtime.call.bias_gradient import BiasGradient
 from spdsl.runtime.call.cases import finish, known, settle
 from spdsl.runtime.call.example_arguments import Sizes, example_arguments
 from spdsl.runtime.call.examples import expect_gates
@@ -77,16 +78,7 @@ from spdsl.runtime.cpu.cpu import sink_gradient
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
 from spdsl.runtime.language import triton
-from spdsl.runtime.launch.bias import (
-    BiasGradient,
-    bias_config,
-    chunks_of,
-    key_sums,
-    program_sums,
-    row_sums,
-    sharing,
-    table_of,
-)
+from spdsl.runtime.launch.bias import bias_config, chunks_of, key_sums, program_sums, row_sums, sharing, table_of
 from spdsl.runtime.launch.branches import merge, summed, summed_by_name, wanted_of
 from spdsl.runtime.launch.gating import gated
 from spdsl.runtime.launch.join import lse_of, merged_lse, merged_part, merged_parts

@@ -659,7 +659,7 @@ def attend_kernel_bias_backward(
     if wanted[0]:
         grad = rt.BiasGradient(t.slope)
         numbers = attend_tensors(t._replace(slope=grad.numbers), sequences)
-        config = rt.bias_config(q, v_dim, False, "head")
+        config = rt.bias_config("_bias", q, v_dim, False, "head")
         tiles = triton.cdiv(layout.longest, config.block_m)
         sums, places = rt.program_sums(q, (sequences, q.shape[1], tiles))
         rt.launch(

@@ -37,11 +37,11 @@ FURTHER = {
     "pairs of units that learn": (train,),
     "tables of heads that learn": (train,),
 }
+LISTED = "c = given(unit = 16)"
 CALLED = (
     "causal m = tensor(query, token, bool) b = tensor(head, query, token) n = tensor(query, 5, int) "
     "return attend(sliding(3) | where(m[q][k] & n[q][k - q + 8] > 9), bias = b[h][q][k])"
 )
-LISTED = "c = given(unit = 16)"
 SHORT = {
     "a mask and a bias of the call": CALLED,
     "given tokens": GIVEN["tokens"],

@@ -78,14 +78,14 @@ TOKENS, EIGHT = GIVEN["tokens"], CHOSEN["units of 8"]
 PAIRS = "p = tensor(query, token) return attend(sliding(20), bias = p[q][k]) if train"
 TABLE = "causal t = tensor(40) return attend(all, bias = t[min(q - k, 39)]) if train"
 GATHERED = [
-    (PAIR, Seed("rows behind the last", train, OUTSIDE, "(q < t.b_rows) & (k < t.b_1_size)", "(k < t.b_1_size)")),
-    (PAIR, Seed("tokens behind the width", train, OUTSIDE, "(q < t.b_rows) & (k < t.b_1_size)", "(q < t.b_rows)")),
-    (PAIR, Seed("rows of no sequence", packed, UNWRITTEN,
-        "return row - origin, origin", "return row + 1 - origin, origin")),
     (PAIRS, Seed("heads that add to one element apart", train, "another program of the launch",
         "return 1 if by_head else heads, 1", "return 1, 1")),
     (TABLE, Seed("entries behind a table", train, OWNERS,
         "tl.store(x.data + entry, sums, mask=entry < T.TOTAL)", "tl.store(x.data + entry, sums)")),
+    (PAIR, Seed("rows behind the last", train, OUTSIDE, "(q < t.b_rows) & (k < t.b_1_size)", "(k < t.b_1_size)")),
+    (PAIR, Seed("tokens behind the width", train, OUTSIDE, "(q < t.b_rows) & (k < t.b_1_size)", "(q < t.b_rows)")),
+    (PAIR, Seed("rows of no sequence", packed, UNWRITTEN,
+        "return row - origin, origin", "return row + 1 - origin, origin")),
     (TOKENS, Seed("keys that are not there", train, OUTSIDE,
         "mask=there[:, None], other", "mask=there[:, None] | True, other")),
     (EIGHT, Seed("places behind a list", train, OUTSIDE,

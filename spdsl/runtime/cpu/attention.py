@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.cache.storage import Storage
+from spdsl.runtime.call.bias_gradient import BiasGradient
 from spdsl.runtime.call.lists import tiles_of
 from spdsl.runtime.call.reference import dense_softmax
 from spdsl.runtime.cpu.cpu import sparse_backward, sparse_forward
@@ -23,7 +24,6 @@ from spdsl.runtime.cpu.cpu_units import units_backward, units_forward
 from spdsl.runtime.cpu.visits import CPU_BLOCK, visits_of_blocks, visits_of_ranges
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners
-from spdsl.runtime.launch.bias import BiasGradient
 from spdsl.runtime.launch.launch import empty_rows, gradient_room, is_step, wide
 from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.scores import unit_products

@@ -1,12 +1,6 @@
-"""The gradient of a tensor that a bias reads: what the programs of a kernel leave, and how torch adds it up.
-
-Each program has sums of its own, and says which elements of the tensor they belong to; torch adds them in one order.
-"""
+"""Launching the kernels of the gradients of biases: their tiles, and room for what each program leaves."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,62 +17,15 @@ TABLE_CHUNK = 128  # entries that a program keeps in registers
 TABLE_CHUNK_INTERPRETED = 16  # so that small tables have several parts
 
 
-class BiasGradient:
-    """The gradient of x [B or 1, axes] while its parts are added."""
-
-    def __init__(self, x: Tensor) -> None:
-        self._like = x
-        self._exact = wide(x.dtype)  # of sums
-        self._owned: Tensor | None = None
-        self._numbered: Tensor | None = None  # by number; what belongs nowhere is in front
-
-    @cached_property
-    def numbers(self) -> Tensor:
-        """The number of each element, from 1 on: read in place of x, it tells which element was read, 0: none."""
-        count, x = self._like.numel(), self._like
-        kind = torch.int32 if count < 2**31 - 1 else torch.int64
-        return torch.arange(1, count + 1, dtype=kind, device=x.device).view(x.shape)
-
-    @property
-    def elements(self) -> Tensor:
-        """The gradient itself, for programs that own elements."""
-        if self._owned is None:
-            self._owned = self._like.new_zeros(self._like.shape, dtype=self._exact)
-        return self._owned
-
-    def add(self, sums: Tensor, places: Tensor) -> None:
-        """Sums, each for the element of that number. The order of the sums decides that of the addition."""
-        if self._numbered is None:
-            self._numbered = self._like.new_zeros(self._like.numel() + 1, dtype=self._exact)
-        sums, places = sums.flatten().to(self._exact), places.flatten().long()
-        self._numbered.index_put_((places,), sums, accumulate=True)
-
-    def add_tables(self, sums: Tensor, places: Tensor, axes: Sequence[int]) -> None:
-        """Tables [.., heads * entries] over these axes of x, which begin at the elements `places` [.., heads]."""
-        x, offsets = self.numbers, torch.zeros(1, dtype=torch.int64, device=self._like.device)
-        for axis in axes:
-            steps = torch.arange(x.shape[axis], device=x.device) * x.stride(axis)
-            offsets = (offsets[:, None] + steps).flatten()
-        places = places.view(*sums.shape[:-1], -1, 1).long()
-        self.add(sums, torch.where(places > 0, places + offsets, 0))
-
-    @property
-    def total(self) -> Tensor:
-        """Of all parts."""
-        if self._numbered is None:
-            return self.elements.to(self._like.dtype)
-        found = self._numbered[1:].view(self._like.shape)
-        found = found.clone() if self._owned is None else found + self._owned
-        return found.to(self._like.dtype)
-
-
-def bias_config(q: Tensor, v_dim: int, listed: bool, by: str) -> Config:
+def bias_config(row: str, q: Tensor, v_dim: int, listed: bool, by: str) -> Config:
     """The tiles of dQ, or, for sums `by` "key", of dK and dV: fewer keys where each pair has a place, and no more warps
     than its products have work for. They are the last of a step, so a row of scores stays with one warp.
+
+    row: of the tables, behind the name of the kernel.
     """
     narrow = q.element_size() < 4  # wider numbers need more warps for their registers, whatever these repeat
     most = PLACED_KEYS if narrow and by in ("table", "pair") else 0
-    found = config_for("dkdv_bias" if by == "key" else "dq_bias", q, v_dim, listed=listed, most_n=most)
+    found = config_for(("dkdv" if by == "key" else "dq") + row, q, v_dim, listed=listed, most_n=most)
     rows = found.block_n if by == "key" else found.block_m
     own = 16 if gpu_of(q.device).architecture.startswith("sm_") else 32  # rows of a warp
     while narrow and found.num_warps > 1 and own * found.num_warps > rows:
