@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 from torch.library import opcheck
 
 import spdsl.runtime.cache.compiled as library
-from tests.library import broken
+from tests.library import broken, launches
 from tests.numerics.cases import Inputs, Shape, cut, inputs_of, nan_cache
 from tests.numerics.patterns import module_of, pattern_of, printed
 from tests.numerics.selected import SELECTED
@@ -337,3 +337,17 @@ def test_a_bug_is_seen(title: str, run: Any, old: str, new: str, tmp_path: Path)
         patch.setattr("tests.module.test_cache_fullgraph.module_of", lambda name: module)
         with pytest.raises((AssertionError, ValueError)):
             run()
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("name, page", [("streaming_llm", 16), ("nsa", None)])
+def test_with_kernels(name: str, page: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    twins = Twins(name, 3, page, "eager")
+    if not launches(twins.module).INTERPRETED:
+        pytest.skip("needs TRITON_INTERPRET=1")
+    monkeypatch.setattr(launches(twins.module), "KERNELS_ON_CPU", True)
+    for count in (9, 4):
+        twins.step("prefill", count)
+    twins.step("decode", 1, scale=0.3)
+    twins.step("decode", 1, scale=0.3)
+    assert graphs() == 2

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import spdsl
 from tests.module.patterns import SMALL, arguments, gradients, module_of, with_gradients
@@ -131,6 +132,49 @@ def test_export_with_any_length(streaming: ModuleType) -> None:
         for length in (40, 75):
             x = torch.randn(2, length, 32)
             assert torch.equal(program.module()(x), block(x))
+
+
+def test_export_with_a_scale_and_packed_keys(streaming: ModuleType) -> None:
+    class Whole(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, ends: Tensor, k_ends: Tensor) -> Tensor:
+            out: Tensor = streaming.attention(q, k, v, cu_seqlens=ends, cu_seqlens_k=k_ends, scale=0.3)
+            return out
+
+    tokens, keys = (torch.export.Dim(name, min=2, max=4096) for name in ("tokens", "keys"))
+    shapes = {"q": {2: tokens}, "k": {2: keys}, "v": {2: keys}, "ends": None, "k_ends": None}
+    program = None
+    for rows, columns in ((30, 41), (17, 53)):
+        given = arguments(streaming, columns, batch=1)
+        called = (
+            given["q"][:, :, :rows].contiguous(),
+            given["k"],
+            given["v"],
+            torch.tensor([0, 5, rows]),
+            torch.tensor([0, 8, columns]),
+        )
+        program = program or torch.export.export(Whole(), called, dynamic_shapes=shapes)
+        assert torch.equal(program.module()(*called), Whole()(*called))
+
+
+@pytest.mark.parametrize("dynamic, most", [(None, 2), (True, 1)])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_scales_make_no_further_graphs(streaming: ModuleType, backend: str, dynamic: bool | None, most: int) -> None:
+    """A float is a constant of the first graph, and known to differ in the second one."""
+    torch.compiler.reset()
+    counters.clear()
+    compiled = torch.compile(streaming.attention, fullgraph=True, backend=backend, dynamic=dynamic)
+    given = arguments(streaming)
+    for scale in (0.1, 0.2, 0.3, 0.125, 0.5, 2.0):
+        both = []
+        for run in (compiled, streaming.attention):
+            own = with_gradients(given)
+            out = run(**own, scale=scale)
+            out.square().sum().backward()
+            both.append([out, *(x.grad for x in own.values())])
+        assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+    assert counters["stats"]["unique_graphs"] == most
+    with pytest.raises(Exception, match=r"scale: expected a number from"):
+        compiled(**given, scale=-1.0)
 
 
 def test_export_of_every_pattern(module: ModuleType) -> None:

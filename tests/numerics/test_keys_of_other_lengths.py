@@ -258,6 +258,22 @@ def test_both_sides_have_the_same_gradients(engine: Engine) -> None:
     assert_same(right, left, 1e-12)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("rows, keys, lengths", [(10, 20, [20, 15, 6]), (20, 10, [20, 13, 4])])
+def test_other_numbers_of_padded_keys(engine: Engine, rows: int, keys: int, lengths: list[int], side: str) -> None:
+    """The real queries are as many as there is room for; the last one stands at the last key."""
+    module, pattern = engine("streaming_llm"), pattern_of("streaming_llm")
+    inputs = inputs_of(pattern, Shape(rows, keys, 3))
+    out, lse = module.attention(**inputs, lengths=torch.tensor(lengths), side=side, return_lse=True)
+    for row, length in enumerate(lengths):
+        own = {key: x[row : row + 1] for key, x in inputs.items()}
+        asked, there = min(length, rows), min(length, keys)
+        q_span, k_span = ((size - n, size) if side == "left" else (0, n) for size, n in ((rows, asked), (keys, there)))
+        wanted = dense.results(pattern, part(pattern, own, q_span, k_span))
+        real = slice(*q_span)
+        assert_same(Found([(out[row : row + 1, :, real], lse[row : row + 1, :, real])]), Found(wanted))
+
+
 @pytest.mark.parametrize("page", [None, 16])
 @pytest.mark.parametrize("name", ["streaming_llm", "document", "nsa"])
 def test_prompts_padded_on_the_right(engine: Engine, name: str, page: int | None) -> None:

@@ -60,7 +60,7 @@ def cached_call(
         def call(*args: Any, **named: Any) -> Any:
             if torch.compiler.is_compiling():
                 return traced(**bound.cast(args, named))
-            device = autocasting(args[0] if args else None)
+            device = autocasting(next(iter((*args, *named.values())), None))
             if device is None:
                 return run(*args, **named)
             given = bound.cast(args, named)
