@@ -57,8 +57,11 @@ OF_THE_CALL = (
     .replace("least = 4", "least = n")
 )
 
+OF_MASS = BOUNDED.replace("threshold(0.1,", "top_p(0.9,")
+
 # Lists that two kernels make: long ones, and those of tiles of queries.
 CUT = {
+    "of mass": OF_MASS.replace("bounded", "of_mass").replace(", most = 16", ""),
     "long": """pattern long { causal
         coarse = attend(compress(32, 16))
         chosen = top_k(512, score = mass(coarse), unit = 64, share = group, force = first(1) | last(1))
@@ -164,7 +167,7 @@ def test_kernels_beside_attention(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-@pytest.mark.parametrize("text", [BOUNDED, OF_THE_CALL], ids=["constants", "of the call"])
+@pytest.mark.parametrize("text", [BOUNDED, OF_THE_CALL, OF_MASS], ids=["constants", "of the call", "of mass"])
 def test_a_threshold_with_least(text: str, target: str) -> None:
     names = ("chosen_select", "merge_ranks")
     found = list(
@@ -180,7 +183,9 @@ def test_a_threshold_with_least(text: str, target: str) -> None:
 @pytest.mark.parametrize(
     "name, target",
     [
-        pytest.param(name, target, marks=pytest.mark.full if name == "of the call" and target != "sm_90" else ())
+        pytest.param(
+            name, target, marks=pytest.mark.full if name in ("of the call", "of mass") and target != "sm_90" else ()
+        )
         for name in CUT
         for target in TARGETS
     ],
