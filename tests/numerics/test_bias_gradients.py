@@ -30,7 +30,7 @@ READS = {
 }
 
 
-@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.quick) if x == "buckets" else x for x in READS])
 def test_reads(engine: Engine, name: str) -> None:
     _checked(READS[name], engine)
 
