@@ -68,12 +68,12 @@ from spdsl.runtime.cpu.attention import (
     Sweep,
     cached_attention,
     cpu_backward,
-    cpu_bias_backward,
     cpu_forward,
     dense_attention,
     logits_of,
     logits_of_units,
 )
+from spdsl.runtime.cpu.attention_bias import cpu_bias_backward
 from spdsl.runtime.cpu.cpu import sink_gradient
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source

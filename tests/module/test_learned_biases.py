@@ -98,6 +98,17 @@ def test_operators(name: str) -> None:
     assert not any("bias" in key for key in seen.calls)
 
 
+@pytest.mark.parametrize("name", ["t5", "forgetting", "pairs"])
+def test_16_bits(name: str) -> None:
+    """A gradient in the dtype of the leaf, of sums in float32."""
+    exact = arguments(name)
+    rounded = {key: x.bfloat16() if x.is_floating_point() else x for key, x in exact.items()}
+    wanted = gradients(module_of(name), {key: x.double() if x.is_floating_point() else x for key, x in rounded.items()})
+    for key, grad in gradients(module_of(name), rounded).items():
+        assert grad.dtype == torch.bfloat16
+        torch.testing.assert_close(grad.double(), wanted[key], rtol=3e-2, atol=3e-2 * wanted[key].abs().max().item())
+
+
 def test_a_gradient_for_the_bias_alone() -> None:
     module, given = module_of("t5"), arguments("t5")
     own = {name: x.clone().requires_grad_(name == "table") for name, x in given.items()}

@@ -30,7 +30,7 @@ READS = {
 }
 
 
-@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.quick) if x == "buckets" else x for x in READS])
 def test_reads(engine: Engine, name: str) -> None:
     _checked(READS[name], engine)
 
@@ -51,6 +51,9 @@ VISITS = {
     "pairs in tiles": "p = tensor(token, token) d = tensor(token, int) "
     "return attend(where(d[k] == d[q]), bias = p[q][k])",
     "keys in tiles": "c = tensor(token) d = tensor(token, int) return attend(where(d[k] <= d[q]), bias = c[k] * c[q])",
+    "in both": "causal x = tensor(token) return attend(where(x[k] <= x[q]), bias = x[k] * x[q])",
+    "by length": "causal p = tensor(query, token) t = tensor(12) "
+    "return attend(sliding(9), bias = p[q][k]) if length < 19 return attend(all, bias = t[(q + k) % 12] + 2 * p[q][k])",
     "sink": f"causal {SLOPES} z = tensor(head) return attend(sliding(20), sink_logit = z, {BIAS})",
     "joint": f"causal {SLOPES} return merge(attend(sliding(9), {BIAS}), attend(sink(4) - sliding(9), bias = s[h] * q))",
     "classes": "causal s = tensor(head) return attend(dilated(12, 3), bias = s[h] * (k - q))",
@@ -81,14 +84,25 @@ def test_visits(engine: Engine, name: str) -> None:
 
 EVERY = {
     name: {**READS, **VISITS}[name]
-    for name in ("slopes", "buckets", "two axes", "rows and keys", "tile map", "joint", "classes", "streams", "sink")
+    for name in (
+        "slopes",
+        "buckets",
+        "two axes",
+        "rows and keys",
+        "tile map",
+        "joint",
+        "classes",
+        "streams",
+        "sink",
+        "by length",
+    )
 }
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_packed_sequences(engine: Engine, name: str) -> None:
     """One is empty and one has a single token; of a tensor without tokens the gradient is that of all of them."""
-    if engine.name == "interpreted" and name not in ("buckets", "rows and keys", "joint", "classes"):
+    if engine.name == "interpreted" and name not in ("buckets", "rows and keys", "joint", "by length"):
         pytest.skip("for the CPU path")
     ends = [0, 19, 19, 20, 37]
     pattern, module = pattern_of(EVERY[name]), engine(EVERY[name])

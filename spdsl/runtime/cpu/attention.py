@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.cache.storage import Storage
-from spdsl.runtime.call.bias_gradient import BiasGradient
 from spdsl.runtime.call.lists import tiles_of
 from spdsl.runtime.call.reference import dense_softmax
 from spdsl.runtime.cpu.cpu import sparse_backward, sparse_forward
-from spdsl.runtime.cpu.cpu_bias import ReadOnPairs, sparse_bias_backward, units_bias_backward
 from spdsl.runtime.cpu.cpu_step import sparse_step, step_of_units
 from spdsl.runtime.cpu.cpu_tiles import Logits, Part
-from spdsl.runtime.cpu.cpu_unit_tiles import UnitTests
 from spdsl.runtime.cpu.cpu_units import units_backward, units_forward
 from spdsl.runtime.cpu.visits import CPU_BLOCK, visits_of_blocks, visits_of_ranges
 from spdsl.runtime.entries.entries import Cells
@@ -126,7 +123,7 @@ def _part(
     return Part(*pair, visits, on_pairs(sweep.mask), bias)
 
 
-def _seen(form: Form, corner: Corner, own: tuple[Any, ...]) -> tuple[Any, Any]:
+def tests_on_pairs(form: Form, corner: Corner, own: tuple[Any, ...]) -> tuple[Any, Any]:
     """The element test and the bias on query positions, key numbers and heads, for units."""
 
     def on_pairs(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -167,7 +164,7 @@ def _rows_forward(
     q, keys = _vectors(form, q, keys)
     logits = form.logits(q, corner)
     if chosen is not None:
-        return units_forward(q, *keys[0], chosen, form.unit, *_seen(form, corner, own), logits, sink)
+        return units_forward(q, *keys[0], chosen, form.unit, *tests_on_pairs(form, corner, own), logits, sink)
     return sparse_forward(q, streams_of(form, q.shape[1], keys, corner, own), logits, sink)
 
 
@@ -200,7 +197,7 @@ def cpu_backward(
         logits, own_dlse = form.logits(q, corner), None if dlse is None else dlse[rows]
         if chosen is not None:
             given = (dout[rows], own_dlse, q[rows], *here[0], out[rows], lse[rows], chosen[rows], form.unit)
-            dq[rows], own_dk, own_dv = units_backward(*given, *_seen(form, corner, own), logits)
+            dq[rows], own_dk, own_dv = units_backward(*given, *tests_on_pairs(form, corner, own), logits)
             pairs = [(own_dk, own_dv)]
         else:
             parts = streams_of(form, q.shape[1], here, corner, own)
@@ -208,59 +205,6 @@ def cpu_backward(
         for (dk, dv), pair in zip(grads, pairs, strict=True):
             dk[columns], dv[columns] = pair
     return dq, grads
-
-
-def cpu_bias_backward(
-    form: Form,
-    wanted: Sequence[str],
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    keys: KeyValues,
-    out: Tensor,
-    lse: Tensor,
-    layout: Layout,
-    t: Any,
-    chosen: Tensor | None = None,
-) -> list[Tensor]:
-    """-> the gradients of the wanted tensors that the bias reads; out and lse may be those of a joint softmax."""
-    grads = {name: BiasGradient(getattr(t, name)) for name in wanted}
-    reads = [read for read in form.bias_reads if read.name in grads]
-    add = [grads[read.name].add for read in reads]
-    numbers = [t._replace(**{read.name: grads[read.name].numbers}) for read in reads]
-    for corner in form.corners(q, layout):
-        rows, columns = (corner.batch, slice(None), corner.rows), (corner.batch, slice(None), corner.keys)
-        here, own = [(k[columns], v[columns]) for k, v in keys], form.own(t, corner, layout)
-        logits, own_dlse = form.logits(q, corner), None if dlse is None else dlse[rows]
-        own_numbers = [form.own(x, corner, layout) for x in numbers]
-        own_reads = [_of_pairs(read, corner, own, x) for read, x in zip(reads, own_numbers, strict=True)]
-        if chosen is not None:
-            given = (dout[rows], own_dlse, q[rows], *here[0], out[rows], lse[rows], chosen[rows], form.unit)
-            units_bias_backward(*given, UnitTests(*_seen(form, corner, own)), own_reads, logits, add)
-            continue
-        h = torch.arange(q.shape[1]).view(1, -1, 1, 1)
-        parts = streams_of(form, q.shape[1], here, corner, own)
-        placed = [_with_heads(read, h) for read in own_reads]
-        sparse_bias_backward(dout[rows], own_dlse, q[rows], parts, placed, out[rows], lse[rows], logits, add)
-    return [grad.total for grad in grads.values()]
-
-
-def _of_pairs(read: BiasRead, corner: Corner, own: tuple[Any, ...], numbers: tuple[Any, ...]) -> ReadOnPairs:
-    """A read on query positions, key numbers and heads."""
-
-    def at(function: Callable[..., Any], tensors: tuple[Any, ...]) -> Callable[..., Any]:
-        return lambda q, k, h: function(q, k + corner.k_origin, h, corner.length, *tensors)
-
-    return ReadOnPairs(at(read.slope, own), at(read.element, numbers))
-
-
-def _with_heads(read: ReadOnPairs, h: Tensor) -> ReadOnPairs:
-    """The same on positions of a tile alone."""
-
-    def of(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda q, k: function(q[None, None], k[None, None], h)
-
-    return ReadOnPairs(of(read.slope), of(read.number))
 
 
 def cached_attention(
@@ -284,7 +228,7 @@ def cached_attention(
             here = [(held.entry_rows(k, s, corner.keys), held.entry_rows(v, s, corner.keys)) for k, v in keys]
             found = _rows_forward(form, q[row], here, corner, own, sink, units)
         elif step and units is not None:
-            seen = _seen(form, corner, own)
+            seen = tests_on_pairs(form, corner, own)
             found = step_of_units(q[row], *keys[0], units, form.unit, *seen, held.homes(s), logits, sink)
         elif step:
             parts = streams_of(form, q.shape[1], keys, corner, own)
