@@ -85,16 +85,18 @@ def expect_equal(found: Any, wanted: Any) -> None:
         expect_equal(x, y)
 
 
-# Each with pages or without; the product of both is `full`.
-CASES = [(name, (None, 16)[i % 2]) for i, name in enumerate(BODIES)]
-CASES += [pytest.param(name, 16 if page is None else None, marks=pytest.mark.full) for name, page in CASES]  # type: ignore[misc]
+# One of each form, with pages or without; the product is `full`.
+SOME = [("causal", None), ("document", 16), ("extras", None), ("value_is_key", 16), ("nsa", 16), ("token, head", None),
+        ("units of 6", 16)]  # fmt: skip
+REST = [(name, page) for name in BODIES for page in (None, 16) if (name, page) not in SOME]
+CASES = [*SOME, *(pytest.param(*case, marks=pytest.mark.full) for case in REST)]
 
 
 @pytest.mark.parametrize("name, page", CASES)
 def test_one_graph_for_all_steps_of_a_phase(name: str, page: int | None) -> None:
     """One for prompts of any length, one for single tokens; and as many for a batch of one."""
     for batch, more in ((7, 0), (1, 2)):
-        twins = Twins(name, batch, page)
+        twins = Twins(name, batch, page, "aot_eager" if name == "causal" else "eager")
         for count in (13, 9, 2, 19):
             twins.step("prefill", count)
             assert graphs() == more + 1
@@ -105,7 +107,7 @@ def test_one_graph_for_all_steps_of_a_phase(name: str, page: int | None) -> None
     assert graphs() <= 5, "a prompt of one token"
 
 
-@pytest.mark.parametrize("name", ["causal", "document", "nsa"])
+@pytest.mark.parametrize("name", ["causal", "document", pytest.param("nsa", marks=pytest.mark.full)])
 def test_one_graph_for_whole_sequences(name: str) -> None:
     module, pattern = module_of(BODIES[name]), pattern_of(BODIES[name])
     attention = compiled(module.attention, "eager")
@@ -120,7 +122,14 @@ def test_one_graph_for_whole_sequences(name: str) -> None:
     assert seen[7] <= 4
 
 
-@pytest.mark.parametrize("name, steps", [("streaming_llm", 1000), ("nsa", 60)])
+@pytest.mark.parametrize(
+    "name, steps",
+    [
+        ("streaming_llm", 150),
+        ("nsa", 30),
+        *(pytest.param(x, 1000, marks=pytest.mark.slow) for x in ("streaming_llm", "nsa")),
+    ],
+)
 def test_a_thousand_tokens_are_one_graph(name: str, steps: int) -> None:
     module, pattern, shape = module_of(BODIES[name]), pattern_of(BODIES[name]), Shape(steps, steps, batch=2)
     inputs, decode = inputs_of(pattern, shape, torch.float32), compiled(module.decode, "eager")
@@ -157,7 +166,7 @@ def test_what_stands_around_is_in_the_graph(backend: str) -> None:
     assert places == [[x.data_ptr() for x in (*buffers, *twins.own.tokens.values())]] * 4
 
 
-@pytest.mark.parametrize("name, page", [("streaming_llm", None), ("nsa", 16)])
+@pytest.mark.parametrize("name, page", [("streaming_llm", None), pytest.param("nsa", 16, marks=pytest.mark.full)])
 def test_which_tokens_a_compiled_call_brings(name: str, page: int | None) -> None:
     twins = Twins(name, 3, page, "eager")
     twins.step("prefill", 11, lengths=torch.tensor([11, 0, 6]))
@@ -292,7 +301,7 @@ def test_arguments_by_place_and_by_name() -> None:
     assert twins.own.lengths.tolist() == [10] * 3
 
 
-@pytest.mark.parametrize("name, page", [("streaming_llm", None), ("nsa", 16), ("token, head", 16)])
+@pytest.mark.parametrize("name, page", [("streaming_llm", None), ("nsa", 16)])
 def test_the_operators_are_what_they_say(name: str, page: int | None) -> None:
     twins, kept = Twins(name, 3, page), list[list[Any]]()
     for step, count in (("prefill", 9), ("decode", 1)):
