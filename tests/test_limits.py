@@ -97,6 +97,7 @@ ALLOWED = {
     "coprime periods": pattern(f"return attend({' | '.join(f'strided({n})' for n in (997, 1009, 10007, 65537))})"),
     "huge steps": pattern("return attend(dilated(2147483647, 2147483647) | fixed(2147483647, 2147483647))"),
     "huge cells": pattern("cells = compress(2147483647, 2147483647) return gate(attend(cells), attend(sliding(4)))"),
+    "units of huge cells": pattern("causal return attend(top_k(2, score = dot(compress(499999968)), share = head))"),
     "huge cover": pattern("return attend(cover(sliding(2147483647), rows = 2147483647, unit = 2147483629))"),
     "forced units": chosen("compress(32, 16)", "64", 100_000, ", force = first(33333333) | last(2, ahead = 0)"),
     "entries of a unit": chosen("compress(2, 1)", "max(1008)"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, Call, Kernel
 from spdsl.cost.unions import tile_units
 from spdsl.ir.pattern import Choice
@@ -131,14 +133,28 @@ def _spared(call: Call, choice: Choice, config: Config) -> int:
     certain = [*sets.forced, *(sets.free if everything else [])]
     if not call.plan.pattern.causal or size(sets.forced) > sets.room or not any(a <= own < b for a, b in certain):
         return 0
-    per_unit, rest = choice.unit // config.block_n, call.length - own * choice.unit
-
-    def hidden(rows: int) -> int:
-        """Of a tile that ends with row `rows` of the unit."""
-        return per_unit - min(per_unit, -(-rows // config.block_n))
-
+    rest, block_m = call.length - own * choice.unit, config.block_m
     # Rows of later queries fill the last tile of a unit, if its own do not; behind the last unit there are none.
-    whole = sum(hidden(end) for end in range(config.block_m, choice.unit + 1, config.block_m))
-    return own * whole + sum(
-        hidden(min(end, rest)) for end in range(config.block_m, rest + config.block_m, config.block_m)
+    tiles, last_tiles = choice.unit // block_m, -(-rest // block_m)
+    whole = tiles * (choice.unit // config.block_n) - _blocks_shown(tiles, block_m, config.block_n)
+    of_last = last_tiles * (choice.unit // config.block_n)
+    of_last -= _blocks_shown(last_tiles - 1, block_m, config.block_n) + -(-rest // config.block_n)
+    return own * whole + of_last
+
+
+def _blocks_shown(tiles: int, block_m: int, block_n: int) -> int:
+    """Blocks of block_n keys that a unit's first tiles of block_m rows see: ceil(block_m i / block_n), i = 1 to tiles.
+
+    >>> _blocks_shown(3, 64, 16), _blocks_shown(5, 16, 64)
+    (24, 6)
+    """
+    period = block_n // gcd(block_m, block_n)  # tiles that end with a block
+    turns, left = divmod(tiles, period)
+    more = block_m * period // block_n  # blocks of a period
+    of_period = [-(-i * block_m // block_n) for i in range(1, period + 1)]
+    return (
+        turns * sum(of_period)
+        + more * period * (turns * (turns - 1) // 2)
+        + sum(of_period[:left])
+        + left * more * turns
     )

@@ -55,13 +55,13 @@ def parts(pattern: Pattern, softmax: Softmax) -> tuple[Softmax, ...]:
             continue
         own, other = found
         if not _is_empty(own):
-            listed.append(replace(term, test=own))
-        if other is not sympy.false:
+            listed.append(term if other is sympy.false else replace(term, test=own))
+        if not _is_empty(other):
             rest.append(replace(term, test=other))
     lists = [(term,) for term in listed]
     others = _by_grid(pattern, rest)
     if len(lists) + len(others) == 1:
-        return (softmax if lists else replace(softmax, terms=others[0]),)
+        return (replace(softmax, terms=(*lists, *others)[0]),)
     taken = {one.name for one in pattern.softmaxes()}
     kinds = [*_numbered(f"{softmax.name}_listed", lists, taken), *_numbered(f"{softmax.name}_rest", others, taken)]
     last = len(kinds) - 1  # the sink counts once

@@ -14,6 +14,11 @@ from tests.codegen.renamed import STATIC
 LIBRARY = sorted((Path(spdsl.__file__).parent / "runtime").rglob("*.py"))
 WRITTEN = {
     "everything": STATIC,
+    "rows of the call": """pattern p { causal
+        m = tensor(head, query, token, bool)
+        b = tensor(token, query, 4)
+        return attend(where(m[h][q][k]), bias = b[k][q][k % 4])
+    }""",
     "pairs": """pattern p { causal
         entries = compress(8, 4)
         rank = dot(entries)

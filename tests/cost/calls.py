@@ -261,6 +261,12 @@ TOKENS = 256
 PHASES = {"train": (Stage.FORWARD, Stage.BACKWARD), "prefill": (Stage.PREFILL,), "decode": (Stage.DECODE,)}
 DIM = 64  # the head dim where a pattern leaves it open: tables go by it, and jobs are as long as their tiles
 
+# A mask of the caller, and a bias for each pair: lists are made of what it says.
+PAIRS = (
+    "pattern pairs { causal m = tensor(query, token, bool) b = tensor(query, token) "
+    "return attend(where(m[q][k]), bias = b[q][k]) }"
+)
+
 
 def pooled(pool: Pool, clipped: bool) -> str:
     """A pattern of the entries of one pool."""

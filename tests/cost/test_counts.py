@@ -178,3 +178,26 @@ def test_formulas_of_short_units_are_the_counts() -> None:
     plan = plan_of_text("pattern short { causal t = given(unit = 6, most = 40) return attend(t) }")
     for line in show_formulas(plan, Stage.FORWARD, Shape(1, 8, 2, 64, 64), find("h100"), Options()):
         assert "no polynomial" not in line, line
+
+
+@pytest.mark.parametrize("stage", [Stage.FORWARD, Stage.BACKWARD, Stage.DECODE])
+def test_numbers_of_pairs_are_read_once_and_loaded_by_each_head(stage: Stage) -> None:
+    """A byte of the mask and a number of the bias for each visible pair, beside what the same kernels read without."""
+    bodies = (
+        "m = tensor(query, token, bool) b = tensor(head, query, token) "
+        "return attend(where(m[q][k]), bias = b[h][q][k])",
+        "m = tensor(token, bool) b = tensor(head) return attend(where(m[k]), bias = b[h])",
+    )
+    given, plain = (
+        [
+            one
+            for one in kernels(plan_of_text(f"pattern p {{ causal {body} }}"), stage, 100, SHAPE, Machine("sm_90", 1))
+            if one.name in ("attend_forward", "attend_dq", "attend_dkdv", "attend_decode")
+        ]
+        for body in bodies
+    )
+    pairs = 100 if stage is Stage.DECODE else 5050
+    assert len(given) == len(plain) == (2 if stage is Stage.BACKWARD else 1)
+    for one, other in zip(given, plain, strict=True):
+        assert one.bytes.value - other.bytes.value == pairs * (1 + SHAPE.heads * 4)
+        assert one.moved.value - other.moved.value == pairs * SHAPE.heads * (1 + 4)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import spdsl
 from benchmarks.gpu import numerics, timing
 from benchmarks.gpu.patterns import DEVICE, NAMES, Case, cache, differentiable, inputs, load
 
@@ -167,3 +168,34 @@ def test_poisoned_memory_is_never_read() -> None:
     module.prefill(*(given[name][:, :, :-1] for name in ("q", "k", "v")), store)
     out = module.decode(*(given[name][:, :, -1:] for name in ("q", "k", "v")), store)
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("dim, v_dim", [(64, 64), (128, 128), (192, 128), (256, 256)])
+@pytest.mark.parametrize("set_of", ["where(m[q][k])", "all"])
+def test_numbers_for_each_pair(set_of: str, dim: int, v_dim: int) -> None:
+    """A mask and a bias that the call brings for its rows: whole, and in chunks through a cache."""
+    module = spdsl.load(
+        "pattern pairs { causal m = tensor(query, token, bool) b = tensor(head, query, token) "
+        f"return attend(sliding(9) & {set_of} | sink(1), bias = b[h][q][k]) }}"
+    )
+    like = {"device": DEVICE, "dtype": torch.bfloat16}
+    q, k, v = (torch.randn(2, heads, 300, width, **like) for heads, width in ((8, dim), (2, dim), (2, v_dim)))
+    bias = torch.randn(2, 1, 300, 300, **like).expand(-1, 8, -1, -1)
+    rows = {"m": torch.rand(1, 300, 300, device=DEVICE) < 0.5, "b": bias} if "m" in set_of else {"b": bias}
+    own = [x.requires_grad_() for x in (q, k, v)]
+    found, meant = module.attention(*own, **rows), module.reference(*own, **rows)
+    dout = torch.randn_like(found)
+    grads = torch.autograd.grad(found, own, dout), torch.autograd.grad(meant, own, dout.double())
+    for x, wanted in zip((found, *grads[0]), (meant, *grads[1]), strict=True):
+        assert_near(x, wanted)
+    store = module.Cache(2, 320, kv_heads=2, qk_dim=dim, v_dim=v_dim, page=64, **like)
+    for first, end in ((0, 200), (200, 299), (299, 300)):
+        part = [x.detach()[:, :, first:end] for x in own]
+        step = module.decode if end - first == 1 else module.prefill
+        named = {"b": bias[:, :, first:end]} | ({"m": rows["m"][:, first:end]} if "m" in rows else {})
+        assert_near(step(*part, **named, cache=store), meant[:, :, first:end].detach())
+
+
+def assert_near(found: Tensor, wanted: Tensor) -> None:
+    """Within 2 % of the largest number: bf16 keeps 8 bits, and a key sums over all rows."""
+    assert (found.double() - wanted.double()).abs().max() <= 0.02 * wanted.abs().max()

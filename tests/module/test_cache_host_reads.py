@@ -15,6 +15,10 @@ from tests.numerics.patterns import module_of, pattern_of
 from tests.numerics.selected import SELECTED
 from tests.numerics.test_gathered import CHOSEN, GIVEN
 
+ROWS = (
+    "causal m = tensor(query, token, int) b = tensor(head, query, token) "
+    "return attend(sliding(2) | where(m[q][k] < 2), bias = b[h][q][k])"
+)
 BODIES = {
     "streaming_llm": "streaming_llm",
     "document": "document",
@@ -23,6 +27,7 @@ BODIES = {
     "by_tensor": "by_tensor",
     "tokens": GIVEN["tokens"],
     "units of 8": CHOSEN["units of 8"],
+    "query, token": ROWS,
     "token, head": "causal m = tensor(token, head) w = tensor(3, token) return attend(all, bias = m[k][h] + w[2][k])",
 }
 pytestmark = pytest.mark.interpret
@@ -50,7 +55,7 @@ def test_events_of_a_cache(name: str, page: int | None, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("how", [{}, {"max_seqlen_q": 1}])
-@pytest.mark.parametrize("name", ["streaming_llm", "document", GIVEN["tokens"]])
+@pytest.mark.parametrize("name", ["streaming_llm", "document", GIVEN["tokens"], ROWS])
 def test_pages_of_others(name: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     module, pattern = module_of(name), pattern_of(name)
     monkeypatch.setattr(launches(module), "KERNELS_ON_CPU", True)
@@ -63,6 +68,7 @@ def test_pages_of_others(name: str, how: dict[str, Any], monkeypatch: pytest.Mon
     given["cu_seqlens_q"] = torch.tensor([0, 1, 2] if how else [0, 6, 7])
     if "t" in inputs:
         given["t"] = inputs["t"].clamp(min=0)[0].transpose(0, 1)[: len(q)]  # no query is without a key
+    given |= {x: inputs[x][..., : len(q), :] for x in ("m", "b") if x in inputs}
     if "doc" in inputs:
         given["doc"] = inputs["doc"].expand(2, -1).contiguous()
     with no_host_reads():

@@ -21,6 +21,7 @@ BODIES = {
     "nsa": SELECTED["nsa"],
     "softmax": SELECTED["softmax"],
     "moba": SELECTED["moba"],
+    "query, token": "causal m = tensor(query, token, bool) n = tensor(query) return attend(where(m[q][k] | n[q] > 0))",
     "token, head": "causal m = tensor(token, head) w = tensor(3, token) return attend(all, bias = m[k][h] + w[2][k])",
 }
 

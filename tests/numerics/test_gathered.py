@@ -17,6 +17,7 @@ GIVEN = {
     "and a window": "causal t = given() return attend(t | sliding(5))",
     "in a window": "causal t = given(unit = 3) return attend(t & sliding(30) | first(2))",
     "one list for all heads": "causal t = given(share = all) return attend(t | sliding(2))",
+    "in a window, written long": "causal t = given() return attend(sliding(30) & (all - sliding(30) | t))",
     "units of 6": "causal t = given(unit = 6) return attend(t)",
     "units of 24 of heads": "causal t = given(unit = 24, share = head) return attend(t)",
     "units of 32": "causal t = given(unit = 32) return attend(t)",

@@ -62,6 +62,15 @@ CHOSEN = {
         "causal b = tensor(query, token) a = attend(all, bias = b[q][k]) "
         "c = top_k(2, score = mass(a), share = sum(group), unit = sum(16)) return gate(a, attend(c))"
     ),
+    "a divergence": (
+        "causal m = tensor(query, token, int) index = stream(value = none) "
+        "c = top_k(2, score = dot(compress(16)), share = sum(group), force = last(1)) "
+        "fine = attend(c & where(m[q][k] < 2)) return fine, kl(mass(fine), dot(index), share = mean(group))"
+    ),
+    "a long list": (
+        "causal b = tensor(query, token) a = attend(all, bias = b[q][k]) "
+        "c = top_k(300, score = mass(a), share = sum(group), unit = sum(16)) return gate(a, attend(c))"
+    ),
     "given": "causal g = given() m = tensor(query, token, bool) return attend(g & where(m[q][k]) | sliding(2))",
 }
 ALL = {**BODIES, **CHOSEN}
@@ -125,7 +134,7 @@ def test_padded_sequences(engine: Engine, name: str) -> None:
 
 
 @pytest.mark.parametrize("page", [None, 16])
-@pytest.mark.parametrize("name", [*BODIES, "chosen", "chosen by heads", "given"])
+@pytest.mark.parametrize("name", [*BODIES, "chosen", "chosen by heads", "a score with a bias", "given"])
 def test_chunks_and_steps(engine: Engine, name: str, page: int | None) -> None:
     """Each call brings its rows, with as many tokens as it likes."""
     some_of(engine, (name, page) in (("pairs", 16), ("bias", None), ("chosen by heads", 16), ("given", None)))
@@ -161,6 +170,38 @@ def test_pages_of_somebody_else(engine: Engine, name: str, single: bool) -> None
     requests = [(33, 1, -1), (16, 0, -1), (0, 1, -1), (15, 1, -1)] if single else edges(16)
     requests = requests if engine.name == "cpu" or single else [(17, 1, -1), (0, 1, -1), (20, 3, 0), (5, 5, -1)]
     check(engine(ALL[name]), pattern, filled(pattern, requests, 16), **({"max_seqlen_q": 1} if single else {}))
+
+
+@pytest.mark.parametrize("layout", ["dense", "packed", "padded"])
+@pytest.mark.parametrize("name", ["with tokens", "bias", "rows"])
+def test_reference_in_each_phase(cpu: Engine, name: str, layout: str) -> None:
+    """At decode every row is alone, with its own row of the tensor."""
+    module, pattern = cpu(ALL[name]), pattern_of(ALL[name])
+    batch, call = {
+        "dense": (2, {}),
+        "packed": (1, {"cu_seqlens": torch.tensor([0, 11, 11, 19])}),
+        "padded": (2, {"lengths": torch.tensor([19, 7])}),
+    }[layout]
+    inputs = inputs_of(pattern, Shape(19, 19, batch=batch, **GROUPS))
+    wanted = module.attention(**inputs, **call)
+    for phase in ("train", "prefill", "decode"):
+        found = module.reference(**inputs, **call, phase=phase)
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_ring_keeps_none_of_it(engine: Engine) -> None:
+    """The tokens of a row count from position 0, also where the first ones are kept no more."""
+    body = "causal b = tensor(query, token) return attend(sink(2) | sliding(9), bias = b[q][k])"
+    module, pattern = engine(body), pattern_of(body)
+    inputs = inputs_of(pattern, Shape(60, 60))
+    cache = module.Cache(1, 60, kv_heads=1, qk_dim=16, v_dim=16, page=16, dtype=torch.float64, ring=20)
+    found = cached(module, pattern, inputs, [20, 20, 18], 2, cache)
+    assert_same(Found(found), Found(dense.results(pattern, inputs, "prefill")))
+
+
+def test_entries_of_a_compressed_stream_are_numbered(engine: Engine) -> None:
+    body = "causal b = tensor(query, token) return attend(compress(8, 4), bias = b[q][k])"
+    checked(body, Shape(37, 37, **GROUPS), module=engine(body))
 
 
 # Against plain torch: the mask and the bias are the caller's tensors.
