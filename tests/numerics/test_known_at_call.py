@@ -258,7 +258,7 @@ BUGS = [
     ("the first sequence's", of_heads, printed, "tl.cast(s, tl.int64) * tl.num_programs(1) + list_head", "list_head"),
     ("all cut lists have as many", of_counts, cut_text, "most_of(limits), least_of", "tiles.most, least_of"),
     ("no cut list is filled up", of_heads, cut_text, "most_of(limits), least_of(limits)", "most_of(limits), 0"),
-    ("at the level is not above it", of_heads, cut_text, "(limits).to(tl.float32)) - 1", "(limits).to(tl.float32))"),
+    ("at the level is not above it", of_heads, cut_text, "score_bits(level) - 1", "score_bits(level)"),
     ("a cut list has another's level", of_heads, cut_text, "limits, rows.s, list_head)", "limits, rows.s, 0)"),
 ]  # fmt: skip
 FAULTS = pytest.mark.parametrize("case, text, old, new", [bug[1:] for bug in BUGS], ids=[bug[0] for bug in BUGS])

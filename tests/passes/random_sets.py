@@ -23,7 +23,7 @@ HEADER = """
     doc = tensor(token, int)
     mark = tensor(token, bool)
     style = tensor(head, int)
-    side = tensor(kv_head, int)
+    team = tensor(kv_head, int)
     level = tensor(head, token)
     pair = tensor(query, token, int)
     near = tensor(query, int)
@@ -77,7 +77,7 @@ class Setting:
             "doc": whole(3, 1, self.keys).sort(1).values + 1,
             "mark": whole(5, 1, self.keys) == 0,
             "style": whole(2, self.heads),
-            "side": whole(3, self.kv_heads),
+            "team": whole(3, self.kv_heads),
             "level": whole(5, 1, self.heads, self.keys).double() / 4,
             "pair": whole(4, 1, self.rows, self.keys),
             "near": whole(12, 1, self.rows),
@@ -278,7 +278,7 @@ class Maker:
             ("mark[q]", lambda s: s.token("mark", s.q) != 0),
             ("~mark[k]", lambda s: s.token("mark", s.k) == 0),
             (f"style[h] {sign} 1", lambda s: test(s.values["style"][s.h], torch.tensor(1))),
-            (f"side[h] {sign} 1", lambda s: test(s.values["side"][s.h // (s.heads // s.kv_heads)], torch.tensor(1))),
+            (f"team[h] {sign} 1", lambda s: test(s.values["team"][s.h // (s.heads // s.kv_heads)], torch.tensor(1))),
             ("level[h][k] > 0.5", lambda s: s.values["level"][0][s.h, s.k] > 0.5),
             (f"pair[q][k] {sign} {n}", lambda s: test(s.pair(s.k), torch.tensor(n))),
             (f"pair[q][q - k] {sign} pair[q][k]", lambda s: test(s.pair(s.q - s.k), s.pair(s.k))),
@@ -289,7 +289,7 @@ class Maker:
             (f"q - k < {n} * (h + 1)", lambda s: s.q - s.k < n * (s.h + 1)),
         ]
         text, mask = self.rng.choice(ways)
-        read = ("doc", "mark", "style", "side", "level", "start", "pair", "near")
+        read = ("doc", "mark", "style", "team", "level", "start", "pair", "near")
         return text, mask, not any(name in text for name in read)
 
     def number(self, depth: int) -> Number:
