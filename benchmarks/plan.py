@@ -63,7 +63,7 @@ def prepared(module: ModuleType, tokens: int) -> float:
     q, k, v = (torch.zeros(1, 1, tokens, 1) for _ in range(3))
     start = time.perf_counter()
     inputs = module.rt.checked(module.ARGUMENTS, module.Inputs(q, k, v), "train")
-    layout = module.rt.checked_layout(q, k, None, None, None, None, None)
+    layout = module.rt.checked_layout(q, k, module.rt.Options())
     module.rt.prepared(module.ARGUMENTS, inputs, layout)
     return time.perf_counter() - start
 

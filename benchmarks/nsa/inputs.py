@@ -98,7 +98,7 @@ def _rows(first: int, end: int, unit: int, units: int, count: int, clustered: bo
 def parts_of(module: ModuleType, given: Inputs, chosen: Tensor | None = None) -> tuple[Any, Any, Tensor]:
     """The inputs of the branches' operators with their entries, the layout, and the lists (by default the module's)."""
     arrays = {name: x for name, x in given.items() if name != "gates"}
-    layout = module.rt.checked_layout(given["q"], given["k_rough"], None, None, None, None, None)
+    layout = module.rt.checked_layout(given["q"], given["k_rough"], module.rt.Options())
     inputs = module.rt.prepared(module.ARGUMENTS, module.Inputs(**arrays), layout)
     made = module._entries(inputs, layout)
     if chosen is None:
