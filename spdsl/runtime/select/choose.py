@@ -173,16 +173,14 @@ def _chosen(scores: Tensor, forced: Tensor, selection: Selection) -> Tensor:
     if selection.count is not None:
         limit = selection.count.clamp(max=limit) if isinstance(selection.count, Tensor) else min(selection.count, limit)
     known = forced & (forced.cumsum(-1) <= limit)
-    scores = scores.masked_fill(scores.isnan(), -torch.inf)
-    of_forced = scores.where(forced & (scores > 0), 0.0)
-    scores = scores.masked_fill(forced, -torch.inf)
-    best, order = torch.sort(scores + 0.0, dim=-1, descending=True, stable=True)  # + 0.0: -0.0 is no lower than 0.0
+    others = scores.masked_fill(forced | scores.isnan(), -torch.inf)
+    best, order = torch.sort(others + 0.0, dim=-1, descending=True, stable=True)  # + 0.0: -0.0 is no lower than 0.0
     place = known.sum(-1, keepdim=True) + torch.arange(scores.shape[-1], device=scores.device)
     taken = (place < limit) & (best > -torch.inf)
     if selection.level is not None:
         taken &= (best >= selection.level) | (place < selection.least)
     if selection.part is not None:
-        held = of_forced.sum(-1, keepdim=True, dtype=torch.float64)
+        held = scores.where(forced & (scores > 0), 0.0).sum(-1, keepdim=True, dtype=torch.float64)
         taken &= _of_mass(best, held, selection.part, selection.below) | (place < selection.least)
     return _ascending(known | torch.zeros_like(known).scatter_(-1, order, taken), selection.most)
 
