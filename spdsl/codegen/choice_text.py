@@ -106,6 +106,11 @@ class ChoiceText:
         return self.choice.name
 
     @property
+    def fields(self) -> tuple[str, ...]:
+        """What a call has of it: lists, and of tiles the map that tests look up, with its first row tile."""
+        return (self.name, self.choice.map_argument, f"{self.name}_first") if self.choice.tiled else (self.name,)
+
+    @property
     def units(self) -> tuple[UnitText, ...]:
         """The units that an entry adds to: the first that it overlaps, and those behind that."""
         return tuple(UnitText(reach, self.plan) for reach in range(self.plan.reach + 1))

@@ -73,7 +73,7 @@ def context(plan: Plan, schedules: Sequence[Schedule], spelling: Spelling) -> Mo
         tuple(_entries(found, plan, spelling) for found in entries),
         tuple(found for found in pattern.inputs if isinstance(found, Weight)),
         tuple(found for found in pattern.inputs if isinstance(found, Tensor)),
-        tuple(found for found in pattern.inputs if isinstance(found, Choice) and not found.listed),
+        tuple(found for found in pattern.inputs if isinstance(found, Choice) and not (found.listed or found.selected)),
         tuple(found for found in pattern.inputs if isinstance(found, Choice) and found.listed and found.given),
         tuple(chosen.values()), len(gates[0].branches) if gates else 0, phases, resident(plan),
     )  # fmt: skip

@@ -231,7 +231,8 @@ class ModuleText:
     def computed(self) -> tuple[str, ...]:
         """What a call computes before its softmaxes: entries, and the choices that the caller did not pass."""
         entries = tuple(side[1] for found in self.entries for side in found.sides)
-        return (*entries, *(found.name for found in self.selected))
+        chosen = (name for found in self.selected for name in found.fields)
+        return (*entries, *chosen)
 
     def summed(self, phase: str) -> tuple[tuple[str, ...], ...]:
         """The value arguments of what becomes one result: they have one dim."""

@@ -127,7 +127,7 @@ class SoftmaxText:
     @property
     def read_arguments(self) -> tuple[str, ...]:
         """The tensors that it reads; a choice comes as its map and the row tile that the map starts with."""
-        names = [(x.name, f"{x.name}_first") if isinstance(x, Choice) else (x.name,) for x in self.reads]
+        names = [(x.map_argument, f"{x.name}_first") if isinstance(x, Choice) else (x.name,) for x in self.reads]
         return tuple(name for pair in names for name in pair)
 
     @property

@@ -13,6 +13,7 @@ from spdsl.ir.score import Score
 from spdsl.ir.symbols import Boolean, Expr
 
 LEAST_BLOCK = 16  # keys of the smallest matrix product: units and pages hold whole blocks
+LEAST_TILE = 16  # queries from which on a set of tiles is read as a map; of fewer, each query has a list
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,19 @@ class Choice:
         return self.score is not None
 
     @property
+    def tiled(self) -> bool:
+        """Whether a score selects it for tiles of queries: a list for each tile, which becomes a map."""
+        return self.selected and self.rows >= LEAST_TILE
+
+    @property
     def listed(self) -> bool:
         """Whether a call has it as a list of units for each query, which kernels walk; else as a map."""
-        return self.selected or (self.given and self.rows == 1)
+        return not self.tiled if self.selected else self.given and self.rows == 1
+
+    @property
+    def map_argument(self) -> str:
+        """What its map is called among the tensors of a call: what a score selects is there as lists, too."""
+        return f"{self.name}_map" if self.selected else self.name
 
     @property
     def whole_unit(self) -> int:

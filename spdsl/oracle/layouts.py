@@ -54,19 +54,26 @@ def packed(pattern: Pattern, inputs: Inputs, cu_seqlens: Sequence[int], phase: s
 
 
 def packed_choices(pattern: Pattern, inputs: Inputs, cu_seqlens: Sequence[int]) -> dict[str, Tensor]:
-    """The lists of all sequences in the layout of the queries, [1, heads, N, n]: one for each, as modules have them."""
+    """The lists of all sequences as modules have them: in the layout of the queries, [1, heads, N, n], one for each; of
+    tiles of rows that are maps by sequence, [sequences, heads, row tiles, n].
+    """
     spans = [span for span in pairwise(cu_seqlens) if span[0] < span[1]]
     by_sequence = [
         of_queries(pattern, choices(pattern, cut(pattern, inputs, *span)), range(span[1] - span[0])) for span in spans
     ]
-    return {name: _lists([lists[name] for lists in by_sequence]) for name in by_sequence[0]}
+    tiled = {found.name for found in pattern.inputs if isinstance(found, Choice) and found.tiled}
+    joined = {name: [lists[name] for lists in by_sequence] for name in by_sequence[0]}
+    return {name: _by_sequence(parts) if name in tiled else _lists(parts) for name, parts in joined.items()}
 
 
 def of_queries(pattern: Pattern, lists: dict[str, Tensor], positions: range) -> dict[str, Tensor]:
-    """Lists [B, heads, row tiles, n] of the tiles that the queries at `positions` lie in -> one for each of them."""
-    rows = {choice.name: choice.rows for choice in pattern.inputs if isinstance(choice, Choice)}
+    """Lists [B, heads, row tiles, n] of the tiles that the queries at `positions` lie in -> one for each of them; those
+    that are maps stay.
+    """
+    rows = {found.name: found.rows for found in pattern.inputs if isinstance(found, Choice) and not found.tiled}
     q = torch.tensor(positions, dtype=torch.long)
-    return {name: x[:, :, q // rows[name] - positions.start // rows[name]] for name, x in lists.items()}
+    place = {name: q // own - positions.start // own for name, own in rows.items()}
+    return {name: x[:, :, place[name]] if name in place else x for name, x in lists.items()}
 
 
 def _joined(parts: Sequence[Result]) -> Result:
@@ -82,6 +89,12 @@ def _joined(parts: Sequence[Result]) -> Result:
 def _lists(parts: Sequence[Tensor]) -> Tensor:
     width = max(part.shape[3] for part in parts)
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[3]), value=-1) for part in parts], 2)
+
+
+def _by_sequence(parts: Sequence[Tensor]) -> Tensor:
+    tiles, width = (max(part.shape[axis] for part in parts) for axis in (2, 3))
+    pads = ((0, width - part.shape[3], 0, tiles - part.shape[2]) for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, own, value=-1) for part, own in zip(parts, pads, strict=True)])
 
 
 def padded(pattern: Pattern, inputs: Inputs, lengths: Sequence[int], phase: str = "train") -> list[list[Result] | None]:

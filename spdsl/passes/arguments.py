@@ -39,7 +39,7 @@ def arguments(found: Input) -> tuple[str, ...]:
     if isinstance(found, Stream):
         given = (found.key_argument, found.value_argument) if _given(found) else ()
         return tuple(text for text in given if text)
-    if isinstance(found, Choice) and not found.listed:
+    if isinstance(found, Choice) and not (found.listed or found.selected):
         return found.name, f"{found.name}_first"
     return (found.name,)
 

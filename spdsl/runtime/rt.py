@@ -62,6 +62,7 @@ from spdsl.runtime.call.table import (
     prepared,
     with_choices,
 )
+from spdsl.runtime.call.tile_maps import tile_lists, tile_map
 from spdsl.runtime.cpu.attention import (
     BiasRead,
     Form,
@@ -524,6 +525,8 @@ __all__ = [
     "summed_by_name",
     "table_of",
     "there",
+    "tile_lists",
+    "tile_map",
     "tile_of_rows",
     "tiles_of",
     "to_blocks",

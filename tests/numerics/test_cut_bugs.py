@@ -95,7 +95,7 @@ BUGS = [
     Bug("the first piece again and again", APART, grouped, "number = tiles.begin + number", "number += 0"),
     Bug("the bits of the first list head", APART, grouped, "(tl.cast(list_head, tl.int64) * tiles.rows + row)",
         "(tl.cast(list_head * 0, tl.int64) * tiles.rows + row)"),
-    Bug("a list for the first query of a tile", FOUR, listed, "rows.count if S.ROWS > 1 else 1", "1"),
+    Bug("a list for the first query of a tile", FOUR, listed, "rows.count if S.ROWS > 1 and not S.TILED else 1", "1"),
     Bug("tiles begin with the call", FOUR, listed, "tile += floor_div(q_origin, S.ROWS)", "tile += q_origin // 99"),
     Bug("rows of the next tile count", BELOW, listed, "seen & (query < rows.count)", "seen"),
     Bug("the first rows of a tile alone", TILES, longer, "tl.range(0, tl.cdiv(rows.count, S.LANES)", "tl.range(0, 1"),

@@ -118,12 +118,13 @@ class Buffers:
         )
 
     def list_of(self, choice: Choice) -> Buffer:
-        """The units of each query, ascending."""
+        """The units of each query, or of each tile of rows, ascending."""
         heads = self.list_heads(choice)
         most = f"n <= {choice.capacity or f'M / {choice.unit}'}"
         name = f"{choice.name} sorted" if choice.given else choice.name
         overflow = LOWEST if choice.capacity and choice.selected else ""  # else there is room for all units
-        return Buffer(name, ("B", heads, self.queries, "n"), "int32", Lifetime.CALL, most, overflow)
+        rows = self._tiles(choice) if choice.tiled else self.queries
+        return Buffer(name, ("B", heads, rows, "n"), "int32", Lifetime.CALL, most, overflow)
 
     def limits(self, choice: Choice) -> tuple[Buffer, ...]:
         """What a call says of each list, if it says something."""
@@ -136,7 +137,7 @@ class Buffers:
         """The caller's units of each tile of rows; of a drawn set there are none."""
         if not choice.given:
             return ()
-        rows = self.queries if choice.rows == 1 else f"{self.queries} / {choice.rows}"
+        rows = self.queries if choice.rows == 1 else self._tiles(choice)
         axes = ("B", "1" if choice.share == "all" else self.list_heads(choice), rows, "n")
         return (Buffer(choice.name, axes, "int", Lifetime.CALLER, f"n <= {choice.most}" if choice.most else ""),)
 
@@ -178,9 +179,12 @@ class Buffers:
         return str(query.heads or self.plan.pattern.query_heads or "Hq")
 
     def _map(self, choice: Choice) -> Buffer:
-        """A set that is given or drawn, as a map."""
-        rows, units = f"{self.queries} / {choice.rows}", f"M / {choice.unit}"
+        """A set that is given or drawn, or selected for tiles of rows, as a map."""
+        rows, units = self._tiles(choice), f"M / {choice.unit}"
         return Buffer(f"{choice.name} map", ("B", self.list_heads(choice), rows, units), "bool", Lifetime.CALL)
+
+    def _tiles(self, choice: Choice) -> str:
+        return f"{self.queries} / {choice.rows}"
 
     def _of_call(self, name: str, axes: tuple[str, ...], lifetime: Lifetime = Lifetime.CALL) -> Buffer:
         return Buffer(name, ("B", *axes), LIKE_Q, lifetime)

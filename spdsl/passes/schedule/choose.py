@@ -15,7 +15,7 @@ def mapped(room: Buffers) -> Iterator[Step[Choice]]:
     """Units that the caller gives, or that are drawn: maps, which tests look up, and lists, which kernels walk."""
     event = Event.CLOSED if room.cached else Event.CALLED
     for choice in room.plan.pattern.inputs:
-        if isinstance(choice, Choice) and not choice.listed:
+        if isinstance(choice, Choice) and not (choice.listed or choice.selected):
             writes = room.reads((choice,))
             yield Step(Kind.MAP, f"{choice.name} map", choice, reads=room.given(choice), writes=writes, event=event)
         elif isinstance(choice, Choice) and choice.given:
@@ -23,7 +23,16 @@ def mapped(room: Buffers) -> Iterator[Step[Choice]]:
             yield Step(Kind.SORT, f"{choice.name} sorted", choice, reads=room.given(choice), writes=writes, event=event)
 
 
-def choose(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
+def choose(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan] | Step[Choice]]:
+    """The lists of a choice; those of tiles become a map."""
+    yield from _lists(room, plan)
+    choice, event = plan.choice, Event.CLOSED if room.cached else Event.CALLED
+    if choice.tiled:
+        reads, writes = (room.list_of(choice),), room.reads((choice,))
+        yield Step(Kind.MAP, f"{choice.name} map", choice, reads=reads, writes=writes, event=event)
+
+
+def _lists(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
     """A kernel scores and ranks in one pass; of lists that are too long for it scores are kept, and cut by another."""
     choice, softmax = plan.choice, scoring(room, plan)
     assert choice.score is not None

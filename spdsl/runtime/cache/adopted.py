@@ -114,7 +114,7 @@ def from_pages(
     checked = changed_in(inputs, whole | {name: x[:1] for name, x in pages.items()})
     check_vectors(arguments._replace(weights=()), checked)  # which make entries, and do not attend
     check_sums(arguments, checked, phase)
-    known = [*(x.name for x in arguments.lists), *(x.name for x in arguments.chosen)]
+    known = [*(x.name for x in arguments.lists), *(x.name for x in arguments.chosen if x.rows == 1)]
     lists = [name for name in known if getattr(inputs, name) is not None]
     packed = {name: packed_queries(getattr(inputs, name), requests, name) for name in (*queries, *lists)}
     unread = {x.name: None for x in arguments.tensors if x.by_token and not x.kept}

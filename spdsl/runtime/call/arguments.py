@@ -10,7 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from spdsl.runtime.call.lists import membership, random_units, sequence_counts
+from spdsl.runtime.call.lists import random_units, sequence_counts
+from spdsl.runtime.call.tile_maps import row_tiles, sequences_of, tile_map
 from spdsl.runtime.launch.launch import wide
 from spdsl.runtime.sequences import DTYPES, Layout, expect, expect_tensor
 
@@ -173,19 +174,22 @@ def check_given(name: str, units: Tensor, heads: int, rows: int, q: Tensor) -> N
     expect(fits, name, "[batch, {}, row tiles of {}, most]", list(units.shape), heads, rows)
 
 
+def check_tiles(name: str, units: Tensor, heads: int, rows: int, q: Tensor, layout: Layout) -> None:
+    """The same, as many as the call has sequences and, where the host knows it, tiles of rows."""
+    check_given(name, units, heads, rows, q)
+    sequences = sequences_of(q, layout)
+    expect(units.shape[0] in (1, sequences), name, "{} sequences", units.shape[0], sequences)
+    if layout.k_spans is None:
+        tiles = row_tiles(q, layout, rows)
+        expect(units.shape[2] == tiles or q.shape[2] == 0, name, "{} row tiles", units.shape[2], tiles)
+
+
 def given_argument(
     name: str, units: Tensor, heads: int, rows: int, unit: int, q: Tensor, k: Tensor, layout: Layout, most_keys: int
 ) -> tuple[Tensor, Tensor]:
     """Lists [S, heads, row tiles, most] -> (membership map uint8 [S, heads, row tiles, units], first row tile [S])."""
-    check_given(name, units, heads, rows, q)
-    q_origin, counts, _, _ = sequence_counts(q, k, layout)
-    expect(units.shape[0] in (1, len(counts)), name, "{} sequences", units.shape[0], len(counts))
-    if layout.k_spans is None:
-        origin = layout.q_offset if layout.q_offset is not None else k.shape[2] - q.shape[2]
-        tiles = (origin + q.shape[2] - 1) // rows - origin // rows + 1
-        expect(units.shape[2] == tiles or q.shape[2] == 0, name, "{} row tiles", units.shape[2], tiles)
-    found = membership(units, -(-most_keys // unit))
-    return found.view(torch.uint8), torch.div(q_origin, rows, rounding_mode="floor").int()
+    check_tiles(name, units, heads, rows, q, layout)
+    return tile_map(units, rows, -(-most_keys // unit), q, k, layout)
 
 
 def random_argument(

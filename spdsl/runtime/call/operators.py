@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spdsl.runtime.call.arguments import autocasting
 from spdsl.runtime.call.scale import expect_scale
+from spdsl.runtime.call.tile_maps import tile_lists
 from spdsl.runtime.entries.entries import Cells, entry_room
 from spdsl.runtime.entries.entry_kernels import entries_backward, entries_forward
 from spdsl.runtime.launch.branches import gated_sum, stacked_lse
@@ -164,15 +165,25 @@ def _bias_operator(module: Module, name: str, schema: str, places: Sequence[int]
 
 
 def choice_operator(
-    module: Module, name: str, reads: Sequence[str], most: Callable[[Layout], int], choose: Callable[..., Tensor]
+    module: Module,
+    name: str,
+    reads: Sequence[str],
+    most: Callable[[Layout], int],
+    choose: Callable[..., Tensor],
+    rows: int = 1,
 ) -> Any:
-    """`name_choose`: int32 [B, lists, N, most], of `choose(q, k, lse, *reads, lists, layout)`. It has no gradient."""
+    """`name_choose`: int32 [B, lists, N, most], of `choose(q, k, lse, *reads, lists, layout)`. It has no gradient.
+
+    rows: of a tile that has one list, then [sequences, lists, row tiles, most].
+    """
 
     def run(*given: Any) -> Tensor:
         return choose(*given[:-_OF_LAYOUT], layout_from(given[-_OF_LAYOUT:]))
 
     def fake(q: Tensor, k: Tensor, lse: Tensor | None, *given: Any) -> Tensor:
         lists, layout = given[len(reads)], Layout(*given[-_OF_LAYOUT:])
+        if rows > 1:
+            return torch.empty_like(tile_lists(q, layout, lists, rows, most(layout)))
         return q.new_empty(q.shape[0], lists, q.shape[2], most(layout), dtype=torch.int32)
 
     tensors = "".join(f"Tensor {x}, " for x in reads)

@@ -68,8 +68,8 @@ def choices_in(
 def _by_row(answer: Answer, arguments: Arguments, inputs: Any, gates: Tensor | None, layout: Layout) -> Any:
     """What `answer` says of every row by itself, put together."""
     whole = prepared(arguments, inputs, layout)  # checks that no row alone could make
-    if arguments.chosen:
-        with_choices(arguments, whole, layout)
+    if arguments.chosen:  # every row is a tile of its own
+        with_choices(arguments._replace(chosen=tuple(x._replace(rows=1) for x in arguments.chosen)), whole, layout)
     q = arguments.q(inputs)
     sequences = list(corners(q, layout))
     if not sequences:  # a batch of none

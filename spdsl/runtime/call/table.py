@@ -16,6 +16,7 @@ from spdsl.runtime.call.arguments import (
     check_given,
     check_sinks,
     check_tensor,
+    check_tiles,
     check_values,
     given_argument,
     random_argument,
@@ -120,11 +121,12 @@ class DrawnArgument(NamedTuple):
 
 
 class ChosenArgument(NamedTuple):
-    """Units of a choice: the module chooses them, or the caller gives them."""
+    """Units of a choice: the module chooses them, or the caller gives them. rows: of a tile that has one list."""
 
     name: str
     by: str
     unit: int
+    rows: int = 1
 
 
 class Arguments(NamedTuple):
@@ -225,7 +227,9 @@ def check_lookups(arguments: Arguments, inputs: Any) -> None:
         if not (listed.optional and own[listed.name] is None):
             check_chosen(listed.name, own[listed.name], sizes[listed.by], q, listed.most)
     for chosen in arguments.chosen:
-        if own[chosen.name] is not None:
+        if own[chosen.name] is not None and chosen.rows > 1:
+            check_given(chosen.name, own[chosen.name], sizes[chosen.by], chosen.rows, q)
+        elif own[chosen.name] is not None:
             check_chosen(chosen.name, own[chosen.name], sizes[chosen.by], q)
 
 
@@ -271,13 +275,15 @@ def prepared(
 
 
 def with_choices(arguments: Arguments, inputs: Inputs, layout: Layout) -> Inputs:
-    """The choices that the caller passes, as lists that kernels walk."""
+    """The choices that the caller passes, as lists that kernels walk; those of tiles stay as they are."""
     whole_calls("units are chosen", layout)
     q, sizes = arguments.q(inputs), _sizes(arguments, inputs, 0)
     changed = {}
     for x in arguments.chosen:
         own = getattr(inputs, x.name)
-        if own is not None:
+        if own is not None and x.rows > 1:
+            check_tiles(x.name, own, sizes[x.by], x.rows, q, layout)
+        elif own is not None:
             check_chosen(x.name, own, sizes[x.by], q)
             changed[x.name] = chosen_argument(own, sizes[x.by], x.unit, layout.keys, q)
     return changed_in(inputs, changed)

@@ -47,6 +47,7 @@ class CutConst(NamedTuple):
     CHUNK: tl.constexpr  # units of a list that are looked at at once
     PART: tl.constexpr  # of all mass that a list takes; 0: lists do not go by mass
     BELOW: tl.constexpr  # whether that is the most it may be, or the least
+    TILED: tl.constexpr  # whether a list of ROWS is written once, or for each of its queries
 
 
 class CutTiles(NamedTuple):
@@ -76,6 +77,7 @@ class CutRows(NamedTuple):
     origin: tl.tensor
     last: tl.tensor
     start: tl.tensor  # of the sequence's rows
+    tile: tl.tensor  # the number of the tile in its sequence
 
 
 @jit
@@ -93,6 +95,7 @@ def cut_rows(tiles, number, call, S):
         tile = number - tl.load(tiles.first + s)
     start, q_count = span(call.q_spans, s, call.q_count)
     q_origin = row_origin(call, s, q_count)
+    own = tile
     if S.ROWS == 1:
         begin = tile * S.LANES
         count = tl.minimum(q_count - begin, S.LANES)
@@ -102,7 +105,7 @@ def cut_rows(tiles, number, call, S):
         last = (tile + 1) * S.ROWS - 1
         begin = tl.maximum(last + 1 - S.ROWS - q_origin, 0)
         count = tl.minimum(last + 1 - q_origin, q_count) - begin
-    return CutRows(s, begin, count, q_origin + begin, last, start)
+    return CutRows(s, begin, count, q_origin + begin, last, start, own)
 
 
 @jit
@@ -173,7 +176,8 @@ def _constant_part(S):
 def cut_lists(bits, chosen, call, tiles, S, limits=None):
     """One program: the units of one list, ascending, -1 behind them.  Grid (rows of bits, list heads).
 
-    The list of a tile of ROWS is written for each of its queries. limits: where only the call knows them.
+    The list of a tile of ROWS is written for each of its queries, or once where it becomes a map. limits: where only
+    the call knows them.
     """
     row, list_head = tl.program_id(0), tl.program_id(1)
     rows = cut_rows(tiles, row if S.ROWS > 1 else row // S.LANES, call, S)
@@ -189,8 +193,11 @@ def cut_lists(bits, chosen, call, tiles, S, limits=None):
         level = level_of(limits).to(tl.float32)
         cut, ties, wanted = cut_of(own, end, most_of(limits), least_of(limits), score_bits(level) - 1, level, S)
         cut = tl.where(wanted == 0, FORCED, cut)  # no bits are above that; digits end behind it
-    chosen = at(chosen, rows.s, list_head, rows.start + rows.begin + lane)
-    count = rows.count if S.ROWS > 1 else 1
+    if S.TILED:
+        chosen = at(chosen, rows.s, list_head, rows.tile)
+    else:
+        chosen = at(chosen, rows.s, list_head, rows.start + rows.begin + lane)
+    count = rows.count if S.ROWS > 1 and not S.TILED else 1
     taken, equal = 0, 0
     for first in tl.range(0, end, S.CHUNK):
         unit = first + tl.arange(0, S.CHUNK)

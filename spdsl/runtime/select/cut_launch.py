@@ -23,13 +23,16 @@ _CHUNK, _OF_WARP = 512, 64
 def cut_constants(
     shape: UnitShape, unit: int, rows: int, least: int, level: float | None, stride: int, first: int,
     entries: int, splits: int, causal: bool, units: int, part: float = 0.0, below: bool = False,
+    tiled: bool = False,
 ) -> CutConst:  # fmt: skip
-    """As `select_constants`, for lists of `rows` queries. Without `least` what is below `level` has no bits at all."""
+    """As `select_constants`, for lists of `rows` queries, `tiled`: written once. Without `least` what is below `level`
+    has no bits at all.
+    """
     passing = NOT_CUT.value if level is None or least == 0 else level_bits(level) - 1
     chunk = max(16, min(_CHUNK, power_of_2(units)))
     values = (
         unit, rows, shape.lanes, max(shape.config.block_n, 16), least, passing, unit // stride, first, entries,
-        splits, causal, 16 if INTERPRETED else chunk, part, below,
+        splits, causal, 16 if INTERPRETED else chunk, part, below, tiled,
     )  # fmt: skip
     return CutConst(*(tl.constexpr(value) for value in values))
 
@@ -67,7 +70,8 @@ def cut_units(
     score: Callable[[Tensor, CutTiles, int], None], found: Tensor, q: Tensor, layout: Layout, S: CutConst, width: int,
     limits: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Fills the lists `found` [B, lists, N, most] of the rows of all sequences, a piece of bounded size at a time.
+    """Fills the lists `found` [B, lists, N, most] of the rows of all sequences, a piece of bounded size at a time; of
+    tiles [sequences, lists, row tiles, most].
 
     width: units of the longest sequence. score(bits, tiles, many) launches the kernel that scores `many` tiles.
     limits: of `list_limits`, in place of the constants.

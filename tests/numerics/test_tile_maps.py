@@ -1,0 +1,142 @@
+"""Choices for tiles of queries: maps that stand in any set, in one softmax with others, forward and backward."""
+
+from __future__ import annotations
+
+import random
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from spdsl.oracle import dense
+from tests.numerics.cases import Shape, cut, inputs_of
+from tests.numerics.conftest import Engine
+from tests.numerics.patterns import pattern_of
+from tests.numerics.selected import expect_lists, recorded
+from tests.numerics.test_selection import checked
+from tests.numerics.test_selection_layouts import check_packed, check_padded
+
+TILES = (
+    "style = tensor(head, int) column = tensor(head, token, bool) slash = tensor(head, token, bool) p = tensor(head) "
+    "table = given(rows = 8, unit = 4, share = head) "
+    "cells = compress(8) rank = dot(cells) share_of = softmax(rank) "
+    "best = top_k(2, score = rank, rows = max(16), unit = max(16), share = head, force = last(1)) "
+    "mass = top_p(p[h], score = share_of, rows = sum(32), share = head, force = first(1)) "
+    "under = top_p(0.6, score = share_of, rows = mean(16), unit = sum(24), share = sum(group), side = below, "
+    "least = 1, within = ~first(1)) "
+    "strong = threshold(0.1, score = share_of, rows = max(48), unit = max(16), share = max(group), least = 1, most = 3) "
+)
+NAMES = ("best", "mass", "under", "strong")
+MIXTURE = (
+    "best & where(style[h] % 4 == 0) | (where(column[h][k]) | where(slash[h][q - k])) & where(style[h] % 4 == 1) "
+    "| (sliding(9) | sink(3)) & where(style[h] % 4 == 2) | (mass - sliding(5)) & where(style[h] % 4 == 3)"
+)
+SETS = {
+    "a complement": "~best",
+    "two of them": "best | mass",
+    "a difference of two": "mass - best",
+    "all four, and more": "(best & mass | under) - strong | sliding(3, ahead = 2)",
+    "beside tiles of the caller": "best & table | ~under & sliding(20, ahead = 9)",
+    "a mixture of heads": MIXTURE,
+}
+
+
+def body(text: str, order: str = "") -> str:
+    answer = f"return attend({text}) if prefill return attend(all)" if order else f"return attend({text})"
+    return f"{order} {TILES} {answer}"
+
+
+def drawn(seed: int) -> str:
+    """A set of two to four parts, with a choice of tiles among them."""
+    rng = random.Random(seed)
+    others = ("table", "sliding(7, ahead = 3)", "sink(5)", "where(column[h][k])", "where(style[h] % 2 == 0)", "strided(3)")
+    parts = [rng.choice(NAMES), *(rng.choice((*NAMES, *others)) for _ in range(rng.randint(1, 3)))]
+    text = parts[0]
+    for part in parts[1:]:
+        sign, no = rng.choice("||&-"), rng.choice(("", "", "~"))
+        text = rng.choice((f"({text} {sign} {no}{part})", f"({no}{part} {sign} {text})"))
+    return f"{text} | sliding(2)"
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_sets_of_tiles(engine: Engine, name: str) -> None:
+    shape = Shape(21, 57, 1, 4, 2) if engine.name == "interpreted" else Shape(61, 90, 2, 4, 2)
+    checked(body(SETS[name]), shape, engine(body(SETS[name])))
+
+
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(3, 60))])
+def test_random_sets_of_tiles(cpu: Engine, seed: int) -> None:
+    rng = random.Random(seed)
+    keys = rng.randint(1, 90)
+    checked(body(drawn(seed)), Shape(rng.choice([keys, rng.randint(1, keys)]), keys, 2, 4, 2), cpu(body(drawn(seed))))
+
+
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.full) for seed in range(100, 112)])
+def test_random_sets_of_tiles_by_kernels(kernels: Engine, seed: int) -> None:
+    checked(body(drawn(seed)), Shape(23, 23 + seed % 30, 1, 4, 2), kernels(body(drawn(seed))))
+
+
+def test_packed_and_padded(engine: Engine) -> None:
+    """Tiles count from the first token of each sequence."""
+    own = body(SETS["all four, and more"])
+    check_packed(own, engine(own), [0, 21, 38])
+    check_padded(own, engine(own), [21, 0, 18])
+
+
+def in_chunks(own: str, module: ModuleType, chunks: tuple[int, ...], page: int | None = 16) -> None:
+    """A prefill in chunks: the queries that a call has of a tile choose together."""
+    pattern, tokens = pattern_of(own), sum(chunks)
+    inputs = inputs_of(pattern, Shape(tokens, tokens, 2, 4, 2))
+    cache = module.Cache(2, tokens + 9, kv_heads=2, qk_dim=16, v_dim=16, page=page, dtype=torch.float64)
+    first = 0
+    for rows in chunks:
+        end = first + rows
+        new = tiles_cut(own, inputs, first, end)
+        found = module.prefill(**new, cache=cache, return_lse=True)
+        seen = {**tiles_cut(own, inputs, 0, end), "q": new["q"], "table": new["table"]}
+        ((out, lse),) = dense.results(pattern, seen, "prefill")
+        torch.testing.assert_close(found[0], out, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found[1], lse, rtol=1e-10, atol=1e-10)
+        first = end
+
+
+def tiles_cut(own: str, inputs: dict[str, Tensor], first: int, end: int) -> dict[str, Tensor]:
+    """The inputs of the tokens first..end - 1, and the tiles of the caller that hold them."""
+    found = cut(pattern_of(own), inputs, first, end)
+    return found | {"table": inputs["table"][:, :, first // 8 : (end - 1) // 8 + 1]}
+
+
+@pytest.mark.parametrize("page", [None, 16])
+@pytest.mark.parametrize("name", ["two of them", "a mixture of heads"])
+def test_chunks_that_begin_within_a_tile(engine: Engine, name: str, page: int | None) -> None:
+    own = body(SETS[name], "causal")
+    in_chunks(own, engine(own), (19, 16, 1, 10) if engine.name == "interpreted" else (19, 16, 1, 34), page)
+
+
+def test_lists_are_those_of_the_caller(engine: Engine) -> None:
+    """What `choices` gives can be passed back, and other lists hold in their place."""
+    own = body(SETS["two of them"])
+    pattern, module = pattern_of(own), engine(own)
+    inputs = inputs_of(pattern, Shape(37, 50, 2, 4, 2))
+    lists = module.choices(**inputs)
+    expect_lists(lists, pattern, inputs)
+    assert lists["best"].shape == (2, 4, 4, 2)  # positions 13 to 49
+    whole = module.attention(**inputs)
+    torch.testing.assert_close(module.attention(**inputs, **lists), whole, rtol=0, atol=0)
+    moved = {"best": lists["best"].roll(1, 2).long(), "mass": lists["mass"][:, :1]}
+    wanted, _ = dense.attention(pattern, {**inputs, **moved})
+    torch.testing.assert_close(module.attention(**inputs, **moved), wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(module.reference(**inputs, **moved), wanted, rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match=r"best: expected 4 row tiles, got 3"):
+        module.attention(**inputs, best=lists["best"][:, :, :3])
+
+
+def test_a_list_is_made_once_for_a_tile(cpu: Engine) -> None:
+    own = body(SETS["two of them"])
+    pattern, module = pattern_of(own), cpu(own)
+    inputs = inputs_of(pattern, Shape(64, 64, 1, 4, 2))
+    with recorded(module, pattern) as lists:
+        module.attention(**inputs)
+    assert lists["best"].shape == (1, 4, 4, 2)
+    assert lists["mass"].shape == (1, 4, 2, 8)
