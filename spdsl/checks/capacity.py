@@ -43,14 +43,15 @@ def unbounded(view: View) -> Iterator[Diagnostic]:
         if choice.capacity is not None or choice.span is None:
             continue
         units, lists = view.units(choice), _lists(view, choice)
-        room = view.expected.batch * lists * view.length * units * INDEX_BYTES
+        rows, of = (-(-view.length // choice.rows), "tiles") if choice.tiled else (view.length, "queries")
+        room = view.expected.batch * lists * rows * units * INDEX_BYTES
         end = Span(choice.span.end - 1, choice.span.end - 1)
         yield warning(
             "W509",
             f"the lists of `{choice.name}` have room for every unit: {room / 2**30:,.3g} GiB of numbers",
             choice.span,
             "no bound",
-            f"{view.expected.batch} x {lists} lists x {view.length:,} queries x {units:,} units x {INDEX_BYTES} bytes, "
+            f"{view.expected.batch} x {lists} lists x {rows:,} {of} x {units:,} units x {INDEX_BYTES} bytes, "
             f"{view.at_length}",
             _in_memory(view, choice),
             hints=(Hint("bound them, by fewer if you can", Applicability.MAYBE, end, f", most = {MOST_RANKED}"),),
@@ -96,5 +97,6 @@ def _lists(view: View, choice: Choice) -> int:
 
 def _in_memory(view: View, choice: Choice) -> str:
     """What the kernel that ranks does not write."""
-    scores = view.expected.batch * _lists(view, choice) * view.length * view.units(choice)
+    rows = -(-view.length // choice.rows)
+    scores = view.expected.batch * _lists(view, choice) * rows * view.units(choice)
     return f"{scores:.3g} scores are written, and read to cut the lists, {view.at_length}"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
+
+import sympy
 
 from spdsl.cost.cache import VALUE_BYTES
 from spdsl.cost.kernels import NONE, Call, Kernel
 from spdsl.cost.machine import padded_group
 from spdsl.cost.visits import key_tiles, row_tiles, step_blocks
 from spdsl.ir.pattern import Phase, Tensor
-from spdsl.ir.plan import Role, SoftmaxPlan
+from spdsl.ir.plan import Role, SoftmaxPlan, Sweep
 from spdsl.ir.schedule import Stage, Step
+from spdsl.ir.symbols import Boolean, H
 from spdsl.passes.count import Number
 from spdsl.runtime.launch.splits import lengths_to_try
 from spdsl.runtime.tuning.configs import Config, row_of_table, table_dim
@@ -71,7 +75,13 @@ def dkdv(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     def over(length: int) -> int:
         return _key_tiles(call, own, step.index, length, config.block_m, config.block_n)
 
-    tiles, stream = call.thinned(softmax, call.many(_over_classes(call, own, over))), own.sweeps[step.index].stream
+    def beside(rest: Boolean) -> int:
+        of_rest = replace(own, sweeps=tuple(replace(sweep, test=rest) for sweep in own.sweeps))
+        return _key_tiles(call, of_rest, step.index, call.length, config.block_m, config.block_n)
+
+    every = call.many(_over_classes(call, own, over))
+    tiles = call.thinned(softmax, tiles_of_lists(call, own, every, beside, config.block_m, config.block_n))
+    stream = own.sweeps[step.index].stream
     heads, keys_qk, keys_v = call.count.stream(stream)
     gradients = call.many(2 * heads * call.count.entries(stream) * (keys_qk + keys_v) * call.shape.size)
     moved = call.rows_bytes(softmax, qk + v) + gradients
@@ -118,11 +128,12 @@ def decode(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     blocks, moved = 0, 0
     for sweep in softmax.sweeps:
         (_, keys_qk, keys_v), keys = call.count.stream(sweep.stream), call.count.entries(sweep.stream)
-        visited = step_blocks(sweep, keys, call.length, config.block_n)
+        visited = _step_blocks(call, softmax, sweep, config.block_n)
         blocks += visited
         row = keys_qk + (keys_v if v else 16)
         moved += programs * min(keys, visited * config.block_n) * row * call.shape.size
-    tiles, area = call.thinned(softmax, call.many(programs * blocks)), rows * config.block_n
+    exact = call.count.in_tiles(softmax) is None
+    tiles, area = call.thinned(softmax, call.many(programs * blocks, exact)), rows * config.block_n
     pairs = call.thinned(softmax, call.many(step_pairs(call, softmax)))
     own = call.rows_bytes(softmax, qk + v)
     read, loaded = pair_bytes(call, softmax, call.thinned(softmax, Number(step_pairs(call, softmax))))
@@ -131,8 +142,19 @@ def decode(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
         flops=pairs * call.pair_flops(step.kind, softmax),
         machine=tiles * (area * call.tile_flops(step.kind, softmax)), exps=tiles * area,
         bytes=call.thinned(softmax, call.count.read(softmax).bytes) + own + read,
-        moved=call.thinned(softmax, call.many(moved)) + own + loaded,
+        moved=call.thinned(softmax, call.many(moved, exact)) + own + loaded,
     )  # fmt: skip
+
+
+def _step_blocks(call: Call, softmax: SoftmaxPlan, sweep: Sweep, block: int) -> int:
+    """Blocks that a program of a step loads at the most: those where its test holds somewhere."""
+    keys, parts = call.count.entries(sweep.stream), call.count.in_tiles(softmax)
+    every = step_blocks(sweep, keys, call.length, block)
+    if parts is None:
+        return every
+    heads = {"head": _group(call, softmax), "group": 1}
+    lists = (heads[choice.share] * call.capacity(choice) * _met(block, choice.unit) for choice, _ in parts.chosen)
+    return min(every, sum(lists) + step_blocks(sweep, keys, call.length, block, parts.rest))
 
 
 def pair_bytes(call: Call, softmax: SoftmaxPlan, pairs: Number) -> tuple[Number, Number]:
@@ -183,13 +205,41 @@ def _over_classes(call: Call, softmax: SoftmaxPlan, tiles: Callable[[int], int])
 def _row_tiles(call: Call, softmax: SoftmaxPlan, block_m: int, block_n: int) -> Number:
     heads = call.count.heads(softmax.softmax)
 
-    def tiles(length: int) -> int:
+    def tiles(length: int, rest: Boolean | None = None) -> int:
         return sum(
-            row_tiles(sweep, length, call.count.entries(sweep.stream, length), length, block_m, block_n, heads)
+            row_tiles(
+                sweep if rest is None else replace(sweep, test=rest), length, call.count.entries(sweep.stream, length),
+                length, block_m, block_n, heads,
+            )
             for sweep in softmax.sweeps
-        )
+        )  # fmt: skip
 
-    return call.thinned(softmax, call.many(_over_classes(call, softmax, tiles)))
+    every = call.many(_over_classes(call, softmax, tiles))
+    found = tiles_of_lists(call, softmax, every, lambda rest: tiles(call.length, rest), block_m, block_n)
+    return call.thinned(softmax, found)
+
+
+def tiles_of_lists(
+    call: Call, softmax: SoftmaxPlan, every: Number, tiles: Callable[[Boolean], int], block_m: int, block_n: int
+) -> Number:
+    """Of all tiles of a set that may be visited, as many as lists of tiles have room for, beside those of the rest."""
+    parts = call.count.in_tiles(softmax)
+    if parts is None:
+        return every
+    heads, rows = range(call.count.heads(softmax.softmax)), -(-call.queries // block_m)
+    lists = (
+        sum(beside.xreplace({H: sympy.Integer(head)}) is not sympy.false for head in heads)
+        * (_met(choice.rows, block_m) * call.capacity(choice) * _met(block_n, choice.unit))
+        for choice, beside in parts.chosen
+    )
+    return Number(min(every.value, call.shape.batch * (rows * sum(lists) + tiles(parts.rest))), exact=False)
+
+
+def _met(size: int, stretch: int) -> int:
+    """How many tiles of `size` a stretch meets at the most, where both count from 0."""
+    if size % stretch == 0:
+        return 1
+    return stretch // size if stretch % size == 0 else -(-(stretch - 1) // size) + 1
 
 
 def _key_tiles(call: Call, softmax: SoftmaxPlan, i: int, length: int, block_m: int, block_n: int) -> int:

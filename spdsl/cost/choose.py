@@ -14,10 +14,10 @@ from spdsl.runtime.tuning.unit_configs import MOST_UNIT, UnitShape, cut_pieces, 
 
 def mapped(call: Call, step: Step[Choice]) -> Kernel:
     """A byte for each unit of each tile of rows; drawn ones are alike for all sequences."""
-    choice, given = step.of, step.of.given
+    choice, by_sequence = step.of, step.of.given or step.of.selected
     heads = call.shape.heads if choice.share == "head" else call.shape.kv_heads
     tiles, units = -(-call.queries // choice.rows), -(-call.length // choice.unit)
-    moved = Number(heads * tiles * units * (call.shape.batch if given else 1))
+    moved = Number(heads * tiles * units * (call.shape.batch if by_sequence else 1))
     return Kernel(step.name, "lists", "copy", bytes=moved, moved=moved)
 
 

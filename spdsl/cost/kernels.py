@@ -153,7 +153,8 @@ class Call:
 
     def list_bytes(self, choice: Choice, softmax: SoftmaxPlan) -> Number:
         """The caller says how long its lists are, up to a bound."""
-        numbers = self.queries * self.lists(choice, softmax) * self.capacity(choice)
+        lists = -(-self.queries // choice.rows) if choice.tiled else self.queries
+        numbers = lists * self.lists(choice, softmax) * self.capacity(choice)
         return self.many(numbers * INDEX_BYTES, exact=not choice.given)
 
     def capacity(self, choice: Choice) -> int:

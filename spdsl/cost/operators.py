@@ -12,6 +12,7 @@ from spdsl.cost.kernels import Call
 from spdsl.ir.bias import Place
 from spdsl.ir.pattern import Case, Choice, Merge, Phase, Stream
 from spdsl.ir.plan import SoftmaxPlan
+from spdsl.ir.rule import Drawn
 from spdsl.ir.schedule import Gradient, Kind, Side, Step, Walk
 from spdsl.passes.joint import leaves
 from spdsl.passes.schedule.buffers import sides
@@ -70,10 +71,11 @@ def _bias_sums(call: Call, step: Step[SoftmaxPlan], counts: Counts) -> int:
 
 
 def _map(call: Call, step: Step[Choice], counts: Counts) -> int:
-    """Of a causal pattern a set is drawn once for all calls."""
-    if not step.of.given and call.plan.pattern.causal:
+    """Of a causal pattern a set is drawn once for all calls. Lists become maps alike, wherever they are from."""
+    drawn = isinstance(step.of.rule, Drawn)
+    if drawn and call.plan.pattern.causal:
         return counts["drawn_before"]
-    source = "given" if step.of.given else "drawn"
+    source = "drawn" if drawn else "given"
     return counts[f"{source}_{'train' if call.phase is Phase.TRAIN else 'cached'}"]
 
 

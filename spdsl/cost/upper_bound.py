@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import sympy
-from sympy.logic.boolalg import to_nnf
-
+from spdsl.ir.pattern import Choice
 from spdsl.ir.plan import Plan, SoftmaxPlan, Sweep
-from spdsl.ir.symbols import Boolean, lookups
+from spdsl.ir.symbols import lookup_name, lookups
+from spdsl.passes.tile_choices import without_lookups
 
 
 def upper_bound(plan: Plan) -> Plan:
@@ -16,23 +15,14 @@ def upper_bound(plan: Plan) -> Plan:
 
 
 def depends(plan: Plan, name: str) -> bool:
-    """Whether tensors decide what the softmax of that name sees, beside the score of the choice that it walks."""
+    """Whether tensors decide what the softmax of that name sees, beside the scores of choices, whose lists have room
+    for so many units.
+    """
     softmax = next(one for one in plan.softmaxes if one.name == name)
-    given = softmax.units is not None and softmax.units.given
-    return given or any(lookups(sweep.test) for sweep in softmax.sweeps)
-
-
-def without_lookups(test: Boolean) -> Boolean:
-    """The test with every atom that reads a tensor taken as true, negated ones too."""
-    return _true_where_read(to_nnf(test, simplify=False))
-
-
-def _true_where_read(test: Boolean) -> Boolean:
-    if not lookups(test):
-        return test
-    if isinstance(test, sympy.And | sympy.Or):
-        return test.func(*(_true_where_read(part) for part in test.args))
-    return sympy.true
+    if softmax.units is not None and softmax.units.given:
+        return True
+    scored = {one.name for one in softmax.reads if isinstance(one, Choice) and one.tiled}
+    return any(lookup_name(read) not in scored for sweep in softmax.sweeps for read in lookups(sweep.test))
 
 
 def _softmax(softmax: SoftmaxPlan) -> SoftmaxPlan:

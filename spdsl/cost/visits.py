@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from math import gcd
 
 import sympy
 
-from spdsl.cost.upper_bound import without_lookups
 from spdsl.ir.conjunct import Conjunct
 from spdsl.ir.plan import Sweep
 from spdsl.ir.symbols import (
@@ -18,6 +18,7 @@ from spdsl.ir.symbols import (
     Q_END,
     Q_FIRST,
     Q_LAST,
+    Boolean,
     H,
     Q,
     lookups,
@@ -28,6 +29,7 @@ from spdsl.passes.numbers import NotWhole, Values, compiled
 from spdsl.passes.ranges import key_range, row_range
 from spdsl.passes.series import Trace, total
 from spdsl.passes.spans import size, union
+from spdsl.passes.tile_choices import without_lookups
 from spdsl.passes.visible import DependsOnData
 
 Bounds = Callable[[Values, Trace], tuple[int, int]]
@@ -59,11 +61,12 @@ def key_tiles(sweep: Sweep, rows: int, keys: int, length: int, block_m: int, blo
     return _visited(ranges, tile, -(-keys // block_n), block_n, rows, block_m, heads)
 
 
-def step_blocks(sweep: Sweep, keys: int, length: int, block: int) -> int:
-    """Blocks of keys that the one query at the end visits, whatever its head."""
+def step_blocks(sweep: Sweep, keys: int, length: int, block: int, rest: Boolean | None = None) -> int:
+    """Blocks of keys that the one query at the end visits, whatever its head; of `rest` in place of its test."""
     ranges = sweep.decode
-    if lookups(sweep.test) or any(lookups(bound) for found in ranges for bound in (found.first, found.end)):
-        conjuncts = _conjuncts(sweep)
+    tests = [sweep.test, *(bound for found in ranges for bound in (found.first, found.end))]
+    if rest is not None or any(map(lookups, tests)):
+        conjuncts = _conjuncts(sweep if rest is None else replace(sweep, test=rest))
         single = {Q_FIRST: Q, Q_LAST: Q}
         found = [key_range(Conjunct(linears=one.linears)) for one in conjuncts]
         ranges = tuple(

@@ -29,6 +29,7 @@ class Choice:
 
     A score is reduced over heads, then rows, then the entries of a unit, by `heads_by`, `rows_by` and `unit_by` (`sum`,
     `mean`, `max`; None where there is nothing to reduce). `sum` over entries weighs each by overlap / stride.
+    From 16 rows on a list belongs to the tile and becomes a map (`tiled`); of fewer rows each query has it.
     `force` and `within` are sets of whole units as tests over the positions q and k: a unit is forced, or a candidate,
     if any of its tokens passes. Forced units count towards `count`, `least` and `most`; ties go to the lowest index.
     """

@@ -7,6 +7,7 @@ the most. Lists of the caller are full, and hold no unit that lies behind their 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,6 +18,7 @@ from spdsl.ir.plan import ChoicePlan, Plan, Role, SoftmaxPlan
 from spdsl.ir.symbols import K_FIRST, K_LAST, LENGTH, Boolean, K, Q
 from spdsl.passes.series import Trace, total
 from spdsl.passes.spans import Spans, difference, intersection, lowest, size, touched, union, within
+from spdsl.passes.tile_choices import InTiles, in_tiles, without_lookups
 from spdsl.passes.visible import DependsOnData, Visible
 
 
@@ -139,10 +141,24 @@ class Count:
     def _see(self, test: Boolean, cells: int) -> Visible:
         return Visible(test.xreplace({LENGTH: sympy.Integer(self.length)}), cells)
 
+    def in_tiles(self, softmax: SoftmaxPlan) -> InTiles | None:
+        """What of it lies in choices for tiles of queries, and what not; None where it reads none."""
+        tests = [term.test for term in softmax.softmax.terms]
+        return in_tiles(self.plan.pattern, tests[0]) if len(tests) == 1 and softmax.units is None else None
+
     def keys(self, softmax: SoftmaxPlan, q: int, heads: range) -> Number:
         """Different keys that some of the heads see, over all streams; of lists those of one."""
         if softmax.units is not None:
-            return self._listed(softmax, softmax.units, q, heads.start, Trace())
+            return self._listed(self._rest(softmax), softmax.units, q, heads.start, Trace())
+        if parts := self.in_tiles(softmax):
+
+            def passing(test: Boolean) -> int:
+                return self._visible(test, self.length).keys(q, heads.start).bit_count()
+
+            def listed(choice: Choice, rest: Visible) -> Number:
+                return self._listed(rest, choice, q, heads.start, Trace())
+
+            return self._at_most(softmax, parts, passing, listed)
         found = 0
         for sweep in softmax.sweeps:
             seen = self._visible(sweep.test, self.entries(sweep.stream))
@@ -156,8 +172,38 @@ class Count:
         """Visible (query, key) pairs of a whole sequence, over all query heads."""
         heads = self.heads(softmax.softmax)
         if softmax.units is not None:
-            return self._listed_pairs(softmax, softmax.units) * heads
-        seen = [self._visible(sweep.test, self.entries(sweep.stream)) for sweep in softmax.sweeps]
+            return self._listed_pairs(self._rest(softmax), softmax.units, 0) * heads
+        if parts := self.in_tiles(softmax):
+
+            def listed(choice: Choice, rest: Visible) -> Number:
+                if not rest.by_head:
+                    return self._listed_pairs(rest, choice, 0) * heads
+                return sum((self._listed_pairs(rest, choice, head) for head in range(heads)), Number(0))
+
+            return self._at_most(softmax, parts, lambda test: self._seen_pairs(softmax, test), listed)
+        return Number(self._seen_pairs(softmax))
+
+    def _at_most(
+        self,
+        softmax: SoftmaxPlan,
+        parts: InTiles,
+        seen: Callable[[Boolean], int],
+        listed: Callable[[Choice, Visible], Number],
+    ) -> Number:
+        """Keys or pairs of lists and of what else there is, and no more than there are; exact for one list alone."""
+        every, others = seen(without_lookups(softmax.softmax.terms[0].test)), seen(parts.rest)
+        try:
+            lists = [listed(choice, self._visible(rest, self.length)) for choice, rest in parts.chosen]
+        except DependsOnData:
+            return Number(every, exact=False)
+        found = sum(lists, Number(others))
+        return Number(min(every, found.value), found.exact and len(lists) == 1 and not others)
+
+    def _seen_pairs(self, softmax: SoftmaxPlan, test: Boolean | None = None) -> int:
+        """Those that its tests, or this one in their place, let pass."""
+        heads = self.heads(softmax.softmax)
+        tests = [(sweep.test if test is None else test, self.entries(sweep.stream)) for sweep in softmax.sweeps]
+        seen = [self._visible(*one) for one in tests]
         units = [unit for one in seen for unit in one.units()]
         alike: dict[tuple[tuple[bool, ...], ...], list[int]] = {}
         for head in range(heads):
@@ -170,12 +216,15 @@ class Count:
                 return sum(one.size(q, head, trace) for one in seen)
 
             found += len(members) * total(size, self.length, units)
-        return Number(found)
+        return found
 
-    def _listed_pairs(self, softmax: SoftmaxPlan, choice: Choice) -> Number:
+    def _rest(self, softmax: SoftmaxPlan) -> Visible:
+        """What masks the pairs of the list that it walks."""
+        return self._visible(softmax.sweeps[0].test, self.length)
+
+    def _listed_pairs(self, rest: Visible, choice: Choice, head: int) -> Number:
         """Of one head: the pairs of a list, all queries together."""
         exact = True
-        rest = self._visible(softmax.sweeps[0].test, self.length)
         _, allowed, forced, entries = self._sets(choice)
         stride = self.stride(choice)
         units = [choice.unit, choice.unit // stride * stride, stride, choice.rows]
@@ -183,21 +232,21 @@ class Count:
 
         def keys(q: int, trace: Trace) -> int:
             nonlocal exact
-            found = self._listed(softmax, choice, q, 0, trace)
+            found = self._listed(rest, choice, q, head, trace)
             exact = exact and bool(trace.constant(found.exact))
             return found.value
 
         found = total(keys, self.length, units)
         return Number(found, exact)
 
-    def _listed(self, softmax: SoftmaxPlan, choice: Choice, q: int, head: int, trace: Trace) -> Number:
+    def _listed(self, rest: Visible, choice: Choice, q: int, head: int, trace: Trace) -> Number:
         """Tokens of the units of one list that the rest of the test lets the query see.
 
         Which units of those with a score are taken is not known. Units that are seen in part (the query's own) make a
         difference only if they are not forced.
         """
         sets = self.units(choice, q, head, trace)
-        seen = self._visible(softmax.sweeps[0].test, self.length).spans(q, head, trace)
+        seen = rest.spans(q, head, trace)
         whole, some = within(seen, choice.unit, trace), touched(seen, choice.unit, trace)
         forced = lowest(sets.forced, sets.room, trace)
         number = size(intersection(_tokens_of(forced, choice.unit), seen, trace))

@@ -51,6 +51,22 @@ TEXTS = {
             return attend(chosen)
         }
     """,
+    # products are made of the tiles that lists name: two of three units, whose blocks tiles of 16 rows do not share
+    "tiles chosen": """
+        pattern p {
+            means  = compress(8, by = mean)
+            chosen = top_k(2, score = dot(means), unit = max(16), share = max(group), rows = max(16))
+            return attend(chosen)
+        }
+    """,
+    "tiles chosen and near": """
+        pattern p {
+            means  = compress(8, by = mean)
+            chosen = top_k(1, score = dot(means), unit = max(16), share = max(group), rows = max(16),
+                           within = ~first(1))
+            return attend(chosen & where(h == 0) | where(k // 16 == 0) & where(h == 0))
+        }
+    """,
     "divergence": """
         pattern p {
             causal

@@ -24,7 +24,7 @@ TEXTS = (
 # Torch runs more than the schedule counts: what tests of tiles read, casts of arguments, scores as results.
 MORE = (
     "alibi", "big_bird", "block_sparse", "document", "longformer", "prefix_lm", "seer_attention",
-    calls.DRAWN, calls.PAIRS,
+    calls.DRAWN, calls.PAIRS, calls.TILED,
 )  # fmt: skip
 
 

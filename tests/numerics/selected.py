@@ -228,7 +228,9 @@ def expect_lists(lists: dict[str, Tensor], pattern: Pattern, inputs: Inputs, pac
         padded = torch.where(found < 0, 2**31 - 1, found)
         assert torch.equal(padded, padded.sort(-1).values), f"{name} is not ascending"
         both = (found, wanted[name])
-        tiles, width = (max(x.shape[axis] for x in both) for axis in (2, 3))  # of packed sequences there is room for more
+        tiles, width = (
+            max(x.shape[axis] for x in both) for axis in (2, 3)
+        )  # of packed sequences there is room for more
         pads = ((0, width - x.shape[3], 0, tiles - x.shape[2]) for x in both)
         own, other = (torch.nn.functional.pad(x, pad, value=-1) for x, pad in zip(both, pads, strict=True))
         assert torch.equal(own, other), f"{name} differs in {(own != other).any(-1).nonzero().tolist()[:4]}"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+import spdsl
 from spdsl.oracle import dense
+from tests.library import broken
 from tests.numerics.cases import Shape, cut, inputs_of
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import pattern_of
+from tests.numerics.patterns import pattern_of, text_of
 from tests.numerics.selected import expect_lists, recorded
 from tests.numerics.test_selection import checked
 from tests.numerics.test_selection_layouts import check_packed, check_padded
@@ -25,7 +30,8 @@ TILES = (
     "mass = top_p(p[h], score = share_of, rows = sum(32), share = head, force = first(1)) "
     "under = top_p(0.6, score = share_of, rows = mean(16), unit = sum(24), share = sum(group), side = below, "
     "least = 1, within = ~first(1)) "
-    "strong = threshold(0.1, score = share_of, rows = max(48), unit = max(16), share = max(group), least = 1, most = 3) "
+    "strong = threshold(0.1, score = share_of, rows = max(48), unit = max(16), share = max(group), least = 1, "
+    "most = 3) "
 )
 NAMES = ("best", "mass", "under", "strong")
 MIXTURE = (
@@ -50,7 +56,7 @@ def body(text: str, order: str = "") -> str:
 def drawn(seed: int) -> str:
     """A set of two to four parts, with a choice of tiles among them."""
     rng = random.Random(seed)
-    others = ("table", "sliding(7, ahead = 3)", "sink(5)", "where(column[h][k])", "where(style[h] % 2 == 0)", "strided(3)")
+    others = ("table", "sliding(7, ahead = 3)", "sink(5)", "where(column[h][k])", "where(style[h] % 2 == 0)")
     parts = [rng.choice(NAMES), *(rng.choice((*NAMES, *others)) for _ in range(rng.randint(1, 3)))]
     text = parts[0]
     for part in parts[1:]:
@@ -140,3 +146,56 @@ def test_a_list_is_made_once_for_a_tile(cpu: Engine) -> None:
         module.attention(**inputs)
     assert lists["best"].shape == (1, 4, 4, 2)
     assert lists["mass"].shape == (1, 4, 2, 8)
+
+
+class Bug(NamedTuple):
+    """One change of the library or of a module, and what must tell."""
+
+    what: str
+    old: str
+    new: str
+    check: Callable[[str, ModuleType], None]
+    order: str = ""
+
+
+def _chunks(own: str, module: ModuleType) -> None:
+    in_chunks(own, module, (19, 21))
+
+
+def _whole(own: str, module: ModuleType) -> None:
+    checked(own, Shape(37, 50, 1, 4, 2), module)
+
+
+def _packed(own: str, module: ModuleType) -> None:
+    check_packed(own, module, [0, 21, 38])
+
+
+BUGS = [
+    Bug("tiles of lists begin with the call", "tile += floor_div(q_origin, S.ROWS)", "tile += 0", _chunks, "causal"),
+    Bug("tiles of the map begin with the call", 'torch.div(q_origin, rows, rounding_mode="floor")', "(q_origin * 0)",
+        _chunks, "causal"),
+    Bug("the map of another row's tile", "rt.floor_div(q, 16) - t.best_first", "rt.floor_div(q + 8, 16) - t.best_first",
+        _whole),
+    Bug("the bounds of another row's tile", "tiles.q_last // 16 - t.best_first",
+        "tiles.q_first // 16 - t.best_first - 1", _whole),
+    Bug("all lists in the place of one", "at(chosen, rows.s, list_head, rows.tile)", "at(chosen, rows.s, list_head, 0)",
+        _whole),
+    Bug("lists at the rows of a tile", "at(chosen, rows.s, list_head, rows.tile)",
+        "at(chosen, rows.s, list_head, rows.begin // S.ROWS)", _whole),
+    Bug("the lists of the first sequence", "at(chosen, rows.s, list_head, rows.tile)",
+        "at(chosen, rows.s * 0, list_head, rows.tile)", _packed),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what)
+def test_a_bug_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
+    own = body(SETS["two of them"], bug.order)
+    module = kernels(broken(spdsl.compile(text_of(own)).text, bug.old, bug.new, tmp_path))
+    with pytest.raises(AssertionError):
+        bug.check(own, module)
+
+
+@pytest.mark.parametrize("check, order", [(_chunks, "causal"), (_whole, ""), (_packed, "")])
+def test_the_same_checks_pass_without_a_bug(kernels: Engine, check: Callable[..., None], order: str) -> None:
+    own = body(SETS["two of them"], order)
+    check(own, kernels(own))

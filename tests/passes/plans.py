@@ -28,6 +28,7 @@ from spdsl.passes.selection import selection as choice_plan
 from spdsl.passes.series import Trace
 from spdsl.passes.split import split as taken_apart
 from spdsl.passes.tidy import tidy as shorter
+from spdsl.passes.tile_choices import in_tiles
 from spdsl.passes.visible import DependsOnData, Visible
 from tests.passes.language import branch, tests
 from tests.passes.lowered import lowered
@@ -48,6 +49,16 @@ def bias_reads(body: str) -> Iterator[str]:
         for read in differentiated(softmax.softmax.bias, softmax.reads):
             if read not in softmax.bias_reads:
                 yield f"no gradient of {read.tensor.name}: {read.read} is {read.place.value}"
+
+
+def tile_choices(body: str) -> Iterator[str]:
+    """Each choice with what holds beside it, then what needs none."""
+    pattern = lowered(body)
+    for test in _terms(body):
+        parts = in_tiles(pattern, test)
+        if parts is not None:
+            yield from (f"{choice.name}: {beside}" for choice, beside in parts.chosen)
+            yield f"rest: {parts.rest}"
 
 
 def tidy(body: str) -> Iterator[str]:

@@ -143,7 +143,7 @@ def test_lists_of_tiles_of_rows(order: str, units: int, length: int) -> None:
     pattern = lower(parse(Source(text), Report(Source(text))).patterns[0], Report(Source(text)), {})
     assert pattern is not None
     wanted = int(masks(pattern, length, phase)["attend"].sum())
-    found = next(own.pairs(one) for one in own.softmaxes(phase) if one.units is not None)
+    found = next(own.pairs(one) for one in own.softmaxes(phase) if own.in_tiles(one))
     assert found.value >= wanted
     if units == 16 or found.exact:
         assert found == Number(wanted)

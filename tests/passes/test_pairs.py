@@ -33,7 +33,8 @@ PAIRS: dict[str, Callable[[str], Iterator[str]]] = {
         check, language.choices, language.later_keys, language.source_numbers, plans.aligned, plans.bias_reads,
         plans.count,
         plans.disjuncts, plans.divergence, plans.joint, plans.listed, plans.overlap, plans.partition, plans.ranges,
-        plans.read_lengths, plans.resident, plans.residues, plans.selection, plans.split, plans.tidy, plans.visible,
+        plans.read_lengths, plans.resident, plans.residues, plans.selection, plans.split, plans.tidy,
+        plans.tile_choices, plans.visible,
         schedules.schedule,
     )
 }  # fmt: skip

@@ -56,7 +56,7 @@ def _lists(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
         )  # fmt: skip
         yield Step(
             Kind.CUT, "cut_lists", plan, "cut_lists", "a list", "the scores of its row", (*scores, *limits), found,
-            event=event, turns_of="rows",
+            found if choice.tiled else (), event=event, turns_of="rows",
         )  # fmt: skip
         return
     ranks = _ranks(room, plan)
