@@ -118,7 +118,7 @@ def decode(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     blocks, moved = 0, 0
     for sweep in softmax.sweeps:
         (_, keys_qk, keys_v), keys = call.count.stream(sweep.stream), call.count.entries(sweep.stream)
-        visited = step_blocks(sweep, keys, call.length, config.block_n)
+        visited = step_blocks(sweep, keys, call.length, config.block_n, softmax.softmax.rows)
         blocks += visited
         row = keys_qk + (keys_v if v else 16)
         moved += programs * min(keys, visited * config.block_n) * row * call.shape.size
@@ -156,7 +156,10 @@ def splits(call: Call, softmax: SoftmaxPlan) -> int:
     """In how many parts the keys of a step are visited, if the cache has room for no more."""
     heads, group = call.count.heads(softmax.softmax), _group(call, softmax)
     visited = sum(
-        max(step_blocks(sweep, call.count.entries(sweep.stream), length, 1) for length in lengths_to_try(call.length))
+        max(
+            step_blocks(sweep, call.count.entries(sweep.stream), length, 1, softmax.softmax.rows)
+            for length in lengths_to_try(call.length)
+        )
         for sweep in softmax.sweeps
     )
     return call.machine.splits(call.shape.batch * (heads // group), visited)
@@ -164,7 +167,7 @@ def splits(call: Call, softmax: SoftmaxPlan) -> int:
 
 def step_pairs(call: Call, softmax: SoftmaxPlan) -> int:
     """Visible keys of the last query, over all heads."""
-    heads, last = call.count.heads(softmax.softmax), call.length - 1
+    heads, last = call.count.heads(softmax.softmax), (call.length - 1) // softmax.softmax.rows
     if softmax.units is not None:
         return call.count.keys(softmax, last, range(1)).value * heads
     return sum(call.count.keys(softmax, last, range(head, head + 1)).value for head in range(heads))
@@ -181,11 +184,13 @@ def _over_classes(call: Call, softmax: SoftmaxPlan, tiles: Callable[[int], int])
 
 
 def _row_tiles(call: Call, softmax: SoftmaxPlan, block_m: int, block_n: int) -> Number:
-    heads = call.count.heads(softmax.softmax)
+    heads, each = call.count.heads(softmax.softmax), softmax.softmax.rows
 
     def tiles(length: int) -> int:
         return sum(
-            row_tiles(sweep, length, call.count.entries(sweep.stream, length), length, block_m, block_n, heads)
+            row_tiles(
+                sweep, -(-length // each), call.count.entries(sweep.stream, length), length, block_m, block_n, heads
+            )
             for sweep in softmax.sweeps
         )
 
@@ -194,7 +199,8 @@ def _row_tiles(call: Call, softmax: SoftmaxPlan, block_m: int, block_n: int) -> 
 
 def _key_tiles(call: Call, softmax: SoftmaxPlan, i: int, length: int, block_m: int, block_n: int) -> int:
     sweep, heads = softmax.sweeps[i], call.count.heads(softmax.softmax)
-    return key_tiles(sweep, length, call.count.entries(sweep.stream, length), length, block_m, block_n, heads)
+    rows = -(-length // softmax.softmax.rows)
+    return key_tiles(sweep, rows, call.count.entries(sweep.stream, length), length, block_m, block_n, heads)
 
 
 def _class_bytes(call: Call, softmax: SoftmaxPlan, own: SoftmaxPlan) -> Number:

@@ -59,8 +59,8 @@ def key_tiles(sweep: Sweep, rows: int, keys: int, length: int, block_m: int, blo
     return _visited(ranges, tile, -(-keys // block_n), block_n, rows, block_m, heads)
 
 
-def step_blocks(sweep: Sweep, keys: int, length: int, block: int) -> int:
-    """Blocks of keys that the one query at the end visits, whatever its head."""
+def step_blocks(sweep: Sweep, keys: int, length: int, block: int, width: int = 1) -> int:
+    """Blocks of keys that the one query at the end visits, whatever its head; by the number of its cell of `width`."""
     ranges = sweep.decode
     if lookups(sweep.test) or any(lookups(bound) for found in ranges for bound in (found.first, found.end)):
         conjuncts = _conjuncts(sweep)
@@ -70,7 +70,7 @@ def step_blocks(sweep: Sweep, keys: int, length: int, block: int) -> int:
             Range(*(part.xreplace(single) for part in (r.first, r.end, r.condition, r.full_first, r.full_end, r.full)))
             for r in found
         )
-    values = {Q: length - 1, LENGTH: length, H: 0}
+    values = {Q: (length - 1) // width, LENGTH: length, H: 0}
     return _blocks([_bounds(one) for one in ranges], values, keys, block, Trace())
 
 

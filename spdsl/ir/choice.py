@@ -53,6 +53,16 @@ class Choice:
         return self.score is not None
 
     @property
+    def grain(self) -> int:
+        """Queries of a row of its score."""
+        return 1 if self.score is None else self.score.grain.rows
+
+    @property
+    def together(self) -> int:
+        """Rows of its score that choose together."""
+        return self.rows // self.grain
+
+    @property
     def listed(self) -> bool:
         """Whether a call has it as a list of units for each query, which kernels walk; else as a map."""
         return self.selected or (self.given and self.rows == 1)

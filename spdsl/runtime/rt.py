@@ -77,6 +77,7 @@ from spdsl.runtime.cpu.attention_bias import cpu_bias_backward
 from spdsl.runtime.cpu.cpu import sink_gradient
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
+from spdsl.runtime.entries.query_cells import QueryCells, lists_of_queries, part_of_queries, pooled_query, query_cells
 from spdsl.runtime.language import triton
 from spdsl.runtime.launch.bias import bias_config, chunks_of, key_sums, program_sums, row_sums, sharing, table_of
 from spdsl.runtime.launch.branches import merge, summed, summed_by_name, wanted_of
@@ -289,6 +290,7 @@ __all__ = [
     "Options",
     "Paged",
     "QueryArgument",
+    "QueryCells",
     "RangeVisit",
     "Result",
     "RowGrads",
@@ -401,6 +403,7 @@ __all__ = [
     "limits_of",
     "list_limits",
     "lists_of",
+    "lists_of_queries",
     "load_dout",
     "load_k",
     "load_lse",
@@ -453,13 +456,16 @@ __all__ = [
     "pair_extremes",
     "pair_lists",
     "pair_shape",
+    "part_of_queries",
     "parts_of",
     "per_sequence",
     "pool_rows",
     "pooled",
+    "pooled_query",
     "pooled_scores",
     "prepared",
     "program_sums",
+    "query_cells",
     "rank",
     "ranked",
     "ranks_kept",

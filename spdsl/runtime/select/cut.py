@@ -47,6 +47,7 @@ class CutConst(NamedTuple):
     CHUNK: tl.constexpr  # units of a list that are looked at at once
     PART: tl.constexpr  # of all mass that a list takes; 0: lists do not go by mass
     BELOW: tl.constexpr  # whether that is the most it may be, or the least
+    CELL: tl.constexpr  # queries of a row
 
 
 class CutTiles(NamedTuple):
@@ -110,6 +111,8 @@ def cut_end(length, last, S):
     """Units that the lists of a tile may name."""
     end = tl.cdiv(length, S.UNIT)
     if S.CAUSAL:
+        if S.CELL > 1:
+            last = last * S.CELL + (S.CELL - 1)
         end = tl.minimum(end, tl.maximum(last, -1) // S.UNIT + 1)
     return end
 

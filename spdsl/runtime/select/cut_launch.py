@@ -22,14 +22,14 @@ _CHUNK, _OF_WARP = 512, 64
 
 def cut_constants(
     shape: UnitShape, unit: int, rows: int, least: int, level: float | None, stride: int, first: int,
-    entries: int, splits: int, causal: bool, units: int, part: float = 0.0, below: bool = False,
+    entries: int, splits: int, causal: bool, units: int, part: float = 0.0, below: bool = False, cell: int = 1,
 ) -> CutConst:  # fmt: skip
     """As `select_constants`, for lists of `rows` queries. Without `least` what is below `level` has no bits at all."""
     passing = NOT_CUT.value if level is None or least == 0 else level_bits(level) - 1
     chunk = max(16, min(_CHUNK, power_of_2(units)))
     values = (
         unit, rows, shape.lanes, max(shape.config.block_n, 16), least, passing, unit // stride, first, entries,
-        splits, causal, 16 if INTERPRETED else chunk, part, below,
+        splits, causal, 16 if INTERPRETED else chunk, part, below, cell,
     )  # fmt: skip
     return CutConst(*(tl.constexpr(value) for value in values))
 
