@@ -63,6 +63,7 @@ PUBLISHED = {
         ("query(heads = 4, dim = 128)", "query(heads = 2, dim = 8)"), block=16, count=2,
     ),
     "seer_attention": published("seer_attention", block=16),
+    "vsa": published("vsa", cube=16, count=3),
 }  # fmt: skip
 WORDS = {
     "cells as units": nsa(16, 16, 16, 3, by="mean"),

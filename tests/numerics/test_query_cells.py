@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
 import pytest
 import torch
 
+import spdsl
 from spdsl.oracle import dense
+from tests.library import broken
 from tests.numerics.cases import Found, Shape, assert_same, cached, checked, cut, inputs_of, nan_cache
 from tests.numerics.conftest import Engine
-from tests.numerics.patterns import pattern_of
+from tests.numerics.patterns import pattern_of, text_of
+from tests.numerics.selected import SELECTED
 from tests.numerics.test_selection import checked as checked_lists
 from tests.numerics.test_selection_layouts import check_packed, check_padded
+from tests.sanitizer.mode import sanitized
 
-VSA = (
-    "q_mean = compress(16, of = q, by = mean, partial = keep) cubes = compress(16, by = mean, partial = keep) "
-    "coarse = attend(cubes, query = q_mean) chosen = top_k(3, score = mass(coarse), share = head) "
-    "return gate(coarse, attend(chosen)) if train"
-)
 SCORES = {
-    "mass of a branch": VSA,
+    "mass of a branch": SELECTED["vsa"],
     "logits, tiles of two cells": (
         "q_max = compress(8, of = q, by = max, partial = keep) cells = compress(16) "
         "chosen = top_k(2, score = dot(cells, query = q_max), share = max(group), rows = mean(16), force = last(1)) "
@@ -174,3 +178,87 @@ def test_more_queries_than_keys(engine: Engine) -> None:
     """The first queries have negative positions, and cells negative numbers."""
     body = SCORES["mass of a branch"]
     checked(body, Shape(61, 40, 1, 2, 1), module=engine(body))
+
+
+def test_video_sparse_attention_as_published(engine: Engine) -> None:
+    """The rule of FastVideo in plain torch: means of cubes, softmax over cubes, torch.topk, and the two outputs."""
+    cube, count = 16, 3
+    module, pattern = engine(SELECTED["vsa"]), pattern_of(SELECTED["vsa"])
+    inputs = inputs_of(pattern, Shape(96, 96, 2, 4, 4))
+    q, k, v, gates = (inputs[name] for name in ("q", "k", "v", "gates"))
+    q_cubes, k_cubes, v_cubes = (x.unflatten(2, (-1, cube)).mean(3) for x in (q, k, v))
+    weights = torch.softmax(q_cubes @ k_cubes.transpose(-1, -2) / q.shape[-1] ** 0.5, -1)
+    chosen = torch.topk(weights, count, -1).indices
+    mask = torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, chosen, True)
+    mask = mask.repeat_interleave(cube, 2).repeat_interleave(cube, 3)
+    fine = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    coarse = (weights @ v_cubes).repeat_interleave(cube, 2)
+    out = module.attention(**inputs)
+    torch.testing.assert_close(out, gates[..., :1] * coarse + gates[..., 1:] * fine, rtol=1e-10, atol=1e-10)
+    lists = module.choices(**inputs)["chosen"]
+    assert torch.equal(lists[:, :, ::cube].long(), chosen.sort(-1).values)
+
+
+Check = Callable[[str, ModuleType], None]
+
+
+def packed(body: str, module: ModuleType) -> None:
+    check_packed(body, module, [0, 21, 38])
+
+
+def padded(body: str, module: ModuleType) -> None:
+    check_padded(body, module, [21, 0, 18])
+
+
+def chunks(body: str, module: ModuleType) -> None:
+    """Chunks that begin within cells."""
+    pattern = pattern_of(body)
+    inputs = inputs_of(pattern, Shape(41, 41))
+    cache = module.Cache(1, 64, kv_heads=1, qk_dim=16, v_dim=16, dtype=torch.float64)
+    for first, end in ((0, 19), (19, 41)):
+        new = cut(pattern, inputs, first, end)
+        found = module.prefill(**new, cache=cache, return_lse=True)
+        seen = {**cut(pattern, inputs, 0, end), "q": new["q"]}
+        assert_same(Found([found]), Found(dense.results(pattern, seen, "prefill")))
+
+
+def a_part(body: str, module: ModuleType) -> None:
+    checked(body, Shape(33, 60, 1, 2, 1, offsets=(27, 0)), module=module)
+
+
+class Bug(NamedTuple):
+    title: str
+    pattern: str
+    check: Check
+    old: str
+    new: str
+    of_kernels: bool = False
+
+
+BUGS = [
+    Bug("cells count from the first query of a call", SELECTED["vsa"], a_part,
+        "origin, end = layout.q_offset,", "origin, end = 0,"),
+    Bug("places count from the first query of a call", SELECTED["vsa"], a_part, "origin - first * width)", "0)"),
+    Bug("cells of a chunk count from its first query", PREFILLS["ranked"], chunks,
+        "position = row + origins[s]", "position = row + (first * width)[s]"),
+    Bug("a short cell is divided by its width", SELECTED["vsa"], packed,
+        "there = there | ~there.any(2, keepdim=True)", "there = torch.ones_like(there)"),
+    Bug("packed sequences share rows", SELECTED["vsa"], packed, "begin = own.cumsum(0) - own if packed",
+        "begin = own.cumsum(0) * 0 if packed"),
+    Bug("queries in no sequence lie in a cell", SELECTED["vsa"], padded,
+        "(row >= counts[s]), cells * width)", "(row >= counts[s]), 0)"),
+    Bug("kernels begin at cell 0", PREFILLS["ranked"], chunks, "origin = tl.load(call.q_origins + s)", "origin = 0",
+        of_kernels=True),
+    Bug("units end at the number of the cell", PREFILLS["cut, two cells of queries"], chunks,
+        "last = last * S.CELL + (S.CELL - 1)", "last = last * 1",
+        of_kernels=True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.title.replace(" ", "_"))
+def test_a_bug_is_seen(engine: Engine, bug: Bug, tmp_path: Path) -> None:
+    if bug.of_kernels != (engine.name == "interpreted"):
+        pytest.skip("one engine sees it")
+    module = engine(broken(spdsl.compile(text_of(bug.pattern)).text, bug.old, bug.new, tmp_path))
+    with sanitized(), pytest.raises(AssertionError):
+        bug.check(bug.pattern, module)
