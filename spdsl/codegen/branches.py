@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from spdsl.codegen.softmax_text import JointText
 from spdsl.ir.pattern import Branch, Gate, Softmax
@@ -15,9 +15,9 @@ def branch_text(branch: Branch, joints: Mapping[tuple[str, ...], JointText] = NO
     """Parts are (out, lse); those of a joint come merged."""
     if isinstance(branch, Gate):
         return f"gate([{', '.join(branch_text(inner, joints) for inner in branch.branches)}], gates)"
-    names = leaves(branch)
     if isinstance(branch, Softmax):
-        return f"{names[0]}_part"
+        return _part(branch)
+    names = leaves(branch)
     return f"{joints[names].name}_part" if names in joints else f"rt.merge([{_parts(branch)}])"
 
 
@@ -32,4 +32,18 @@ def cached_text(branch: Branch) -> str:
 
 def _parts(branch: Branch) -> str:
     """A merge of merges is one merge."""
-    return ", ".join(f"{name}_part" for name in leaves(branch))
+    return ", ".join(_part(softmax) for softmax in _softmaxes(branch))
+
+
+def _softmaxes(branch: Branch) -> Iterator[Softmax]:
+    if isinstance(branch, Softmax):
+        yield branch
+    else:
+        for inner in branch.branches:
+            yield from _softmaxes(inner)
+
+
+def _part(softmax: Softmax) -> str:
+    """Of every query; rows of cells are spread over theirs."""
+    own = f"{softmax.name}_part"
+    return own if softmax.rows == 1 else f"rt.part_of_queries({own}, inputs.{softmax.query}_rows)"

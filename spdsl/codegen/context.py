@@ -68,7 +68,8 @@ def context(plan: Plan, schedules: Sequence[Schedule], spelling: Spelling) -> Mo
     gates = [branch for case in pattern.cases for branch in (case.branch, *case.extras) if isinstance(branch, Gate)]
     return ModuleText(
         spelling, pattern, softmaxes, tuple(joints.values()),
-        tuple(found for found in pattern.inputs if isinstance(found, Query)),
+        tuple(found for found in pattern.inputs if isinstance(found, Query) and found.source is None),
+        tuple(found for found in pattern.inputs if isinstance(found, Query) and found.source is not None),
         tuple(found for found in pattern.inputs if isinstance(found, Stream) and found.compress is None),
         tuple(_entries(found, plan, spelling) for found in entries),
         tuple(found for found in pattern.inputs if isinstance(found, Weight)),
@@ -93,6 +94,7 @@ def _softmax(plan: SoftmaxPlan, spelling: Spelling, learns: bool, is_class: bool
     return SoftmaxText(
         name=name,
         query=softmax.query,
+        rows=softmax.rows,
         sweeps=tuple(
             _sweep(sweep, stream, f"{name}_{stream.name}" if several else name, reads)
             for sweep in plan.sweeps

@@ -24,6 +24,7 @@ class ModuleText:
     softmaxes: tuple[SoftmaxText, ...]
     joints: tuple[JointText, ...]
     queries: tuple[Query, ...]
+    pooled: tuple[Query, ...]  # computed from them, one for each cell
     streams: tuple[Stream, ...]  # of the caller
     entries: tuple[EntriesText, ...]  # computed from them
     weights: tuple[Weight, ...]
@@ -121,7 +122,7 @@ class ModuleText:
         names: list[str] = []
         for found in self.pattern.inputs:
             if isinstance(found, Query):
-                names.append(found.name)
+                names += [] if found.source else [found.name]
             elif isinstance(found, Stream) and found.compress is None:
                 names += [name for name in (found.key_argument, found.value_argument) if name]
         return tuple(names)
@@ -130,7 +131,9 @@ class ModuleText:
         """The query that asks the keys of a stream, or of the entries made of it."""
         own = {stream.name, *(found.name for found in self.entries if found.source.name == stream.name)}
         asking = (s.query for s in self.softmaxes for sweep in s.sweeps if sweep.stream.name in own)
-        return next(asking, self.queries[0].name)
+        sources = {found.name: found.source for found in self.pooled}
+        query = next(asking, self.queries[0].name)
+        return sources.get(query) or query
 
     @property
     def lookups(self) -> tuple[str, ...]:
@@ -229,10 +232,12 @@ class ModuleText:
 
     @property
     def computed(self) -> tuple[str, ...]:
-        """What a call computes before its softmaxes: entries, and the choices that the caller did not pass."""
+        """What a call computes before its softmaxes: entries, pooled queries, and the choices that the caller did not
+        pass."""
         entries = tuple(side[1] for found in self.entries for side in found.sides)
+        rows = (name for x in self.pooled for name in (x.name, f"{x.name}_rows"))
         chosen = (name for found in self.selected for name in found.fields)
-        return (*entries, *chosen)
+        return (*entries, *rows, *chosen)
 
     def summed(self, phase: str) -> tuple[tuple[str, ...], ...]:
         """The value arguments of what becomes one result: they have one dim."""
@@ -295,7 +300,7 @@ class ModuleText:
     @property
     def widened(self) -> bool:
         """Whether the reference computes with more than queries, keys and values in floating point."""
-        return bool(self.entries or self.extras or any(x.dtype == "float" for x in self.tensors))
+        return bool(self.entries or self.pooled or self.extras or any(x.dtype == "float" for x in self.tensors))
 
     @property
     def scaled(self) -> bool:

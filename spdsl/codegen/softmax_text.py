@@ -46,6 +46,7 @@ class SweepText:
 class SoftmaxText:
     name: str
     query: str
+    rows: int  # queries of one
     sweeps: tuple[SweepText, ...]
     reads: tuple[Tensor | Choice, ...]
     scale: str
@@ -150,6 +151,11 @@ class SoftmaxText:
         return tuple(dict.fromkeys(read.tensor.name for read in self.learned_reads))
 
     @property
+    def layout(self) -> str:
+        """Where its rows lie, in functions of all inputs."""
+        return "layout" if self.rows == 1 else f"inputs.{self.query}_rows.layout"
+
+    @property
     def parts(self) -> tuple[SoftmaxText, ...]:
         """What an operator computes, as a `JointText` has it."""
         return (self,)
@@ -161,6 +167,7 @@ class JointText:
 
     name: str
     parts: tuple[SoftmaxText, ...]
+    layout = "layout"
 
     @property
     def learns(self) -> bool:

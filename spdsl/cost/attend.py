@@ -149,12 +149,13 @@ def decode(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
 def _step_blocks(call: Call, softmax: SoftmaxPlan, sweep: Sweep, block: int) -> int:
     """Blocks that a program of a step loads at the most: those where its test holds somewhere."""
     keys, parts = call.count.entries(sweep.stream), call.count.in_tiles(softmax)
-    every = step_blocks(sweep, keys, call.length, block)
+    width = softmax.softmax.rows
+    every = step_blocks(sweep, keys, call.length, block, width)
     if parts is None:
         return every
     heads = {"head": _group(call, softmax), "group": 1}
     lists = (heads[choice.share] * call.capacity(choice) * _met(block, choice.unit) for choice, _ in parts.chosen)
-    return min(every, sum(lists) + step_blocks(sweep, keys, call.length, block, parts.rest))
+    return min(every, sum(lists) + step_blocks(sweep, keys, call.length, block, width, parts.rest))
 
 
 def pair_bytes(call: Call, softmax: SoftmaxPlan, pairs: Number) -> tuple[Number, Number]:
@@ -178,7 +179,10 @@ def splits(call: Call, softmax: SoftmaxPlan) -> int:
     """In how many parts the keys of a step are visited, if the cache has room for no more."""
     heads, group = call.count.heads(softmax.softmax), _group(call, softmax)
     visited = sum(
-        max(step_blocks(sweep, call.count.entries(sweep.stream), length, 1) for length in lengths_to_try(call.length))
+        max(
+            step_blocks(sweep, call.count.entries(sweep.stream), length, 1, softmax.softmax.rows)
+            for length in lengths_to_try(call.length)
+        )
         for sweep in softmax.sweeps
     )
     return call.machine.splits(call.shape.batch * (heads // group), visited)
@@ -186,7 +190,7 @@ def splits(call: Call, softmax: SoftmaxPlan) -> int:
 
 def step_pairs(call: Call, softmax: SoftmaxPlan) -> int:
     """Visible keys of the last query, over all heads."""
-    heads, last = call.count.heads(softmax.softmax), call.length - 1
+    heads, last = call.count.heads(softmax.softmax), (call.length - 1) // softmax.softmax.rows
     if softmax.units is not None:
         return call.count.keys(softmax, last, range(1)).value * heads
     return sum(call.count.keys(softmax, last, range(head, head + 1)).value for head in range(heads))
@@ -203,13 +207,13 @@ def _over_classes(call: Call, softmax: SoftmaxPlan, tiles: Callable[[int], int])
 
 
 def _row_tiles(call: Call, softmax: SoftmaxPlan, block_m: int, block_n: int) -> Number:
-    heads = call.count.heads(softmax.softmax)
+    heads, each = call.count.heads(softmax.softmax), softmax.softmax.rows
 
     def tiles(length: int, rest: Boolean | None = None) -> int:
         return sum(
             row_tiles(
-                sweep if rest is None else replace(sweep, test=rest), length, call.count.entries(sweep.stream, length),
-                length, block_m, block_n, heads,
+                sweep if rest is None else replace(sweep, test=rest), -(-length // each),
+                call.count.entries(sweep.stream, length), length, block_m, block_n, heads,
             )
             for sweep in softmax.sweeps
         )  # fmt: skip
@@ -244,7 +248,8 @@ def _met(size: int, stretch: int) -> int:
 
 def _key_tiles(call: Call, softmax: SoftmaxPlan, i: int, length: int, block_m: int, block_n: int) -> int:
     sweep, heads = softmax.sweeps[i], call.count.heads(softmax.softmax)
-    return key_tiles(sweep, length, call.count.entries(sweep.stream, length), length, block_m, block_n, heads)
+    rows = -(-length // softmax.softmax.rows)
+    return key_tiles(sweep, rows, call.count.entries(sweep.stream, length), length, block_m, block_n, heads)
 
 
 def _class_bytes(call: Call, softmax: SoftmaxPlan, own: SoftmaxPlan) -> Number:

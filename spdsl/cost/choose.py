@@ -37,7 +37,7 @@ def limits(call: Call, step: Step[ChoicePlan]) -> Kernel:
 def select(call: Call, step: Step[ChoicePlan]) -> Kernel:
     """One kernel that scores and ranks."""
     softmax, ranks = scoring(call, step.of), max(_select_shape(call, step).config.block_n, _kept(call, step), 16)
-    return _scores(call, step, ranks, call.list_bytes(step.of.choice, softmax))
+    return _scores(call, step, ranks, call.list_bytes(step.of.choice, softmax, step.of.choice.grain))
 
 
 def merge_ranks(call: Call, step: Step[ChoicePlan]) -> Kernel:
@@ -53,7 +53,7 @@ def score_units(call: Call, step: Step[ChoicePlan]) -> Kernel:
 
 def cut(call: Call, step: Step[ChoicePlan]) -> Kernel:
     """Lists of scores. What is read again, caches have."""
-    out = call.list_bytes(step.of.choice, scoring(call, step.of))
+    out = call.list_bytes(step.of.choice, scoring(call, step.of), step.of.choice.grain)
     return Kernel(step.name, "select", "copy", bytes=out, moved=_scores_bytes(call, step) + out)
 
 
@@ -61,10 +61,19 @@ def pieces(call: Call, step: Step[ChoicePlan]) -> int:
     """Turns of rows whose scores have room together."""
     choice, shape = step.of.choice, _select_shape(call, step)
     lists, units = call.lists(choice, scoring(call, step.of)), max(1, -(-call.length // choice.unit))
-    tiles, each = -(-call.queries // shape.lanes) * call.shape.batch, shape.lanes
-    if choice.rows > 1:  # a call may begin within a tile
-        tiles, each = (call.queries + 2 * choice.rows - 2) // choice.rows * call.shape.batch, 1
+    rows = _room(call, choice)
+    tiles, each = -(-rows // shape.lanes) * call.shape.batch, shape.lanes
+    if choice.together > 1:  # a call may begin within a tile
+        tiles, each = (rows + 2 * choice.together - 2) // choice.together * call.shape.batch, 1
     return len(list(cut_pieces(tiles, lists * each * units, call.machine.architecture is None)))
+
+
+def _room(call: Call, choice: Choice) -> int:
+    """Rows of the score; with a cache a call may begin within a cell."""
+    within = call.phase is Phase.PREFILL and choice.grain > 1
+    return (
+        min(call.queries, (call.queries + 2 * choice.grain - 2) // choice.grain) if within else call.rows(choice.grain)
+    )
 
 
 def _scores_bytes(call: Call, step: Step[ChoicePlan]) -> Number:
@@ -90,7 +99,7 @@ def _scores(call: Call, step: Step[ChoicePlan], ranks: int, out: Number) -> Kern
         step.name, "select", "select", flops=_scored_pairs(call, softmax) * call.pair_flops(step.kind, softmax),
         machine=products * (area * call.tile_flops(step.kind, softmax)),
         exps=products * area if choice.score.probability else NONE,
-        bytes=read + call.list_bytes(choice, softmax), moved=read + out,
+        bytes=read + call.list_bytes(choice, softmax, choice.grain), moved=read + out,
     )  # fmt: skip
 
 
@@ -101,9 +110,10 @@ def _select_steps(call: Call, step: Step[ChoicePlan], ranks: int) -> tuple[int, 
     most = -(-units // ranks)
     if call.phase is Phase.DECODE:
         return most, select_splits(call, step)
-    rows = shape.lanes if choice.rows == 1 else choice.rows
-    steps, tiles = select_steps(call.count, choice, rows, ranks, call.plan.pattern.causal), -(-length // rows)
-    chunks, last = -(-rows // shape.lanes), -(-(length - (tiles - 1) * rows) // shape.lanes)
+    rows, own = shape.lanes if choice.together == 1 else choice.together, call.rows(choice.grain)
+    steps = select_steps(call.count, choice, rows * choice.grain, ranks, call.plan.pattern.causal)
+    tiles, chunks = -(-own // rows), -(-rows // shape.lanes)
+    last = -(-(own - (tiles - 1) * rows) // shape.lanes)
     behind = chunks - last  # products that the last tile lacks
     return steps * chunks - behind * most, tiles * chunks - behind
 
@@ -132,7 +142,7 @@ def _select_shape(call: Call, step: Step[ChoicePlan]) -> UnitShape:
     softmax, choice = scoring(call, step.of), step.of.choice
     make = call.machine.unit_step if call.phase is Phase.DECODE else call.machine.unit_shape
     shape = make("select", max(call.dims(softmax)[0], 16), call.shape.size, call.group(choice, softmax), MOST_UNIT)
-    return shape if choice.rows == 1 else tile_of_lists(shape, choice.rows)
+    return shape if choice.together == 1 else tile_of_lists(shape, choice.together)
 
 
 def _scored_pairs(call: Call, softmax: SoftmaxPlan) -> Number:

@@ -79,6 +79,10 @@ class Call:
         """Of one sequence."""
         return 1 if self.phase is Phase.DECODE else self.length
 
+    def rows(self, width: int) -> int:
+        """Cells of `width` queries."""
+        return -(-self.queries // width)
+
     @property
     def streams(self) -> list[Stream]:
         """Streams of tokens that the pattern takes: all of them are cached."""
@@ -139,7 +143,7 @@ class Call:
 
     def rows_bytes(self, softmax: SoftmaxPlan, vectors: int) -> Number:
         """`vectors` numbers for each row in the dtype of the call, and its lse."""
-        rows = self.queries * self.count.heads(softmax.softmax)
+        rows = self.rows(softmax.softmax.rows) * self.count.heads(softmax.softmax)
         return self.many(rows * (vectors * self.shape.size + LSE_BYTES))
 
     def keys_bytes(self, softmax: SoftmaxPlan) -> Number:
@@ -151,9 +155,9 @@ class Call:
             found += heads * self.count.entries(sweep.stream) * (qk + own)
         return self.many(found * self.shape.size)
 
-    def list_bytes(self, choice: Choice, softmax: SoftmaxPlan) -> Number:
-        """The caller says how long its lists are, up to a bound."""
-        lists = -(-self.queries // choice.rows) if choice.tiled else self.queries
+    def list_bytes(self, choice: Choice, softmax: SoftmaxPlan, width: int = 1) -> Number:
+        """Of cells of `width` queries. The caller says how long its lists are, up to a bound."""
+        lists = self.rows(choice.rows) if choice.tiled else self.rows(width)
         numbers = lists * self.lists(choice, softmax) * self.capacity(choice)
         return self.many(numbers * INDEX_BYTES, exact=not choice.given)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from spdsl.cost.kernels import Call
 from spdsl.ir.bias import Place
-from spdsl.ir.pattern import Case, Choice, Merge, Phase, Stream
-from spdsl.ir.plan import SoftmaxPlan
+from spdsl.ir.pattern import Case, Choice, Merge, Phase, Query, Stream
+from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
 from spdsl.ir.rule import Drawn
-from spdsl.ir.schedule import Gradient, Kind, Side, Step, Walk
+from spdsl.ir.schedule import Gradient, Kind, Side, Stage, Step, Walk
 from spdsl.passes.joint import leaves
 from spdsl.passes.schedule.buffers import sides
 from spdsl.passes.schedule.entries import pool_of
@@ -99,9 +99,21 @@ def _pool(counts: Counts, stream: Stream) -> int:
     return counts[name] + counts.get(f"{name}_clipped", 0) * stream.grid.is_clipped
 
 
+def _of_rows(call: Call, step: Step[Any], counts: Counts) -> int:
+    """Of queries by how they are pooled, of parts and of lists; a cache does not say where its sequences begin."""
+    of = step.of.by if isinstance(step.of, Query) else "list" if isinstance(step.of, ChoicePlan) else "part"
+    if call.phase is Phase.DECODE:
+        return counts["step"]  # the numbers of cells
+    return counts[of if call.stage is Stage.BACKWARD else f"{of}_{'train' if call.phase is Phase.TRAIN else 'cached'}"]
+
+
 _RUN: dict[Kind, Callable[[Call, Step[Any], Counts], int]] = {
     Kind.MAP: _map,
     Kind.SORT: _each,
+    Kind.POOL_QUERIES: _of_rows,
+    Kind.POOL_QUERIES_BACK: _of_rows,
+    Kind.SPREAD_ROWS: _of_rows,
+    Kind.SPREAD_ROWS_BACK: _of_rows,
     Kind.CLASSES: _by_phase,
     Kind.CLASSES_BACK: _by_phase,
     Kind.TILES: _by_phase,

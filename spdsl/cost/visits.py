@@ -61,8 +61,10 @@ def key_tiles(sweep: Sweep, rows: int, keys: int, length: int, block_m: int, blo
     return _visited(ranges, tile, -(-keys // block_n), block_n, rows, block_m, heads)
 
 
-def step_blocks(sweep: Sweep, keys: int, length: int, block: int, rest: Boolean | None = None) -> int:
-    """Blocks of keys that the one query at the end visits, whatever its head; of `rest` in place of its test."""
+def step_blocks(sweep: Sweep, keys: int, length: int, block: int, width: int = 1, rest: Boolean | None = None) -> int:
+    """Blocks of keys that the one query at the end visits, whatever its head; by the number of its cell of `width`; of
+    `rest` in place of its test.
+    """
     ranges = sweep.decode
     tests = [sweep.test, *(bound for found in ranges for bound in (found.first, found.end))]
     if rest is not None or any(map(lookups, tests)):
@@ -73,7 +75,7 @@ def step_blocks(sweep: Sweep, keys: int, length: int, block: int, rest: Boolean 
             Range(*(part.xreplace(single) for part in (r.first, r.end, r.condition, r.full_first, r.full_end, r.full)))
             for r in found
         )
-    values = {Q: length - 1, LENGTH: length, H: 0}
+    values = {Q: (length - 1) // width, LENGTH: length, H: 0}
     return _blocks([_bounds(one) for one in ranges], values, keys, block, Trace())
 
 

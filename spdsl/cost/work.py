@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spdsl.cost import attend, bias, cache, choose, divergence, entries, extras, pairs, results, units
+from spdsl.cost import attend, bias, cache, choose, divergence, entries, extras, pairs, query_cells, results, units
 from spdsl.cost.conditions import slots
 from spdsl.cost.kernels import LSE_BYTES, Call, Kernel
 from spdsl.ir.plan import SoftmaxPlan
@@ -39,6 +39,10 @@ WORK: dict[Kind, Callable[[Call, Step[Any]], Kernel]] = {
     Kind.SPREAD_ENTRIES: entries.spread_entries,
     Kind.WEIGHT_SUMS: entries.beside,
     Kind.WEIGHTS_BACK: entries.beside,
+    Kind.POOL_QUERIES: query_cells.pooled,
+    Kind.POOL_QUERIES_BACK: query_cells.pooled,
+    Kind.SPREAD_ROWS: query_cells.spread,
+    Kind.SPREAD_ROWS_BACK: query_cells.spread,
     Kind.CLASSES: attend.by_torch,
     Kind.TILES: attend.by_torch,
     Kind.FORWARD: attend.forward,

@@ -31,6 +31,9 @@ class Softmax:
     sink: str | None = None  # a Tensor with the axis `head`: a logit in the denominator only
     span: Span | None = field(default=None, compare=False)
     product: Product = DOT  # of a query and a key
+    rows: int = 1
+    """Queries of a row: of a query of cells the width. `q` of its tests is then the last query of the cell in the call,
+    and each query of the cell gets the row's output."""
 
 
 @dataclass(frozen=True, slots=True)

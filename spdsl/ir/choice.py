@@ -60,6 +60,16 @@ class Choice:
         return self.selected and self.rows >= LEAST_TILE
 
     @property
+    def grain(self) -> int:
+        """Queries of a row of its score."""
+        return 1 if self.score is None else self.score.grain.rows
+
+    @property
+    def together(self) -> int:
+        """Rows of its score that choose together."""
+        return self.rows // self.grain
+
+    @property
     def listed(self) -> bool:
         """Whether a call has it as a list of units for each query, which kernels walk; else as a map."""
         return not self.tiled if self.selected else self.given and self.rows == 1

@@ -49,13 +49,39 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryCells:
+    """Cells of `width` neighbouring queries of `source`, those with one position // width, each made one query `by`
+    mean or max of those that a call holds.
+    """
+
+    source: str
+    width: int
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
-    """Vectors that ask: argument `name` [B, heads, N, dim]."""
+    """Vectors that ask: argument `name` [B, heads, N, dim]. With `cells` they are no argument: one for each cell."""
 
     name: str
     heads: int | None = None
     dim: int | None = None
+    cells: QueryCells | None = None
     span: Span | None = field(default=None, compare=False)
+
+    @property
+    def source(self) -> str | None:
+        """The query that its cells hold."""
+        return None if self.cells is None else self.cells.source
+
+    @property
+    def width(self) -> int:
+        """Queries of one."""
+        return 1 if self.cells is None else self.cells.width
+
+    @property
+    def by(self) -> str:
+        return "" if self.cells is None else self.cells.by
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,8 @@ _SUMMED = (
 
 @dataclass(frozen=True, slots=True)
 class ChoicePlan:
-    """How a selected choice is computed: `forced` and `allowed` over q and the first and last key of a unit.
+    """How a selected choice is computed: `forced` and `allowed` over q, the number of a row of the score, and the first
+    and last key of a unit.
 
     `weights[i]` is what entry `first + i` of a unit adds to its score, counted in entries from the unit's own first.
     """

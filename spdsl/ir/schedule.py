@@ -100,6 +100,11 @@ class Kind(Enum):
     SPREAD_ENTRIES = "spread entries"
     WEIGHT_SUMS = "weight sums"
     WEIGHTS_BACK = "weights back"
+    # queries of cells
+    POOL_QUERIES = "pool queries"
+    POOL_QUERIES_BACK = "pool queries back"
+    SPREAD_ROWS = "spread rows"
+    SPREAD_ROWS_BACK = "spread rows back"
     # a softmax over ranges or lists of blocks
     CLASSES = "classes"
     TILES = "tiles"

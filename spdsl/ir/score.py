@@ -11,7 +11,7 @@ from spdsl.ir.branch import Softmax
 
 @dataclass(frozen=True, slots=True)
 class Grain:
-    """What a score has numbers for: each head of `query`, each tile of `rows` queries, each entry of `stream`."""
+    """What a score has numbers for: each head of `query`, each cell of `rows` queries, each entry of `stream`."""
 
     query: str
     rows: int
@@ -27,7 +27,7 @@ class Logits:
 
     @property
     def grain(self) -> Grain:
-        return Grain(self.softmax.query, 1, self.softmax.terms[0].stream)
+        return Grain(self.softmax.query, self.softmax.rows, self.softmax.terms[0].stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Mass:
 
     @property
     def grain(self) -> Grain:
-        return Grain(self.softmax.query, 1, self.softmax.terms[0].stream)
+        return Grain(self.softmax.query, self.softmax.rows, self.softmax.terms[0].stream)
 
 
 Score = Logits | Mass

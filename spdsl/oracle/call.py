@@ -18,6 +18,7 @@ from spdsl.ir.pattern import (
     Merge,
     Pattern,
     Pooled,
+    Query,
     Softmax,
     Stream,
     Term,
@@ -26,7 +27,7 @@ from spdsl.ir.pattern import (
 from spdsl.ir.pattern import Score as ScoreOf
 from spdsl.ir.pattern import Tensor as TensorInput
 from spdsl.ir.symbols import Boolean, Expr, lookup_name, lookups
-from spdsl.oracle.compress import compressed, entries
+from spdsl.oracle.compress import compressed, entries, pooled_queries
 from spdsl.oracle.evaluate import Environment, Table, evaluate
 from spdsl.oracle.products import multiplied
 from spdsl.oracle.selection import Limits, Scores, chosen, constant, pooled
@@ -72,11 +73,14 @@ class Call:
         grid = None if name is None else self.stream(name)
         return self.sizes.keys if grid is None or grid.compress is None else entries(grid.grid, self.sizes.keys)
 
-    def around(self, stream: str | None = None, heads: int | None = None) -> Environment:
-        """The symbols of element tests on a stream, of `heads` query heads; on a compressed one `k` counts entries."""
+    def around(self, stream: str | None = None, heads: int | None = None, rows: int = 1) -> Environment:
+        """The symbols of element tests on a stream, of `heads` query heads; on a compressed one `k` counts entries.
+
+        With `rows` > 1 q is the last query of each cell of so many that the call holds.
+        """
         heads = self.sizes.heads if heads is None else heads
         symbols = {
-            "q": (self.sizes.q_origin + torch.arange(self.sizes.rows)).view(1, 1, -1, 1),
+            "q": self.sizes.ends(rows).view(1, 1, -1, 1),
             "k": (self.sizes.k_origin + torch.arange(self.entries(stream))).view(1, 1, 1, -1),
             "h": torch.arange(heads).view(1, -1, 1, 1),
             "length": torch.tensor(self.sizes.length).view(1, 1, 1, 1),
@@ -113,29 +117,39 @@ class Call:
         values = [self.values(term.stream) for term in softmax.terms]
         if softmax.sink is not None:
             values.append(values[0].new_zeros(*values[0].shape[:2], 1, values[0].shape[3]))
-        heads = self.inputs[softmax.query].shape[1]
+        heads = self.asks(softmax.query).shape[1]
         shared = [x.repeat_interleave(heads // x.shape[1], 1) for x in values]
-        return normalised(self.all_logits(softmax), torch.cat(shared, 2))
+        out, lse = normalised(self.all_logits(softmax), torch.cat(shared, 2))
+        cell = self.sizes.cell_of_rows(softmax.rows)  # each query has the row of its cell
+        return (out, lse) if softmax.rows == 1 else (out[:, :, cell], lse[:, :, cell])
 
     def all_logits(self, softmax: Softmax) -> Tensor:
         """The logits of all terms side by side, the sink last: in the denominator only."""
         logits = [self.logits(softmax, term) for term in softmax.terms]
         if softmax.sink is not None:
             sink = self.tables[softmax.sink].data.double()[:, :, None, None]
-            logits.append(sink.expand(self.sizes.batch, -1, self.sizes.rows, 1))
+            logits.append(sink.expand(self.sizes.batch, -1, len(self.sizes.ends(softmax.rows)), 1))
         return torch.cat(logits, -1)
 
     def logits(self, softmax: Softmax, term: Term) -> Tensor:
         """cap(scale * product of q and k) + bias, -inf where hidden: [B, heads of the query, N, M]."""
-        q, k = self.inputs[softmax.query].double(), self.keys(term.stream)
+        q, k = self.asks(softmax.query), self.keys(term.stream)
         scale = 1 / sqrt(q.shape[-1]) if softmax.scale is None else float(softmax.scale)
         found = multiplied(softmax.product, q, k.repeat_interleave(q.shape[1] // k.shape[1], 1)) * scale
         if softmax.softcap:
             found = softmax.softcap * torch.tanh(found / softmax.softcap)
-        around = self.around(term.stream, q.shape[1])
+        around = self.around(term.stream, q.shape[1], softmax.rows)
         if softmax.bias is not None:
             found = found + evaluate(softmax.bias, around)
         return torch.where(evaluate(term.test, around), found, -torch.inf)
+
+    def asks(self, name: str) -> Tensor:
+        """A query in float64: [B, heads, N, dim], or of its cells."""
+        query = self.pattern.input(name)
+        assert isinstance(query, Query)
+        if query.source is None:
+            return self.inputs[name].double()
+        return pooled_queries(query, self.asks(query.source), self.sizes)
 
     def keys(self, name: str) -> Tensor:
         """K of a stream in float64: [B, heads, M, qk]."""
@@ -173,8 +187,8 @@ class Call:
 
     def visible(self, softmax: Softmax, term: Term) -> Tensor:
         """Which entries of the term's stream each query sees: bool [B, heads of the query, N, M]."""
-        around = self.around(term.stream, self.inputs[softmax.query].shape[1])
-        shape = (self.sizes.batch, around.heads, self.sizes.rows, self.entries(term.stream))
+        around = self.around(term.stream, self.asks(softmax.query).shape[1], softmax.rows)
+        shape = (self.sizes.batch, around.heads, len(self.sizes.ends(softmax.rows)), self.entries(term.stream))
         return evaluate(term.test, around).expand(shape)
 
     def pooled(self, how: Pooled | Choice) -> Scores:

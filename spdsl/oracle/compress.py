@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from spdsl.ir.pattern import Grid, Stream
-from spdsl.oracle.sizes import Inputs
+from spdsl.ir.pattern import Grid, Query, Stream
+from spdsl.oracle.sizes import Inputs, Sizes
 
 
 def entries(grid: Grid, tokens: int) -> int:
@@ -41,6 +41,14 @@ def compressed(stream: Stream, side: str, x: Tensor, z: Tensor | None, inputs: I
         raise ValueError(f"{stream.name}: logits {list(z.shape)} do not fit the tokens {list(x.shape)}")
     made = [_entry(stream, side, x, z, *cell, inputs) for cell in cells(stream.grid, x.shape[2])]
     return torch.stack(made, 2) if made else x[:, :, :0]
+
+
+def pooled_queries(query: Query, x: Tensor, sizes: Sizes) -> Tensor:
+    """[B, heads, N, dim] -> [B, heads, cells, dim]: cell c holds the queries of the call with position // width = c."""
+    cell = sizes.cell_of_rows(query.width)
+    own = [x[:, :, cell == i] for i in range(sizes.tiles(query.width))]
+    made = [part.mean(2) if query.by == "mean" else part.amax(2) for part in own]
+    return torch.stack(made, 2) if made else x
 
 
 def _entry(

@@ -45,11 +45,13 @@ def _over_heads(scores: Scores, by: str | None, heads: int) -> Scores:
 
 
 def _over_rows(scores: Scores, how: Choice | Pooled, sizes: Sizes) -> Scores:
+    """Of the queries of a tile; of a score by cells of queries those of the tile."""
+    grain = 1 if how.score is None else how.score.grain.rows
     tiles = []
     for tile in range(sizes.first_tile(how.rows), sizes.first_tile(how.rows) + sizes.tiles(how.rows)):
-        positions = range(tile * how.rows, (tile + 1) * how.rows)
-        rows = [position - sizes.q_origin for position in positions]
-        tiles.append(_reduced(_cut(scores, 2, [row for row in rows if 0 <= row < sizes.rows]), how.rows_by, 2))
+        cells = range(tile * how.rows // grain, (tile + 1) * how.rows // grain)
+        rows = [cell - sizes.first_tile(grain) for cell in cells]
+        tiles.append(_reduced(_cut(scores, 2, [row for row in rows if 0 <= row < sizes.tiles(grain)]), how.rows_by, 2))
     return _stacked(tiles, scores, 2)
 
 

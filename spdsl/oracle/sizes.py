@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from spdsl.ir.pattern import Pattern, Query, Stream
@@ -40,6 +41,16 @@ class Sizes:
     def tiles(self, rows: int) -> int:
         """Tiles of `rows` queries, of which the first and the last may hold less."""
         return (self.q_origin + self.rows - 1) // rows - self.first_tile(rows) + 1
+
+    def ends(self, rows: int) -> Tensor:
+        """The position of the last query of each cell of `rows` that the call holds: of each query for 1."""
+        last = (self.first_tile(rows) + 1 + torch.arange(self.tiles(rows))) * rows - 1
+        return last.clamp(max=self.q_origin + self.rows - 1)
+
+    def cell_of_rows(self, rows: int) -> Tensor:
+        """The number of the cell of each query, from the first on."""
+        position = self.q_origin + torch.arange(self.rows)
+        return torch.div(position, rows, rounding_mode="floor") - self.first_tile(rows)
 
     def units(self, unit: int) -> int:
         """Units of `unit` tokens from position 0 on, the last one cut by the last key."""

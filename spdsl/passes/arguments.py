@@ -20,7 +20,7 @@ def check_arguments(names: Names) -> None:
     """Reports inputs that are named like a word of every module, and two that would come as one argument."""
     taken: dict[str, str] = {}
     for found in names.inputs:
-        if found.name in MODULE_WORDS and not isinstance(found, Stream):
+        if found.name in MODULE_WORDS and not isinstance(found, Stream) and _given(found):
             names.report.error(
                 "E104", f"`{found.name}` cannot be bound", names.spans.get(found.name, found.span),
                 "has a meaning of its own", hint="choose another name",
@@ -41,11 +41,13 @@ def arguments(found: Input) -> tuple[str, ...]:
         return tuple(text for text in given if text)
     if isinstance(found, Choice) and not (found.listed or found.selected):
         return found.name, f"{found.name}_first"
-    return (found.name,)
+    return (found.name,) if _given(found) else ()
 
 
 def _given(found: Input) -> bool:
     """Whether it comes from the caller; what is compressed brings weights."""
+    if isinstance(found, Query):
+        return found.source is None
     return not isinstance(found, Stream) or found.compress is None
 
 

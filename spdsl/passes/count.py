@@ -147,7 +147,7 @@ class Count:
         return in_tiles(self.plan.pattern, tests[0]) if len(tests) == 1 and softmax.units is None else None
 
     def keys(self, softmax: SoftmaxPlan, q: int, heads: range) -> Number:
-        """Different keys that some of the heads see, over all streams; of lists those of one."""
+        """Different keys that some of the heads see, over all streams; of lists those of one. q: of a row."""
         if softmax.units is not None:
             return self._listed(self._rest(softmax), softmax.units, q, heads.start, Trace())
         if parts := self.in_tiles(softmax):
@@ -215,7 +215,7 @@ class Count:
             def size(q: int, trace: Trace, head: int = head) -> int:
                 return sum(one.size(q, head, trace) for one in seen)
 
-            found += len(members) * total(size, self.length, units)
+            found += len(members) * total(size, -(-self.length // softmax.softmax.rows), units)
         return found
 
     def _rest(self, softmax: SoftmaxPlan) -> Visible:
@@ -227,7 +227,7 @@ class Count:
         exact = True
         _, allowed, forced, entries = self._sets(choice)
         stride = self.stride(choice)
-        units = [choice.unit, choice.unit // stride * stride, stride, choice.rows]
+        units = [choice.unit, choice.unit // stride * stride, stride, choice.rows, choice.grain]
         units += [unit for one in (rest, allowed, forced, entries) for unit in one.units()]
 
         def keys(q: int, trace: Trace) -> int:
@@ -280,8 +280,9 @@ class Count:
         plan, allowed_units, forced_units, entries = self._sets(choice)
         first = trace.floor(q, choice.rows) * choice.rows
         last = first + choice.rows - 1  # a tile sees what its last row sees, which may lie past the end
-        allowed = allowed_units.spans(last, head, trace)
-        forced = intersection(forced_units.spans(last, head, trace), allowed, trace)
+        row = trace.floor(last, choice.grain)  # of the score
+        allowed = allowed_units.spans(row, head, trace)
+        forced = intersection(forced_units.spans(row, head, trace), allowed, trace)
         room = allowed_units.length if choice.capacity is None else choice.capacity
         if plan is None:
             return UnitSets([], allowed, room)
@@ -335,7 +336,8 @@ class Count:
         query_heads = self.heads(softmax.softmax)
         lists = heads if softmax.units is None else self.lists(softmax.units, softmax.softmax)
         group = max(1, query_heads // lists)
-        counts = [self.keys(softmax, self.length - 1, range(i * group, (i + 1) * group)) for i in range(lists)]
+        last = (self.length - 1) // softmax.softmax.rows
+        counts = [self.keys(softmax, last, range(i * group, (i + 1) * group)) for i in range(lists)]
         most = max(counts, key=lambda one: one.value)
         total = sum(counts, Number(0))
         return Read(softmax.name, most, total * (self.shape.batch * row * self.shape.size))

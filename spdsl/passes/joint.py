@@ -21,7 +21,8 @@ def joints(pattern: Pattern, softmaxes: tuple[SoftmaxPlan, ...]) -> tuple[Joint,
     alone = pattern.probabilities()
 
     def fits(name: str) -> bool:
-        return read[name] == 1 and name not in alone and plans[name].of_class is None
+        plan = plans[name]
+        return read[name] == 1 and name not in alone and plan.of_class is None and plan.softmax.rows == 1
 
     return tuple(
         Joint(_free(f"{names[0]}_joint", {*plans, *(an_input.name for an_input in pattern.inputs)}), names)

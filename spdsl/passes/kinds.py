@@ -25,7 +25,7 @@ def kind_of(names: Names, expr: tree.Expr) -> Kind:
     """What kind of value an expression makes, read off its outermost word."""
     match expr:
         case tree.Call() if expr.function.text in WORDS:
-            return WORDS[expr.function.text].makes
+            return Kind.QUERY if _of_query(names, expr) else WORDS[expr.function.text].makes
         case tree.Call() if expr.function.text in MATH:
             return Kind.NUMBER
         case tree.Name(text="all"):
@@ -48,6 +48,24 @@ def kind_of(names: Names, expr: tree.Expr) -> Kind:
                 left if left in (Kind.SCORE, Kind.BRANCH, Kind.SET) or expr.operator in ("|", "&", "-") else Kind.NUMBER
             )
     return Kind.NUMBER
+
+
+def _of_query(names: Names, expr: tree.Call) -> bool:
+    """Whether a word that takes streams and queries gets a query."""
+    parameters = WORDS[expr.function.text].parameters
+    named = {argument.name.text: argument.value for argument in expr.arguments if argument.name}
+    placed = dict(zip((one.name for one in parameters), expr.arguments, strict=False))
+    for parameter in parameters:
+        if parameter.kind is Kind.VECTORS:
+            own = placed.get(parameter.name)
+            value = named.get(parameter.name, own.value if own and own.name is None else None)
+            if value is not None and (is_main_query(value) or kind_of(names, value) is Kind.QUERY):
+                return True
+    return False
+
+
+def is_main_query(expr: tree.Expr) -> bool:
+    return isinstance(expr, tree.Name) and expr.text == "q"
 
 
 def is_main_stream(expr: tree.Expr) -> bool:

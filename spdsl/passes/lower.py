@@ -68,6 +68,7 @@ def lower(pattern: tree.PatternTree, report: Report, overrides: Mapping[str, Fra
     _unused(names)
     uncovered_phases(names, pattern, cases)
     streams = {term.stream for softmax in meaning.softmaxes() for term in softmax.terms}
+    streams |= {softmax.query for softmax in meaning.softmaxes()}
     needed = tuple(an_input for an_input in meaning.inputs if _needed(meaning, an_input, streams))
     return replace(meaning, inputs=needed, **names.stated)
 
@@ -217,8 +218,10 @@ def _statement(names: Names, item: tree.Policy, before: dict[str, tree.Policy]) 
 def _needed(pattern: Pattern, an_input: Input, streams: set[str]) -> bool:
     """Whether an input is read, or comes from the caller and is read by no result; nothing is computed in vain.
 
-    `streams` are those that softmaxes read.
+    `streams` are those that softmaxes read, and the queries.
     """
+    if isinstance(an_input, Query) and an_input.source is not None:
+        return an_input.name in streams
     if isinstance(an_input, Stream) and an_input.compress:
         return an_input.name in streams
     if isinstance(an_input, Weight):

@@ -21,6 +21,7 @@ from spdsl.passes.listed import listed
 from spdsl.passes.ranges import extremum, key_range, ordered, row_range
 from spdsl.passes.read_lengths import read_lengths
 from spdsl.passes.residues import residues
+from spdsl.passes.row_tests import of_rows
 from spdsl.passes.selection import selection
 
 HULL = 10  # steps of comparing two ends
@@ -39,7 +40,8 @@ def _softmax(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
     plan = replace(
         _sweeps(pattern, softmax, source), role=_role(pattern, softmax), wanted=read_lengths(pattern, softmax)
     )
-    found = residues(softmax) if plan.role is Role.BRANCH and plan.units is None else None
+    tokens = plan.role is Role.BRANCH and plan.units is None and softmax.rows == 1
+    found = residues(softmax) if tokens else None
     if found is None:
         return plan
     step, of_class = found
@@ -57,7 +59,7 @@ def _sweeps(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
     if walked:
         sweeps: tuple[Sweep, ...] = (_units(pattern, softmax.terms[0], *walked, source),)
     else:
-        sweeps = tuple(_sweep(pattern, term, source) for term in softmax.terms)
+        sweeps = tuple(_sweep(pattern, term, source) for term in of_rows(softmax).terms)
     read = [name for sweep in sweeps for name in map(lookup_name, lookups(sweep.test))]
     if softmax.bias is not None:
         read += map(lookup_name, lookups(softmax.bias))

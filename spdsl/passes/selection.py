@@ -14,13 +14,14 @@ from spdsl.ir.pattern import Choice, Grid, Pattern, Stream, Tensor
 from spdsl.ir.plan import ChoicePlan
 from spdsl.ir.symbols import K_FIRST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, lookup_name, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
+from spdsl.passes.row_tests import of_row
 
 MOST_RANKED = 256  # a kernel keeps its best units in registers; longer lists are cut from scores in memory
 
 
 def ranked(choice: Choice) -> bool:
     """Whether one kernel scores and ranks its units, or one scores them and another cuts the lists."""
-    return choice.rows == 1 and (choice.capacity or MOST_RANKED + 1) <= MOST_RANKED
+    return choice.together == 1 and (choice.capacity or MOST_RANKED + 1) <= MOST_RANKED
 
 
 class NotOfUnits(Exception):
@@ -38,7 +39,9 @@ def selection(pattern: Pattern, choice: Choice) -> ChoicePlan:
     softmax = choice.score.softmax
     tests = [term.test for term in softmax.terms] + ([softmax.bias] if softmax.bias is not None else [])
     reads, at_call = (_read(pattern, values) for values in (tests, choice.at_call))
-    forced, allowed = (sympy.And(of_units(test, choice.unit), started) for test in (choice.force, choice.within))
+    forced, allowed = (
+        of_row(sympy.And(of_units(test, choice.unit), started), choice.grain) for test in (choice.force, choice.within)
+    )
     return ChoicePlan(choice, forced, allowed, first, weights, choice.unit // stream.grid.stride, reads, at_call)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 
 from spdsl.ir.pattern import Query, Softmax, Stream, Tensor, Term, Values
-from spdsl.ir.symbols import LENGTH, Boolean, Expr, K, Q, lookups
+from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, K, Q, lookups
 from spdsl.primitives.word import Kind, Parameter, Scope, SetValue, Word
 
 
@@ -35,10 +35,28 @@ def attend(
             scope.refuse("E305", "no query can ever see a key of this set", "")
             return None
         terms.append(Term(name, visible, scope.span))
-    asks = (query or scope.main_query()).name
+    asks = query or scope.main_query()
+    if asks.source is not None and not _of_cells(scope, asks, terms, bias):
+        return None
     cap = float(softcap) if softcap is not None else None
     sink = sink_logit.name if sink_logit else None
-    return Softmax(scope.name, asks, tuple(terms), scale, bias, cap, sink, scope.span)
+    return Softmax(scope.name, asks.name, tuple(terms), scale, bias, cap, sink, scope.span, rows=asks.width)
+
+
+def _of_cells(scope: Scope, asks: Query, terms: list[Term], bias: Expr | None) -> bool:
+    """Whether each query of a cell may have the output of its cell."""
+    if scope.causal:
+        scope.refuse(
+            "E310", f"a row of `{asks.name}` stands for {asks.width} queries, of which the first would see what later "
+            "ones see",
+            "leave `causal` out, or attend with a query of single rows",
+        )  # fmt: skip
+    elif bias is not None or any(lookups(term.test) or term.test.has(Q, H) for term in terms):
+        hint = "attend to all entries of a stream, without a bias"
+        scope.refuse("E105", "sets and biases that ask the query are not built yet for a query of cells", hint)
+    else:
+        return True
+    return False
 
 
 def _fits(scope: Scope, stream: Stream, test: Boolean) -> bool:

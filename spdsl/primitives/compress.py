@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from spdsl.diagnostics import Applicability
 from spdsl.ir.pattern import Compress, Grid, Query, Stream, Values, Weight
 from spdsl.primitives.pools import POOLS
+from spdsl.primitives.query_cells import of_queries
 from spdsl.primitives.word import Cells, Kind, Parameter, Scope, Word
 
 
 def compress(
     scope: Scope, width: int, stride: int | None, before: int, partial: str, of: Stream | Query | None, by: Cells
-) -> Stream | None:
+) -> Stream | Query | None:
     source = of or scope.main_stream()
     if isinstance(source, Query):
-        scope.refuse("E105", "entries made of queries are not built yet", "compress a stream")
-        return None
+        return of_queries(scope, source, width, stride, before, partial, by)
     if source.compress is not None:
         scope.refuse("E105", "entries made of entries are not built yet", "compress a stream of tokens")
         return None

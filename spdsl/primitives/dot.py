@@ -21,7 +21,7 @@ def scored(scope: Scope, stream: Stream, query: Query | None, scale: Expr | None
         scope.refuse("E306", f"{entries} heads of `{stream.name}` do not divide the {heads} of `{asks.name}`", "")
         return None
     visible = Term(stream.name, closed(stream, scope.causal), scope.span)
-    return Logits(Softmax(scope.name, asks.name, (visible,), scale, span=scope.span, product=product))
+    return Logits(Softmax(scope.name, asks.name, (visible,), scale, span=scope.span, product=product, rows=asks.width))
 
 
 WORD = Word(

@@ -70,9 +70,18 @@ def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain
         )  # fmt: skip
         return None
     finer = unit is not None and (size != grid.stride or not grid.is_units)
+    if rows.size == 1:  # left out
+        rows = Grain(score.grain.rows, rows.by)
+    if int(rows.size) % score.grain.rows:
+        scope.refuse(
+            "E203", f"rows = {rows.size} is no multiple of the {score.grain.rows} queries of a cell of the score",
+            scope.instead("rows", int(rows.size), nearest(int(rows.size), score.grain.rows), Applicability.MACHINE),
+        )  # fmt: skip
+        return None
+    together = rows.size != score.grain.rows
     by = {"share": None, "rows": None, "unit": None} | {
         name: grain.by or ("sum" if score.probability else "")
-        for name, grain, reduces in (("share", share, several), ("rows", rows, rows.size != 1), ("unit", unit, finer))
+        for name, grain, reduces in (("share", share, several), ("rows", rows, together), ("unit", unit, finer))
         if grain is not None and reduces
     }
     for name, grain in (("share", share), ("rows", rows), ("unit", unit)):

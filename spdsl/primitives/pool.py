@@ -12,6 +12,10 @@ SHARE_OF_RESULT = replace(SHARE, default=Grain("head"))
 
 
 def pool(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | None) -> Pooled | None:
+    if score.grain.rows > 1:
+        hint = "score with a query of single rows"
+        scope.refuse("E105", f"results of a score by `{score.grain.query}`, a query of cells, are not built yet", hint)
+        return None
     grains = reduction(scope, score, share, rows, unit)
     if grains is None:
         return None

@@ -154,9 +154,10 @@ def main_query(inputs: list[Input]) -> Query:
 class Word:
     """A primitive. `build(scope, **arguments)` makes the value; `example` is a pattern that a test compiles.
 
-    `planned` are parameters that are not built. A value that is bound to no name is called `unnamed`, or as the word;
-    names in the module begin with it. `unit` tells from the inputs and the other arguments what the UNITS among the
-    arguments count. The value of a statement becomes the field `states` of the Pattern.
+    What is made of a query, an argument of Kind.VECTORS, is a query. `planned` are parameters that are not built. A
+    value that is bound to no name is called `unnamed`, or as the word; names in the module begin with it. `unit` tells
+    from the inputs and the other arguments what the UNITS among the arguments count. The value of a statement becomes
+    the field `states` of the Pattern.
     """
 
     name: str

@@ -78,6 +78,14 @@ from spdsl.runtime.cpu.attention_bias import cpu_bias_backward
 from spdsl.runtime.cpu.cpu import sink_gradient
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
+from spdsl.runtime.entries.query_cells import (
+    QueryCells,
+    lists_of_queries,
+    lists_of_tiles,
+    part_of_queries,
+    pooled_query,
+    query_cells,
+)
 from spdsl.runtime.language import triton
 from spdsl.runtime.launch.bias import bias_config, chunks_of, key_sums, program_sums, row_sums, sharing, table_of
 from spdsl.runtime.launch.branches import merge, summed, summed_by_name, wanted_of
@@ -290,6 +298,7 @@ __all__ = [
     "Options",
     "Paged",
     "QueryArgument",
+    "QueryCells",
     "RangeVisit",
     "Result",
     "RowGrads",
@@ -402,6 +411,8 @@ __all__ = [
     "limits_of",
     "list_limits",
     "lists_of",
+    "lists_of_queries",
+    "lists_of_tiles",
     "load_dout",
     "load_k",
     "load_lse",
@@ -454,13 +465,16 @@ __all__ = [
     "pair_extremes",
     "pair_lists",
     "pair_shape",
+    "part_of_queries",
     "parts_of",
     "per_sequence",
     "pool_rows",
     "pooled",
+    "pooled_query",
     "pooled_scores",
     "prepared",
     "program_sums",
+    "query_cells",
     "rank",
     "ranked",
     "ranks_kept",

@@ -81,6 +81,7 @@ class Layout(NamedTuple):
     Dense: neither spans nor offsets; sequence s is batch row s, its last query stands at its last key.
     Spans [S, 2] = (start, count), int32: packed sequences (batch 1) or padded ones (batch S).
     Offsets: row i has position q_offset + i, key j k_offset + j (one part of a longer sequence).
+    Where rows are cells of queries, they have numbers for positions: from q_offset on, or from q_origins int32 [S].
     """
 
     q_spans: Tensor | None
@@ -91,6 +92,7 @@ class Layout(NamedTuple):
     keys: int  # tokens of a batch row of keys
     scale: float | None = None  # in place of 1 / sqrt(dim)
     traced_scale: Tensor | None = None  # the same, float64 [] of the host, where PyTorch traces and does not know it
+    q_origins: Tensor | None = None
 
 
 class Corner(NamedTuple):
@@ -141,10 +143,13 @@ def corners(q: Tensor, layout: Layout) -> Iterator[Corner]:
     if layout.q_spans is not None:
         longest = max((count for _, count in q_spans), default=0)
         expect(longest <= layout.longest, "max_seqlen", f"at least {longest}", layout.longest)
+    origins = [k_span[1] - q_span[1] for q_span, k_span in zip(q_spans, k_spans, strict=True)]
+    if layout.q_origins is not None:
+        origins = layout.q_origins.tolist()
     for s, (q_span, k_span) in enumerate(zip(q_spans, k_spans, strict=True)):
         batch = slice(None) if q.shape[0] == 1 else slice(s, s + 1)
         row_slice, key_slice = slice(q_span[0], sum(q_span)), slice(k_span[0], sum(k_span))
-        place = (slice(s, s + 1), batch, row_slice, key_slice, key_slice, k_span[1] - q_span[1], 0, k_span[1])
+        place = (slice(s, s + 1), batch, row_slice, key_slice, key_slice, origins[s], 0, k_span[1])
         yield Corner(*place, scale)
 
 

@@ -174,6 +174,43 @@ pattern tiled {
     return attend(chosen)
 }
 """
+# Queries of cells: lists that are ranked and cut, and a branch whose rows stand for all queries of their cells.
+QUERY_CELLS = """
+pattern query_cells {
+    q_mean = compress(16, of = q, by = mean, partial = keep)
+    q_max  = compress(32, of = q, by = max, partial = keep)
+    cells  = compress(16)
+    coarse = attend(cells, query = q_mean)
+    few    = top_k(3, score = mass(coarse), share = head)
+    cut    = top_k(3, score = dot(cells, query = q_max), share = max(group), rows = max(64))
+    return gate(coarse, attend(few), attend(cut)) if train
+}
+"""
+CELLS_OF_A_PROMPT = """
+pattern cells_of_a_prompt {
+    causal
+    q_mean = compress(16, of = q, by = mean, partial = keep)
+    few    = top_k(3, score = softmax(dot(compress(16), query = q_mean)), share = head, force = last(1))
+    return attend(few) if prefill
+    return attend(few) if decode
+}
+"""
+LISTS_OF_CELLS = """
+pattern lists_of_cells {
+    allow(W404)
+    rows = compress(16, of = q, by = mean, partial = keep)
+    return attend(top_k(3, score = dot(compress(16), query = rows), share = head))
+}
+"""
+BRANCHES_OF_CELLS = tuple(
+    f"pattern {name} {{ allow(W404) rows = compress(16, of = q, by = {by}, partial = keep) "
+    f"return gate({branches}, attend(sliding(16))) }}"
+    for name, by, branches in (
+        ("branch_of_means", "mean", "attend(compress(16), query = rows)"),
+        ("branches_of_means", "mean", "attend(compress(16), query = rows), attend(compress(32), query = rows)"),
+        ("branch_of_maxima", "max", "attend(compress(16), query = rows)"),
+    )
+)
 # Lists of the caller, which torch sorts in each call, and units that no block of keys lies in.
 GIVEN_LISTS = """
 pattern given_lists {

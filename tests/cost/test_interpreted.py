@@ -67,6 +67,27 @@ TEXTS = {
             return attend(chosen & where(h == 0) | where(k // 16 == 0) & where(h == 0))
         }
     """,
+    "queries of cells": """
+        pattern p {
+            q_mean = compress(8, of = q, by = mean, partial = keep)
+            means  = compress(8, 4, by = mean)
+            coarse = attend(means, query = q_mean)
+            few    = top_k(8, score = mass(coarse), unit = 16, share = group)
+            cut    = top_k(300, score = dot(means, query = q_mean), unit = max(16), share = max(group), rows = max(24))
+            return gate(coarse, attend(few), attend(cut))
+        }
+    """,
+    "cells of queries, causal": """
+        pattern p {
+            causal
+            q_mean = compress(8, of = q, by = mean, partial = keep)
+            means  = compress(8, by = mean)
+            rank   = softmax(dot(means, query = q_mean))
+            few    = top_k(8, score = rank, unit = sum(16), share = group, force = last(1))
+            return attend(few) if decode
+            return attend(all)
+        }
+    """,
     "divergence": """
         pattern p {
             causal

@@ -33,13 +33,14 @@ PROBES = [  # phase, pattern, batch
     *(("train", name, 2) for name in (
         "nsa", "moba", "msa_minimax", "dilated", calls.EARLY, calls.POOLS, calls.SUNK, calls.KEYS, calls.APART,
         calls.THREE, calls.GIVEN, calls.DRAWN, calls.BEFORE, calls.SUMS, calls.LIMITS,
-        calls.GIVEN_LISTS, calls.SHORT,
+        calls.GIVEN_LISTS, calls.SHORT, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS,
     )),
     *(("prefill", name, 2) for name in ("nsa", "moba", "infllm_v2", calls.EARLY, calls.GIVEN, calls.DRAWN,
-        calls.GIVEN_LISTS,
+        calls.GIVEN_LISTS, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS,
     )),
     *(("prefill", name, 1) for name in ("nsa", "moba")),
     ("prefill", calls.CASES, 2),
+    ("decode", calls.LISTS_OF_CELLS, 2),
     *(("train", calls.pooled(pool, clipped), 2) for pool in POOLS.values() for clipped in (False, True)),
     *(("prefill", calls.pooled(pool, True), 1) for pool in POOLS.values() if pool.closing is not Closing.STREAMED),
 ]  # fmt: skip

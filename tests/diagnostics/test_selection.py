@@ -8,6 +8,7 @@ import pytest
 import spdsl
 
 E = "e = compress(16) "
+M = "m = compress(8, of = q, by = mean, partial = keep) "
 W = "e = compress(8, 4) "
 G = "heads query = 8, kv = 2 "
 CASES = [
@@ -21,7 +22,16 @@ CASES = [
     ("return attend(top_k(2, score = dot(compress(16, before = 4)), share = head, unit = 16))", "E206", "top_k(2, score = dot(compress(16, before = 4)), share = head, unit = 16)", "`unit = 16`"),
     ("return attend(compress(4, 8))", "E203", "compress(4, 8)", "leaves tokens out"),
     (E + "return attend(compress(4, of = e))", "E105", "compress(4, of = e)", "made of entries"),
-    ("return attend(compress(4, of = q))", "E105", "compress(4, of = q)", "made of queries"),
+    ("return attend(compress(4, of = q))", "E203", "compress(4, of = q)", "each query needs a cell"),
+    ("return attend(compress(4, of = q, partial = keep))", "E201", "compress(4, of = q, partial = keep)", "a set is expected"),
+    (M + "return attend(top_k(2, score = dot(kv, query = compress(4, of = m, partial = keep)), share = head, unit = max(16)))", "E105", "compress(4, of = m, partial = keep)", "cells of cells"),
+    ("m = compress(4, 2, of = q, partial = keep) return attend(all)", "E203", "compress(4, 2, of = q, partial = keep)", "one cell"),
+    ("m = compress(4, of = q, partial = keep, by = mlp) return attend(all)", "E105", "compress(4, of = q, partial = keep, by = mlp)", "pooled by `mlp`"),
+    (M + "return attend(all), dot(kv, query = m)", "E105", "dot(kv, query = m)", "a query of cells"),
+    (M + "return attend(kv, query = m)", "E310", "attend(kv, query = m)", "stands for 8 queries"),
+    (M + E + "return attend(top_k(2, score = dot(e, query = m), share = head, rows = max(12)))", "E203", "top_k(2, score = dot(e, query = m), share = head, rows = max(12))", "no multiple of the 8 queries"),
+    (M + E + "return attend(top_k(2, score = dot(e, query = m), share = head, rows = 16))", "E206", "top_k(2, score = dot(e, query = m), share = head, rows = 16)", "`rows = 16`"),
+    (M + E + "return attend(top_k(2, score = dot(e, query = m), share = head))", "E310", "top_k(2, score = dot(e, query = m), share = head)", "8 queries at once"),
     ("return attend(compress(4, by = linear(mean)))", "E105", "linear", "`linear` is not built"),
     ("return attend(compress(4, by = meen))", "E202", "meen", "one of `mean`"),
     ("z = stream(qk = 8) return attend(compress(4, by = softmax(z)))", "E201", "compress(4, by = softmax(z))", "another shape"),

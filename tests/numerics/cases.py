@@ -59,6 +59,8 @@ def inputs_of(pattern: Pattern, shape: Shape, dtype: torch.dtype = torch.float64
     inputs: Inputs = {}
     for found in pattern.inputs:
         if isinstance(found, Query):
+            if found.source is not None:
+                continue
             inputs[found.name] = normal(shape.batch, found.heads or shape.heads, shape.rows, found.dim or shape.qk)
         elif isinstance(found, Stream):
             if found.compress is not None:

@@ -63,6 +63,7 @@ PUBLISHED = {
         ("query(heads = 4, dim = 128)", "query(heads = 2, dim = 8)"), block=16, count=2,
     ),
     "seer_attention": published("seer_attention", block=16),
+    "vsa": published("vsa", cube=16, count=3),
 }  # fmt: skip
 WORDS = {
     "cells as units": nsa(16, 16, 16, 3, by="mean"),
@@ -200,16 +201,19 @@ def recorded(module: ModuleType, pattern: Pattern) -> Iterator[dict[str, Tensor]
     """The lists that a module computes within the block, by the name of the choice."""
     lists: dict[str, Tensor] = {}
 
-    def keeping(name: str, operator: Any) -> Any:
-        def call(*given: Any) -> Tensor:
-            lists[name] = operator(*given)
-            return lists[name]
+    def keeping(name: str, choose: Any) -> Any:
+        def call(*given: Any) -> Any:
+            inputs = choose(*given)
+            lists[name] = getattr(inputs, name)
+            return inputs
 
         return call
 
     with pytest.MonkeyPatch.context() as patch:
         for found in lists_of(pattern):
-            patch.setattr(module, f"{found.name}_op", keeping(found.name, getattr(module, f"{found.name}_op")))
+            patch.setattr(
+                module, f"_choose_{found.name}", keeping(found.name, getattr(module, f"_choose_{found.name}"))
+            )
         yield lists
 
 

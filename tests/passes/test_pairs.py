@@ -47,7 +47,7 @@ PAIRS |= {
 }  # fmt: skip
 PAIRS |= {
     f"schedule/{name}": schedules.of_file(name)
-    for name in ("attend", "bias", "choose", "entries", "extras", "pairs", "results", "sums", "units")
+    for name in ("attend", "bias", "choose", "entries", "extras", "pairs", "query_cells", "results", "sums", "units")
 }
 
 

@@ -36,6 +36,7 @@ FURTHER = {
     "pairs that learn": (train, packed),
     "pairs of units that learn": (train,),
     "tables of heads that learn": (train,),
+    "tiles of cells": (packed, padded, paged, cached),  # rows of cells, whose lists are ranked and cut
 }
 LISTED = "c = given(unit = 16)"
 CALLED = (
@@ -52,6 +53,10 @@ SHORT = {
     "pairs of units that learn": f"causal p = tensor(query, token) {LISTED} return attend(c, bias = p[q][k]) if train",
     "tables of heads that learn": f"causal t = tensor(head, 9) {LISTED} "
     "return attend(c, bias = t[h][(q + k) % 9]) if train",
+    "tiles of cells": "q_mean = compress(8, of = q, by = mean, partial = keep) k_mean = compress(8) allow(W404) "
+    "few = top_k(2, score = softmax(dot(k_mean, query = q_mean)), share = head, unit = sum(16)) "
+    "cut = top_k(2, score = dot(k_mean, query = q_mean), share = max(group), unit = max(16), rows = max(16)) "
+    "return gate(attend(few), attend(cut), attend(k_mean, query = q_mean))",
     "units of 8": CHOSEN["units of 8"], "tokens by an indexer": CHOSEN["tokens by an indexer"],
 }  # fmt: skip
 CASES = dict.fromkeys(CATALOGUE, (*ALL, part)) | dict.fromkeys(PUBLISHED, ALL) | FURTHER
@@ -59,6 +64,7 @@ for _name in ("streaming_llm", "document", "dilated", "nsa", "given tokens"):
     CASES[_name] = (*CASES[_name], packed_keys, padded_right)
 # A score that is a result is of dense sequences.
 CASES["seer_attention"] = (train, paged, cached)
+CASES["vsa"] = (train, packed, padded)  # for training alone
 # What host code names and this pattern never starts: a merge of one part, gradients of entries that only choose, those
 # of learned weights where there are none, and the step of one token of a result that only a prefill has.
 NEVER = {
@@ -66,6 +72,8 @@ NEVER = {
     "infllm_v2": {"spread_entries"},
     "moba": {"spread_entries"},
     "seer_attention": {"attend_decode"},
+    "vsa": {"append_rows", "append_lengths", "close_cells", "merge_ranks"},
+    "tiles of cells": {"merge_rows"},
     "softmax": {"merge_rows"},
     "max": {"merge_rows"},
     "cells that begin early": {"merge_rows"},

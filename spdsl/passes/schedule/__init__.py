@@ -9,7 +9,7 @@ from typing import Any
 from spdsl.ir.pattern import Branch, Case, Choice, Softmax, Stream
 from spdsl.ir.plan import Joint, Plan, Role, SoftmaxPlan
 from spdsl.ir.schedule import Schedule, Stage, Step, When
-from spdsl.passes.schedule import attend, bias, choose, entries, extras, pairs, results, sums, units
+from spdsl.passes.schedule import attend, bias, choose, entries, extras, pairs, query_cells, results, sums, units
 from spdsl.passes.schedule.buffers import Buffers
 
 Steps = Iterable[Step[Any]]
@@ -34,6 +34,7 @@ def _forward(room: Buffers) -> Iterator[Step[Any]]:
     yield from choose.mapped(room)
     for stream in _compressed(room):
         yield from entries.made(room, stream)
+    yield from query_cells.pooled(room)
     for number, case in enumerate(room.plan.pattern.cases_of(room.stage.phase)):
         yield from _of_case(number, _computed(room, case, set()))
         yield from _of_case(number, _combined(room, case))
@@ -46,6 +47,7 @@ def _cached(room: Buffers) -> Iterator[Step[Any]]:
     for stream in room.plan.pattern.kept:
         yield from entries.closed(room, stream)
     yield from choose.mapped(room)
+    yield from query_cells.pooled(room)
     for number, case in enumerate(cases):
         yield from _of_case(number, results.holds(room, case))
         yield from _of_case(number, _computed(room, case, known))
@@ -72,6 +74,7 @@ def _backward(room: Buffers) -> Iterator[Step[Any]]:
         learning = [stream for stream in _compressed(room) if stream.name in read]
         for stream in reversed(learning):
             yield from _of_case(number, entries.gradients(room, stream))
+        yield from _of_case(number, query_cells.gradients(room, branches))
         yield from _of_case(number, sums.summed(room, case, branches, learning))
 
 

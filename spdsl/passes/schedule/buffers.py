@@ -50,9 +50,22 @@ class Buffers:
         return self._heads(self._query(softmax))
 
     def query(self, softmax: SoftmaxPlan) -> Buffer:
-        query, pattern = self._query(softmax), self.plan.pattern
-        dim = query.dim or pattern.qk_dim or "Dqk"
-        return self._of_call(query.name, (self._heads(query), self.queries, str(dim)), Lifetime.CALLER)
+        return self.vectors(self._query(softmax))
+
+    def vectors(self, query: Query) -> Buffer:
+        """Those of a query of the caller, or the rows of its cells."""
+        axes = (self._heads(query), self.rows(query.width), str(query.dim or self.plan.pattern.qk_dim or "Dqk"))
+        return self._of_call(query.name, axes, Lifetime.CALLER if query.source is None else Lifetime.CALL)
+
+    def source(self, query: Query) -> Query:
+        """What a query of cells is made of."""
+        found = self.plan.pattern.input(query.source or query.name)
+        assert isinstance(found, Query)
+        return found
+
+    def rows(self, width: int) -> str:
+        """Cells of `width` queries."""
+        return self.queries if width == 1 or self.queries == "1" else f"{self.queries} / {width}"
 
     def keys(self, softmax: SoftmaxPlan) -> tuple[Buffer, ...]:
         """K of every stream, and V where there is an output."""
@@ -97,10 +110,16 @@ class Buffers:
         pattern = self.plan.pattern
         heads = str(pattern.query_heads or "Hq")
         columns = () if branches == 1 else (str(branches),)
+        rows = self.rows(next((one.softmax.rows for one in self.plan.softmaxes if one.name == name), 1))
         return (
-            self._of_call(f"{name}.out", (heads, self.queries, str(pattern.v_dim or "Dv"))),
-            replace(self._of_call(f"{name}.lse", (heads, self.queries, *columns)), dtype=WIDE),
+            self._of_call(f"{name}.out", (heads, rows, str(pattern.v_dim or "Dv"))),
+            replace(self._of_call(f"{name}.lse", (heads, rows, *columns)), dtype=WIDE),
         )
+
+    def of_queries(self, name: str) -> tuple[Buffer, Buffer]:
+        """The same of all queries: rows of cells are spread over theirs."""
+        spread = any(one.softmax.rows > 1 for one in self.plan.softmaxes if one.name == name)
+        return self.result(f"{name} of queries" if spread and self.stage is not Stage.DECODE else name)
 
     def splits(self, softmax: SoftmaxPlan) -> tuple[Buffer, Buffer]:
         """What the programs leave that share the keys of a decode step."""
@@ -125,6 +144,14 @@ class Buffers:
         overflow = LOWEST if choice.capacity and choice.selected else ""  # else there is room for all units
         rows = self._tiles(choice) if choice.tiled else self.queries
         return Buffer(name, ("B", heads, rows, "n"), "int32", Lifetime.CALL, most, overflow)
+
+    def list_of_rows(self, choice: Choice) -> Buffer:
+        """The same of each row of the score."""
+        found = self.list_of(choice)
+        if choice.grain == 1 or self.stage is Stage.DECODE:
+            return found
+        axes = (*found.axes[:2], self.rows(choice.grain), found.axes[3])
+        return replace(found, name=f"{choice.name} of cells", axes=axes)
 
     def limits(self, choice: Choice) -> tuple[Buffer, ...]:
         """What a call says of each list, if it says something."""

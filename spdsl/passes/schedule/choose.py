@@ -8,6 +8,7 @@ from spdsl.ir.pattern import Choice
 from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
 from spdsl.ir.schedule import Buffer, Event, Kind, Stage, Step, When
 from spdsl.passes.schedule.buffers import Buffers
+from spdsl.passes.schedule.query_cells import spread_lists
 from spdsl.passes.selection import ranked
 
 
@@ -44,7 +45,7 @@ def _lists(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
             Kind.LIMITS, f"{choice.name} limits", plan, reads=room.reads(plan.at_call), writes=limits, event=event
         )  # fmt: skip
     reads = (room.query(softmax), room.keys(softmax)[0], *room.reads(plan.reads), *lse)
-    name, found = f"{choice.name}_select", (room.list_of(choice),)
+    name, found = f"{choice.name}_select", (room.list_of_rows(choice),)
     rows = "a share of the units" if step else "neighbouring queries of a list head"
     visit = "all units that may be chosen"
     if not ranked(choice):
@@ -58,6 +59,7 @@ def _lists(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
             Kind.CUT, "cut_lists", plan, "cut_lists", "a list", "the scores of its row", (*scores, *limits), found,
             found if choice.tiled else (), event=event, turns_of="rows",
         )  # fmt: skip
+        yield from spread_lists(room, plan)
         return
     ranks = _ranks(room, plan)
     yield Step(
@@ -69,6 +71,7 @@ def _lists(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
             Kind.MERGE_RANKS, "merge_ranks", plan, "merge_ranks", "a list", "the ranks of its programs",
             (ranks, *limits), found, event=event, when=When.SPLITS,
         )  # fmt: skip
+    yield from spread_lists(room, plan)
 
 
 def scoring(room: Buffers, plan: ChoicePlan) -> SoftmaxPlan:

@@ -6,20 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from spdsl.ir.pattern import Branch, Case, Gate, Merge, Softmax
-from spdsl.ir.plan import Joint
+from spdsl.ir.plan import Joint, SoftmaxPlan
 from spdsl.ir.schedule import Buffer, Event, Kind, Lifetime, Stage, Step
 from spdsl.ir.visit import TILE
 from spdsl.passes.joint import leaves
+from spdsl.passes.schedule import query_cells
 from spdsl.passes.schedule.buffers import LIKE_Q, Buffers
 
 ROWS, PARTS = str(TILE), "the parts"
 
 
-def combined(room: Buffers, result: Branch) -> Iterator[Step[Branch]]:
+def combined(room: Buffers, result: Branch) -> Iterator[Step[Branch] | Step[SoftmaxPlan]]:
     """How the parts of a result become one. In training joints come merged already."""
     if room.stage is Stage.DECODE:
         yield _joined(room, result)
         return
+    yield from query_cells.spread(room, result)
     for branch in result.branches if isinstance(result, Gate) else (result,):
         if isinstance(branch, Merge) and not (room.stage is Stage.FORWARD and is_joint(room, branch)):
             yield merged(room, branch)
@@ -34,7 +36,7 @@ def combined(room: Buffers, result: Branch) -> Iterator[Step[Branch]]:
         yield Step(Kind.LSES, "lse of each branch", result, reads=lses, writes=out[1:], event=event)
 
 
-def uncombined(room: Buffers, result: Branch) -> Iterator[Step[Branch]]:
+def uncombined(room: Buffers, result: Branch) -> Iterator[Step[Branch] | Step[SoftmaxPlan]]:
     """The gradients of the parts of a result; those of a joint are shares that its backward computes."""
     if isinstance(result, Gate):
         gradient = room.gradients(_written(room, result)[:1])
@@ -46,6 +48,7 @@ def uncombined(room: Buffers, result: Branch) -> Iterator[Step[Branch]]:
     for branch in reversed(result.branches if isinstance(result, Gate) else (result,)):
         if isinstance(branch, Merge) and not is_joint(room, branch):
             yield Step(Kind.MERGE_BACK, "merge, backward", branch, writes=room.gradients(_parts(room, branch)))
+    yield from query_cells.gathered(room, result)
 
 
 def merged(room: Buffers, branch: Branch) -> Step[Branch]:
@@ -97,14 +100,14 @@ def _joined(room: Buffers, result: Branch) -> Step[Branch]:
 def _parts(room: Buffers, branch: Branch) -> tuple[Buffer, ...]:
     if isinstance(branch, Gate):
         return tuple(one for inner in branch.branches for one in _written(room, inner))
-    return tuple(one for name in leaves(branch) for one in room.result(name))
+    return tuple(one for name in leaves(branch) for one in room.of_queries(name))
 
 
 def _written(room: Buffers, branch: Branch) -> tuple[Buffer, Buffer]:
     """out and lse, by the softmaxes that they are made of; a joint is written by itself."""
     joints = {} if room.cached else {one.parts: one.name for one in room.plan.joints}
     if isinstance(branch, Softmax):
-        return room.result(branch.name)
+        return room.of_queries(branch.name)
     if isinstance(branch, Gate):
         return room.result("gated", len(branch.branches))
     return room.result(joints.get(tuple(leaves(branch)), "+".join(leaves(branch))))

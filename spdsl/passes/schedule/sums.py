@@ -11,6 +11,7 @@ from spdsl.ir.schedule import Buffer, Gradient, Kind, Side, Step, When
 from spdsl.passes.joint import leaves
 from spdsl.passes.schedule.buffers import Buffers, sides, source_of
 from spdsl.passes.schedule.entries import weighing
+from spdsl.passes.schedule.query_cells import learning
 from spdsl.passes.schedule.results import is_joint
 
 
@@ -19,6 +20,7 @@ def summed(
 ) -> Iterator[Step[tuple[Gradient, ...]]]:
     """One step for all of them: they are added as they come."""
     gradients = [gradient for result in (case.branch, *case.extras) for gradient in _of_result(room, result, softmaxes)]
+    gradients += [Gradient(str(query.source)) for query in learning(room, softmaxes)]
     gradients += [gradient for softmax in softmaxes for gradient in _of_softmax(softmax)]
     gradients += [gradient for stream in entries for gradient in _of_entries(room, stream)]
     if again := _again(gradients):

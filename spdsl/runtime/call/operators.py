@@ -1,6 +1,6 @@
 """The operators of a module as PyTorch sees them: schema, fake tensors for tracing, gradients.
 
-A layout is the last eight arguments of each: operators take tensors and numbers, no tuples.
+A layout is the last nine arguments of each: operators take tensors and numbers, no tuples.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from spdsl.runtime.sequences import Layout
 
 LAYOUT = (
     "Tensor? q_spans, Tensor? k_spans, SymInt? q_offset, SymInt? k_offset, SymInt longest, SymInt tokens,"
-    " float? scale, Tensor? traced_scale"
+    " float? scale, Tensor? traced_scale, Tensor? q_origins"
 )
-_OF_LAYOUT = 8
+_OF_LAYOUT = 9
 
 Run = Callable[..., Any]
 
@@ -128,18 +128,18 @@ def attention_operators(
 
     def save(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.set_materialize_grads(False)
-        # The spans of the layout are tensors, too, and so may be its scale.
-        ctx.save_for_backward(*output, inputs[-1], *inputs[: count + 2])
-        ctx.numbers = inputs[count + 2 : -1]
+        # The spans of the layout are tensors, too, and so may be its scale and where rows begin.
+        ctx.save_for_backward(*output, *inputs[-2:], *inputs[: count + 2])
+        ctx.numbers = inputs[count + 2 : -2]
 
     def gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> Any:
-        out, lse, traced_scale, *inputs = ctx.saved_tensors
+        out, lse, traced_scale, origins, *inputs = ctx.saved_tensors
         dout = torch.zeros_like(out) if dout is None else dout
-        grads = back(dout, dlse, out, lse, *inputs, *ctx.numbers, traced_scale)
+        grads = back(dout, dlse, out, lse, *inputs, *ctx.numbers, traced_scale, origins)
         found = [*grads, *[None] * (len(looked_up) + _OF_LAYOUT)]
         wanted = [bool(ctx.needs_input_grad[place]) for place in places]
         if of_bias is not None and any(wanted):
-            own = iter(of_bias(wanted, dout, dlse, out, lse, *inputs, *ctx.numbers, traced_scale))
+            own = iter(of_bias(wanted, dout, dlse, out, lse, *inputs, *ctx.numbers, traced_scale, origins))
             for place, one in zip(places, wanted, strict=True):
                 found[place] = next(own) if one else None
         return tuple(found)
@@ -319,13 +319,13 @@ def divergence_operator(module: Module, name: str, forward: Run, backward: Run, 
 
     def save(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.set_materialize_grads(False)
-        q, k, lse, reads, asks, entries, chosen, q_spans, k_spans, *ctx.numbers, traced = inputs
+        q, k, lse, reads, asks, entries, chosen, q_spans, k_spans, *ctx.numbers, traced, _ = inputs
         ctx.save_for_backward(*output[1:], q, k, lse, asks, entries, chosen, q_spans, k_spans, traced, *reads)
 
     def gradients(ctx: Any, dkl: Tensor | None, dtotal: Any, dnorm: Any) -> Any:
         total, norm, q, k, lse, asks, entries, chosen, q_spans, k_spans, traced, *reads = ctx.saved_tensors
         dkl = torch.zeros_like(total) if dkl is None else dkl
-        numbers = (q, k, lse, reads, asks, entries, chosen, q_spans, k_spans, *ctx.numbers, traced)
+        numbers = (q, k, lse, reads, asks, entries, chosen, q_spans, k_spans, *ctx.numbers, traced, None)
         dasks, dentries = back(dkl, total, norm, *numbers)
         return None, None, None, [None] * len(reads), dasks, dentries, *[None] * (1 + _OF_LAYOUT)
 

@@ -232,7 +232,8 @@ def source(q: Tensor, k: Tensor, v: Tensor, sequences: int, layout: Layout, page
 def call_of(q: Tensor, layout: Layout) -> Call:
     # Without spans the host knows what answers; and what tuning compares and times is all of the work.
     leaves = tl.constexpr(layout.k_spans is not None and not searching())
-    return Call(q.shape[2], layout.keys, layout.q_spans, layout.k_spans, layout.q_offset, layout.k_offset, leaves)
+    offsets = layout.q_offset, layout.k_offset
+    return Call(q.shape[2], layout.keys, layout.q_spans, layout.k_spans, *offsets, leaves, layout.q_origins)
 
 
 def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:

@@ -17,9 +17,14 @@ def lengths_to_try(most: int) -> Iterator[int]:
 
 
 @lru_cache(maxsize=1024)  # every step of generation asks the same
-def most_visited(visits: Callable[[int, int], Iterable[tuple[int, int, int, int]]], tokens: int, keys: int) -> int:
-    """About as many keys as a step visits at any length up to `tokens`; visits(q, length) are ranges of its keys."""
-    return max(reach(visits(length - 1, length), keys) for length in lengths_to_try(tokens))
+def most_visited(
+    visits: Callable[[int, int], Iterable[tuple[int, int, int, int]]], tokens: int, keys: int, width: int = 1
+) -> int:
+    """About as many keys as a step visits at any length up to `tokens`; visits(q, length) are ranges of its keys.
+
+    q is the number of the last query, or of its cell of `width`.
+    """
+    return max(reach(visits((length - 1) // width, length), keys) for length in lengths_to_try(tokens))
 
 
 def reach(ranges: Iterable[tuple[int, int, int, int]], keys: int) -> int:

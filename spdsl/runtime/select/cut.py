@@ -48,6 +48,7 @@ class CutConst(NamedTuple):
     PART: tl.constexpr  # of all mass that a list takes; 0: lists do not go by mass
     BELOW: tl.constexpr  # whether that is the most it may be, or the least
     TILED: tl.constexpr  # whether a list of ROWS is written once, or for each of its queries
+    CELL: tl.constexpr  # queries of a row
 
 
 class CutTiles(NamedTuple):
@@ -113,6 +114,8 @@ def cut_end(length, last, S):
     """Units that the lists of a tile may name."""
     end = tl.cdiv(length, S.UNIT)
     if S.CAUSAL:
+        if S.CELL > 1:
+            last = last * S.CELL + (S.CELL - 1)
         end = tl.minimum(end, tl.maximum(last, -1) // S.UNIT + 1)
     return end
 

@@ -23,7 +23,7 @@ _CHUNK, _OF_WARP = 512, 64
 def cut_constants(
     shape: UnitShape, unit: int, rows: int, least: int, level: float | None, stride: int, first: int,
     entries: int, splits: int, causal: bool, units: int, part: float = 0.0, below: bool = False,
-    tiled: bool = False,
+    tiled: bool = False, cell: int = 1,
 ) -> CutConst:  # fmt: skip
     """As `select_constants`, for lists of `rows` queries, `tiled`: written once. Without `least` what is below `level`
     has no bits at all.
@@ -32,7 +32,7 @@ def cut_constants(
     chunk = max(16, min(_CHUNK, power_of_2(units)))
     values = (
         unit, rows, shape.lanes, max(shape.config.block_n, 16), least, passing, unit // stride, first, entries,
-        splits, causal, 16 if INTERPRETED else chunk, part, below, tiled,
+        splits, causal, 16 if INTERPRETED else chunk, part, below, tiled, cell,
     )  # fmt: skip
     return CutConst(*(tl.constexpr(value) for value in values))
 

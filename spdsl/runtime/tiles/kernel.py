@@ -42,7 +42,10 @@ class Source(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The rows and tokens of a call. Row i has position q_offset + i and token j k_offset + j, if given."""
+    """The rows and tokens of a call. Row i has position q_offset + i and token j k_offset + j, if given.
+
+    q_origins int32 [S]: the positions of the first rows of sequences, where rows are no tokens.
+    """
 
     q_count: int
     k_count: int
@@ -51,6 +54,7 @@ class Call(NamedTuple):
     q_offset: int | None
     k_offset: int | None
     LEAVES: tl.constexpr  # whether programs of a result that does not answer at a sequence's length return at once
+    q_origins: torch.Tensor | None = None
 
 
 class Rows(NamedTuple):

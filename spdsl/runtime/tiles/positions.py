@@ -59,6 +59,8 @@ def row_origin(call, s, q_count):
     origin = k_count - q_count
     if call.q_offset is not None:
         origin = call.q_offset
+    if call.q_origins is not None:
+        origin = tl.load(call.q_origins + s)
     return origin
 
 
