@@ -65,6 +65,10 @@ class AnswerText:
     result: str
     extras: tuple[str | ExtraText, ...]
 
+    def counts(self, name: str) -> bool:
+        """Whether a further result is made of what the softmax noted."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class CaseText:

@@ -15,7 +15,7 @@ from spdsl.codegen.entries_text import EntriesText
 from spdsl.codegen.expressions import PYTHON, TORCH, TRITON, expression
 from spdsl.codegen.module_text import ModuleText
 from spdsl.codegen.reads import Reads, bounded, extremes
-from spdsl.codegen.softmax_text import JointText, RangeText, SoftmaxText, SweepText
+from spdsl.codegen.softmax_text import JointText, RangeText, SkipText, SoftmaxText, SweepText
 from spdsl.codegen.spelling import Spelling
 from spdsl.ir.pattern import (
     Branch,
@@ -33,6 +33,7 @@ from spdsl.ir.pattern import (
 from spdsl.ir.plan import ChoicePlan, Plan, SoftmaxPlan, Sweep
 from spdsl.ir.rule import Threshold, TopK, TopP
 from spdsl.ir.schedule import Schedule, Stage, Walk
+from spdsl.ir.skip import Skip
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
 from spdsl.ir.visit import Range, Ranges, TileMap
 from spdsl.passes.resident import resident
@@ -118,7 +119,15 @@ def _softmax(plan: SoftmaxPlan, spelling: Spelling, learns: bool, is_class: bool
         step=plan.step,
         of_class=_softmax(plan.of_class, spelling, learns, is_class=True) if plan.of_class else None,
         is_class=is_class,
+        skip=_skip(plan.softmax.skip, reads),
     )
+
+
+def _skip(skip: Skip | None, reads: Reads) -> SkipText | None:
+    if skip is None:
+        return None
+    level, level_of = expression(skip.level, TRITON, reads.triton), expression(skip.level, TORCH, reads.torch)
+    return SkipText(level, level_of, skip.rows, skip.unit, skip.restart, skip.share == "group")
 
 
 def _bias_text(bias: Expr, reads: Reads) -> str:

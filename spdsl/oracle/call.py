@@ -32,6 +32,7 @@ from spdsl.oracle.products import multiplied
 from spdsl.oracle.selection import Limits, Scores, chosen, constant, pooled
 from spdsl.oracle.sets import drawn, given
 from spdsl.oracle.sizes import Inputs, Sizes
+from spdsl.oracle.skip import kept_tiles, without_dropped
 from spdsl.oracle.softmax import Part, divergence, log_sum_exp, merged, normalised
 from spdsl.oracle.tables import Tables, tensor_table
 
@@ -117,9 +118,22 @@ class Call:
         shared = [x.repeat_interleave(heads // x.shape[1], 1) for x in values]
         return normalised(self.all_logits(softmax), torch.cat(shared, 2))
 
+    def kept(self, softmax: Softmax) -> Tensor:
+        """The tiles that a softmax with a skip keeps: those given as `<softmax>.kept`, or by its rule. No gradient."""
+        assert softmax.skip is not None
+        if f"{softmax.name}.kept" in self.inputs:
+            return self.inputs[f"{softmax.name}.kept"]
+        (term,) = softmax.terms
+        with torch.no_grad():
+            logits = self.logits(softmax, term)
+            level = self.of_lists(softmax.skip.level, logits.shape[1]).double()
+            return kept_tiles(softmax.skip, logits, level, self.sizes)
+
     def all_logits(self, softmax: Softmax) -> Tensor:
         """The logits of all terms side by side, the sink last: in the denominator only."""
         logits = [self.logits(softmax, term) for term in softmax.terms]
+        if softmax.skip is not None:
+            logits = [without_dropped(softmax.skip, logits[0], self.kept(softmax), self.sizes)]
         if softmax.sink is not None:
             sink = self.tables[softmax.sink].data.double()[:, :, None, None]
             logits.append(sink.expand(self.sizes.batch, -1, self.sizes.rows, 1))

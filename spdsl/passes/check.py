@@ -18,6 +18,7 @@ from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.joint import tensors_read
 from spdsl.passes.later_keys import later_key
 from spdsl.passes.overlap import Overlaps
+from spdsl.passes.skips import check_skips
 from spdsl.passes.source_numbers import new_item
 from spdsl.syntax.tree import PatternTree
 
@@ -34,6 +35,7 @@ def check(pattern: Pattern, report: Report, tree: PatternTree | None = None) -> 
     if report.failed:
         return
     check_choices(pattern, report)
+    check_skips(pattern, report)
     for case in pattern.cases:
         _known_ends(pattern, case, report)
     for softmax in pattern.softmaxes():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from spdsl.primitives import (
     allow,
     attend,
+    below,
     compress,
     cosine,
     cover,
@@ -42,7 +43,7 @@ WORDS: dict[str, Word] = {
         sink, sliding, first, last, dilated, strided, fixed, random, where, open, cover, given,
         stream, query, tensor, compress,
         mass, dot, cosine, softmax, top_k, top_p, threshold,
-        attend, gate, merge,
+        attend, below, gate, merge,
         pool, kl,
         expect, allow,
     )
