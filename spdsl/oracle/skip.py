@@ -30,7 +30,7 @@ def kept_tiles(skip: Skip, logits: Tensor, level: Tensor, sizes: Sizes) -> Tenso
             greatest = logits[:, :, rows][..., keys].amax(-1)
             below = (greatest == -torch.inf) | (greatest < top + room)
             keeps = (~below).any(-1)
-            keeps = torch.stack(keeps.split(voters, 1), 1).any(2).repeat_interleave(voters, 1)
+            keeps = keeps.view(len(keeps), -1, voters).any(2).repeat_interleave(voters, 1)
             found[:, :, i, j] = keeps
             top = torch.where(keeps.unsqueeze(-1), torch.maximum(top, greatest), top)
     return found

@@ -106,7 +106,7 @@ from spdsl.runtime.launch.launch import (
     wide,
     with_triton,
 )
-from spdsl.runtime.launch.splits import most_visited, split_count
+from spdsl.runtime.launch.splits import most_visited, runs_in_splits, split_count
 from spdsl.runtime.module import Module, library_digest
 from spdsl.runtime.pools.table import POOLS, entries_by_torch
 from spdsl.runtime.select.choose import Selection, choose
@@ -150,7 +150,7 @@ from spdsl.runtime.skip.skip_kernels import (
     voting_rows,
     words_of_rows,
 )
-from spdsl.runtime.skip.skip_launch import aligned_tiles, by_key, count_room, row_tiles_of, runs_in_splits, skip_config
+from spdsl.runtime.skip.skip_launch import aligned_tiles, by_key, count_room, row_tiles_of, skip_config
 from spdsl.runtime.tiles.bias import (
     above,
     add_diagonals,

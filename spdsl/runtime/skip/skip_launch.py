@@ -12,7 +12,6 @@ from spdsl.runtime.tuning.configs import Config, block_room, power_of_2
 from spdsl.runtime.tuning.gpu import gpu_of
 
 MOST_ROWS = 256  # of a program: heads that vote together are rows of one tile
-_MOST_SPLITS = 128
 
 
 def skip_config(q: Tensor, rows: int, unit: int) -> Config:
@@ -50,11 +49,6 @@ def aligned_tiles(q: Tensor, k: Tensor, layout: Layout, rows: int, unit: int, mo
     before = q_origin % rows
     sizes = (row_tiles_of(q, layout, rows), rows, -(-most_keys // unit), unit)
     return tiles_of(q_origin - before, count + before, k_origin, keys, sizes)
-
-
-def runs_in_splits(capacity: int, restart: int) -> int:
-    """Programs that share the keys of a step: whole runs each. A maximum that never begins anew has one program."""
-    return max(1, min(-(-capacity // restart), _MOST_SPLITS)) if restart else 1
 
 
 def count_room(q: Tensor, splits: int) -> Tensor:
