@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import sympy
 
-from spdsl.codegen.answer_text import AnswerText, CaseText, ExtraText, PooledText
+from spdsl.codegen.answer_text import AnswerText, CaseText, ExtraText, KeptText, PooledText
 from spdsl.codegen.bias_text import bias_texts
 from spdsl.codegen.branches import branch_text, cached_text
 from spdsl.codegen.choice_text import ChoiceText, LimitsText
@@ -23,6 +23,7 @@ from spdsl.ir.pattern import (
     Choice,
     Extra,
     Gate,
+    Kept,
     Kl,
     Pooled,
     Query,
@@ -258,7 +259,8 @@ def _case(
     result = spelling.of(case.branch)
 
     def answer(calls: tuple[Call, ...], text: Callable[[Branch], str], scores: bool = True) -> AnswerText:
-        own = (text(one) if isinstance(one, Branch) else one for one in extras if scores or isinstance(one, Branch))
+        left = [one for one in extras if scores or not isinstance(one, ExtraText)]
+        own = (text(one) if isinstance(one, Branch) else one for one in left)
         return AnswerText(calls, text(result), tuple(own))
 
     own = (
@@ -268,8 +270,14 @@ def _case(
     return CaseText(condition, uses_length, tuple(scalars.values()), gated, answer(alone, branch_text), own)
 
 
-def _extra(number: int, extra: Extra, plan: Plan, texts: Mapping[str, Call], spelling: Spelling) -> Branch | ExtraText:
+def _extra(
+    number: int, extra: Extra, plan: Plan, texts: Mapping[str, Call], spelling: Spelling
+) -> Branch | ExtraText | KeptText:
     """A score or a divergence, walked by kernels or computed by torch as the schedule says."""
+    if isinstance(extra, Kept):
+        softmax = texts[extra.softmax.name]
+        assert isinstance(softmax, SoftmaxText)
+        return KeptText(softmax)
     found = extra_of(plan, number, extra)
     if found is None or isinstance(extra, Branch):
         assert isinstance(extra, Branch)

@@ -54,6 +54,14 @@ class Merge:
 Branch = Softmax | Gate | Merge
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How many tiles a softmax with a skip keeps and sees, as a further result: int32 [B, Hq, row tiles, 2]."""
+
+    softmax: Softmax
+    span: Span | None = field(default=None, compare=False)
+
+
 def leaves(branch: Branch) -> int:
     """The softmaxes of a branch, repetitions counted."""
     return 1 if isinstance(branch, Softmax) else sum(leaves(inner) for inner in branch.branches)

@@ -43,6 +43,18 @@ def without_dropped(skip: Skip, logits: Tensor, kept: Tensor, sizes: Sizes) -> T
     return torch.where(kept[:, :, row][..., key], logits, -torch.inf)
 
 
+def counted(skip: Skip, logits: Tensor, kept: Tensor, sizes: Sizes) -> Tensor:
+    """int32 [B, Hq, row tiles, 2]: tiles that are kept, and tiles that any voter sees a logit of."""
+    voters = 1 if skip.share == "head" else logits.shape[1] // sizes.kv_heads
+    q, k = sizes.q_origin + torch.arange(sizes.rows), sizes.k_origin + torch.arange(sizes.keys)
+    seen = torch.zeros_like(kept)
+    for i, rows in enumerate(_numbers(q, skip.rows)):
+        for j, keys in enumerate(_numbers(k, skip.unit)):
+            some = (logits[:, :, rows][..., keys] != -torch.inf).flatten(2).any(2)
+            seen[:, :, i, j] = some.view(len(some), -1, voters).any(2).repeat_interleave(voters, 1)
+    return torch.stack([kept.sum(-1), seen.sum(-1)], -1).int()
+
+
 def _numbers(positions: Tensor, size: int) -> list[Tensor]:
     """The indices of the positions in each tile of `size`."""
     tiles = positions // size

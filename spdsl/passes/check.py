@@ -10,7 +10,7 @@ import sympy
 from spdsl.budget import working_on
 from spdsl.diagnostics import Report
 from spdsl.ir.compared import rooted
-from spdsl.ir.pattern import Branch, Case, Gate, Kl, Merge, Pattern, Phase, Pooled, Query, Softmax, Stream, Term
+from spdsl.ir.pattern import Branch, Case, Gate, Kept, Kl, Merge, Pattern, Phase, Pooled, Query, Softmax, Stream, Term
 from spdsl.ir.symbols import K, Q
 from spdsl.limits import SET_CASES
 from spdsl.passes.choices import check_choices
@@ -47,7 +47,7 @@ def check(pattern: Pattern, report: Report, tree: PatternTree | None = None) -> 
     _later_keys(pattern, report, tree)
     for case in pattern.cases:
         for branch in (case.branch, *case.extras):
-            if isinstance(branch, Pooled | Kl):
+            if isinstance(branch, Pooled | Kl | Kept):
                 continue
             working_on(branch.span)
             _disjoint_merges(branch, overlaps, report)

@@ -16,6 +16,7 @@ from spdsl.primitives import (
     fixed,
     gate,
     given,
+    kept,
     kl,
     last,
     mass,
@@ -44,7 +45,7 @@ WORDS: dict[str, Word] = {
         stream, query, tensor, compress,
         mass, dot, cosine, softmax, top_k, top_p, threshold,
         attend, below, gate, merge,
-        pool, kl,
+        pool, kl, kept,
         expect, allow,
     )
 }  # fmt: skip

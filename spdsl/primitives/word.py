@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 from spdsl.diagnostics import Applicability, Hint, Span
-from spdsl.ir.pattern import Branch, Input, Kl, Pooled, Query, Score, Stream, Tensor
+from spdsl.ir.pattern import Branch, Input, Kept, Kl, Pooled, Query, Score, Stream, Tensor
 from spdsl.ir.skip import Skip
 from spdsl.ir.symbols import Boolean
 from spdsl.limits import NUMBER_VALUE
@@ -99,7 +99,7 @@ class SetValue:
     parts: tuple[tuple[str | None, Boolean], ...]
 
 
-Value = SetValue | Stream | Query | Tensor | Branch | Score | Pooled | Kl | Skip
+Value = SetValue | Stream | Query | Tensor | Branch | Score | Pooled | Kl | Kept | Skip
 
 
 @dataclass(slots=True)

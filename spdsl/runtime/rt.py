@@ -131,7 +131,7 @@ from spdsl.runtime.select.ranking import (
 from spdsl.runtime.select.scores import divergence, pooled_scores
 from spdsl.runtime.sequences import Corner, Layout, corners, expect, expect_tensor, length_of
 from spdsl.runtime.skip.attention import cached_skip, cpu_skip_backward, cpu_skip_forward, dense_skip
-from spdsl.runtime.skip.notes import most_keys_of, note_room, part_and_notes
+from spdsl.runtime.skip.notes import kept_counts, most_keys_of, note_room, part_and_notes, row_tiles_of, step_counts
 from spdsl.runtime.skip.rule import SkipRule, expect_whole_tiles
 from spdsl.runtime.skip.skip_kernels import (
     Slot,
@@ -150,7 +150,7 @@ from spdsl.runtime.skip.skip_kernels import (
     voting_rows,
     words_of_rows,
 )
-from spdsl.runtime.skip.skip_launch import aligned_tiles, by_key, count_room, row_tiles_of, skip_config
+from spdsl.runtime.skip.skip_launch import aligned_tiles, by_key, count_room, skip_config
 from spdsl.runtime.tiles.bias import (
     above,
     add_diagonals,
@@ -418,6 +418,7 @@ __all__ = [
     "jit",
     "job_tiles",
     "jump",
+    "kept_counts",
     "kept_step",
     "key_column",
     "key_extremes",
@@ -543,6 +544,7 @@ __all__ = [
     "start_softmax",
     "state_buffers",
     "step",
+    "step_counts",
     "step_lists",
     "step_lse",
     "store_bits",

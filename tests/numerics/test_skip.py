@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spdsl.ir.pattern import Pattern
+from spdsl.ir.pattern import Pattern, Phase, Softmax
 from spdsl.oracle import dense
 from spdsl.oracle.call import Call
 from tests.numerics.cases import (
@@ -183,6 +183,92 @@ def test_the_reference_of_a_module(cpu: Engine) -> None:
         for row in rows:
             own = {name: x[:, :, row if name == "q" else slice(0, row.stop)] for name, x in inputs.items()}
             torch.testing.assert_close(found[:, :, row], dense.attention(pattern, own, phase)[0])
+
+
+COUNTED = (
+    "causal step = attend(all, skip = below(0.4, unit = 16, restart = 32)) return step, kept(step) if decode "
+    "long = attend(all, skip = below(0.3, rows = 16, unit = 16{more})) return long, kept(long)"
+)
+
+
+def counts_of(pattern: Pattern, inputs: Inputs, phase: str = "train", **call: int) -> Tensor:
+    found = dense.results(pattern, inputs, phase, **call)[1]
+    assert isinstance(found, Tensor)
+    return found
+
+
+def kept_of_case(pattern: Pattern, inputs: Inputs, phase: str) -> Tensor:
+    (case,) = pattern.cases_of(Phase(phase))
+    assert isinstance(case.branch, Softmax)
+    return Call(pattern, inputs, dense.sizes_of(pattern, inputs)).kept(case.branch)
+
+
+@pytest.mark.parametrize("more", ["", ", share = group"])
+def test_counts(engine: Engine, more: str) -> None:
+    """How many tiles are kept and seen: of whole sequences, of parts, of packed ones, of chunks and of steps."""
+    body = COUNTED.format(more=more)
+    module, pattern, shape = engine(body), pattern_of(body), Shape(75, 75, 2, 4, 2)
+    inputs = uneven(pattern, shape)
+    _, found = module.attention(**inputs)
+    wanted = counts_of(pattern, inputs)
+    assert torch.equal(found, wanted)
+    assert torch.equal(wanted[..., 0], kept_of_case(pattern, inputs, "train").sum(-1).int())
+    assert wanted[0, 0, :, 1].tolist() == [1, 2, 3, 4, 5]
+    assert torch.equal(module.reference(**inputs)[1], wanted)
+    for part in (slice(37, 75), slice(74, 75)):
+        own = {**inputs, "q": inputs["q"][:, :, part]}
+        assert torch.equal(module.attention(**own)[1], counts_of(pattern, own))
+
+    ends = [0, 21, 21, 75]
+    packed = {name: x[:1] for name, x in inputs.items()}
+    _, found = module.attention(**packed, cu_seqlens=torch.tensor(ends, dtype=torch.int32))
+    for s, (first, end) in enumerate(pairwise(ends)):
+        own = {name: x[:, :, first:end] for name, x in packed.items()}
+        wanted = counts_of(pattern, own)[0] if first < end else torch.zeros(4, 0, 2, dtype=torch.int32)
+        assert torch.equal(found[s, :, : wanted.shape[1]], wanted)
+        assert not found[s, :, wanted.shape[1] :].any()
+
+    cache = nan_cache(module, shape, 128, 16)
+    for phase, first, end in (("prefill", 0, 37), ("prefill", 37, 74), ("decode", 74, 75)):
+        own = {name: x[:, :, first:end].contiguous() for name, x in inputs.items()}
+        _, found = getattr(module, phase)(**own, cache=cache)
+        seen = {name: x[:, :, first:end] if name == "q" else x[:, :, :end] for name, x in inputs.items()}
+        wanted = counts_of(pattern, seen, phase)
+        assert torch.equal(found[:, :, : wanted.shape[2]], wanted)
+        assert not found[:, :, wanted.shape[2] :].any()
+
+
+def test_counts_of_every_row_as_a_step(cpu: Engine) -> None:
+    pattern = pattern_of(COUNTED.format(more=""))
+    inputs = uneven(pattern, Shape(40, 40, 1, 4, 2))
+    out, found = cpu(COUNTED.format(more="")).reference(**inputs, phase="decode")
+    assert out.shape == inputs["q"].shape
+    for i in range(40):
+        own = {name: x[:, :, i : i + 1] if name == "q" else x[:, :, : i + 1] for name, x in inputs.items()}
+        assert torch.equal(found[:, :, i : i + 1], counts_of(pattern, own, "decode"))
+
+
+@pytest.mark.slow
+def test_counts_in_a_graph(cpu: Engine) -> None:
+    """A compiled training step, and compiled steps of generation."""
+    body = COUNTED.format(more="")
+    module, pattern, shape = cpu(body), pattern_of(body), Shape(40, 40, 2, 4, 2)
+    inputs = uneven(pattern, shape)
+    compiled = torch.compile(lambda **x: module.attention(**x), fullgraph=True, backend="aot_eager")
+    vectors = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+    out, counts = compiled(**vectors)
+    out.sum().backward()
+    again = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+    module.attention(**again)[0].sum().backward()
+    assert torch.equal(counts, module.attention(**inputs)[1])
+    assert all(torch.equal(vectors[name].grad, again[name].grad) for name in inputs)
+    caches = [module.Cache(2, 64, kv_heads=2, qk_dim=16, v_dim=16, dtype=torch.float64) for _ in range(2)]
+    step = torch.compile(lambda cache, **x: module.decode(**x, cache=cache), fullgraph=True, backend="aot_eager")
+    chunk = torch.compile(lambda cache, **x: module.prefill(**x, cache=cache), fullgraph=True, backend="aot_eager")
+    for run, plain, rows in ((chunk, module.prefill, slice(0, 33)), (step, module.decode, slice(33, 34))):
+        own = {name: x[:, :, rows].contiguous() for name, x in inputs.items()}
+        for x, wanted in zip(run(caches[0], **own), plain(**own, cache=caches[1]), strict=True):
+            assert torch.equal(x, wanted)
 
 
 @pytest.mark.parametrize(

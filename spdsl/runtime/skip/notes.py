@@ -57,3 +57,35 @@ def bits_of(notes: Tensor, tiles: int) -> Tensor:
     words = notes[..., COUNTS:].unsqueeze(-1)
     bits = (words >> torch.arange(_BITS, device=notes.device, dtype=torch.int32)) & 1
     return bits.flatten(-2)[..., :tiles].bool()
+
+
+def kept_counts(notes: Tensor, q: Tensor, layout: Layout, rows: int) -> Tensor:
+    """Tiles kept and seen by each tile of rows, int32 [sequences, Hq, row tiles, 2], 0 behind a sequence's last one."""
+    tiles, counts = row_tiles_of(q, layout, rows), notes[..., :COUNTS]
+    if layout.q_spans is None:
+        return counts[:, :, :tiles]
+    assert layout.k_spans is not None
+    (start, count), keys = layout.q_spans.long().unbind(1), layout.k_spans[:, 1].long()
+    s, tile = torch.arange(len(start), device=q.device), torch.arange(tiles, device=q.device)
+    origin = keys - count
+    own = (
+        torch.div(origin + count - 1, rows, rounding_mode="floor") - torch.div(origin, rows, rounding_mode="floor") + 1
+    )
+    there = (tile < own.masked_fill(count == 0, 0).unsqueeze(1)).view(len(start), 1, tiles, 1)
+    slots = (start // rows + 2 * s).unsqueeze(1) + tile
+    batch = s if notes.shape[0] > 1 else torch.zeros_like(s)
+    found = counts[batch.unsqueeze(1), :, slots.clamp(max=notes.shape[2] - 1)].movedim(1, 2)
+    return torch.where(there, found, torch.zeros_like(found))
+
+
+def step_counts(counts: Tensor) -> Tensor:
+    """The same of one query, [B, Hq, 1, 2], of the splits of a step, or of its notes."""
+    return counts[..., :COUNTS].sum(2, keepdim=True, dtype=torch.int32)
+
+
+def row_tiles_of(q: Tensor, layout: Layout, rows: int) -> int:
+    """Tiles of rows of the longest sequence, as many as there may be where only the device knows where it begins."""
+    if layout.q_spans is not None or layout.k_spans is not None:
+        return -(-(layout.longest - 1) // rows) + 1
+    first = layout.keys - q.shape[2] if layout.q_offset is None else layout.q_offset
+    return (first + q.shape[2] - 1) // rows - first // rows + 1

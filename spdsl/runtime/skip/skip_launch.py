@@ -8,6 +8,7 @@ from torch import Tensor
 from spdsl.runtime.call.lists import Tiles, sequence_counts, tiles_of
 from spdsl.runtime.launch.launch import INTERPRETED, Paged, page_of
 from spdsl.runtime.sequences import Layout
+from spdsl.runtime.skip.notes import row_tiles_of
 from spdsl.runtime.tuning.configs import Config, block_room, power_of_2
 from spdsl.runtime.tuning.gpu import gpu_of
 
@@ -33,14 +34,6 @@ def by_key(paged: Paged | None, unit: int) -> bool:
     """Whether a tile of keys may lie in several pages, so that each key is found by itself."""
     page = page_of(paged)
     return page > 1 and block_room(page) < unit
-
-
-def row_tiles_of(q: Tensor, layout: Layout, rows: int) -> int:
-    """Tiles of rows of the longest sequence, as many as there may be where only the device knows where it begins."""
-    if layout.q_spans is not None or layout.k_spans is not None:
-        return -(-(layout.longest - 1) // rows) + 1
-    first = layout.keys - q.shape[2] if layout.q_offset is None else layout.q_offset
-    return (first + q.shape[2] - 1) // rows - first // rows + 1
 
 
 def aligned_tiles(q: Tensor, k: Tensor, layout: Layout, rows: int, unit: int, most_keys: int) -> Tiles:
