@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from spdsl.diagnostics import Span
 from spdsl.ir.product import DOT, Product
+from spdsl.ir.skip import Skip
 from spdsl.ir.symbols import Boolean, Expr
 
 
@@ -34,6 +35,7 @@ class Softmax:
     rows: int = 1
     """Queries of a row: of a query of cells the width. `q` of its tests is then the last query of the cell in the call,
     and each query of the cell gets the row's output."""
+    skip: Skip | None = None  # the tiles that it leaves out
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,14 @@ class Merge:
 
 
 Branch = Softmax | Gate | Merge
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How many tiles a softmax with a skip keeps and sees, as a further result: int32 [B, Hq, row tiles, 2]."""
+
+    softmax: Softmax
+    span: Span | None = field(default=None, compare=False)
 
 
 def leaves(branch: Branch) -> int:

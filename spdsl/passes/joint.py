@@ -22,7 +22,8 @@ def joints(pattern: Pattern, softmaxes: tuple[SoftmaxPlan, ...]) -> tuple[Joint,
 
     def fits(name: str) -> bool:
         plan = plans[name]
-        return read[name] == 1 and name not in alone and plan.of_class is None and plan.softmax.rows == 1
+        whole = plan.of_class is None and plan.softmax.skip is None and plan.softmax.rows == 1
+        return read[name] == 1 and name not in alone and whole
 
     return tuple(
         Joint(_free(f"{names[0]}_joint", {*plans, *(an_input.name for an_input in pattern.inputs)}), names)
@@ -46,9 +47,11 @@ def _sinks_alone(softmaxes: list[Softmax]) -> bool:
 
 
 def tensors_read(softmax: Softmax) -> set[str]:
-    """What its tests and its bias read."""
+    """What its tests, its bias and its skip read."""
     reads = [read for term in softmax.terms for read in lookups(term.test)]
-    return {lookup_name(read) for read in (reads if softmax.bias is None else [*reads, *lookups(softmax.bias)])}
+    for number in (softmax.bias, softmax.skip and softmax.skip.level):
+        reads += [] if number is None else lookups(number)
+    return {lookup_name(read) for read in reads}
 
 
 def leaves(branch: Branch) -> tuple[str, ...]:

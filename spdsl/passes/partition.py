@@ -41,7 +41,7 @@ def _softmax(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
         _sweeps(pattern, softmax, source), role=_role(pattern, softmax), wanted=read_lengths(pattern, softmax)
     )
     tokens = plan.role is Role.BRANCH and plan.units is None and softmax.rows == 1
-    found = residues(softmax) if tokens else None
+    found = residues(softmax) if tokens and softmax.skip is None else None  # a skip goes by position
     if found is None:
         return plan
     step, of_class = found
@@ -61,8 +61,8 @@ def _sweeps(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
     else:
         sweeps = tuple(_sweep(pattern, term, source) for term in of_rows(softmax).terms)
     read = [name for sweep in sweeps for name in map(lookup_name, lookups(sweep.test))]
-    if softmax.bias is not None:
-        read += map(lookup_name, lookups(softmax.bias))
+    for number in (softmax.bias, softmax.skip and softmax.skip.level):
+        read += [] if number is None else map(lookup_name, lookups(number))
     inputs = tuple(pattern.input(name) for name in dict.fromkeys(read))
     reads = tuple(found for found in inputs if isinstance(found, Tensor | Choice))
     return SoftmaxPlan(softmax, sweeps, reads)

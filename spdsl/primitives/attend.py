@@ -1,10 +1,11 @@
-"""attend(set, query, scale, softcap, bias, sink_logit): one softmax over a set of entries of one or several streams."""
+"""attend(set, query, scale, softcap, bias, sink_logit, skip): one softmax over a set of entries of streams."""
 
 from __future__ import annotations
 
 import sympy
 
 from spdsl.ir.pattern import Query, Softmax, Stream, Tensor, Term, Values
+from spdsl.ir.skip import Skip
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, K, Q, lookups
 from spdsl.primitives.word import Kind, Parameter, Scope, SetValue, Word
 
@@ -17,6 +18,7 @@ def attend(
     softcap: Expr | None,
     bias: Expr | None,
     sink_logit: Tensor | None,
+    skip: Skip | None,
 ) -> Softmax | None:
     if sink_logit is not None and sink_logit.axes != ("head",):
         scope.refuse("E204", f"sink_logit needs one logit per head, `{sink_logit.name}` has other axes", "tensor(head)")
@@ -36,14 +38,14 @@ def attend(
             return None
         terms.append(Term(name, visible, scope.span))
     asks = query or scope.main_query()
-    if asks.source is not None and not _of_cells(scope, asks, terms, bias):
+    if asks.source is not None and not _of_cells(scope, asks, terms, bias, skip):
         return None
     cap = float(softcap) if softcap is not None else None
     sink = sink_logit.name if sink_logit else None
-    return Softmax(scope.name, asks.name, tuple(terms), scale, bias, cap, sink, scope.span, rows=asks.width)
+    return Softmax(scope.name, asks.name, tuple(terms), scale, bias, cap, sink, scope.span, rows=asks.width, skip=skip)
 
 
-def _of_cells(scope: Scope, asks: Query, terms: list[Term], bias: Expr | None) -> bool:
+def _of_cells(scope: Scope, asks: Query, terms: list[Term], bias: Expr | None, skip: Skip | None) -> bool:
     """Whether each query of a cell may have the output of its cell."""
     if scope.causal:
         scope.refuse(
@@ -54,6 +56,8 @@ def _of_cells(scope: Scope, asks: Query, terms: list[Term], bias: Expr | None) -
     elif bias is not None or any(lookups(term.test) or term.test.has(Q, H) for term in terms):
         hint = "attend to all entries of a stream, without a bias"
         scope.refuse("E105", "sets and biases that ask the query are not built yet for a query of cells", hint)
+    elif skip is not None:
+        scope.refuse("E105", "a query of cells cannot leave tiles out", "skip tiles of single rows")
     else:
         return True
     return False
@@ -101,6 +105,7 @@ WORD = Word(
         Parameter("softcap", Kind.NUMBER, default=None, least=0),
         Parameter("bias", Kind.ELEMENT, default=None),
         Parameter("sink_logit", Kind.TENSOR, default=None),
+        Parameter("skip", Kind.SKIP, default=None),
     ),
     attend,
     "one softmax over a set of entries",

@@ -37,6 +37,7 @@ FURTHER = {
     "pairs of units that learn": (train,),
     "tables of heads that learn": (train,),
     "tiles of cells": (packed, padded, paged, cached),  # rows of cells, whose lists are ranked and cut
+    "skips of maps": (train, packed, padded),
 }
 LISTED = "c = given(unit = 16)"
 CALLED = (
@@ -57,11 +58,14 @@ SHORT = {
     "few = top_k(2, score = softmax(dot(k_mean, query = q_mean)), share = head, unit = sum(16)) "
     "cut = top_k(2, score = dot(k_mean, query = q_mean), share = max(group), unit = max(16), rows = max(16)) "
     "return gate(attend(few), attend(cut), attend(k_mean, query = q_mean))",
+    "skips of maps": "causal a = given(rows = 16, unit = 16) "
+    "return attend(a | sliding(9), skip = below(1 / 4, rows = 16, unit = 32)) if train",
     "units of 8": CHOSEN["units of 8"], "tokens by an indexer": CHOSEN["tokens by an indexer"],
 }  # fmt: skip
 CASES = dict.fromkeys(CATALOGUE, (*ALL, part)) | dict.fromkeys(PUBLISHED, ALL) | FURTHER
 for _name in ("streaming_llm", "document", "dilated", "nsa", "given tokens"):
     CASES[_name] = (*CASES[_name], packed_keys, padded_right)
+CASES["blasst"] = ALL  # a part of the keys begins with a tile: tests/numerics/test_skip.py
 # A score that is a result is of dense sequences.
 CASES["seer_attention"] = (train, paged, cached)
 CASES["vsa"] = (train, packed, padded)  # for training alone
@@ -85,6 +89,7 @@ NEVER = {
     "units of 8": {"merge_rows"},
     **{name: {"append_rows", "append_lengths"} for name in FURTHER if name.endswith("that learn")},
     "a table that learns": {"append_rows", "append_lengths"},
+    "skips of maps": {"append_rows", "append_lengths"},
 }
 
 
