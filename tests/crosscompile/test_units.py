@@ -17,7 +17,7 @@ from spdsl.machine.launches import Argument, Launch  # noqa: E402
 from spdsl.runtime.select import cut_launch  # noqa: E402
 from spdsl.runtime.units.packed import StepLse  # noqa: E402
 from tests.crosscompile.kernels import Dims, kernels, kind, nsa_of_group, tuples_asked  # noqa: E402
-from tests.crosscompile.spills import ALLOWED_UNITS, FEW, DQ_ON_HOPPER, UNITS_ELSEWHERE  # noqa: E402
+from tests.crosscompile.spills import ALLOWED_UNITS, DQ_ON_HOPPER, FEW, UNITS_ELSEWHERE  # noqa: E402
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 ENDS = ("sm_90", "gfx942")  # for kernels without products, which the tables do not know: one of each vendor

@@ -19,6 +19,7 @@ from tests.numerics.cases import Shape, cut, inputs_of
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import pattern_of, text_of
 from tests.numerics.selected import expect_lists, recorded
+from tests.numerics.test_attend_paged import check, filled, with_states
 from tests.numerics.test_selection import checked
 from tests.numerics.test_selection_layouts import check_packed, check_padded
 
@@ -136,6 +137,33 @@ def test_lists_are_those_of_the_caller(engine: Engine) -> None:
     torch.testing.assert_close(module.reference(**inputs, **moved), wanted, rtol=1e-10, atol=1e-10)
     with pytest.raises(ValueError, match=r"best: expected 4 row tiles, got 3"):
         module.attention(**inputs, best=lists["best"][:, :, :3])
+
+
+def test_pages_of_the_caller(cpu: Engine) -> None:
+    """Requests whose new queries begin with a tile; lists that the caller passes lie by request."""
+    own = (
+        "causal rank = dot(compress(8)) best = top_k(2, score = rank, rows = max(16), unit = max(16), share = head, "
+        "force = last(1)) return attend(best | sliding(3)) if prefill return attend(all)"
+    )
+    pattern, module = pattern_of(own), cpu(own)
+    pages = with_states(module, pattern, filled(pattern, [(37, 21, -1), (40, 40, -1), (17, 1, 0), (0, 0, -1)], 16), 40)
+    check(module, pattern, pages, phase="prefill")
+    heads = pages.given["q"].shape[1]
+    first = module.attend_paged(**pages.given, phase="prefill")[0]
+    nothing = torch.full((4, heads, 4, 1), -1)
+    out = module.attend_paged(**pages.given, phase="prefill", best=nothing)[0]
+    near = module.attend_paged(**pages.given, phase="prefill", best=nothing[..., :0])[0]
+    torch.testing.assert_close(out, near, rtol=0, atol=0)
+    assert (out - first).abs().max() > 0.1
+
+
+def test_compiled_for_several_lengths(cpu: Engine) -> None:
+    own = body(SETS["two of them"])
+    module, pattern = cpu(own), pattern_of(own)
+    compiled = torch.compile(module.attention, fullgraph=True, backend="aot_eager")
+    for tokens in (37, 61):
+        inputs = inputs_of(pattern, Shape(tokens, tokens, 1, 4, 2))
+        torch.testing.assert_close(compiled(**inputs), module.attention(**inputs), rtol=0, atol=0)
 
 
 def test_a_list_is_made_once_for_a_tile(cpu: Engine) -> None:
