@@ -130,6 +130,7 @@ from spdsl.runtime.select.ranking import (
     there,
 )
 from spdsl.runtime.select.scores import divergence, pooled_scores
+from spdsl.runtime.select.unit_sets import load_sets, sets_of, unit_sets
 from spdsl.runtime.sequences import Corner, Layout, corners, expect, expect_tensor, length_of
 from spdsl.runtime.tiles.bias import (
     above,
@@ -417,6 +418,7 @@ __all__ = [
     "load_row_values",
     "load_rows",
     "load_score_grads",
+    "load_sets",
     "load_step_lse",
     "load_tile_delta",
     "load_tile_lse",
@@ -488,6 +490,7 @@ __all__ = [
     "select_tile",
     "sequence_counts",
     "sequence_keys",
+    "sets_of",
     "settle",
     "shared_tokens",
     "sharing",
@@ -539,6 +542,7 @@ __all__ = [
     "unit_constants",
     "unit_inverse",
     "unit_lists",
+    "unit_sets",
     "unit_shape",
     "unpacked",
     "use_tables",
