@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spdsl.codegen.softmax_text import SoftmaxText
-from spdsl.ir.pattern import Choice
+from spdsl.codegen.softmax_text import SoftmaxText, map_arguments
+from spdsl.ir.pattern import Choice, Tensor
 from spdsl.ir.plan import ChoicePlan
 from spdsl.ir.rule import TopP
 from spdsl.passes.selection import ranked
@@ -61,6 +61,23 @@ class LimitsText:
 
 
 @dataclass(frozen=True, slots=True)
+class SetsText:
+    """`force` and `within` of a choice as tests of single tokens in torch, and what they read."""
+
+    name: str
+    reads: tuple[Tensor | Choice, ...]
+    forced: str
+    within: str
+    step: int  # tokens after which they may differ
+    bias: str = ""
+    by_row: bool = False
+
+    @property
+    def read_arguments(self) -> tuple[str, ...]:
+        return map_arguments(self.reads)
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceText:
     """A selected choice: `forced` and `allowed` over q, k_first and k_last, in Triton and in torch."""
 
@@ -73,6 +90,7 @@ class ChoiceText:
     allowed_mask: str
     plan: ChoicePlan
     limits: LimitsText | None
+    sets: SetsText | None = None
 
     @property
     def level(self) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import gcd
 
 import sympy
 
 from spdsl.codegen.answer_text import AnswerText, CaseText, ExtraText, KeptText, PooledText
 from spdsl.codegen.bias_text import bias_texts
 from spdsl.codegen.branches import branch_text, cached_text
-from spdsl.codegen.choice_text import ChoiceText, LimitsText
+from spdsl.codegen.choice_text import ChoiceText, LimitsText, SetsText
 from spdsl.codegen.entries_text import EntriesText
 from spdsl.codegen.expressions import PYTHON, TORCH, TRITON, expression
 from spdsl.codegen.module_text import ModuleText
@@ -40,6 +41,7 @@ from spdsl.ir.visit import Range, Ranges, TileMap
 from spdsl.passes.resident import resident
 from spdsl.passes.schedule.buffers import sides
 from spdsl.passes.schedule.extras import extra_of
+from spdsl.passes.selection import step_of
 
 Call = SoftmaxText | JointText | ChoiceText
 
@@ -204,8 +206,17 @@ def _choice(plan: ChoicePlan, softmaxes: dict[str, SoftmaxText], spelling: Spell
         spelling.of(choice), softmaxes[choice.score.softmax.name], choice.score.probability,
         expression(plan.forced, TRITON, reads.triton), expression(plan.allowed, TRITON, reads.triton),
         expression(plan.forced, TORCH, reads.torch), expression(plan.allowed, TORCH, reads.torch),
-        spelling.of(plan), _limits(choice, reads) if choice.at_call else None,
+        spelling.of(plan), _limits(choice, reads) if choice.at_call else None, _sets(plan, spelling),
     )  # fmt: skip
+
+
+def _sets(plan: ChoicePlan, spelling: Spelling) -> SetsText | None:
+    if not plan.sets:
+        return None
+    choice, reads = plan.choice, Reads({source.name: spelling.of(source) for source in plan.asked})
+    forced, within = (expression(test, TORCH, reads.torch) for test in (choice.force, choice.within))
+    step = gcd(*(step_of(test, choice.unit) for test in (choice.force, choice.within)))
+    return SetsText(f"{spelling.of(choice).name}_sets", tuple(reads.sources.values()), forced, within, step)
 
 
 def _limits(choice: Choice, reads: Reads) -> LimitsText:

@@ -146,8 +146,7 @@ class SoftmaxText:
     @property
     def read_arguments(self) -> tuple[str, ...]:
         """The tensors that it reads; a choice comes as its map and the row tile that the map starts with."""
-        names = [(x.map_argument, f"{x.name}_first") if isinstance(x, Choice) else (x.name,) for x in self.reads]
-        return tuple(name for pair in names for name in pair)
+        return map_arguments(self.reads)
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -208,6 +207,12 @@ class JointText:
     @property
     def tensors(self) -> tuple[str, ...]:
         return (*self.learned, *self.looked_up)
+
+
+def map_arguments(reads: tuple[Tensor | Choice, ...]) -> tuple[str, ...]:
+    """The tensors that reads need; a choice comes as its map and the row tile that the map starts with."""
+    names = [(x.map_argument, f"{x.name}_first") if isinstance(x, Choice) else (x.name,) for x in reads]
+    return tuple(name for pair in names for name in pair)
 
 
 def cells_of(grid: Grid) -> str:

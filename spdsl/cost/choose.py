@@ -34,6 +34,15 @@ def limits(call: Call, step: Step[ChoicePlan]) -> Kernel:
     return Kernel(step.name, "select", "copy")
 
 
+def sets(call: Call, step: Step[ChoicePlan]) -> Kernel:
+    """A byte for each unit of each tile, and a pass of torch over the tokens of each."""
+    choice = step.of.choice
+    heads, tiles = call.lists(choice, scoring(call, step.of)), -(-call.queries // choice.rows)
+    out = call.many(heads * tiles * -(-call.length // choice.unit))
+    asked = call.many(call.count.heads(scoring(call, step.of).softmax) * tiles * call.length)
+    return Kernel(step.name, "select", "copy", bytes=out, moved=out + asked)
+
+
 def select(call: Call, step: Step[ChoicePlan]) -> Kernel:
     """One kernel that scores and ranks."""
     softmax, ranks = scoring(call, step.of), max(_select_shape(call, step).config.block_n, _kept(call, step), 16)

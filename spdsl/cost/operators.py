@@ -121,6 +121,7 @@ _RUN: dict[Kind, Callable[[Call, Step[Any], Counts], int]] = {
     Kind.INVERSE: _inverse,
     Kind.PAIRS: _by_phase,
     Kind.LIMITS: _each,
+    Kind.SETS: _each,
     Kind.HOLDS: _each,
     Kind.SETTLE: _settle,
     Kind.LSES: _each,

@@ -71,6 +71,7 @@ WORK: dict[Kind, Callable[[Call, Step[Any]], Kernel]] = {
     Kind.LIMITS: choose.limits,
     Kind.SELECT: choose.select,
     Kind.MERGE_RANKS: choose.merge_ranks,
+    Kind.SETS: choose.sets,
     Kind.SCORE_UNITS: choose.score_units,
     Kind.CUT: choose.cut,
     Kind.HOLDS: results.small,

@@ -20,8 +20,8 @@ from spdsl.ir.symbols import Boolean, lookup_name, lookups
 
 __all__ = [
     "ALL_PHASES", "LEAST_BLOCK", "Branch", "Case", "Choice", "Compress", "Expected", "Extra", "Gate", "Grain", "Grid",
-    "Input", "Kept", "Kl", "Logits", "Mass", "Merge", "Pattern", "Phase", "Pooled", "Query", "QueryCells", "Score", "Softmax",
-    "Stream", "Tensor", "Term", "Values", "Weight", "leaves",
+    "Input", "Kept", "Kl", "Logits", "Mass", "Merge", "Pattern", "Phase", "Pooled", "Query", "QueryCells", "Score",
+    "Softmax", "Stream", "Tensor", "Term", "Values", "Weight", "leaves",
 ]  # fmt: skip
 
 Input = Query | Stream | Tensor | Weight | Choice
@@ -92,9 +92,7 @@ class Pattern:
         match result:
             case Softmax():
                 for choice in self.choices_of(result):
-                    if choice.score is not None:
-                        yield from self._steps(choice.score.softmax)
-                    yield choice
+                    yield from self._chosen(choice)
                 yield result
             case Gate() | Merge():
                 for branch in result.branches:
@@ -106,6 +104,16 @@ class Pattern:
             case Kl():
                 yield from self._steps(result.target)
                 yield from self._steps(result.score)
+
+    def _chosen(self, choice: Choice) -> Iterator[Softmax | Choice]:
+        """What a choice reads, and the choice."""
+        if choice.score is not None:
+            yield from self._steps(choice.score.softmax)
+        for read in (*lookups(choice.force), *lookups(choice.within)):
+            inner = self.choice(lookup_name(read))
+            if inner is not None:
+                yield from self._chosen(inner)
+        yield choice
 
     def choices_of(self, softmax: Softmax) -> tuple[Choice, ...]:
         """The choices that the tests of a softmax look up."""

@@ -120,11 +120,13 @@ class ChoicePlan:
     ratio: int  # entries from one unit to the next
     reads: tuple[Tensor | Choice, ...]  # of the score's softmax
     at_call: tuple[Tensor | Choice, ...] = ()  # of its numbers
+    asked: tuple[Tensor | Choice, ...] = ()  # of `force` and `within`, where these are asked token by token
+    sets: bool = False  # whether they are: `forced` and `allowed` then say nothing of them
 
     @property
     def read(self) -> tuple[Tensor | Choice, ...]:
         """All that it reads."""
-        return tuple(dict.fromkeys((*self.reads, *self.at_call)))
+        return tuple(dict.fromkeys((*self.reads, *self.at_call, *self.asked)))
 
     @property
     def shared(self) -> int:

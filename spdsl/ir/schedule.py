@@ -135,6 +135,7 @@ class Kind(Enum):
     PAIR_DKDV = "pair dkdv"
     # choices
     LIMITS = "limits"
+    SETS = "sets"  # units that may be chosen, or are forced, token by token
     SELECT = "select"
     MERGE_RANKS = "merge ranks"
     SCORE_UNITS = "score units"

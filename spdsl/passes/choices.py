@@ -12,7 +12,7 @@ from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, lookup_name, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.listed import listed
 from spdsl.passes.ranges import key_range
-from spdsl.passes.selection import NotOfUnits, of_units
+from spdsl.passes.selection import NotOfUnits, by_token, of_units
 from spdsl.passes.series import Trace
 from spdsl.passes.spans import Spans, size, touched, union
 from spdsl.passes.split import parts, split
@@ -50,6 +50,8 @@ def _room_for_forced(choice: Choice, report: Report) -> None:
 
 
 def _whole_units(choice: Choice, report: Report) -> None:
+    if by_token(choice):
+        return
     for name, test in (("force", choice.force), ("within", choice.within)):
         try:
             of_units(test, choice.unit)

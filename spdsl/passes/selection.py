@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
+from math import gcd
 
 import sympy
 
@@ -21,7 +22,7 @@ MOST_RANKED = 128  # a kernel keeps its best units in registers; longer lists ar
 
 def ranked(choice: Choice) -> bool:
     """Whether one kernel scores and ranks its units, or one scores them and another cuts the lists."""
-    return choice.together == 1 and (choice.capacity or MOST_RANKED + 1) <= MOST_RANKED
+    return choice.together == 1 and (choice.capacity or MOST_RANKED + 1) <= MOST_RANKED and not by_token(choice)
 
 
 class NotOfUnits(Exception):
@@ -39,10 +40,38 @@ def selection(pattern: Pattern, choice: Choice) -> ChoicePlan:
     softmax = choice.score.softmax
     tests = [term.test for term in softmax.terms] + ([softmax.bias] if softmax.bias is not None else [])
     reads, at_call = (_read(pattern, values) for values in (tests, choice.at_call))
+    ratio = choice.unit // stream.grid.stride
+    if by_token(choice):
+        asked, allowed = _read(pattern, (choice.force, choice.within)), of_row(started, choice.grain)
+        return ChoicePlan(choice, sympy.false, allowed, first, weights, ratio, reads, at_call, asked, sets=True)
     forced, allowed = (
         of_row(sympy.And(of_units(test, choice.unit), started), choice.grain) for test in (choice.force, choice.within)
     )
-    return ChoicePlan(choice, forced, allowed, first, weights, choice.unit // stream.grid.stride, reads, at_call)
+    return ChoicePlan(choice, forced, allowed, first, weights, ratio, reads, at_call)
+
+
+def by_token(choice: Choice) -> bool:
+    """Whether torch asks every token of a unit if it passes `force` and `within`: of tiles, where the ends of a unit do
+    not tell.
+    """
+    tests = (choice.force, choice.within)
+    known = not any(lookups(test) or test.free_symbols - {Q, K} for test in tests)
+    return choice.tiled and not (known and all(_of_ends(test, choice.unit) for test in tests))
+
+
+def step_of(test: Boolean, unit: int) -> int:
+    """Tokens from the first of a unit after which the test may change: it is asked at these alone."""
+    steps = {found: int(K / found.args[0]) for found in test.atoms(sympy.floor) if (K / found.args[0]).is_Integer}
+    alone = test.xreplace(dict.fromkeys(steps, sympy.S.Zero)).has(K)
+    return 1 if alone else gcd(unit, *steps.values())
+
+
+def _of_ends(test: Boolean, unit: int) -> bool:
+    try:
+        of_units(test, unit)
+    except NotOfUnits:
+        return False
+    return True
 
 
 def _read(pattern: Pattern, values: Iterable[sympy.Basic]) -> tuple[Tensor | Choice, ...]:

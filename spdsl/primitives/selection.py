@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sympy
+from sympy.core.function import AppliedUndef
 
 from spdsl.diagnostics import Applicability
+from spdsl.ir.choice import LEAST_TILE
 from spdsl.ir.pattern import Choice, Score, Tensor
 from spdsl.ir.rule import Threshold, TopK, TopP
 from spdsl.ir.symbols import Boolean, Expr, K, Q, lookup_name, lookups
@@ -43,8 +45,12 @@ def choose(
         scope.refuse("E105", "a score over a set that reads tensors or choices is not built yet", "")
         return None
     grains = reduction(scope, score, share, rows, unit)
-    forced, candidates = _units(scope, "force", force), _units(scope, "within", within)
-    if grains is None or forced is None or candidates is None:
+    if grains is None:
+        return None
+    forced, candidates = (
+        _units(scope, name, members, grains.rows) for name, members in (("force", force), ("within", within))
+    )
+    if forced is None or candidates is None:
         return None
     count = rule.count.bound or 0 if isinstance(rule, TopK) else most or least
     if (count * grains.unit > NUMBER_VALUE) == True:  # noqa: E712  # of a number known at the call nothing is known
@@ -89,16 +95,44 @@ def ordered(scope: Scope, least: Expr | None, most: int | None) -> bool:
     return False
 
 
-def _units(scope: Scope, name: str, members: SetValue | None) -> Boolean | None:
-    """The test over q and k of `force` (no unit if left out) or `within` (all units); None after an error."""
+def _units(scope: Scope, name: str, members: SetValue | None, rows: int) -> Boolean | None:
+    """The test over q and k of `force` (no unit if left out) or `within` (all units); None after an error.
+
+    rows: of the choice. A tile asks for the units of its last row, which the call may not hold.
+    """
     if members is None:
         return sympy.false if name == "force" else sympy.true
     if [stream for stream, _ in members.parts] != [None]:
         scope.refuse("E201", f"`{name}` names units of tokens, not entries of a stream", "leave the stream out")
         return None
     ((_, test),) = members.parts
-    if lookups(test) or test.free_symbols - {Q, K}:
-        hint = "use sets that depend on positions alone"
+    if rows < LEAST_TILE and (lookups(test) or test.free_symbols - {Q, K}):
+        hint = f"use sets that depend on positions alone, or choose for tiles: `rows = op({LEAST_TILE})` or more"
         scope.refuse("E105", f"`{name}` cannot read tensors, choices, `h` or `length` yet", hint)
         return None
-    return test
+    return test if all(_of_tile(scope, name, read, rows) for read in lookups(test)) else None
+
+
+def _of_tile(scope: Scope, name: str, read: AppliedUndef, rows: int) -> bool:
+    """Whether all rows of a tile read the same there, which the call then has; an error if not."""
+    found = next(known for known in scope.inputs if known.name == lookup_name(read))
+    if isinstance(found, Choice):
+        if found.listed:
+            scope.refuse(
+                "E105", f"`{name}` reads `{found.name}`, which is a list for each query: not built yet",
+                f"use sets of tiles of {rows} queries, or of a multiple of it",
+            )  # fmt: skip
+            return False
+        if found.rows % rows:
+            scope.refuse(
+                "E201", f"`{name}` reads tiles of {found.rows} queries of `{found.name}` for tiles of {rows}",
+                f"tiles of {rows}, or of a multiple of it, do not change within one",
+            )  # fmt: skip
+            return False
+    elif Q in read.free_symbols:
+        scope.refuse(
+            "E105", f"`{name}` reads `{found.name}` at the query, for a tile of {rows} of them: not built yet",
+            "read it at the key, or at `h`",
+        )  # fmt: skip
+        return False
+    return True

@@ -138,6 +138,7 @@ from spdsl.runtime.select.ranking import (
     there,
 )
 from spdsl.runtime.select.scores import divergence, pooled_scores
+from spdsl.runtime.select.unit_sets import load_sets, sets_of, unit_sets
 from spdsl.runtime.sequences import Corner, Layout, corners, expect, expect_tensor, length_of
 from spdsl.runtime.skip.attention import cached_skip, cpu_skip_backward, cpu_skip_forward, dense_skip
 from spdsl.runtime.skip.notes import kept_counts, most_keys_of, note_room, part_and_notes, row_tiles_of, step_counts
@@ -463,6 +464,7 @@ __all__ = [
     "load_row_values",
     "load_rows",
     "load_score_grads",
+    "load_sets",
     "load_step_lse",
     "load_tile_delta",
     "load_tile_lse",
@@ -544,6 +546,7 @@ __all__ = [
     "select_tile",
     "sequence_counts",
     "sequence_keys",
+    "sets_of",
     "settle",
     "shared_tokens",
     "sharing",
@@ -602,6 +605,7 @@ __all__ = [
     "unit_constants",
     "unit_inverse",
     "unit_lists",
+    "unit_sets",
     "unit_shape",
     "unpacked",
     "use_tables",

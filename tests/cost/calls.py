@@ -211,6 +211,16 @@ BRANCHES_OF_CELLS = tuple(
         ("branch_of_maxima", "max", "attend(compress(16), query = rows)"),
     )
 )
+# Units that tensors and another choice allow, which torch asks before they are scored.
+NESTED = """
+pattern nested {
+    mark = tensor(token, bool)
+    rank = softmax(dot(compress(32)))
+    wide = top_k(2, score = rank, rows = sum(64), unit = sum(64), share = head)
+    few = top_k(2, score = rank, rows = sum(32), share = head, within = wide, force = where(mark[k]))
+    return attend(few | sliding(16))
+}
+"""
 # Lists of the caller, which torch sorts in each call, and units that no block of keys lies in.
 GIVEN_LISTS = """
 pattern given_lists {

@@ -49,7 +49,7 @@ HEAD = """\
 # Counted in generated modules: `pytest tests/cost/test_operators.py --update-golden` counts again.
 """
 # No call tells these alone: of a list of tiles, where what the test of the pattern reads comes on top; of a condition.
-UNSEEN = {kind: counted.table()[kind] for kind in ("tiles", "holds")}
+UNSEEN = {kind: counted.table()[kind] for kind in ("tiles", "holds", "sets")}
 Places = list[tuple[str, str]]
 
 

@@ -73,6 +73,13 @@ CUT = {
         chosen = threshold(0.01, score = mass(coarse), share = head, unit = max(64), rows = mean(64), least = 4)
         return gate(coarse, attend(chosen))
     }""",
+    "of sets": """pattern of_sets {
+        mark = tensor(token, bool)
+        coarse = attend(compress(64))
+        loose = top_k(32, score = mass(coarse), share = head, rows = mean(128))
+        chosen = top_k(8, score = mass(coarse), share = head, rows = mean(64), within = loose, force = where(mark[k]))
+        return gate(coarse, attend(chosen))
+    }""",
     "of the call": """pattern of_the_call { causal
         n = tensor(int)
         coarse = attend(compress(32, 16))
@@ -186,7 +193,9 @@ def test_a_threshold_with_least(text: str, target: str) -> None:
     "name, target",
     [
         pytest.param(
-            name, target, marks=pytest.mark.full if name in ("of the call", "of mass") and target != "sm_90" else ()
+            name,
+            target,
+            marks=pytest.mark.full if name in ("of the call", "of mass", "of sets") and target != "sm_90" else (),
         )
         for name in CUT
         for target in TARGETS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from tests.numerics.cases import Shape, cut, inputs_of
 from tests.numerics.conftest import Engine
 from tests.numerics.patterns import pattern_of, text_of
 from tests.numerics.selected import expect_lists, recorded
+from tests.numerics.test_attend_paged import check, filled, with_states
 from tests.numerics.test_selection import checked
 from tests.numerics.test_selection_layouts import check_packed, check_padded
 
@@ -48,6 +50,23 @@ SETS = {
 }
 
 
+NESTED = (
+    "wide = top_k(1, score = rank, rows = max(32), unit = max(16), share = head) "
+    "owned = given(rows = 48, unit = 4, share = head) "
+)
+WITHIN = {
+    "a choice": "top_k(2, score = share_of, rows = sum(16), unit = sum(8), share = head, within = wide)",
+    "a complement": "top_p(0.7, score = share_of, rows = mean(32), share = head, "
+    "within = ~wide, side = below, least = 1)",
+    "tokens": "threshold(0.3, score = share_of, rows = sum(16), share = sum(group), least = 1, most = 2, "
+    "within = where(column[h][k] & k < 30) | last(2), force = where(slash[h][k] & style[h] % 2 == 0))",
+    "a set of the caller": "top_k(1, score = rank, rows = max(16), unit = max(24), share = max(group), "
+    "within = owned - wide | where(2 * k > length), force = where(k % 25 == 22))",
+    "tokens that only long sequences have": "top_k(1, score = rank, rows = max(16), unit = max(24), "
+    "share = max(group), within = where(k % 25 == 22))",
+}
+
+
 def body(text: str, order: str = "") -> str:
     answer = f"return attend({text}) if prefill return attend(all)" if order else f"return attend({text})"
     return f"{order} {TILES} {answer}"
@@ -69,6 +88,30 @@ def drawn(seed: int) -> str:
 def test_sets_of_tiles(engine: Engine, name: str) -> None:
     shape = Shape(21, 57, 1, 4, 2) if engine.name == "interpreted" else Shape(61, 90, 2, 4, 2)
     checked(body(SETS[name]), shape, engine(body(SETS[name])))
+
+
+def nested(name: str, order: str = "") -> str:
+    answer = "return attend(inner | sliding(3))"
+    last = f"{answer} if prefill return attend(all)" if order else answer
+    return f"{order} {TILES} {NESTED} inner = {WITHIN[name]} {last}"
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_units_that_other_sets_allow_or_force(engine: Engine, name: str) -> None:
+    own = nested(name)
+    checked(own, Shape(21, 57, 1, 4, 2) if engine.name == "interpreted" else Shape(61, 90, 2, 4, 2), engine(own))
+
+
+def test_other_sets_in_packed_and_padded_sequences(engine: Engine) -> None:
+    for name in ("tokens", "a complement"):
+        check_packed(nested(name), engine(nested(name)), [0, 21, 38])
+    check_padded(nested("a complement"), engine(nested("a complement")), [21, 0, 18])
+
+
+@pytest.mark.parametrize("name", ["tokens", "a choice"])
+def test_other_sets_in_chunks(engine: Engine, name: str) -> None:
+    own = nested(name, "causal")
+    in_chunks(own, engine(own), (19, 16, 1, 10))
 
 
 @pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(3, 60))])
@@ -120,6 +163,29 @@ def test_chunks_that_begin_within_a_tile(engine: Engine, name: str, page: int | 
     in_chunks(own, engine(own), (19, 16, 1, 10) if engine.name == "interpreted" else (19, 16, 1, 34), page)
 
 
+@pytest.mark.parametrize("name", ["a choice", "tokens"])
+def test_a_step_chooses_by_its_one_row(engine: Engine, name: str) -> None:
+    """As if the row were the last of its sequence, in a tile of its own; `choices` and `reference` say the same."""
+    own = nested(name, "causal").replace("if prefill", "if decode")
+    pattern, module = pattern_of(own), engine(own)
+    inputs = inputs_of(pattern, Shape(41, 41, 1, 4, 2))
+    cache = module.Cache(1, 50, kv_heads=2, qk_dim=16, v_dim=16, page=16, dtype=torch.float64)
+
+    def read_by(run: Callable[..., object], given: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: x for key, x in given.items() if key in signature(run).parameters}
+
+    module.prefill(**read_by(module.prefill, cut(pattern, inputs, 0, 40)), cache=cache)
+    step = tiles_cut(own, inputs, 40, 41) | {"owned": inputs["owned"][:, :, :1]}
+    out = module.decode(**read_by(module.decode, step), cache=cache)
+    torch.testing.assert_close(out, dense.attention(pattern, inputs, "decode")[0][:, :, 40:], rtol=1e-10, atol=1e-10)
+    whole = module.reference(**inputs, phase="decode")
+    torch.testing.assert_close(whole[:, :, 40:], out, rtol=1e-10, atol=1e-10)
+    lists = module.choices(**read_by(module.choices, inputs), phase="decode")
+    assert {x.shape[2] for x in lists.values()} == {41}
+    found = module.reference(**inputs, **lists, phase="decode")
+    torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-10)
+
+
 def test_lists_are_those_of_the_caller(engine: Engine) -> None:
     """What `choices` gives can be passed back, and other lists hold in their place."""
     own = body(SETS["two of them"])
@@ -136,6 +202,33 @@ def test_lists_are_those_of_the_caller(engine: Engine) -> None:
     torch.testing.assert_close(module.reference(**inputs, **moved), wanted, rtol=1e-10, atol=1e-10)
     with pytest.raises(ValueError, match=r"best: expected 4 row tiles, got 3"):
         module.attention(**inputs, best=lists["best"][:, :, :3])
+
+
+def test_pages_of_the_caller(cpu: Engine) -> None:
+    """Requests whose new queries begin with a tile; lists that the caller passes lie by request."""
+    own = (
+        "causal rank = dot(compress(8)) best = top_k(2, score = rank, rows = max(16), unit = max(16), share = head, "
+        "force = last(1)) return attend(best | sliding(3)) if prefill return attend(all)"
+    )
+    pattern, module = pattern_of(own), cpu(own)
+    pages = with_states(module, pattern, filled(pattern, [(37, 21, -1), (40, 40, -1), (17, 1, 0), (0, 0, -1)], 16), 40)
+    check(module, pattern, pages, phase="prefill")
+    heads = pages.given["q"].shape[1]
+    first = module.attend_paged(**pages.given, phase="prefill")[0]
+    nothing = torch.full((4, heads, 4, 1), -1)
+    out = module.attend_paged(**pages.given, phase="prefill", best=nothing)[0]
+    near = module.attend_paged(**pages.given, phase="prefill", best=nothing[..., :0])[0]
+    torch.testing.assert_close(out, near, rtol=0, atol=0)
+    assert (out - first).abs().max() > 0.1
+
+
+def test_compiled_for_several_lengths(cpu: Engine) -> None:
+    own = body(SETS["two of them"])
+    module, pattern = cpu(own), pattern_of(own)
+    compiled = torch.compile(module.attention, fullgraph=True, backend="aot_eager")
+    for tokens in (37, 61):
+        inputs = inputs_of(pattern, Shape(tokens, tokens, 1, 4, 2))
+        torch.testing.assert_close(compiled(**inputs), module.attention(**inputs), rtol=0, atol=0)
 
 
 def test_a_list_is_made_once_for_a_tile(cpu: Engine) -> None:
@@ -156,6 +249,7 @@ class Bug(NamedTuple):
     new: str
     check: Callable[[str, ModuleType], None]
     order: str = ""
+    within: str = ""
 
 
 def _chunks(own: str, module: ModuleType) -> None:
@@ -182,6 +276,16 @@ BUGS = [
         _whole),
     Bug("lists at the rows of a tile", "at(chosen, rows.s, list_head, rows.tile)",
         "at(chosen, rows.s, list_head, rows.begin // S.ROWS)", _whole),
+    Bug("units of another tile are allowed", "sets.lists + tile)", "sets.lists + 0)", _whole, within="tokens"),
+    Bug("units of another head are allowed", "(tl.cast(list_head, tl.int64) * sets.lists + tile)",
+        "(list_head * 0 + tile)", _whole, within="a choice"),
+    Bug("forced units are only allowed", "(own > 1) & allowed", "(own > 2) & allowed", _whole, within="tokens"),
+    Bug("the first row of a tile is asked", "(tiles * rows - 1).split", "(tiles * rows - rows).split", _whole,
+        within="tokens"),
+    Bug("sets of the first sequence", "tl.cast(s, tl.int64) * sets.sequence", "tl.cast(s, tl.int64) * 0", _packed,
+        within="tokens"),
+    Bug("tokens behind the end of a sequence", "(found & (token < keys))", "(found & (token >= 0))", _packed,
+        within="tokens that only long sequences have"),
     Bug("the lists of the first sequence", "at(chosen, rows.s, list_head, rows.tile)",
         "at(chosen, rows.s * 0, list_head, rows.tile)", _packed),
 ]  # fmt: skip
@@ -189,7 +293,7 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what)
 def test_a_bug_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
-    own = body(SETS["two of them"], bug.order)
+    own = nested(bug.within) if bug.within else body(SETS["two of them"], bug.order)
     module = kernels(broken(spdsl.compile(text_of(own)).text, bug.old, bug.new, tmp_path))
     with pytest.raises(AssertionError):
         bug.check(own, module)
@@ -199,3 +303,8 @@ def test_a_bug_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
 def test_the_same_checks_pass_without_a_bug(kernels: Engine, check: Callable[..., None], order: str) -> None:
     own = body(SETS["two of them"], order)
     check(own, kernels(own))
+
+
+@pytest.mark.parametrize("check, within", [(_whole, "tokens"), (_whole, "a choice"), (_packed, "tokens")])
+def test_checks_of_other_sets_pass_without_a_bug(kernels: Engine, check: Callable[..., None], within: str) -> None:
+    check(nested(within), kernels(nested(within)))

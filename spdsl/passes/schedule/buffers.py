@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from spdsl.ir.pattern import Choice, Phase, Query, Stream, Tensor, Values, Weight
-from spdsl.ir.plan import Plan, Role, SoftmaxPlan
+from spdsl.ir.plan import ChoicePlan, Plan, Role, SoftmaxPlan
 from spdsl.ir.schedule import Buffer, Lifetime, Stage
 
 LIKE_Q = "as q"
@@ -170,6 +170,14 @@ class Buffers:
             return ()
         axes = ("B", self.list_heads(choice), "3")
         return (Buffer(f"{choice.name}.limits", axes, "float64", Lifetime.CALL),)
+
+    def sets(self, plan: ChoicePlan) -> tuple[Buffer, ...]:
+        """Which units of a tile are forced, and may be chosen, where that is asked token by token."""
+        if not plan.sets:
+            return ()
+        choice = plan.choice
+        axes = ("B", self.list_heads(choice), self._tiles(choice), f"M / {choice.unit}")
+        return (Buffer(f"{choice.name}.sets", axes, "uint8", Lifetime.CALL),)
 
     def given(self, choice: Choice) -> tuple[Buffer, ...]:
         """The caller's units of each tile of rows; of a drawn set there are none."""

@@ -39,7 +39,10 @@ def _lists(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
     assert choice.score is not None
     event, step = Event.CLOSED if room.cached else Event.CALLED, room.stage is Stage.DECODE
     lse = (room.splits(softmax) if step else room.result(softmax.name))[1:] if choice.score.probability else ()
-    limits = room.limits(choice)
+    limits, sets = room.limits(choice), room.sets(plan)
+    if sets:
+        asked = room.reads(plan.asked)
+        yield Step(Kind.SETS, f"{choice.name} sets", plan, reads=asked, writes=sets, event=event)
     if limits:
         yield Step(
             Kind.LIMITS, f"{choice.name} limits", plan, reads=room.reads(plan.at_call), writes=limits, event=event
@@ -51,8 +54,9 @@ def _lists(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
     if not ranked(choice):
         axes = (room.list_heads(choice), "rows", f"M / {choice.unit}")
         scores = (room.made(f"{choice.name}.scores", axes, "int32", "rows by CUT_BYTES"),)
+        reads = (*reads, *limits, *sets)
         yield Step(
-            Kind.SCORE_UNITS, name, plan, name, rows, visit, (*reads, *limits), scores, event=event, table="select",
+            Kind.SCORE_UNITS, name, plan, name, rows, visit, reads, scores, event=event, table="select",
             turns_of="rows",
         )  # fmt: skip
         yield Step(
