@@ -127,15 +127,19 @@ class Call:
 
     def logits(self, softmax: Softmax, term: Term) -> Tensor:
         """cap(scale * product of q and k) + bias, -inf where hidden: [B, heads of the query, N, M]."""
-        q, k = self.inputs[softmax.query].double(), self.keys(term.stream)
+        q = self.inputs[softmax.query].double()
         scale = 1 / sqrt(q.shape[-1]) if softmax.scale is None else float(softmax.scale)
-        found = multiplied(softmax.product, q, k.repeat_interleave(q.shape[1] // k.shape[1], 1)) * scale
+        found = self.products(softmax, q, self.keys(term.stream)) * scale
         if softmax.softcap:
             found = softmax.softcap * torch.tanh(found / softmax.softcap)
         around = self.around(term.stream, q.shape[1])
         if softmax.bias is not None:
             found = found + evaluate(softmax.bias, around)
         return torch.where(evaluate(term.test, around), found, -torch.inf)
+
+    def products(self, softmax: Softmax, q: Tensor, k: Tensor) -> Tensor:
+        """Of every query with every key: [B, heads of the query, N, M]."""
+        return multiplied(softmax.product, q, k.repeat_interleave(q.shape[1] // k.shape[1], 1))
 
     def keys(self, name: str) -> Tensor:
         """K of a stream in float64: [B, heads, M, qk]."""

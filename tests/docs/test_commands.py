@@ -9,12 +9,15 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from spdsl.cli import main
 from tests.docs.printed import PAGES, ROOT, beside
 
 SOURCES = ("nsa", "near", "window")  # files that the documents take for granted
+QKV = {"q": (64, 24, 192), "k": (4, 24, 192), "v": (4, 24, 128)}  # the heads and dims of nsa
 DIFFERENT = {"--dry", "--quick", "--suite", "--part", "--retries"}  # of the benchmarks and of pip
 TOOLS = re.compile(r"examples/|benchmarks\.run|pip install|make |-->|\+--")
 
@@ -39,6 +42,8 @@ def arguments(line: str, folder: Path) -> list[str]:
             words += {"FILE": ["near.spat"], "FILE...": ["near.spat"], "CODE": ["E102"], "NAME": ["near"]}.get(
                 word, [word]
             )
+    if words[0] == "diagnose" and "--data" not in words:
+        words += ["--data", "qkv.safetensors"]
     named = "-" in words or any(word.endswith((".spat", ".py")) for word in words)
     return words if named or words[0] == "explain" else [*words, "near.spat"]  # options alone, in a sentence
 
@@ -47,6 +52,9 @@ def prepared(folder: Path) -> None:
     (folder / "build").mkdir()
     for name in ("nsa", "streaming_llm"):
         (folder / "build" / f"{name}.py").touch()
+    three = {f"layers.{i}.{x}": torch.randn(1, *size) for i in (0, 10, 20) for x, size in QKV.items()}
+    save_file(three, folder / "qkv.safetensors")
+    save_file({"gates": torch.ones(1, 64, 24, 3)}, folder / "trained.safetensors")
     for name in SOURCES:
         if not (folder / f"{name}.spat").exists():
             (folder / f"{name}.spat").write_text(
