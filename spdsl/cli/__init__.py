@@ -1,4 +1,4 @@
-"""The command `spdsl`: check, compile, cost, diagnose, explain, show, tune.
+"""The command `spdsl`: calibrate, check, compile, cost, diagnose, explain, show, tune.
 
 Exit codes: 0 all is well, 1 the source has diagnostics, 2 the command cannot be carried out.
 What a command needs is imported inside it, so that `explain` and `--help` answer at once.
@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from spdsl.cli.calibrate import calibrate
 from spdsl.cli.check import check
 from spdsl.cli.compile import compile_file
 from spdsl.cli.cost import cost
@@ -78,3 +79,4 @@ main.add_command(show)
 main.add_command(tune_module)
 main.add_command(cost)
 main.add_command(diagnose)
+main.add_command(calibrate)
