@@ -19,7 +19,7 @@ help:
 	@echo 'make demo         train, generate and check a small language model on sparse attention (about 3 minutes)'
 	@echo 'make eval         a pretrained model, SmolLM2-135M, on several patterns (SHORT=1: 1,024 tokens, within three minutes)'
 	@echo 'make quick        syntax, messages, goldens, each pattern once and each form of kernels once (within a minute)'
-	@echo 'make test         everything that CI runs (within 20 minutes on two cores)'
+	@echo 'make test         what CI runs, but for the short eval (within 20 minutes on two cores)'
 	@echo 'make test-all     the same with the slow tests and the full product'
 	@echo 'make test-gpu     the numerics on a GPU'
 	@echo 'make test-oldest  the tests on torch 2.11.0 with triton 3.6.0'

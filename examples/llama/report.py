@@ -56,7 +56,7 @@ def written(page: str, results: Result) -> str:
 
 
 def draw(results: Result, path: Path) -> None:
-    """Losses beside dense, and needles by depth, a row of panels for each length."""
+    """Losses beside the first one's, and needles by depth, a row of panels for each length."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -67,7 +67,9 @@ def draw(results: Result, path: Path) -> None:
     for (left, right), length in zip(panels, lengths, strict=True):
         rows = [row for row in results["rows"] if row["length"] == length]
         titles = [row["title"] for row in rows]
-        left.barh(titles[::-1], [row["loss"] for row in rows[::-1]], color="#1f6fb2")
+        left.plot([row["loss"] for row in rows[::-1]], titles[::-1], "o", color="#1f6fb2")
+        left.axvline(rows[0]["loss"], color="#c5ccd6", linewidth=1, zorder=0)
+        left.margins(x=0.1, y=0.2)
         left.set(xlabel="nats per token", title=f"loss of the last {rows[0]['tail']} of {length:,} tokens")
         right.imshow([row["needles"] for row in rows], vmin=0, vmax=EACH, cmap="Blues", aspect="auto")
         right.set_yticks(range(len(rows)), titles)
