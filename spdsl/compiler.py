@@ -23,6 +23,7 @@ from spdsl.codegen.context import context
 from spdsl.codegen.spelling import Spelling
 from spdsl.diagnostics import Diagnostic, Report, Severity, Source, Span, SpatError, did_you_mean
 from spdsl.ir import show, show_steps
+from spdsl.ir.pattern import Pattern
 from spdsl.ir.plan import Plan
 from spdsl.limits import CHECK_STEPS, ESTIMATE_STEPS, RENDER_STEPS
 from spdsl.passes.aligned import aligned
@@ -123,6 +124,14 @@ def compile(source: Source, pattern: str | None, params: Params, setting: Settin
     text = dict(stages(source, _chosen(source, pattern, report), params, report, setting))["module"]
     assert isinstance(text, rendering.GeneratedModule)
     return GeneratedModule(text.name, text.text, text.digest, tuple(report.told()))
+
+
+def pattern_of(source: Source, pattern: str | None, params: Params) -> Pattern:
+    """What the pattern means. Raises SpatError."""
+    report = Report(source)
+    found = dict(islice(stages(source, _chosen(source, pattern, report), params, report), 2))["pattern"]
+    assert isinstance(found, Pattern)
+    return found
 
 
 def plan_of(source: Source, pattern: str | None, params: Params) -> Plan:

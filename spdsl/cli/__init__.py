@@ -1,4 +1,4 @@
-"""The command `spdsl`: check, compile, cost, explain, show, tune.
+"""The command `spdsl`: calibrate, check, compile, cost, diagnose, explain, show, tune.
 
 Exit codes: 0 all is well, 1 the source has diagnostics, 2 the command cannot be carried out.
 What a command needs is imported inside it, so that `explain` and `--help` answer at once.
@@ -10,9 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from spdsl.cli.calibrate import calibrate
 from spdsl.cli.check import check
 from spdsl.cli.compile import compile_file
 from spdsl.cli.cost import cost
+from spdsl.cli.diagnose import diagnose
 from spdsl.cli.explain import explain_code
 from spdsl.cli.options import KNOWN
 from spdsl.cli.show import show
@@ -76,3 +78,5 @@ main.add_command(explain_code)
 main.add_command(show)
 main.add_command(tune_module)
 main.add_command(cost)
+main.add_command(diagnose)
+main.add_command(calibrate)

@@ -156,9 +156,9 @@ class Call:
 
     def logits(self, softmax: Softmax, term: Term) -> Tensor:
         """cap(scale * product of q and k) + bias, -inf where hidden: [B, heads of the query, N, M]."""
-        q, k = self.asks(softmax.query), self.keys(term.stream)
+        q = self.asks(softmax.query)
         scale = 1 / sqrt(q.shape[-1]) if softmax.scale is None else float(softmax.scale)
-        found = multiplied(softmax.product, q, k.repeat_interleave(q.shape[1] // k.shape[1], 1)) * scale
+        found = self.products(softmax, q, self.keys(term.stream)) * scale
         if softmax.softcap:
             found = softmax.softcap * torch.tanh(found / softmax.softcap)
         around = self.around(term.stream, q.shape[1], softmax.rows)
@@ -173,6 +173,10 @@ class Call:
         if query.source is None:
             return self.inputs[name].double()
         return pooled_queries(query, self.asks(query.source), self.sizes)
+
+    def products(self, softmax: Softmax, q: Tensor, k: Tensor) -> Tensor:
+        """Of every query with every key: [B, heads of the query, N, M]."""
+        return multiplied(softmax.product, q, k.repeat_interleave(q.shape[1] // k.shape[1], 1))
 
     def keys(self, name: str) -> Tensor:
         """K of a stream in float64: [B, heads, M, qk]."""

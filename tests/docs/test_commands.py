@@ -9,12 +9,15 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from spdsl.cli import main
 from tests.docs.printed import PAGES, ROOT, beside
 
 SOURCES = ("nsa", "near", "window")  # files that the documents take for granted
+QKV = {"q": (64, 24, 192), "k": (4, 24, 192), "v": (4, 24, 128)}  # the heads and dims of nsa
 DIFFERENT = {"--dry", "--quick", "--suite", "--part", "--retries"}  # of the benchmarks and of pip
 TOOLS = re.compile(r"examples/|benchmarks\.run|pip install|make |-->|\+--")
 
@@ -39,6 +42,8 @@ def arguments(line: str, folder: Path) -> list[str]:
             words += {"FILE": ["near.spat"], "FILE...": ["near.spat"], "CODE": ["E102"], "NAME": ["near"]}.get(
                 word, [word]
             )
+    if words[0] in ("calibrate", "diagnose") and "--data" not in words:
+        words += ["--data", "qkv.safetensors", *(["--sparsity", "0.5"] if words[0] == "calibrate" else [])]
     named = "-" in words or any(word.endswith((".spat", ".py")) for word in words)
     return words if named or words[0] == "explain" else [*words, "near.spat"]  # options alone, in a sentence
 
@@ -47,6 +52,9 @@ def prepared(folder: Path) -> None:
     (folder / "build").mkdir()
     for name in ("nsa", "streaming_llm"):
         (folder / "build" / f"{name}.py").touch()
+    three = {f"layers.{i}.{x}": torch.randn(1, *size) for i in (0, 10, 20) for x, size in QKV.items()}
+    save_file(three, folder / "qkv.safetensors")
+    save_file({"gates": torch.ones(1, 64, 24, 3)}, folder / "trained.safetensors")
     for name in SOURCES:
         if not (folder / f"{name}.spat").exists():
             (folder / f"{name}.spat").write_text(
@@ -72,12 +80,14 @@ def test_it_parses_and_runs(page: Path, line: str) -> None:
 
 
 def runs(name: str, rest: list[str]) -> bool:
-    """The others are run by tests/tuning (tune), tests/machine and test_printed.py (report, gates, binaries)."""
+    """The others are run by tests/tuning (tune), tests/cli (calibrate), tests/machine and test_printed.py (report,
+    gates, binaries).
+    """
     needs_pictures = any(word.endswith(".png") for word in rest)
     if needs_pictures:
         pytest.importorskip("matplotlib")
     takes_long = {"--report", "--deny", "--cubin"} & set(rest)
-    return name != "tune" and not takes_long and not any("tree|pattern" in word for word in rest)
+    return name not in ("tune", "calibrate") and not takes_long and not any("tree|pattern" in word for word in rest)
 
 
 def known() -> set[str]:
@@ -91,7 +101,9 @@ def known() -> set[str]:
     }
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "training.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in ("training.md", "smollm.md")], ids=lambda page: page.name
+)
 def test_options_that_are_named_exist(page: Path) -> None:
     lines = [line for line in page.read_text(encoding="utf-8").splitlines() if not TOOLS.search(line)]
     named = {word for line in lines for word in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)}
