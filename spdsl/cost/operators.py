@@ -105,6 +105,11 @@ def _of_rows(call: Call, step: Step[Any], counts: Counts) -> int:
     return counts[of if call.stage is Stage.BACKWARD else f"{of}_{'train' if call.phase is Phase.TRAIN else 'cached'}"]
 
 
+def _short(call: Call, step: Step[Stream], counts: Counts) -> int:
+    """Where the cells lie, then each side."""
+    return counts["each"] + counts[pool_of(step.of).name] * len(sides(call.plan, step.of))
+
+
 _RUN: dict[Kind, Callable[[Call, Step[Any], Counts], int]] = {
     Kind.MAP: _map,
     Kind.SORT: _each,
@@ -133,4 +138,5 @@ _RUN: dict[Kind, Callable[[Call, Step[Any], Counts], int]] = {
     Kind.SPREAD_ENTRIES: _side,
     Kind.WEIGHTS_BACK: _each,
     Kind.POOL_CELLS: _pools,
+    Kind.CLOSE_SHORT: _short,
 }
