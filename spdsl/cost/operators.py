@@ -106,8 +106,8 @@ def _of_rows(call: Call, step: Step[Any], counts: Counts) -> int:
 
 
 def _short(call: Call, step: Step[Stream], counts: Counts) -> int:
-    """Where the cells lie, then each side."""
-    return counts["each"] + counts[pool_of(step.of).name] * len(sides(call.plan, step.of))
+    """Of keys alone: scores read no values."""
+    return counts[pool_of(step.of).name]
 
 
 _RUN: dict[Kind, Callable[[Call, Step[Any], Counts], int]] = {

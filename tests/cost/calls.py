@@ -195,6 +195,12 @@ pattern cells_of_a_prompt {
     return attend(few) if decode
 }
 """
+SHORT_CELLS = tuple(
+    f"pattern short_by_{by} {{ causal cells = compress(16, by = {by}, partial = keep) "
+    "few = top_k(3, score = dot(cells), share = head, force = last(1)) "
+    "return attend(few) if prefill return attend(all) }"
+    for by in ("mean", "max", "min")
+)
 LISTS_OF_CELLS = """
 pattern lists_of_cells {
     allow(W404)

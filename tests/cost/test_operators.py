@@ -36,7 +36,7 @@ PROBES = [  # phase, pattern, batch
         calls.GIVEN_LISTS, calls.SHORT, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS,
     )),
     *(("prefill", name, 2) for name in ("nsa", "moba", "infllm_v2", calls.EARLY, calls.GIVEN, calls.DRAWN,
-        calls.GIVEN_LISTS, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS,
+        calls.GIVEN_LISTS, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS, *calls.SHORT_CELLS,
     )),
     *(("prefill", name, 1) for name in ("nsa", "moba")),
     ("prefill", calls.CASES, 2),

@@ -16,6 +16,8 @@ CASES = [
     ("return attend(compress(8, 4, before = 8))", "E203", "compress(8, 4, before = 8)", "begins 8 before its place"),
     ("return attend(compress(8, 4, before = -1))", "E203", "-1", "at least 0"),
     ("return attend(compress(8, partial = kep))", "E202", "kep", "one of `drop`, `keep`"),
+    ("r = compress(8, partial = keep, by = weighted) return attend(top_k(2, score = dot(r), share = head, unit = max(16), force = last(1))) if prefill return attend(all)", "E105", "dot(r)", "learned pools"),
+    ("a = attend(compress(8, partial = keep)) return gate(a, attend(top_k(2, score = mass(a), unit = 16, force = last(1)))) if prefill return attend(all)", "E311", "attend(compress(8, partial = keep))", "for `prefill` sees it"),
     ("return attend(compress(8, partial = keep))", "E311", "attend(compress(8, partial = keep))", "for `prefill` and `decode` sees it"),
     ("r = compress(8, partial = keep) return attend(top_k(2, score = dot(r), share = head, unit = max(16))) if decode return attend(all)", "E311", "dot(r)", "for `decode` sees it"),
     (E + "return attend(top_k(2, score = dot(compress(16, before = 4)), share = head))", "E105", "top_k(2, score = dot(compress(16, before = 4)), share = head)", "overlapping entries"),
