@@ -176,6 +176,6 @@ def _select(view: View, plan: ChoicePlan) -> Iterator[Launch]:
     qk, _ = dims(view, stream)
     found = lookup("select", view.architecture, max(qk, LSE_COLUMNS), view.shape.size, UNIT_TABLES)
     shape = fitted(found, heads_per_list(view, choice, choice.score.softmax), MOST_UNIT)
-    shape = shape if choice.rows == 1 else tile_of_lists(shape, choice.rows)
+    shape = shape if choice.together == 1 or choice.for_all else tile_of_lists(shape, choice.together)
     form = KernelShape("select", qk, LSE_COLUMNS, view.shape.size, shape.group)
     yield Launch(form, shape.config, choice.name, choice.span, shape.lanes)

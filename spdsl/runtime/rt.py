@@ -78,7 +78,16 @@ from spdsl.runtime.cpu.attention_bias import cpu_bias_backward
 from spdsl.runtime.cpu.cpu import sink_gradient
 from spdsl.runtime.entries.entries import Cells
 from spdsl.runtime.entries.entry_corners import entry_corners, entry_source
-from spdsl.runtime.entries.query_cells import QueryCells, lists_of_queries, part_of_queries, pooled_query, query_cells
+from spdsl.runtime.entries.query_cells import (
+    LastQueries,
+    QueryCells,
+    last_queries,
+    lists_of_queries,
+    lists_of_sequences,
+    part_of_queries,
+    pooled_query,
+    query_cells,
+)
 from spdsl.runtime.language import triton
 from spdsl.runtime.launch.bias import bias_config, chunks_of, key_sums, program_sums, row_sums, sharing, table_of
 from spdsl.runtime.launch.branches import merge, summed, summed_by_name, wanted_of
@@ -285,6 +294,7 @@ __all__ = [
     "HeadRows",
     "KeyBlock",
     "KeyPair",
+    "LastQueries",
     "Layout",
     "ListArgument",
     "Module",
@@ -396,6 +406,7 @@ __all__ = [
     "key_sums",
     "keys_there",
     "known",
+    "last_queries",
     "launch",
     "launching",
     "length_bucket",
@@ -406,6 +417,7 @@ __all__ = [
     "list_limits",
     "lists_of",
     "lists_of_queries",
+    "lists_of_sequences",
     "load_dout",
     "load_k",
     "load_lse",

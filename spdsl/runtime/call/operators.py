@@ -164,15 +164,22 @@ def _bias_operator(module: Module, name: str, schema: str, places: Sequence[int]
 
 
 def choice_operator(
-    module: Module, name: str, reads: Sequence[str], most: Callable[[Layout], int], choose: Callable[..., Tensor]
-) -> Any:
-    """`name_choose`: int32 [B, lists, N, most], of `choose(q, k, lse, *reads, lists, layout)`. It has no gradient."""
+    module: Module, name: str, reads: Sequence[str], most: Callable[[Layout], int], choose: Callable[..., Tensor],
+    for_all: bool = False,
+) -> Any:  # fmt: skip
+    """`name_choose`: int32 [B, lists, N, most], of `choose(q, k, lse, *reads, lists, layout)`. It has no gradient.
+
+    for_all: one list for all queries of a sequence, [S, lists, 1, most].
+    """
 
     def run(*given: Any) -> Tensor:
         return choose(*given[:-_OF_LAYOUT], layout_from(given[-_OF_LAYOUT:]))
 
     def fake(q: Tensor, k: Tensor, lse: Tensor | None, *given: Any) -> Tensor:
         lists, layout = given[len(reads)], Layout(*given[-_OF_LAYOUT:])
+        if for_all:
+            sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+            return q.new_empty(sequences, lists, 1, most(layout), dtype=torch.int32)
         return q.new_empty(q.shape[0], lists, q.shape[2], most(layout), dtype=torch.int32)
 
     tensors = "".join(f"Tensor {x}, " for x in reads)
