@@ -180,7 +180,7 @@ def _select(view: View, plan: ChoicePlan) -> Iterator[Launch]:
     shape = fitted(found, heads_per_list(view, choice, choice.score.softmax), MOST_UNIT)
     if ranked(choice):
         shape = tile_of_ranks(shape, choice.capacity or MOST_RANKED)
-    elif choice.together > 1:
+    elif choice.together > 1 and not choice.for_all:
         shape = tile_of_lists(shape, choice.together)
     form = KernelShape("select", qk, LSE_COLUMNS, view.shape.size, shape.group)
     yield Launch(form, shape.config, choice.name, choice.span, shape.lanes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from math import gcd
 
@@ -52,7 +53,8 @@ def context(plan: Plan, schedules: Sequence[Schedule], spelling: Spelling) -> Mo
     Its analyses go by the pattern's names, what is printed has marks for them.
     """
     learning = _learning(schedules)
-    by_name = {softmax.name: _softmax(softmax, spelling, softmax.name in learning) for softmax in plan.softmaxes}
+    made = {found.name for found in plan.pattern.inputs if isinstance(found, Query) and found.source}
+    by_name = {softmax.name: _softmax(softmax, spelling, softmax.name in learning, made) for softmax in plan.softmaxes}
     chosen = {found.choice.name: _choice(found, by_name, spelling) for found in plan.choices}
     softmaxes = tuple(one for found in by_name.values() for one in (found, found.of_class) if one)
     joints = {
@@ -90,7 +92,10 @@ def _learning(schedules: Sequence[Schedule]) -> set[str]:
     return {step.of.name for step in steps if isinstance(step.of, SoftmaxPlan)}
 
 
-def _softmax(plan: SoftmaxPlan, spelling: Spelling, learns: bool, is_class: bool = False) -> SoftmaxText:
+def _softmax(
+    plan: SoftmaxPlan, spelling: Spelling, learns: bool, made: AbstractSet[str], is_class: bool = False
+) -> SoftmaxText:  # fmt: skip
+    """`made`: the queries that are made of others, whose rows lie elsewhere."""
     softmax, bias = spelling.of(plan.softmax), plan.softmax.bias
     reads = Reads({source.name: spelling.of(source) for source in plan.reads})
     name = spelling.softmax(plan.name, "class") if is_class else softmax.name
@@ -99,6 +104,7 @@ def _softmax(plan: SoftmaxPlan, spelling: Spelling, learns: bool, is_class: bool
         name=name,
         query=softmax.query,
         rows=softmax.rows,
+        placed=plan.softmax.query in made,
         sweeps=tuple(
             _sweep(sweep, stream, f"{name}_{stream.name}" if several else name, reads)
             for sweep in plan.sweeps
@@ -122,7 +128,7 @@ def _softmax(plan: SoftmaxPlan, spelling: Spelling, learns: bool, is_class: bool
         grid=plan.sweeps[0].stream.grid,
         skip_empty=bool(plan.maps),
         step=plan.step,
-        of_class=_softmax(plan.of_class, spelling, learns, is_class=True) if plan.of_class else None,
+        of_class=_softmax(plan.of_class, spelling, learns, made, is_class=True) if plan.of_class else None,
         is_class=is_class,
         skip=_skip(plan.softmax.skip, reads),
     )

@@ -64,6 +64,7 @@ class SoftmaxText:
     name: str
     query: str
     rows: int  # queries of one
+    placed: bool  # they lie elsewhere than the queries of the call
     sweeps: tuple[SweepText, ...]
     reads: tuple[Tensor | Choice, ...]
     scale: str
@@ -170,7 +171,7 @@ class SoftmaxText:
     @property
     def layout(self) -> str:
         """Where its rows lie, in functions of all inputs."""
-        return "layout" if self.rows == 1 else f"inputs.{self.query}_rows.layout"
+        return f"inputs.{self.query}_rows.layout" if self.placed else "layout"
 
     @property
     def parts(self) -> tuple[SoftmaxText, ...]:

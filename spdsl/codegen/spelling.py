@@ -13,14 +13,15 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
-from spdsl.ir.pattern import Choice, Compress, Query, QueryCells, Softmax, Stream, Tensor, Term, Weight
+from spdsl.ir.pattern import Choice, Compress, Query, QueryCells, QueryTail, Softmax, Stream, Tensor, Term, Weight
 
 T = TypeVar("T")
 
 KEPT = ("q", "kv")  # predeclared: templates write them themselves
 _INPUT_FIELDS: dict[type, tuple[str, ...]] = {
-    Query: ("name",), QueryCells: ("source",), Stream: ("name",), Tensor: ("name",), Choice: ("name",),
-    Weight: ("name", "stream"), Compress: ("source", "logits"), Softmax: ("query", "sink"), Term: ("stream",),
+    Query: ("name",), QueryCells: ("source",), QueryTail: ("source",), Stream: ("name",), Tensor: ("name",),
+    Choice: ("name",), Weight: ("name", "stream"), Compress: ("source", "logits"), Softmax: ("query", "sink"),
+    Term: ("stream",),
 }  # fmt: skip
 
 

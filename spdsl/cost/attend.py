@@ -232,13 +232,14 @@ def _over_classes(call: Call, softmax: SoftmaxPlan, tiles: Callable[[int], int])
 
 
 def _row_tiles(call: Call, softmax: SoftmaxPlan, block_m: int, block_n: int) -> Number:
-    heads, each = call.count.heads(softmax.softmax), softmax.softmax.rows
+    heads, (first, rows) = call.count.heads(softmax.softmax), call.count.rows(softmax.softmax)
 
     def tiles(length: int, rest: Boolean | None = None) -> int:
+        own = min(rows, length)  # of a residue class all of its queries
         return sum(
             row_tiles(
-                sweep if rest is None else replace(sweep, test=rest), -(-length // each),
-                call.count.entries(sweep.stream, length), length, block_m, block_n, heads,
+                sweep if rest is None else replace(sweep, test=rest), own, call.count.entries(sweep.stream, length),
+                length, block_m, block_n, heads, first,
             )
             for sweep in softmax.sweeps
         )  # fmt: skip
@@ -273,7 +274,7 @@ def _met(size: int, stretch: int) -> int:
 
 def _key_tiles(call: Call, softmax: SoftmaxPlan, i: int, length: int, block_m: int, block_n: int) -> int:
     sweep, heads = softmax.sweeps[i], call.count.heads(softmax.softmax)
-    rows = -(-length // softmax.softmax.rows)
+    rows = min(call.count.rows(softmax.softmax)[1], length)
     return key_tiles(sweep, rows, call.count.entries(sweep.stream, length), length, block_m, block_n, heads)
 
 

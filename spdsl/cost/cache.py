@@ -52,6 +52,13 @@ def close_cells(call: Call, step: Step[Stream]) -> Kernel:
     return Kernel(step.name, "compress", "forward", flops=flops, machine=flops, bytes=read, moved=moved)
 
 
+def close_short(call: Call, step: Step[Stream]) -> Kernel:
+    """The tokens of one cell of each sequence, taken together and pooled."""
+    width = step.of.grid.width
+    read, moved = (tokens_moved(call, step.of, tokens, 1) for tokens in (width, 3 * width))
+    return Kernel(step.name, "compress", "copy", bytes=read, moved=moved)
+
+
 # ---- torch makes entries of what one kernel takes together, another keeps what closed
 
 

@@ -45,8 +45,8 @@ def sets(call: Call, step: Step[ChoicePlan]) -> Kernel:
 
 def select(call: Call, step: Step[ChoicePlan]) -> Kernel:
     """One kernel that scores and ranks."""
-    softmax, ranks = scoring(call, step.of), max(_select_shape(call, step).config.block_n, _kept(call, step), 16)
-    return _scores(call, step, ranks, call.list_bytes(step.of.choice, softmax, step.of.choice.grain))
+    ranks = max(_select_shape(call, step).config.block_n, _kept(call, step), 16)
+    return _scores(call, step, ranks, _made_bytes(call, step))
 
 
 def merge_ranks(call: Call, step: Step[ChoicePlan]) -> Kernel:
@@ -62,7 +62,7 @@ def score_units(call: Call, step: Step[ChoicePlan]) -> Kernel:
 
 def cut(call: Call, step: Step[ChoicePlan]) -> Kernel:
     """Lists of scores. What is read again, caches have."""
-    out = call.list_bytes(step.of.choice, scoring(call, step.of), step.of.choice.grain)
+    out = _made_bytes(call, step)
     return Kernel(step.name, "select", "copy", bytes=out, moved=_scores_bytes(call, step) + out)
 
 
@@ -72,7 +72,9 @@ def pieces(call: Call, step: Step[ChoicePlan]) -> int:
     lists, units = call.lists(choice, scoring(call, step.of)), max(1, -(-call.length // choice.unit))
     rows = _room(call, choice)
     tiles, each = -(-rows // shape.lanes) * call.shape.batch, shape.lanes
-    if choice.together > 1:  # a call may begin within a tile
+    if choice.for_all:
+        tiles, each = call.shape.batch, 1
+    elif choice.together > 1:  # a call may begin within a tile
         tiles, each = (rows + 2 * choice.together - 2) // choice.together * call.shape.batch, 1
     return len(list(cut_pieces(tiles, lists * each * units, call.machine.architecture is None)))
 
@@ -83,6 +85,14 @@ def _room(call: Call, choice: Choice) -> int:
     return (
         min(call.queries, (call.queries + 2 * choice.grain - 2) // choice.grain) if within else call.rows(choice.grain)
     )
+
+
+def _made_bytes(call: Call, step: Step[ChoicePlan]) -> Number:
+    """The lists that kernels make, before queries get theirs."""
+    choice, softmax = step.of.choice, scoring(call, step.of)
+    if choice.for_all:
+        return call.many(call.lists(choice, softmax) * call.capacity(choice) * INDEX_BYTES)
+    return call.list_bytes(choice, softmax, choice.grain)
 
 
 def _scores_bytes(call: Call, step: Step[ChoicePlan]) -> Number:
@@ -108,7 +118,7 @@ def _scores(call: Call, step: Step[ChoicePlan], ranks: int, out: Number) -> Kern
         step.name, "select", "select", flops=_scored_pairs(call, softmax) * call.pair_flops(step.kind, softmax),
         machine=products * (area * call.tile_flops(step.kind, softmax)),
         exps=products * area if choice.score.probability else NONE,
-        bytes=read + call.list_bytes(choice, softmax, choice.grain), moved=read + out,
+        bytes=read + _made_bytes(call, step), moved=read + out,
     )  # fmt: skip
 
 
@@ -119,6 +129,9 @@ def _select_steps(call: Call, step: Step[ChoicePlan], ranks: int) -> tuple[int, 
     most = -(-units // ranks)
     if call.phase is Phase.DECODE:
         return most, select_splits(call, step)
+    if choice.for_all:  # few lists: programs share the units, each goes over all rows
+        chunks = -(-call.rows_of(scoring(call, step.of)) // shape.lanes)
+        return most * chunks, select_splits(call, step) * chunks
     rows, own = shape.lanes if choice.together == 1 else choice.together, call.rows(choice.grain)
     steps = select_steps(call.count, choice, rows * choice.grain, ranks, call.plan.pattern.causal)
     tiles, chunks = -(-own // rows), -(-rows // shape.lanes)
@@ -136,9 +149,9 @@ def scoring(call: Call, plan: ChoicePlan) -> SoftmaxPlan:
 
 def select_splits(call: Call, step: Step[ChoicePlan]) -> int:
     """Programs that share the units of a query."""
-    if call.phase is not Phase.DECODE:
-        return 1
     choice = step.of.choice
+    if call.phase is not Phase.DECODE and not choice.for_all:
+        return 1
     groups = call.shape.batch * call.lists(choice, scoring(call, step.of))
     return call.machine.select_splits(groups, -(-call.length // choice.unit))
 
@@ -151,7 +164,7 @@ def _select_shape(call: Call, step: Step[ChoicePlan]) -> UnitShape:
     softmax, choice = scoring(call, step.of), step.of.choice
     make = call.machine.unit_step if call.phase is Phase.DECODE else call.machine.unit_shape
     shape = make("select", max(call.dims(softmax)[0], 16), call.shape.size, call.group(choice, softmax), MOST_UNIT)
-    if choice.together > 1:
+    if choice.together > 1 and not choice.for_all:
         return tile_of_lists(shape, choice.together)
     return tile_of_ranks(shape, call.capacity(choice)) if step.kind is Kind.SELECT else shape
 

@@ -79,6 +79,10 @@ class Call:
         """Of one sequence."""
         return 1 if self.phase is Phase.DECODE else self.length
 
+    def rows_of(self, softmax: SoftmaxPlan) -> int:
+        """Of one sequence: queries, cells of them, or the last ones."""
+        return 1 if self.phase is Phase.DECODE else self.count.rows(softmax.softmax)[1]
+
     def rows(self, width: int) -> int:
         """Cells of `width` queries."""
         return -(-self.queries // width)
@@ -143,7 +147,7 @@ class Call:
 
     def rows_bytes(self, softmax: SoftmaxPlan, vectors: int) -> Number:
         """`vectors` numbers for each row in the dtype of the call, and its lse."""
-        rows = self.rows(softmax.softmax.rows) * self.count.heads(softmax.softmax)
+        rows = self.rows_of(softmax) * self.count.heads(softmax.softmax)
         return self.many(rows * (vectors * self.shape.size + LSE_BYTES))
 
     def keys_bytes(self, softmax: SoftmaxPlan) -> Number:

@@ -1,4 +1,4 @@
-"""query_cells: what it costs that queries are pooled, and that what rows of cells have is spread over their queries."""
+"""query_cells: what it costs that queries become other rows, and that what these have is spread over their queries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spdsl.ir.schedule import Step
 def pooled(call: Call, step: Step[Query]) -> Kernel:
     """All queries, and a row for each cell; the same backward."""
     query = step.of
-    if call.phase is Phase.DECODE:  # a query is its cell
+    if query.tail or call.phase is Phase.DECODE:  # a view; a query is its cell
         return Kernel(step.name, "compress", "copy")
     heads, dim = query.heads or call.shape.heads, query.dim or call.shape.qk
     moved = call.many(heads * (call.queries + call.rows(query.width)) * dim * call.shape.size)
@@ -23,6 +23,8 @@ def spread(call: Call, step: Step[SoftmaxPlan] | Step[ChoicePlan]) -> Kernel:
     """Rows are read, and written for each query: lists, or outputs with their log-sum-exps. The same backward."""
     if isinstance(step.of, ChoicePlan):
         choice, softmax = step.of.choice, scoring(call, step.of)
+        if choice.for_all:  # a view
+            return Kernel(step.name, "select", "copy")
         lists = call.lists(choice, softmax) * (call.queries + call.rows(choice.grain)) * call.capacity(choice)
         moved = call.many(lists * INDEX_BYTES)
         return Kernel(step.name, "select", "copy", bytes=moved, moved=moved)

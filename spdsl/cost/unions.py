@@ -39,7 +39,7 @@ def _summed(
     """The sum over tiles of a number `of` their units."""
     stride = count.stride(choice)
     exact = True
-    units = [max(1, one // gcd(one, lanes)) for one in (choice.unit, unit, stride, choice.rows, block)]
+    units = [max(1, one // gcd(one, lanes)) for one in (choice.unit, unit, stride, choice.period, block)]
 
     def most(i: int, trace: Trace) -> int:
         nonlocal exact

@@ -35,15 +35,17 @@ from spdsl.passes.visible import DependsOnData
 Bounds = Callable[[Values, Trace], tuple[int, int]]
 
 
-def row_tiles(sweep: Sweep, rows: int, keys: int, length: int, block_m: int, block_n: int, heads: int) -> int:
+def row_tiles(
+    sweep: Sweep, rows: int, keys: int, length: int, block_m: int, block_n: int, heads: int, origin: int = 0
+) -> int:  # fmt: skip
     """Pairs of a row tile and a key block that the forward visits, over all heads.
 
-    `length` is in tokens; of a compressed stream `keys` are entries.
+    `length` is in tokens; of a compressed stream `keys` are entries. origin: the position of the first row.
     """
 
     def tile(i: int, trace: Trace) -> dict[sympy.Symbol, int]:
         first = i * block_m
-        return {Q_FIRST: first, Q_LAST: trace.least(first + block_m, rows) - 1, LENGTH: length}
+        return {Q_FIRST: origin + first, Q_LAST: origin + trace.least(first + block_m, rows) - 1, LENGTH: length}
 
     ranges = _own(sweep, lambda visit: visit.keys, key_range)
     return _visited(ranges, tile, -(-rows // block_m), block_m, keys, block_n, heads)

@@ -32,6 +32,7 @@ WORK: dict[Kind, Callable[[Call, Step[Any]], Kernel]] = {
     Kind.TAKE_CELLS: cache.take_cells,
     Kind.POOL_CELLS: cache.pool_cells,
     Kind.PUT_ENTRIES: cache.put_entries,
+    Kind.CLOSE_SHORT: cache.close_short,
     Kind.CLOSE_HIDDEN: cache.close_hidden,
     Kind.CLOSE_OUTPUTS: cache.close_outputs,
     Kind.ENTRIES: entries.entries,

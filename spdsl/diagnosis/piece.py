@@ -70,8 +70,8 @@ class Piece(Call):
     def short(self) -> bool:
         return self.pattern.causal or self.alone
 
-    def around(self, stream=None, heads=None):  # type: ignore[no-untyped-def]
-        found = Call.around(self, stream, heads)
+    def around(self, stream=None, heads=None, query=None):  # type: ignore[no-untyped-def]
+        found = Call.around(self, stream, heads, query)
         if not self.alone:
             return found
         return replace(found, symbols={**found.symbols, "length": found.symbols["q"] + 1})

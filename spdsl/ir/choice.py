@@ -12,6 +12,7 @@ from spdsl.ir.rule import Drawn, Given, Rule, Threshold, TopK, TopP
 from spdsl.ir.score import Score
 from spdsl.ir.symbols import Boolean, Expr
 
+ALL_ROWS = 1 << 30  # `rows` of a choice for all queries of a call: more than any call has
 LEAST_BLOCK = 16  # keys of the smallest matrix product: units and pages hold whole blocks
 LEAST_TILE = 16  # queries from which on a set of tiles is read as a map; of fewer, each query has a list
 
@@ -63,6 +64,16 @@ class Choice:
     def grain(self) -> int:
         """Queries of a row of its score."""
         return 1 if self.score is None else self.score.grain.rows
+
+    @property
+    def for_all(self) -> bool:
+        """Whether all queries of a sequence in a call have one list."""
+        return self.rows == ALL_ROWS
+
+    @property
+    def period(self) -> int:
+        """Queries after which tiles repeat."""
+        return 1 if self.for_all else self.rows
 
     @property
     def together(self) -> int:

@@ -60,19 +60,32 @@ class QueryCells:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryTail:
+    """The last `count` queries of `source` in a call, of each sequence; of fewer all."""
+
+    source: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
-    """Vectors that ask: argument `name` [B, heads, N, dim]. With `cells` they are no argument: one for each cell."""
+    """Vectors that ask: argument `name` [B, heads, N, dim].
+
+    With `cells` they are no argument: one for each cell. With `tail` they are the last ones of another query.
+    """
 
     name: str
     heads: int | None = None
     dim: int | None = None
     cells: QueryCells | None = None
+    tail: QueryTail | None = None
     span: Span | None = field(default=None, compare=False)
 
     @property
     def source(self) -> str | None:
-        """The query that its cells hold."""
-        return None if self.cells is None else self.cells.source
+        """The query that it is made of."""
+        made = self.cells or self.tail
+        return None if made is None else made.source
 
     @property
     def width(self) -> int:
@@ -81,7 +94,8 @@ class Query:
 
     @property
     def by(self) -> str:
-        return "" if self.cells is None else self.cells.by
+        """How it is made of its source."""
+        return self.cells.by if self.cells else "tail" if self.tail else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,14 @@ from enum import Enum
 from spdsl.diagnostics import Span
 from spdsl.ir.branch import Branch, Gate, Kept, Merge, Softmax, Term, leaves
 from spdsl.ir.choice import LEAST_BLOCK, Choice
-from spdsl.ir.inputs import Compress, Grid, Query, QueryCells, Stream, Tensor, Values, Weight
+from spdsl.ir.inputs import Compress, Grid, Query, QueryCells, QueryTail, Stream, Tensor, Values, Weight
 from spdsl.ir.score import Grain, Kl, Logits, Mass, Pooled, Score
 from spdsl.ir.symbols import Boolean, lookup_name, lookups
 
 __all__ = [
     "ALL_PHASES", "LEAST_BLOCK", "Branch", "Case", "Choice", "Compress", "Expected", "Extra", "Gate", "Grain", "Grid",
-    "Input", "Kept", "Kl", "Logits", "Mass", "Merge", "Pattern", "Phase", "Pooled", "Query", "QueryCells", "Score",
+    "Input", "Kept", "Kl", "Logits", "Mass", "Merge", "Pattern", "Phase", "Pooled", "Query", "QueryCells", "QueryTail",
+    "Score",
     "Softmax", "Stream", "Tensor", "Term", "Values", "Weight", "leaves",
 ]  # fmt: skip
 

@@ -93,6 +93,7 @@ class Kind(Enum):
     TAKE_CELLS = "take cells"
     POOL_CELLS = "pool cells"
     PUT_ENTRIES = "put entries"
+    CLOSE_SHORT = "close short"
     CLOSE_HIDDEN = "close hidden"
     CLOSE_OUTPUTS = "close outputs"
     ENTRIES = "entries"

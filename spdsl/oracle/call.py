@@ -75,14 +75,16 @@ class Call:
         grid = None if name is None else self.stream(name)
         return self.sizes.keys if grid is None or grid.compress is None else entries(grid.grid, self.sizes.keys)
 
-    def around(self, stream: str | None = None, heads: int | None = None, rows: int = 1) -> Environment:
+    def around(
+        self, stream: str | None = None, heads: int | None = None, query: Query | None = None
+    ) -> Environment:  # fmt: skip
         """The symbols of element tests on a stream, of `heads` query heads; on a compressed one `k` counts entries.
 
-        With `rows` > 1 q is the last query of each cell of so many that the call holds.
+        q are the rows of `query`: of a cell the last one that the call holds.
         """
         heads = self.sizes.heads if heads is None else heads
         symbols = {
-            "q": self.sizes.ends(rows).view(1, 1, -1, 1),
+            "q": self.sizes.positions(query or Query("q")).view(1, 1, -1, 1),
             "k": (self.sizes.k_origin + torch.arange(self.entries(stream))).view(1, 1, 1, -1),
             "h": torch.arange(heads).view(1, -1, 1, 1),
             "length": torch.tensor(self.sizes.length).view(1, 1, 1, 1),
@@ -161,18 +163,25 @@ class Call:
         found = self.products(softmax, q, self.keys(term.stream)) * scale
         if softmax.softcap:
             found = softmax.softcap * torch.tanh(found / softmax.softcap)
-        around = self.around(term.stream, q.shape[1], softmax.rows)
+        around = self.around(term.stream, q.shape[1], self.query(softmax))
         if softmax.bias is not None:
             found = found + evaluate(softmax.bias, around)
         return torch.where(evaluate(term.test, around), found, -torch.inf)
 
     def asks(self, name: str) -> Tensor:
-        """A query in float64: [B, heads, N, dim], or of its cells."""
+        """A query in float64: [B, heads, N, dim], or of its cells, or of the last ones."""
         query = self.pattern.input(name)
         assert isinstance(query, Query)
-        if query.source is None:
-            return self.inputs[name].double()
-        return pooled_queries(query, self.asks(query.source), self.sizes)
+        if query.tail is not None:
+            return self.asks(query.tail.source)[:, :, -query.tail.count :]
+        if query.cells is not None:
+            return pooled_queries(query, self.asks(query.cells.source), self.sizes)
+        return self.inputs[name].double()
+
+    def query(self, softmax: Softmax) -> Query:
+        found = self.pattern.input(softmax.query)
+        assert isinstance(found, Query)
+        return found
 
     def products(self, softmax: Softmax, q: Tensor, k: Tensor) -> Tensor:
         """Of every query with every key: [B, heads of the query, N, M]."""
@@ -214,8 +223,9 @@ class Call:
 
     def visible(self, softmax: Softmax, term: Term) -> Tensor:
         """Which entries of the term's stream each query sees: bool [B, heads of the query, N, M]."""
-        around = self.around(term.stream, self.asks(softmax.query).shape[1], softmax.rows)
-        shape = (self.sizes.batch, around.heads, len(self.sizes.ends(softmax.rows)), self.entries(term.stream))
+        asks = self.asks(softmax.query)
+        around = self.around(term.stream, asks.shape[1], self.query(softmax))
+        shape = (self.sizes.batch, around.heads, asks.shape[2], self.entries(term.stream))
         return evaluate(term.test, around).expand(shape)
 
     def pooled(self, how: Pooled | Choice) -> Scores:
@@ -261,7 +271,12 @@ class Call:
         return found if self.pattern.causal else torch.ones_like(found)
 
     def last_rows(self, choice: Choice) -> Tensor:
-        """The position of the last query of each tile, whether or not the call holds it: a tile sees what it sees."""
+        """The position of the last query of each tile, whether or not the call holds it: a tile sees what it sees.
+
+        All queries of a call see what its last one sees.
+        """
+        if choice.for_all:
+            return self.sizes.ends(1)[-1:]
         first = self.sizes.first_tile(choice.rows)
         return (first + 1 + torch.arange(self.sizes.tiles(choice.rows))) * choice.rows - 1
 

@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import Tensor
 
+from spdsl.ir.choice import ALL_ROWS
 from spdsl.ir.pattern import Choice, Grid, Pooled
 from spdsl.ir.rule import Threshold, TopK, TopP
 from spdsl.ir.symbols import Expr
@@ -46,6 +47,8 @@ def _over_heads(scores: Scores, by: str | None, heads: int) -> Scores:
 
 def _over_rows(scores: Scores, how: Choice | Pooled, sizes: Sizes) -> Scores:
     """Of the queries of a tile; of a score by cells of queries those of the tile."""
+    if how.rows == ALL_ROWS:
+        return _stacked([_reduced(scores, how.rows_by, 2)], scores, 2)
     grain = 1 if how.score is None else how.score.grain.rows
     tiles = []
     for tile in range(sizes.first_tile(how.rows), sizes.first_tile(how.rows) + sizes.tiles(how.rows)):

@@ -47,6 +47,11 @@ class Sizes:
         last = (self.first_tile(rows) + 1 + torch.arange(self.tiles(rows))) * rows - 1
         return last.clamp(max=self.q_origin + self.rows - 1)
 
+    def positions(self, query: Query) -> Tensor:
+        """Where the rows of a query stand: each at its token, or at the last one of its cell; or the last ones."""
+        found = self.ends(query.width)
+        return found if query.tail is None else found[-query.tail.count :]
+
     def cell_of_rows(self, rows: int) -> Tensor:
         """The number of the cell of each query, from the first on."""
         position = self.q_origin + torch.arange(self.rows)

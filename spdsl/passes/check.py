@@ -20,6 +20,7 @@ from spdsl.passes.later_keys import later_key
 from spdsl.passes.overlap import Overlaps
 from spdsl.passes.skips import check_skips
 from spdsl.passes.source_numbers import new_item
+from spdsl.primitives.pools import POOLS
 from spdsl.syntax.tree import PatternTree
 
 MOST_RESULTS = 8  # that are searched for later keys
@@ -73,10 +74,12 @@ def _simple_enough(term: Term, report: Report) -> None:
 
 def _known_ends(pattern: Pattern, case: Case, report: Report) -> None:
     """A cache grows: where its sequences end is not known, so no cell closes there."""
-    phases = " and ".join(f"`{phase.value}`" for phase in (Phase.PREFILL, Phase.DECODE) if phase in case.phases)
+    outputs = pattern.outputs(case)
     softmaxes = [step for step in pattern.steps(case) if isinstance(step, Softmax)]
-    streams = {pattern.input(term.stream): softmax for softmax in softmaxes for term in softmax.terms}
-    for stream, softmax in streams.items():
+    for stream, softmax in ((pattern.input(term.stream), one) for one in softmaxes for term in one.terms):
+        # In a prefill the last key of the call closes it for scores, and the next call makes it anew.
+        asked = (Phase.PREFILL, Phase.DECODE) if softmax.name in outputs else (Phase.DECODE,)
+        phases = " and ".join(f"`{phase.value}`" for phase in asked if phase in case.phases)
         if phases and isinstance(stream, Stream) and stream.grid.partial:
             report.error(
                 "E311",
@@ -85,6 +88,24 @@ def _known_ends(pattern: Pattern, case: Case, report: Report) -> None:
                 "a cache does not know the end",
                 hint="return it `if train`, and for the other phases one with `partial = drop`",
             )
+            return
+        if isinstance(stream, Stream) and stream.grid.partial and Phase.PREFILL in case.phases and _learned(stream):
+            report.error(
+                "E105",
+                f"a result for `prefill` scores the short cell of `{stream.name}`, "
+                "which is not built yet for learned pools",
+                softmax.span,
+                "specified, but not built",
+                hint="use `by = mean`, `max` or `min`, or `partial = drop`",
+            )
+            return
+
+
+def _learned(entries: Stream) -> bool:
+    """Whether numbers of the caller go into its pool."""
+    assert entries.compress is not None
+    pool = POOLS[entries.compress.by]
+    return bool(pool.weights) or pool.weighs
 
 
 def _disjoint_streams(pattern: Pattern, softmax: Softmax, overlaps: Overlaps, report: Report) -> None:

@@ -103,9 +103,10 @@ def _forced(choice: Choice) -> int:
 def _no_later_queries(choice: Choice, report: Report) -> None:
     """One list for several queries depends on the last of them, which the first must not know."""
     if choice.rows > 1:
+        queries = "all queries" if choice.for_all else f"{choice.rows} queries at once"
         report.error(
             "E310",
-            f"`{choice.name}` is chosen for {choice.rows} queries at once, and a result for training uses it",
+            f"`{choice.name}` is chosen for {queries}, and a result for training uses it",
             choice.span,
             "depends on later queries",
             hint="leave `rows` out, or give training another result: `return ... if prefill`",

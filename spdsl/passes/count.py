@@ -94,6 +94,15 @@ class Count:
         assert isinstance(query, Query)
         return query.heads or self.shape.heads
 
+    def rows(self, softmax: Softmax) -> tuple[int, int]:
+        """The number of its first row, and how many it has, of all queries of a sequence."""
+        query = self.plan.pattern.input(softmax.query)
+        assert isinstance(query, Query)
+        if query.tail is None:
+            return 0, -(-self.length // query.width)
+        count = min(query.tail.count, self.length)
+        return self.length - count, count
+
     def stream(self, stream: Stream) -> tuple[int, int, int]:
         """Heads, qk dim and v dim; entries have those of their source."""
         source = stream
@@ -205,6 +214,7 @@ class Count:
         tests = [(sweep.test if test is None else test, self.entries(sweep.stream)) for sweep in softmax.sweeps]
         seen = [self._visible(*one) for one in tests]
         units = [unit for one in seen for unit in one.units()]
+        first, rows = self.rows(softmax.softmax)
         alike: dict[tuple[tuple[bool, ...], ...], list[int]] = {}
         for head in range(heads):
             alike.setdefault(tuple(one.signature(head) for one in seen), []).append(head)
@@ -212,10 +222,10 @@ class Count:
         for members in alike.values():
             head = members[0]
 
-            def size(q: int, trace: Trace, head: int = head) -> int:
-                return sum(one.size(q, head, trace) for one in seen)
+            def size(row: int, trace: Trace, head: int = head) -> int:
+                return sum(one.size(first + row, head, trace) for one in seen)
 
-            found += len(members) * total(size, -(-self.length // softmax.softmax.rows), units)
+            found += len(members) * total(size, rows, units)
         return found
 
     def _rest(self, softmax: SoftmaxPlan) -> Visible:
@@ -227,7 +237,7 @@ class Count:
         exact = True
         _, allowed, forced, entries = self._sets(choice)
         stride = self.stride(choice)
-        units = [choice.unit, choice.unit // stride * stride, stride, choice.rows, choice.grain]
+        units = [choice.unit, choice.unit // stride * stride, stride, choice.period, choice.grain]
         units += [unit for one in (rest, allowed, forced, entries) for unit in one.units()]
 
         def keys(q: int, trace: Trace) -> int:
@@ -280,6 +290,8 @@ class Count:
         plan, allowed_units, forced_units, entries = self._sets(choice)
         first = trace.floor(q, choice.rows) * choice.rows
         last = first + choice.rows - 1  # a tile sees what its last row sees, which may lie past the end
+        if choice.for_all:
+            first, last = 0, self.length - 1
         row = trace.floor(last, choice.grain)  # of the score
         allowed = allowed_units.spans(row, head, trace)
         forced = intersection(forced_units.spans(row, head, trace), allowed, trace)

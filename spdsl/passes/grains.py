@@ -34,7 +34,9 @@ def grain(names: Names, expr: tree.Expr, parameter: Parameter) -> Grain | None:
         return None if named is None else Grain(named, by)
     if _planned(names, inner, parameter):
         return None
-    size = arithmetic.size(names, inner, parameter.least, f"`{parameter.name}`")
+    if isinstance(inner, tree.Name) and inner.text in (sizes := dict(parameter.sizes)):
+        return Grain(sizes[inner.text], by)
+    size = arithmetic.size(names, inner, parameter.least, f"`{parameter.name}`", parameter.most)
     return None if size is None else Grain(size, by)
 
 

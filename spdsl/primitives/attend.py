@@ -38,7 +38,10 @@ def attend(
             return None
         terms.append(Term(name, visible, scope.span))
     asks = query or scope.main_query()
-    if asks.source is not None and not _of_cells(scope, asks, terms, bias, skip):
+    if asks.tail is not None:
+        scope.refuse("E105", "a branch of the last queries alone is not built yet", "attend with all of them")
+        return None
+    if asks.cells is not None and not _of_cells(scope, asks, terms, bias, skip):
         return None
     cap = float(softcap) if softcap is not None else None
     sink = sink_logit.name if sink_logit else None

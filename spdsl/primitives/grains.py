@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spdsl.diagnostics import Applicability
+from spdsl.ir.choice import ALL_ROWS
 from spdsl.ir.pattern import Input, Score
 from spdsl.limits import ENTRIES_OF_UNIT
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, stream_of
@@ -19,7 +20,7 @@ BARE = Grain(1)
 SHARE = Parameter(
     "share", Kind.GRAIN, default=Grain("group"), words=("head", "group"), planned=("layer", "union")
 )  # fmt: skip
-ROWS = Parameter("rows", Kind.GRAIN, default=BARE, least=1, planned=("all",))
+ROWS = Parameter("rows", Kind.GRAIN, default=BARE, least=1, most=ALL_ROWS - 1, sizes=(("all", ALL_ROWS),))
 UNIT = Parameter("unit", Kind.GRAIN, default=None, least=1, planned=("labels",))
 
 
@@ -41,6 +42,11 @@ def unit_of(inputs: Sequence[Input], values: Mapping[str, Any]) -> int:
     if isinstance(unit, Grain):
         return int(unit.size)
     return stream_of(inputs, score.grain.stream).grid.stride if isinstance(score, Score) else 1
+
+
+def written(grain: Grain) -> str:
+    """Its size as patterns have it."""
+    return "all" if grain.size == ALL_ROWS else str(grain.size)
 
 
 def nearest(number: int, step: int) -> int:
@@ -72,7 +78,13 @@ def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain
     finer = unit is not None and (size != grid.stride or not grid.is_units)
     if rows.size == 1:  # left out
         rows = Grain(score.grain.rows, rows.by)
-    if int(rows.size) % score.grain.rows:
+    if scope.query(score.grain.query).tail and rows.size != ALL_ROWS:
+        scope.refuse(
+            "E206", f"`{score.grain.query}` are the last queries of a call alone, which say nothing of others",
+            "reduce them to one row: `rows = sum(all)`, or `mean(all)` or `max(all)`",
+        )  # fmt: skip
+        return None
+    if rows.size != ALL_ROWS and int(rows.size) % score.grain.rows:
         scope.refuse(
             "E203", f"rows = {rows.size} is no multiple of the {score.grain.rows} queries of a cell of the score",
             scope.instead("rows", int(rows.size), nearest(int(rows.size), score.grain.rows), Applicability.MACHINE),
@@ -89,9 +101,9 @@ def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain
             by_name, others = ("sum", "`max(...)`") if name == "share" else ("max", "`sum(...)`")
             sure = Applicability.MACHINE if name == "share" else Applicability.MAYBE
             scope.refuse(
-                "E206", f"`{name} = {grain.size}` does not say how logits are reduced",
+                "E206", f"`{name} = {written(grain)}` does not say how logits are reduced",
                 scope.given_as(
-                    name, f"{by_name}({grain.size})", sure,
+                    name, f"{by_name}({written(grain)})", sure,
                     f", or {others} or `mean(...)`; or take `softmax(...)` of the score",
                 ),
             )  # fmt: skip

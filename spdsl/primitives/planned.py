@@ -7,7 +7,6 @@ PLANNED: dict[str, str] = {
     "hash": "a stream of hashed keys",
     "rotate": "a rotation of a query, a stream or a branch",
     "normalize": "a normalised stream",
-    "tail": "the last n queries",
     "bound": "an upper bound of a cell's logits",
     "cohesion": "the self-similarity of a cell",
     "indexer": "a learned index score",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from spdsl.ir.choice import ALL_ROWS
 from spdsl.ir.pattern import Pooled, Score
 from spdsl.primitives.grains import BARE, ROWS, SHARE, UNIT, reduction
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, Word
@@ -12,9 +13,9 @@ SHARE_OF_RESULT = replace(SHARE, default=Grain("head"))
 
 
 def pool(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | None) -> Pooled | None:
-    if score.grain.rows > 1:
-        hint = "score with a query of single rows"
-        scope.refuse("E105", f"results of a score by `{score.grain.query}`, a query of cells, are not built yet", hint)
+    if score.grain.rows > 1 or scope.query(score.grain.query).tail or rows.size == ALL_ROWS:
+        what = f"by `{score.grain.query}`, a query of cells," if score.grain.rows > 1 else "for all or the last queries"
+        scope.refuse("E105", f"results of a score {what} are not built yet", "keep a row for each query")
         return None
     grains = reduction(scope, score, share, rows, unit)
     if grains is None:

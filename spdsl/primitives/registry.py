@@ -30,6 +30,7 @@ from spdsl.primitives import (
     softmax,
     stream,
     strided,
+    tail,
     tensor,
     threshold,
     top_k,
@@ -42,7 +43,7 @@ WORDS: dict[str, Word] = {
     module.WORD.name: module.WORD
     for module in (
         sink, sliding, first, last, dilated, strided, fixed, random, where, open, cover, given,
-        stream, query, tensor, compress,
+        stream, query, tail, tensor, compress,
         mass, dot, cosine, softmax, top_k, top_p, threshold,
         attend, below, gate, merge,
         pool, kl, kept,

@@ -85,6 +85,7 @@ class Parameter:
     default: object = REQUIRED
     least: int | None = None
     words: tuple[str, ...] = ()
+    sizes: tuple[tuple[str, int], ...] = ()  # words for sizes of a GRAIN
     many: bool = False
     planned: tuple[str, ...] = ()
     most: int = NUMBER_VALUE

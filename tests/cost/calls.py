@@ -195,6 +195,18 @@ pattern cells_of_a_prompt {
     return attend(few) if decode
 }
 """
+# One list for all queries of a call.
+ALL_ROWS = tuple(
+    f"pattern {name} {{ allow(W404) seen = softmax(dot(kv, query = {query})) "
+    "chosen = top_k(3, score = seen, rows = sum(all), share = head, unit = sum(16)) return attend(chosen) }"
+    for name, query in (("columns_of_all", "q"), ("columns_of_the_last", "tail(q, 48)"))
+)
+SHORT_CELLS = tuple(
+    f"pattern short_by_{by} {{ causal cells = compress(16, by = {by}, partial = keep) "
+    "few = top_k(3, score = dot(cells), share = head, force = last(1)) "
+    "return attend(few) if prefill return attend(all) }"
+    for by in ("mean", "max", "min")
+)
 LISTS_OF_CELLS = """
 pattern lists_of_cells {
     allow(W404)

@@ -88,6 +88,23 @@ TEXTS = {
             return attend(all)
         }
     """,
+    "the last rows for all": """
+        pattern p {
+            causal
+            seen   = softmax(dot(kv, query = tail(q, 19)))
+            chosen = top_k(8, score = seen, rows = sum(all), unit = sum(16), share = group, force = last(1))
+            return attend(chosen) if decode
+            return attend(all)
+        }
+    """,
+    "rows of all": """
+        pattern p {
+            means  = compress(8, 4, by = mean)
+            chosen = top_k(8, score = softmax(dot(means, query = tail(q, 19))), rows = sum(all), unit = 16)
+            every  = top_k(8, score = dot(means), rows = max(all), unit = max(16), share = max(group))
+            return gate(attend(chosen), attend(every))
+        }
+    """,
     "divergence": """
         pattern p {
             causal

@@ -20,7 +20,8 @@ TEXTS = (
     calls.MEANS, calls.POOLS, calls.EARLY, calls.UNION, calls.SUNK, calls.BOTH_CASES, calls.KEYS, calls.APART,
     calls.THREE, calls.GIVEN, calls.DRAWN, calls.LONG, calls.TILED, calls.COSINE, calls.DECODED, calls.FILLED,
     calls.LIMITS, calls.GIVEN_LISTS, calls.SHORT, calls.DECODED_LISTS, calls.PAIRS, calls.QUERY_CELLS,
-    calls.CELLS_OF_A_PROMPT, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS, calls.NESTED,
+    calls.CELLS_OF_A_PROMPT, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS, *calls.SHORT_CELLS, *calls.ALL_ROWS,
+    calls.NESTED,
 )  # fmt: skip
 # Torch runs more than the schedule counts: what tests of tiles read, casts of arguments, scores as results.
 MORE = (

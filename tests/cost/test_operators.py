@@ -33,10 +33,10 @@ PROBES = [  # phase, pattern, batch
     *(("train", name, 2) for name in (
         "nsa", "moba", "msa_minimax", "dilated", calls.EARLY, calls.POOLS, calls.SUNK, calls.KEYS, calls.APART,
         calls.THREE, calls.GIVEN, calls.DRAWN, calls.BEFORE, calls.SUMS, calls.LIMITS,
-        calls.GIVEN_LISTS, calls.SHORT, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS,
+        calls.GIVEN_LISTS, calls.SHORT, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS, *calls.ALL_ROWS,
     )),
     *(("prefill", name, 2) for name in ("nsa", "moba", "infllm_v2", calls.EARLY, calls.GIVEN, calls.DRAWN,
-        calls.GIVEN_LISTS, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS,
+        calls.GIVEN_LISTS, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS, *calls.SHORT_CELLS,
     )),
     *(("prefill", name, 1) for name in ("nsa", "moba")),
     ("prefill", calls.CASES, 2),

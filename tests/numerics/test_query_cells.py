@@ -262,3 +262,43 @@ def test_a_bug_is_seen(engine: Engine, bug: Bug, tmp_path: Path) -> None:
     module = engine(broken(spdsl.compile(text_of(bug.pattern)).text, bug.old, bug.new, tmp_path))
     with sanitized(), pytest.raises(AssertionError):
         bug.check(bug.pattern, module)
+
+
+KEPT = (
+    "{more} q_mean = compress(16, of = q, by = mean, partial = keep) cells = compress({cells}, partial = keep) "
+    "chosen = top_k(2, score = {score}, share = head, unit = sum(16), force = last(1)) "
+    "return attend(chosen) if prefill return attend(all)"
+)
+SHORT_CELLS = {
+    "of keys and queries": KEPT.format(
+        more="causal", cells="16, by = mean", score="softmax(dot(cells, query = q_mean))"
+    ),
+    "of keys": KEPT.format(more="causal", cells="16, by = max", score="softmax(dot(cells))"),
+    "overlapping, no order": KEPT.format(
+        more="allow(W404)", cells="16, 8, before = 4, by = min", score="softmax(dot(cells, query = q_mean))"
+    ),
+}
+
+
+@pytest.mark.parametrize("page", [None, 16])
+@pytest.mark.parametrize("name", SHORT_CELLS)
+def test_short_cells_of_a_prefill(engine: Engine, name: str, page: int | None) -> None:
+    """The last key of a call closes the short cell, and the next call pools it anew."""
+    module, pattern = engine(SHORT_CELLS[name]), pattern_of(SHORT_CELLS[name])
+    shape = Shape(48, 48, batch=2)
+    inputs, cache = inputs_of(pattern, shape), nan_cache(module, shape, 51, page)
+    first = 0
+    for rows in (5, 1, 17, 9, 16):
+        end = first + rows
+        new = cut(pattern, inputs, first, end)
+        found = module.prefill(**new, cache=cache, return_lse=True)
+        seen = {**cut(pattern, inputs, 0, end), "q": new["q"]}
+        assert_same(Found([found]), Found(dense.results(pattern, seen, "prefill")))
+        first = end
+    assert cache.entry_lengths("cells").tolist() == [5 if "overlapping" in name else 3] * 2
+
+
+def test_entries_of_several_blocks_of_a_short_cell(engine: Engine) -> None:
+    """Which tiles see them follows from tokens, of which there are more than entries."""
+    body = "causal cells = compress(4, partial = keep) return attend(cells) if train"
+    checked(body, Shape(90, 90, 1, 2, 1), module=engine(body))

@@ -54,7 +54,7 @@ class Buffers:
 
     def vectors(self, query: Query) -> Buffer:
         """Those of a query of the caller, or the rows of its cells."""
-        axes = (self._heads(query), self.rows(query.width), str(query.dim or self.plan.pattern.qk_dim or "Dqk"))
+        axes = (self._heads(query), self.rows(query), str(query.dim or self.plan.pattern.qk_dim or "Dqk"))
         return self._of_call(query.name, axes, Lifetime.CALLER if query.source is None else Lifetime.CALL)
 
     def source(self, query: Query) -> Query:
@@ -63,9 +63,11 @@ class Buffers:
         assert isinstance(found, Query)
         return found
 
-    def rows(self, width: int) -> str:
-        """Cells of `width` queries."""
-        return self.queries if width == 1 or self.queries == "1" else f"{self.queries} / {width}"
+    def rows(self, query: Query) -> str:
+        """How many it has in a call: queries, cells, or the last ones."""
+        if query.source is None or self.stage is Stage.DECODE:
+            return self.queries
+        return f"{self.queries} / {query.width}" if query.tail is None else str(query.tail.count)
 
     def keys(self, softmax: SoftmaxPlan) -> tuple[Buffer, ...]:
         """K of every stream, and V where there is an output."""
@@ -110,7 +112,8 @@ class Buffers:
         pattern = self.plan.pattern
         heads = str(pattern.query_heads or "Hq")
         columns = () if branches == 1 else (str(branches),)
-        rows = self.rows(next((one.softmax.rows for one in self.plan.softmaxes if one.name == name), 1))
+        asking = next((self._query(one) for one in self.plan.softmaxes if one.name == name), Query("q"))
+        rows = self.rows(asking)
         return (
             self._of_call(f"{name}.out", (heads, rows, str(pattern.v_dim or "Dv"))),
             replace(self._of_call(f"{name}.lse", (heads, rows, *columns)), dtype=WIDE),
@@ -159,9 +162,13 @@ class Buffers:
     def list_of_rows(self, choice: Choice) -> Buffer:
         """The same of each row of the score."""
         found = self.list_of(choice)
-        if choice.grain == 1 or self.stage is Stage.DECODE:
+        if choice.for_all:
+            return replace(found, name=f"{choice.name} of all", axes=(*found.axes[:2], "1", found.axes[3]))
+        if choice.score is None or choice.grain == 1 or self.stage is Stage.DECODE:
             return found
-        axes = (*found.axes[:2], self.rows(choice.grain), found.axes[3])
+        query = self.plan.pattern.input(choice.score.grain.query)
+        assert isinstance(query, Query)
+        axes = (*found.axes[:2], self.rows(query), found.axes[3])
         return replace(found, name=f"{choice.name} of cells", axes=axes)
 
     def limits(self, choice: Choice) -> tuple[Buffer, ...]:

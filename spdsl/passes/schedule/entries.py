@@ -92,7 +92,7 @@ def closed(room: Buffers, stream: Stream) -> Iterator[Step[Stream]]:
     names = sides(room.plan, stream)
     tokens = tuple(token for name in names for token in _tokens(room, Side(stream, name)))
     entries = tuple(room.side(stream, name) for name in names)
-    closing, step = pool_of(stream).closing, room.stage is Stage.DECODE
+    closing, step, taken = pool_of(stream).closing, room.stage is Stage.DECODE, tokens
     if closing is Closing.STREAMED:
         cell = "the tokens of its cell"
         tokens = (*tokens, *_weights(room, stream))
@@ -103,6 +103,9 @@ def closed(room: Buffers, stream: Stream) -> Iterator[Step[Stream]]:
         if not step:
             yield from _by_cells(room, stream, tokens, entries, When.MORE_ENTRIES)
         yield from _by_layers(room, stream, tokens, entries, When.ALWAYS if step else When.ONE_ENTRY)
+    if stream.grid.partial and not step:
+        short = f"{stream.name}, the short cell"
+        yield Step(Kind.CLOSE_SHORT, short, stream, reads=taken, writes=entries, event=Event.APPENDED)
 
 
 def _by_cells(

@@ -1,4 +1,4 @@
-"""query_cells: the steps by which queries become rows of cells, and what rows have becomes that of their queries."""
+"""query_cells: the steps by which queries become other rows, and what rows have becomes that of their queries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spdsl.passes.schedule.buffers import Buffers
 
 
 def pooled(room: Buffers) -> Iterator[Step[Query]]:
-    """A row for each cell, and where the rows lie."""
+    """A row for each cell, or the last queries, and where the rows lie."""
     event = Event.CLOSED if room.cached else Event.CALLED
     for query in room.plan.pattern.inputs:
         if isinstance(query, Query) and query.source is not None:
@@ -35,7 +35,7 @@ def learning(room: Buffers, softmaxes: Sequence[SoftmaxPlan]) -> list[Query]:
 def spread_lists(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
     """A list for each query, as kernels walk them. One query has that of its cell."""
     choice = plan.choice
-    if choice.grain > 1 and room.stage is not Stage.DECODE:
+    if choice.for_all or (choice.grain > 1 and room.stage is not Stage.DECODE):
         yield Step(
             Kind.SPREAD_ROWS, f"{choice.name} of queries", plan, reads=(room.list_of_rows(choice),),
             writes=(room.list_of(choice),), event=Event.CLOSED if room.cached else Event.CALLED,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.cache.cache import storage_of
-from spdsl.runtime.cache.steps import Closes
+from spdsl.runtime.cache.steps import Closes, close
 from spdsl.runtime.cache.storage import EntryShape, Storage
 from spdsl.runtime.call.scale import scale_of_call
 from spdsl.runtime.call.table import (
@@ -166,7 +166,8 @@ def _with_entries(own: Storage, cells: Mapping[str, Cells], states: Mapping[str,
         if v is not None:
             own.v[name] = v
         own.entries[name] = EntryShape(k.shape[1], k.shape[3], 0 if v is None else v.shape[3], own_cells)
-        own.entry_spans[name] = _spans(entry_counts(own.spans[:, 1], own_cells).clamp(max=k.shape[2] - 1))
+        closed = entry_counts(own.spans[:, 1], own_cells._replace(partial=False))
+        own.entry_spans[name] = _spans(closed.clamp(max=k.shape[2] - 1))
 
 
 def state_buffers(
@@ -211,7 +212,7 @@ def close_in_pages(
     made = arguments._replace(weights=tuple(x for x in arguments.weights if x.of in pages))
     check_weights(made, changed_in(inputs, pages))
     for x in closes:
-        own.close(x.name, x.source, new_tokens, x.pool, x.weights_k, x.weights_v, logits=x.logits)
+        close(own, x, new_tokens, short=True)
 
 
 def _spans(lengths: Tensor) -> Tensor:

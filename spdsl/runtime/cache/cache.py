@@ -384,7 +384,7 @@ class CacheStore(Storage):
                 past = torch.arange(self.capacity + 1, device=lengths.device) >= self.lengths[:, None]
                 self.buffer(state).masked_fill_(state.of_places(past), 0)
         for name, spans in self.entry_spans.items():
-            spans[:, 1] = entry_counts(self.lengths, self.entries[name].cells)
+            spans[:, 1] = entry_counts(self.lengths, self.entries[name].whole)
 
     def _part_pages(self) -> None:
         """Pages that will be written belong to one sequence each; what is in them goes along."""
@@ -486,7 +486,7 @@ class CacheStore(Storage):
         for state in self.allocated:
             counts, most = self.lengths, self.capacity
             if state.grid in self.entries:
-                counts, most = self.entry_lengths(state.grid), entry_count(most, self.entries[state.grid].cells)
+                counts, most = self.entry_lengths(state.grid), entry_count(most, self.entries[state.grid].whole)
             yield state, counts, torch.arange(most, device=counts.device)
 
 
@@ -509,9 +509,9 @@ def _check_shapes(streams: Mapping[str, StreamShape], entries: Mapping[str, Entr
         expect(min(shape.heads, shape.qk_dim) > 0 and shape.v_dim >= 0, name, "positive heads and dims", tuple(shape))
     for name, made in entries.items():
         expect(name not in streams, name, "a name that no stream has", name)
-        width, stride, before, partial = made.cells
+        width, stride, before, _ = made.cells
         expect(min(made.heads, made.qk_dim, width, stride) > 0, name, "positive heads, dims and cells", made)
-        expect(0 <= before < width and not partial, name, "cells that close with their last token", made.cells)
+        expect(0 <= before < width, name, "cells that reach their place", made.cells)
 
 
 def _selected(x: Tensor, rows: Tensor, aligned: bool = False) -> Tensor:

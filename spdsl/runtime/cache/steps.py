@@ -118,7 +118,7 @@ def step(
     inputs, own = checked_step(arguments, inputs, phase, cache, kind, return_lse, brought)
     if gates is not None:
         expect_gates(gates[0], arguments.q(inputs), gates[1])
-    done = append(arguments, inputs, cache, own, closes(inputs))
+    done = append(arguments, inputs, cache, own, closes(inputs), short=phase == "prefill")
     done = done._replace(layout=done.layout._replace(scale=scale))
     return *from_cache(arguments, inputs, done), done
 
@@ -221,9 +221,13 @@ def _step(
 
 
 def append(
-    arguments: Arguments, inputs: Any, cache: CacheStore, step: Step, closes: Sequence[Closes] = ()
+    arguments: Arguments, inputs: Any, cache: CacheStore, step: Step, closes: Sequence[Closes] = (),
+    short: bool = False,
 ) -> Taken:  # fmt: skip
-    """Adds the new tokens to the cache, and the entries that close with them; -> what the call reads."""
+    """Adds the new tokens to the cache, and the entries that close with them; -> what the call reads.
+
+    short: it reads the tokens of cells that have not closed as entries, too, where cells are `partial`.
+    """
     given, before = inputs._asdict(), _lengths_before(cache, step)
     own = cache.append_tokens(
         {x.name: given[x.k] for x in arguments.streams},
@@ -233,9 +237,16 @@ def append(
         step.rows,
     )
     for x in closes:
-        own.close(x.name, x.source, step.new.longest, x.pool, x.weights_k, x.weights_v, logits=x.logits)
+        close(own, x, step.new.longest, short)
     cache.closed(own, step.rows)
     return _taken(own, step.new, before)
+
+
+def close(own: Storage, x: Closes, added: int, short: bool) -> None:
+    """The entries that close with the last `added` tokens, and `short` that of the tokens behind them."""
+    own.close(x.name, x.source, added, x.pool, x.weights_k, x.weights_v, logits=x.logits)
+    if short and own.entries[x.name].cells.partial:
+        own.close_short(x.name, x.source, x.pool, x.weights_v)
 
 
 def _lengths_before(cache: CacheStore, step: Step) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spdsl.runtime.cache.append_kernel import Append, NewRows, launch_lengths, launch_rows
 from spdsl.runtime.entries.close_kernel import Close, Closing, StoredSide
-from spdsl.runtime.entries.entries import Cells, entry_count, entry_counts
+from spdsl.runtime.entries.entries import Cells, entry_count, entry_counts, entry_spans
 from spdsl.runtime.launch.launch import Paged, uses_kernels
 from spdsl.runtime.pools.pool import Pool
 from spdsl.runtime.sequences import expect
@@ -24,12 +24,20 @@ WHOLE = 1 << 30
 
 
 class EntryShape(NamedTuple):
-    """A compressed stream: entries made of cells of another stream, each once its last token is there."""
+    """A compressed stream: entries made of cells of another stream, each once its last token is there.
+
+    `partial` cells: behind these lies the entry of the cell that has not closed yet, as the last call left it.
+    """
 
     heads: int
     qk_dim: int
     v_dim: int  # 0: no values of its own
     cells: Cells
+
+    @property
+    def whole(self) -> Cells:
+        """Those that close for good."""
+        return self.cells._replace(partial=False)
 
 
 class NewTokens(NamedTuple):
@@ -150,9 +158,9 @@ class Storage:
         return own.narrow(self.token_axes[name], 0, self.capacity)
 
     def entry_lengths(self, name: str) -> Tensor:
-        """The entries of a compressed stream, int32 [S]."""
+        """The entries of a compressed stream that have closed, int32 [S]."""
         expect(name in self.entries, "name", "one of {}", name, ", ".join(self.entries))
-        return entry_counts(self.lengths, self.entries[name].cells)
+        return entry_counts(self.lengths, self.entries[name].whole)
 
     def rows_at(self, store: Tensor, positions: Tensor) -> Tensor:
         """Rows [S, heads, n, dim] of k[stream] or v[stream] of tokens at positions int64 [S, n].
@@ -180,24 +188,44 @@ class Storage:
         entries are attempted depends on `added` only, which may be more than a sequence got; one that was there gets
         the same value.
         """
-        found = {} if logits is None else {"k": self.k[logits], "v": self.v.get(logits, self.k[logits])}
-        sides = [StoredSide(self.k[source], self.k[name], found.get("k"), weights_k)]
-        if weights_v is not None:
-            sides.append(StoredSide(self.v[source], self.v[name], found.get("v"), weights_v))
+        sides = self._sides(name, source, weights_k, weights_v, logits)
         if uses_kernels(self.spans):
             pool.close(self._closing(name, added, pool, sides))
         else:
             self._close_by_torch(name, added, pool, sides)
 
+    def close_short(
+        self, name: str, source: str, pool: Pool, weights_v: tuple[Tensor, ...] | None = None
+    ) -> None:  # fmt: skip
+        """Writes the entry of the tokens that no whole cell of `name` has, behind those that closed: by torch."""
+        cells, length = self.entries[name].cells, self.lengths[:, None]
+        entry = self.entry_lengths(name)[:, None]
+        positions = entry[:, :, None] * cells.stride - cells.before + torch.arange(cells.width, device=length.device)
+        there = (positions >= 0) & (positions < length[:, :, None])
+        spare = self.k[name].shape[2] - 1
+        slot = torch.where(entry < entry_counts(length, cells), entry, spare)
+        self._put_entries(pool, self._sides(name, source, (), weights_v), positions, there, slot)
+
+    def _sides(
+        self, name: str, source: str, weights_k: tuple[Tensor, ...], weights_v: tuple[Tensor, ...] | None,
+        logits: str | None = None,
+    ) -> list[StoredSide]:  # fmt: skip
+        """The keys, and the values if any are made, of a compressed stream."""
+        found = {} if logits is None else {"k": self.k[logits], "v": self.v.get(logits, self.k[logits])}
+        sides = [StoredSide(self.k[source], self.k[name], found.get("k"), weights_k)]
+        if weights_v is not None:
+            sides.append(StoredSide(self.v[source], self.v[name], found.get("v"), weights_v))
+        return sides
+
     def _closing(self, name: str, added: int, pool: Pool, sides: Sequence[StoredSide]) -> Closing:
         table, page, _, _ = paged_of(self)
         width = 0 if table is None else table.shape[1]
         call = Close(self.spans, self.entry_spans[name], table, width, len(self.spans), added, self.row_of)
-        cells = self.entries[name].cells
+        cells = self.entries[name].whole
         return Closing(pool, sides, call, -(-added // cells.stride), cells, page)
 
     def _close_by_torch(self, name: str, added: int, pool: Pool, sides: Sequence[StoredSide]) -> None:
-        cells = self.entries[name].cells
+        cells = self.entries[name].whole
         number = torch.arange(-(-added // cells.stride), device=self.spans.device)
         entry = entry_counts(self.lengths - added, cells)[:, None] + number
         first = entry[:, :, None] * cells.stride - cells.before
@@ -205,6 +233,12 @@ class Storage:
         there = positions >= 0 if cells.before else None
         spare = self.k[name].shape[2] - 1
         slot = torch.where(entry < self.entry_lengths(name)[:, None], entry, spare)
+        self._put_entries(pool, sides, positions, there, slot)
+
+    def _put_entries(
+        self, pool: Pool, sides: Sequence[StoredSide], positions: Tensor, there: Tensor | None, slot: Tensor
+    ) -> None:
+        """Entries of the tokens at positions [S, n, width], of which some are `there`, at slots [S, n]."""
 
         def taken(store: Tensor) -> Tensor:
             rows = self.rows_at(store, positions.flatten(1))
@@ -244,7 +278,10 @@ def paged_of(own: Storage) -> Paged:
 
 def paged_entries(own: Storage, name: str) -> Paged:
     """Where kernels find the entries of a compressed stream, and how many each sequence has."""
-    count, spans = entry_count(own.capacity, own.entries[name].cells), own.entry_spans[name]
+    cells, spans = own.entries[name].cells, own.entry_spans[name]
+    if cells.partial:  # with the cell that has not closed
+        spans = entry_spans(own.spans, cells, packed=False)
+    count = entry_count(own.capacity, cells)
     if own.row_of is not None:
         return Paged(own.row_of[:, None], WHOLE, count, spans)
     return Paged(None, 0, count, spans)

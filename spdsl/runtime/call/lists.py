@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spdsl.runtime.entries.entries import Cells, entry_count, entry_counts
 from spdsl.runtime.sequences import Layout
 
 _PIECE = 1 << 22  # pairs that are read at once to find the bounds of tiles: with copies of int64 about 100 MB
@@ -51,15 +52,21 @@ class Tiles(NamedTuple):
     block_n: int
 
 
-def tiles_of(q_origin: Tensor, rows: Tensor, k_origin: Tensor, keys: Tensor, sizes: tuple[int, int, int, int]) -> Tiles:
-    """Tiles of sequences whose origins and counts are [S]; sizes = (row tiles, BLOCK_M, key blocks, BLOCK_N)."""
+def tiles_of(
+    q_origin: Tensor, rows: Tensor, k_origin: Tensor, keys: Tensor, sizes: tuple[int, int, int, int],
+    length: Tensor | None = None,
+) -> Tiles:  # fmt: skip
+    """Tiles of sequences whose origins and counts are [S]; sizes = (row tiles, BLOCK_M, key blocks, BLOCK_N).
+
+    length [S] in tokens, where keys or rows are cells of them.
+    """
     tiles, block_m, blocks, block_n = sizes
     device = rows.device
     q_origin, rows, k_origin, keys = (x.view(-1, 1, 1, 1) for x in (q_origin, rows, k_origin, keys))
     row = (torch.arange(tiles, device=device) * block_m).view(1, 1, -1, 1)
     key = (torch.arange(blocks, device=device) * block_n).view(1, 1, 1, -1)
     row_end, key_end = torch.minimum(row + block_m, rows), torch.minimum(key + block_n, keys)
-    length = torch.maximum(k_origin + keys, q_origin + rows)
+    length = torch.maximum(k_origin + keys, q_origin + rows) if length is None else length.view(-1, 1, 1, 1)
     inside = (row < rows) & (key < keys)
     return Tiles(
         q_origin + row, q_origin + row_end - 1, k_origin + key, k_origin + key_end - 1, length, inside,
@@ -77,6 +84,21 @@ def sequence_counts(q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tenso
     if layout.q_offset is None or layout.k_offset is None:
         return keys - rows, rows, torch.zeros_like(keys), keys
     return torch.full_like(rows, layout.q_offset), rows, torch.full_like(keys, layout.k_offset), keys
+
+
+def cell_tiles(q: Tensor, layout: Layout, cells: Cells, sizes: tuple[int, int, int, int]) -> Tiles:
+    """Tiles of rows and entries of all sequences."""
+    if layout.k_spans is None:
+        origin = layout.keys - q.shape[2] if layout.q_offset is None else layout.q_offset
+        length = max(layout.keys, origin + q.shape[2])
+        known = (origin, q.shape[2], entry_count(layout.keys, cells), length)
+        origins, rows, entries, lengths = (torch.full((q.shape[0],), size, device=q.device) for size in known)
+    else:
+        lengths = layout.k_spans[:, 1]
+        rows = torch.full_like(lengths, q.shape[2]) if layout.q_spans is None else layout.q_spans[:, 1]
+        origins = lengths - rows if layout.q_origins is None else layout.q_origins
+        entries = entry_counts(lengths, cells)
+    return tiles_of(origins, rows, torch.zeros_like(rows), entries, sizes, lengths)
 
 
 def row_shift(q: Tensor, layout: Layout) -> Tensor | int:

@@ -177,10 +177,12 @@ def choice_operator(
     most: Callable[[Layout], int],
     choose: Callable[..., Tensor],
     rows: int = 1,
+    for_all: bool = False,
 ) -> Any:
     """`name_choose`: int32 [B, lists, N, most], of `choose(q, k, lse, *reads, lists, layout)`. It has no gradient.
 
     rows: of a tile that has one list, then [sequences, lists, row tiles, most].
+    for_all: one list for all queries of a sequence, [sequences, lists, 1, most].
     """
 
     def run(*given: Any) -> Tensor:
@@ -190,6 +192,9 @@ def choice_operator(
         lists, layout = given[len(reads)], Layout(*given[-_OF_LAYOUT:])
         if rows > 1:
             return torch.empty_like(tile_lists(q, layout, lists, rows, most(layout)))
+        if for_all:
+            sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+            return q.new_empty(sequences, lists, 1, most(layout), dtype=torch.int32)
         return q.new_empty(q.shape[0], lists, q.shape[2], most(layout), dtype=torch.int32)
 
     tensors = "".join(f"Tensor {x}, " for x in reads)

@@ -116,7 +116,7 @@ def _part(
         count = corner.keys.stop - corner.keys.start
         bounds = [torch.tensor([x]) for x in (q_first, end - first, corner.k_origin, count)]
         sizes = (1, end - first, -(-count // CPU_BLOCK), CPU_BLOCK)
-        tiles = tiles_of(bounds[0], bounds[1], bounds[2], bounds[3], sizes)
+        tiles = tiles_of(bounds[0], bounds[1], bounds[2], bounds[3], sizes, torch.tensor([corner.length]))
         return visits_of_blocks(*sweep.tiles(tiles, h, *own), CPU_BLOCK, count)
 
     def on_pairs(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

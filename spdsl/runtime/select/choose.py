@@ -18,7 +18,7 @@ _SCORES_AT_ONCE = 1 << 24
 
 
 class Selection(NamedTuple):
-    """What a choice is, by constants: units of `unit` keys for tiles of `rows` queries.
+    """What a choice is, by constants: units of `unit` keys for tiles of `rows` queries, or (0) for all together.
 
     Entries of the score are those of `cells`. Reductions are `sum`, `mean`, `max`, or None where there is nothing to
     reduce. `count` units are chosen (top_k), or those of a score >= `level`, or the best that hold `part` of all mass
@@ -69,6 +69,10 @@ def choose(
     one position // rows. Forced units count and come first, then the highest scores; ties go to the lowest index.
     """
     sizes = ScoreShape(*shape)
+    if selection.rows == 0:
+        scores = _scores_of_all(logits, lse, sizes, selection)
+        may = allowed(0, sizes.rows).expand(scores.shape)
+        return _chosen(scores.masked_fill(~may, -torch.inf), forced(0, sizes.rows) & may, selection)
     found = []
     for first, end in _pieces(sizes, selection):
         own_lse = None if lse is None else lse[:, :, first:end]
@@ -106,6 +110,17 @@ def sorted_units(units: Tensor, most_units: int) -> Tensor:
 
 def _unit_scores(x: Tensor, lse: Tensor | None, first: int, shape: ScoreShape, selection: Selection) -> Tensor:
     """Logits of rows `first`.. -> scores [B, lists, row tiles, units], -inf for none."""
+    x, none = _of_lists(x, lse, shape, selection)
+    if selection.rows > 1:
+        before = (shape.q_origin + first) % selection.rows
+        x, none = _padded(x, none, (0, 0, before, -(before + x.shape[2]) % selection.rows))
+        tiles = (-1, selection.rows)
+        x, none = _reduced(x.unflatten(2, tiles), none.unflatten(2, tiles), selection.rows_by, 3)
+    return _of_units(x, none, shape, selection)
+
+
+def _of_lists(x: Tensor, lse: Tensor | None, shape: ScoreShape, selection: Selection) -> tuple[Tensor, Tensor]:
+    """Logits -> scores [B, lists, rows, entries] of lists, 0 where there is none."""
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
     none = x == -torch.inf
@@ -113,17 +128,41 @@ def _unit_scores(x: Tensor, lse: Tensor | None, first: int, shape: ScoreShape, s
         lse = lse.to(x.dtype).unsqueeze(-1)
         x = (x - lse).exp_().masked_fill_(lse == -torch.inf, 0.0)
     group = (selection.lists, shape.heads // selection.lists)
-    x, none = _reduced(x.masked_fill(none, 0.0).unflatten(1, group), none.unflatten(1, group), selection.heads_by, 2)
-    if selection.rows > 1:
-        before = (shape.q_origin + first) % selection.rows
-        x, none = _padded(x, none, (0, 0, before, -(before + x.shape[2]) % selection.rows))
-        tiles = (-1, selection.rows)
-        x, none = _reduced(x.unflatten(2, tiles), none.unflatten(2, tiles), selection.rows_by, 3)
+    return _reduced(x.masked_fill(none, 0.0).unflatten(1, group), none.unflatten(1, group), selection.heads_by, 2)
+
+
+def _of_units(x: Tensor, none: Tensor, shape: ScoreShape, selection: Selection) -> Tensor:
+    """Scores [B, lists, row tiles, entries] -> of units, -inf for none."""
     entries, weights = _entries_of_units(shape, selection, x.device)
     x, none = _padded(x, none, (0, 1))
     of_sum = weights.to(x.dtype) if selection.unit_by == "sum" else None
     x, none = _reduced(x[..., entries], none[..., entries], selection.unit_by, 4, of_sum)
     return x.masked_fill(none, -torch.inf)
+
+
+def _scores_of_all(
+    logits: Callable[[int, int], Tensor], lse: Tensor | None, shape: ScoreShape, selection: Selection
+) -> Tensor:  # fmt: skip
+    """The scores of all rows together, [B, lists, 1, units], a bounded number of rows at a time."""
+    per_row = max(1, shape.batch * shape.heads * shape.entries)
+    size, by_max = max(1, _SCORES_AT_ONCE // per_row), selection.rows_by == "max"
+    total = count = None
+    for first in range(0, max(1, shape.rows), size):
+        end = min(first + size, shape.rows)
+        x, none = _of_lists(logits(first, end), None if lse is None else lse[:, :, first:end], shape, selection)
+        known = (~none).sum(2, keepdim=True)
+        if by_max:  # one row more, of none, where there are no rows
+            x, none = _padded(x, none, (0, 0, 0, 1))
+            x = x.masked_fill(none, -torch.inf).amax(2, keepdim=True)
+        else:
+            x = x.sum(2, keepdim=True)
+        count = known if count is None else count + known
+        total = x if total is None else torch.maximum(total, x) if by_max else total + x
+    assert total is not None
+    assert count is not None
+    none = count == 0
+    total = total / count.clamp(min=1) if selection.rows_by == "mean" else total
+    return _of_units(total.masked_fill(none, 0.0), none, shape, selection)
 
 
 def _padded(x: Tensor, none: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ class CutConst(NamedTuple):
     """What the kernels of a choice that is cut are compiled for (all tl.constexpr)."""
 
     UNIT: tl.constexpr  # keys of a unit
-    ROWS: tl.constexpr  # queries that choose together: those with one position // ROWS
+    ROWS: tl.constexpr  # queries that choose together: those with one position // ROWS; 0: all of a sequence
     LANES: tl.constexpr  # queries of a product
     RANKS: tl.constexpr  # units scored at once
     LEAST: tl.constexpr  # places of a list that a unit takes without passing
@@ -101,6 +101,8 @@ def cut_rows(tiles, number, call, S):
         begin = tile * S.LANES
         count = tl.minimum(q_count - begin, S.LANES)
         last = q_origin + begin + count - 1
+    elif S.ROWS == 0:
+        begin, count, last = tile * 0, q_count, q_origin + q_count - 1
     else:
         tile += floor_div(q_origin, S.ROWS)
         last = (tile + 1) * S.ROWS - 1
@@ -181,8 +183,8 @@ def cut_lists(bits, chosen, call, tiles, S, limits=None):
     the call knows them.
     """
     row, list_head = tl.program_id(0), tl.program_id(1)
-    rows = cut_rows(tiles, row if S.ROWS > 1 else row // S.LANES, call, S)
-    lane = 0 if S.ROWS > 1 else row % S.LANES
+    rows = cut_rows(tiles, row // S.LANES if S.ROWS == 1 else row, call, S)
+    lane = row % S.LANES if S.ROWS == 1 else 0
     if lane >= rows.count:
         return
     own = bits_of_row(bits, tiles, list_head, row)
@@ -193,7 +195,9 @@ def cut_lists(bits, chosen, call, tiles, S, limits=None):
         limits = limits_of(limits, rows.s, list_head)
         level = level_of(limits).to(tl.float32)
         cut, ties, wanted = cut_of(own, end, most_of(limits), least_of(limits), score_bits(level) - 1, level, S)
-    if S.TILED:
+    if S.ROWS == 0:  # the one list of a sequence
+        chosen = at(chosen, rows.s, list_head, 0)
+    elif S.TILED:
         chosen = at(chosen, rows.s, list_head, rows.tile)
     else:
         chosen = at(chosen, rows.s, list_head, rows.start + rows.begin + lane)

@@ -46,8 +46,12 @@ def level_bits(level: float) -> int:
 def tiles_of_rows(q: Tensor, layout: Layout, rows: int, lanes: int) -> tuple[Tensor | None, int, int, int]:
     """-> the number of each sequence's first tile (None: all have equally many), how many that are, sequences, tiles.
 
-    A tile of lists of several rows may hold rows at the end of one and at the start of the next.
+    A tile of lists of several rows may hold rows at the end of one and at the start of the next; one of all rows (0) is
+    alone.
     """
+    if rows == 0:
+        sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
+        return None, 1, sequences, sequences
     step, more = (lanes, lanes - 1) if rows == 1 else (rows, 2 * rows - 2)
     sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
     if layout.q_spans is None or q.shape[0] == sequences:
@@ -78,7 +82,7 @@ def cut_units(
     """
     first, each, sequences, many = tiles_of_rows(q, layout, S.ROWS.value, S.LANES.value)
     lists = found.shape[1]
-    own = 1 if S.ROWS.value > 1 else S.LANES.value  # lists of a tile
+    own = S.LANES.value if S.ROWS.value == 1 else 1  # lists of a tile
     for begin, end in cut_pieces(many, lists * own * width, INTERPRETED):
         rows = (end - begin) * own
         bits = torch.empty(lists, rows, width, dtype=torch.int32, device=q.device)

@@ -50,17 +50,20 @@ def unit_sets(
 ) -> Tensor:
     """uint8 [sequences, lists, row tiles, units]: 1 for units that may be chosen, 2 for those that are forced, else 0.
 
-    `sizes`: queries of a tile, tokens of a unit, units, and after how many tokens of a unit the mask may change.
+    `sizes`: queries of a tile (0: all of a sequence), tokens of a unit, units, and after how many tokens of a unit the
+    mask may change.
     """
     rows, unit, units, step = sizes
-    q_origin, _, _, keys = (x.view(-1, 1, 1, 1) for x in sequence_counts(q, k, layout))
+    q_origin, q_count, _, keys = (x.view(-1, 1, 1, 1) for x in sequence_counts(q, k, layout))
     heads, device = q.shape[1], q.device
     token = torch.arange(0, units * unit, step, device=device).view(1, 1, 1, -1)
     head = torch.arange(heads, device=device).view(1, -1, 1, 1)
     length = length_of(q, k, layout)
     length = length.view(-1, 1, 1, 1) if isinstance(length, Tensor) else length
-    tiles = torch.div(q_origin, rows, rounding_mode="floor") + 1
-    tiles = tiles + torch.arange(row_tiles(q, layout, rows), device=device).view(1, 1, -1, 1)
+    last_rows = q_origin + q_count - 1
+    if rows:
+        tiles = torch.div(q_origin, rows, rounding_mode="floor") + 1
+        last_rows = (tiles + torch.arange(row_tiles(q, layout, rows), device=device).view(1, 1, -1, 1)) * rows - 1
     shape = (len(q_origin), heads, -1, token.shape[3])
 
     def of_units(found: Tensor, tiles: int) -> Tensor:
@@ -73,4 +76,4 @@ def unit_sets(
         return may.to(torch.uint8) * (1 + (forced & may).to(torch.uint8))
 
     at_once = max(1, _AT_ONCE // max(1, shape[0] * heads * shape[3]))
-    return torch.cat([piece(own) for own in (tiles * rows - 1).split(at_once, 2)], 2)
+    return torch.cat([piece(own) for own in last_rows.split(at_once, 2)], 2)
