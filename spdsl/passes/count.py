@@ -268,7 +268,8 @@ class Count:
         best = full * choice.unit + self._best(part, taken - full, seen, choice.unit, trace)
         hidden = scored - size(intersection(sets.free, whole, trace))
         exact = not trace.less(taken, scored) or not trace.less(0, hidden)
-        return Number(number + best, exact and choice.sized)
+        plan, *_ = self._sets(choice)
+        return Number(number + best, exact and choice.sized and not (plan is not None and plan.sets))
 
     @staticmethod
     def _best(units: Spans, most: int, seen: Spans, unit: int, trace: Trace) -> int:
