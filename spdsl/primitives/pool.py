@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from spdsl.ir.choice import ALL_ROWS
 from spdsl.ir.pattern import Pooled, Score
-from spdsl.primitives.grains import ALL_ROWS, BARE, ROWS, SHARE, UNIT, reduction
+from spdsl.primitives.grains import BARE, ROWS, SHARE, UNIT, reduction
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, Word
 
 SHARE_OF_RESULT = replace(SHARE, default=Grain("head"))

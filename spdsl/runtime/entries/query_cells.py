@@ -134,8 +134,7 @@ def last_queries(q: Tensor, layout: Layout, count: int) -> LastQueries:
         return LastQueries(q, layout._replace(q_spans=torch.stack([start + rows - own, own], 1)))
     first = max(0, q.shape[2] - count)
     offset = None if layout.q_offset is None else layout.q_offset + first
-    rows = q.shape[2] - first
-    return LastQueries(q[:, :, first:], layout._replace(q_offset=offset, longest=rows))
+    return LastQueries(q[:, :, first:], layout._replace(q_offset=offset, longest=q.shape[2] - first))
 
 
 def lists_of_sequences(lists: Tensor, q: Tensor, layout: Layout) -> Tensor:
