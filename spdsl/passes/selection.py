@@ -16,7 +16,7 @@ from spdsl.ir.symbols import K_FIRST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, look
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.row_tests import of_row
 
-MOST_RANKED = 256  # a kernel keeps its best units in registers; longer lists are cut from scores in memory
+MOST_RANKED = 128  # a kernel keeps its best units in registers; longer lists are cut from scores in memory
 
 
 def ranked(choice: Choice) -> bool:

@@ -1041,7 +1041,7 @@ def chosen_select(q, entries, lse, parts, chosen, ranks, call, S, C):
     q_origin = rt.row_origin(call, s, q_count)
     rows = rt.load_packed_rows(rt.at(q, s, 0, q_start), tile, h, q_origin, q_count, S, C)
     row_lse = rows.position
-    if parts is None:
+    if parts.many is None:
         row_lse = rt.load_packed_lse(rt.at(lse, s, 0, q_start), rows)
     else:
         row_lse = rt.load_step_lse(parts, rows, s, C)
@@ -1512,7 +1512,7 @@ def chosen_kernel(
     """The units of every query, by a kernel that scores and ranks in one pass."""
     sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
     found = torch.empty(q.shape[0], lists, q.shape[2], 16, dtype=torch.int32, device=q.device)
-    shape, splits, ranks = rt.unit_shape("select", q, 16, lists, rt.MOST_UNIT), 1, None
+    shape, splits, ranks = rt.select_ranks(rt.unit_shape("select", q, 16, lists, rt.MOST_UNIT), 16, q), 1, None
     if layout.q_spans is not None:
         found.fill_(-1)  # of rows in no sequence
     elif q.shape[2] == 1:
