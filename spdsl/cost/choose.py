@@ -164,8 +164,8 @@ def _select_shape(call: Call, step: Step[ChoicePlan]) -> UnitShape:
     softmax, choice = scoring(call, step.of), step.of.choice
     make = call.machine.unit_step if call.phase is Phase.DECODE else call.machine.unit_shape
     shape = make("select", max(call.dims(softmax)[0], 16), call.shape.size, call.group(choice, softmax), MOST_UNIT)
-    if choice.together > 1 and not choice.for_all:
-        return tile_of_lists(shape, choice.together)
+    if choice.together > 1:
+        return shape if choice.for_all else tile_of_lists(shape, choice.together)
     return tile_of_ranks(shape, call.capacity(choice)) if step.kind is Kind.SELECT else shape
 
 

@@ -61,7 +61,8 @@ class Call:
         if found.given or found.name in self.inputs:
             return given(found, self.inputs[found.name], first, tiles, units)
         if found.selected:
-            return given(found, self.lists(found), first, tiles, units)
+            lists = self.lists(found)  # queries before the first key have the list of all, too
+            return given(found, lists.expand(-1, -1, tiles, -1) if found.for_all else lists, first, tiles, units)
         heads = sizes.heads if found.share == "head" else sizes.kv_heads
         return drawn(found, heads, first, tiles, units, self.pattern.causal)
 

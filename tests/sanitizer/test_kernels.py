@@ -36,6 +36,7 @@ FURTHER = {
     "pairs that learn": (train, packed),
     "pairs of units that learn": (train,),
     "tables of heads that learn": (train,),
+    "columns": (packed, padded, paged, cached),  # one list for all queries, by the last ones
     "tiles of cells": (packed, padded, paged, cached),  # rows of cells, whose lists are ranked and cut
     "skips of maps": (train, packed, padded),
 }
@@ -54,6 +55,8 @@ SHORT = {
     "pairs of units that learn": f"causal p = tensor(query, token) {LISTED} return attend(c, bias = p[q][k]) if train",
     "tables of heads that learn": f"causal t = tensor(head, 9) {LISTED} "
     "return attend(c, bias = t[h][(q + k) % 9]) if train",
+    "columns": "seen = softmax(dot(kv, query = tail(q, 7))) allow(W404) "
+    "return attend(top_k(2, score = seen, rows = sum(all), share = head, unit = sum(16)))",
     "tiles of cells": "q_mean = compress(8, of = q, by = mean, partial = keep) k_mean = compress(8) allow(W404) "
     "few = top_k(2, score = softmax(dot(k_mean, query = q_mean)), share = head, unit = sum(16)) "
     "cut = top_k(2, score = dot(k_mean, query = q_mean), share = max(group), unit = max(16), rows = max(16)) "
