@@ -10,7 +10,7 @@ import sympy
 
 from spdsl.ir import interval
 from spdsl.ir.conjunct import Conjunct, Linear
-from spdsl.ir.pattern import Choice, Grid, Pattern, Stream, Tensor
+from spdsl.ir.pattern import Choice, Grid, Pattern, Stream, Tensor, in_memory, softmaxes_of
 from spdsl.ir.plan import ChoicePlan
 from spdsl.ir.symbols import K_FIRST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, lookup_name, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
@@ -20,6 +20,8 @@ MOST_RANKED = 256  # a kernel keeps its best units in registers; longer lists ar
 
 def ranked(choice: Choice) -> bool:
     """Whether one kernel scores and ranks its units, or one scores them and another cuts the lists."""
+    if choice.score is not None and in_memory(choice.score):
+        return False
     return choice.rows == 1 and (choice.capacity or MOST_RANKED + 1) <= MOST_RANKED
 
 
@@ -32,14 +34,16 @@ def selection(pattern: Pattern, choice: Choice) -> ChoicePlan:
     assert choice.score is not None
     stream = pattern.input(choice.score.grain.stream)
     assert isinstance(stream, Stream)
-    first, overlaps = overlap(stream.grid, choice.unit)
+    grid = choice.score.grain.grid(stream.grid)
+    first, overlaps = overlap(grid, choice.unit)
     weights = overlaps if choice.unit_by == "sum" else tuple(1.0 for _ in overlaps)
     started = K_FIRST <= Q if pattern.causal else sympy.true
-    softmax = choice.score.softmax
-    tests = [term.test for term in softmax.terms] + ([softmax.bias] if softmax.bias is not None else [])
+    softmaxes = softmaxes_of(choice.score)
+    tests = [term.test for softmax in softmaxes for term in softmax.terms]
+    tests += [softmax.bias for softmax in softmaxes if softmax.bias is not None]
     reads, at_call = (_read(pattern, values) for values in (tests, choice.at_call))
     forced, allowed = (sympy.And(of_units(test, choice.unit), started) for test in (choice.force, choice.within))
-    return ChoicePlan(choice, forced, allowed, first, weights, choice.unit // stream.grid.stride, reads, at_call)
+    return ChoicePlan(choice, forced, allowed, first, weights, choice.unit // grid.stride, reads, at_call)
 
 
 def _read(pattern: Pattern, values: Iterable[sympy.Basic]) -> tuple[Tensor | Choice, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spdsl.diagnostics import Applicability
-from spdsl.ir.pattern import Input, Score
+from spdsl.ir.pattern import Grid, Input, Score
 from spdsl.limits import ENTRIES_OF_UNIT
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, stream_of
 
@@ -40,7 +40,7 @@ def unit_of(inputs: Sequence[Input], values: Mapping[str, Any]) -> int:
     unit, score = values.get("unit"), values.get("score")
     if isinstance(unit, Grain):
         return int(unit.size)
-    return stream_of(inputs, score.grain.stream).grid.stride if isinstance(score, Score) else 1
+    return score.grain.grid(stream_of(inputs, score.grain.stream).grid).stride if isinstance(score, Score) else 1
 
 
 def nearest(number: int, step: int) -> int:
@@ -50,14 +50,22 @@ def nearest(number: int, step: int) -> int:
 
 def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | None) -> Reduction | None:
     """What the grains say of this score; None (and an error) where they do not fit it. No unit: the entries."""
-    grid = scope.stream(score.grain.stream).grid
+    grid, grain_rows = score.grain.grid(scope.stream(score.grain.stream).grid), score.grain.rows
+    if rows == BARE:  # left out: as the score has them
+        rows = Grain(grain_rows)
     size = grid.stride if unit is None else int(unit.size)
     several = _several_heads(scope, score, str(share.size))
     if several is None:
         return None
+    if int(rows.size) % grain_rows:
+        scope.refuse(
+            "E203", f"rows = {rows.size} is no multiple of the {grain_rows} queries of a cell of the score",
+            scope.instead("rows", int(rows.size), nearest(int(rows.size), grain_rows), Applicability.MACHINE),
+        )  # fmt: skip
+        return None
     if size % grid.stride:
         scope.refuse(
-            "E203", f"unit = {size} is no multiple of the stride {grid.stride} of `{score.grain.stream}`",
+            "E203", f"unit = {size} is no multiple of {_stride(score, grid)}",
             scope.instead("unit", size, nearest(size, grid.stride), Applicability.MACHINE),
         )  # fmt: skip
         return None
@@ -72,7 +80,11 @@ def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain
     finer = unit is not None and (size != grid.stride or not grid.is_units)
     by = {"share": None, "rows": None, "unit": None} | {
         name: grain.by or ("sum" if score.probability else "")
-        for name, grain, reduces in (("share", share, several), ("rows", rows, rows.size != 1), ("unit", unit, finer))
+        for name, grain, reduces in (
+            ("share", share, several),
+            ("rows", rows, rows.size != grain_rows),
+            ("unit", unit, finer),
+        )
         if grain is not None and reduces
     }
     for name, grain in (("share", share), ("rows", rows), ("unit", unit)):
@@ -88,6 +100,11 @@ def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain
             )  # fmt: skip
             return None
     return Reduction(size, int(rows.size), str(share.size), by["share"], by["rows"], by["unit"])
+
+
+def _stride(score: Score, grid: Grid) -> str:
+    cells = f"the {grid.stride} tokens of a cell of the score"
+    return cells if score.grain.cells > 1 else f"the stride {grid.stride} of `{score.grain.stream}`"
 
 
 def _several_heads(scope: Scope, score: Score, share: str) -> bool | None:

@@ -11,7 +11,6 @@ PLANNED: dict[str, str] = {
     "bound": "an upper bound of a cell's logits",
     "cohesion": "the self-similarity of a cell",
     "indexer": "a learned index score",
-    "antidiagonal": "sums along antidiagonals",
     "diagonal": "a score per distance",
     "accumulated": "a score summed over steps",
     "sample": "units drawn with weights",

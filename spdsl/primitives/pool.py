@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spdsl.ir.pattern import Pooled, Score
+from spdsl.ir.pattern import Pooled, Score, in_memory
 from spdsl.primitives.grains import BARE, ROWS, SHARE, UNIT, reduction
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, Word
 
@@ -12,6 +12,9 @@ SHARE_OF_RESULT = replace(SHARE, default=Grain("head"))
 
 
 def pool(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | None) -> Pooled | None:
+    if in_memory(score):
+        scope.refuse("E105", "a score of cells of queries, or one made of others, as a result is not built yet", "")
+        return None
     grains = reduction(scope, score, share, rows, unit)
     if grains is None:
         return None

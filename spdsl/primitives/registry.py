@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spdsl.primitives import (
     allow,
+    antidiagonal,
     attend,
     compress,
     cosine,
@@ -41,7 +42,7 @@ WORDS: dict[str, Word] = {
     for module in (
         sink, sliding, first, last, dilated, strided, fixed, random, where, open, cover, given,
         stream, query, tensor, compress,
-        mass, dot, cosine, softmax, top_k, top_p, threshold,
+        mass, dot, cosine, antidiagonal, softmax, top_k, top_p, threshold,
         attend, gate, merge,
         pool, kl,
         expect, allow,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 
 from spdsl.diagnostics import Applicability
-from spdsl.ir.pattern import Choice, Score, Tensor
+from spdsl.ir.pattern import Choice, Score, Tensor, softmaxes_of
 from spdsl.ir.rule import Threshold, TopK, TopP
 from spdsl.ir.symbols import Boolean, Expr, K, Q, lookup_name, lookups
 from spdsl.limits import NUMBER_VALUE
@@ -32,14 +32,14 @@ def choose(
     force: SetValue | None, within: SetValue | None, least: Expr = sympy.S.Zero, most: int | None = None,
 ) -> SetValue | None:  # fmt: skip
     """The set of a new Choice by `score`; None after an error."""
-    grid = scope.stream(score.grain.stream).grid
+    grid = score.grain.grid(scope.stream(score.grain.stream).grid)
     if unit is None and not grid.is_units:
         scope.refuse(
             "E105", f"a choice of overlapping entries of `{score.grain.stream}` is not built yet",
             "choose units of tokens: `unit = n`",
         )  # fmt: skip
         return None
-    if any(lookups(term.test) for term in score.softmax.terms):
+    if any(lookups(term.test) for softmax in softmaxes_of(score) for term in softmax.terms):
         scope.refuse("E105", "a score over a set that reads tensors or choices is not built yet", "")
         return None
     grains = reduction(scope, score, share, rows, unit)

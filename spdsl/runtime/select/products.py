@@ -61,4 +61,5 @@ def row_lengths(x0, x1, D1: tl.constexpr, C):
 PRODUCTS: dict[str, Product] = {
     "dot": Product(as_they_are, dot_rows),
     "cosine": Product(unit_vectors, cosine_rows),
+    "antidiagonal": Product(as_they_are, dot_rows),  # of the vectors of a cell side by side, or one after another
 }
