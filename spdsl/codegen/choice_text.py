@@ -151,7 +151,7 @@ def score_text(score: Score) -> str:
             return f"of_lists({text(part, False)})"
         match part:
             case Combined():
-                parts = ", ".join(text(one, listed) for one in part.parts)
+                parts = "".join(f"{text(one, listed)}, " for one in part.parts)
                 return f"rt.weighted_sum({part.weights!r}, ({parts}))"
             case Mass():
                 return f"rt.probabilities(of[{order.index(part.softmax)}])"

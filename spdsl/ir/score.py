@@ -57,7 +57,11 @@ class Combined:
 
     parts: tuple[Score, ...]
     weights: tuple[float, ...]
-    probability: ClassVar[bool] = False  # a sum of probabilities is none, nor is a multiple
+
+    @property
+    def probability(self) -> bool:
+        """A multiple of probabilities is one, but for its total; a sum of them is none."""
+        return len(self.parts) == 1 and self.weights[0] > 0 and self.parts[0].probability
 
     @property
     def grain(self) -> Grain:

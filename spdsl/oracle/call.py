@@ -241,13 +241,16 @@ class Call:
         return self.of_candidates(found, score, how) if isinstance(how, Choice) else found
 
     def of_candidates(self, scores: Scores, score: ScoreOf, how: Choice) -> Scores:
-        """Without the entries that lie in units which are no candidates, where entries lie in one unit each."""
+        """Without the entries that overlap no candidate of the choice."""
         if not sees_rows(how.score or score):
             return scores
-        shape = (*scores[0].shape[:3], how.unit)
-        candidates = self.units(how.within, how, shape) & self.begun(how)
-        stride = score.grain.grid(self.stream(score.grain.stream).grid).stride
-        known = scores[1] & candidates[..., torch.arange(scores[0].shape[3]) * stride // how.unit]
+        units = self.units(how.within, how, (*scores[0].shape[:3], how.unit)) & self.begun(how)
+        grid = score.grain.grid(self.stream(score.grain.stream).grid)
+        known = scores[1].clone()
+        for entry in range(known.shape[3]):
+            first = entry * grid.stride - grid.before
+            own = slice(max(first, 0) // how.unit, (first + grid.width - 1) // how.unit + 1)
+            known[..., entry] &= units[..., own].any(-1)
         return torch.where(known, scores[0], 0.0), known
 
     def heads(self, how: Pooled | Choice, score_heads: int) -> int:

@@ -48,7 +48,8 @@ def weighted_sum(weights: Sequence[float], parts: Sequence[Scores]) -> Scores:
 def relative(scores: Scores) -> Scores:
     """Less the greatest number of each row that is one."""
     x, known = scores
-    most = torch.where(known & ~x.isnan(), x, -inf).amax(-1, keepdim=True)
+    none = x.new_full((*x.shape[:-1], 1), -inf)
+    most = torch.cat([none, torch.where(known & ~x.isnan(), x, -inf)], -1).amax(-1, keepdim=True)
     return torch.where(known, x - most, 0.0), known
 
 

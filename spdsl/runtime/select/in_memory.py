@@ -67,6 +67,8 @@ def weighted_sum(weights: Sequence[float], parts: Sequence[Scores]) -> Scores:
 
 def relative(scores: Scores) -> Scores:
     """Less the greatest of the row, which passes by NaN."""
+    if scores.value.shape[-1] == 0:
+        return scores
     known = scores.value.masked_fill(~scores.seen | scores.value.isnan(), -torch.inf)
     most = known.amax(-1, keepdim=True)
     value = scores.value - most
@@ -75,6 +77,8 @@ def relative(scores: Scores) -> Scores:
 
 def smoothed(scores: Scores, width: int, by: str) -> Scores:
     """`mean` or `max` of the `width` entries around each; for a mean those without a number are 0."""
+    if scores.value.shape[-1] == 0:
+        return scores
     room = width // 2
     if by == "max":
         value = torch.nn.functional.pad(
@@ -161,6 +165,17 @@ def _lists_of(
     return _chosen(scores.masked_fill(~may, -torch.inf), forced & may, selection)
 
 
+def _candidates(allowed: Tensor, entries: int, selection: Selection) -> Tensor:
+    """Whether an entry overlaps a unit that may be chosen: bool [.., entries], from that of units."""
+    width, stride, before, _ = selection.cells
+    start = torch.arange(entries, device=allowed.device) * stride - before
+    upto = torch.nn.functional.pad(allowed.cumsum(-1), (1, 0))
+    first = start.clamp(min=0) // selection.unit
+    end = (start + width - 1) // selection.unit + 1
+    most = allowed.shape[-1]
+    return upto[..., end.clamp(max=most)] > upto[..., first.clamp(max=most)]
+
+
 def unit_scores(
     logits: Sequence[Scores], score: ScoreOf, allowed: Tensor, shape: ScoreShape, selection: Selection, step: int
 ) -> Tensor:
@@ -174,8 +189,7 @@ def unit_scores(
         before = shape.q_origin // step % each
         x, none = _padded(x, none, (0, 0, before, -(before + x.shape[2]) % each))
         x, none = _reduced(x.unflatten(2, (-1, each)), none.unflatten(2, (-1, each)), selection.rows_by, 3)
-        unit = torch.arange(x.shape[-1], device=x.device) * selection.cells.stride // selection.unit
-        none = none | ~allowed.expand(*x.shape[:3], -1)[..., unit.clamp(max=shape.units - 1)]
+        none = none | ~_candidates(allowed.expand(*x.shape[:3], -1), x.shape[-1], selection)
         return Scores(x.masked_fill(none, 0.0), ~none)
 
     x, seen = score(logits, of_lists)
