@@ -20,11 +20,12 @@ TEXTS = (
     calls.MEANS, calls.POOLS, calls.EARLY, calls.UNION, calls.SUNK, calls.BOTH_CASES, calls.KEYS, calls.APART,
     calls.THREE, calls.GIVEN, calls.DRAWN, calls.LONG, calls.TILED, calls.COSINE, calls.DECODED, calls.FILLED,
     calls.LIMITS, calls.GIVEN_LISTS, calls.SHORT, calls.DECODED_LISTS, calls.PAIRS,
+    calls.CELLS, calls.COMBINED,
 )  # fmt: skip
-# Torch runs more than the schedule counts: what tests of tiles read, casts of arguments, scores as results.
+# Torch runs more than the schedule counts: what tests of tiles read, casts of arguments, scores as results or in memory.
 MORE = (
     "alibi", "big_bird", "block_sparse", "document", "longformer", "prefix_lm", "seer_attention",
-    calls.DRAWN, calls.PAIRS,
+    calls.DRAWN, calls.PAIRS, calls.CELLS, calls.COMBINED,
 )  # fmt: skip
 
 
