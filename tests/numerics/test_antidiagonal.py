@@ -152,6 +152,30 @@ def test_the_published_tiles(cpu: Engine, part: float) -> None:
     assert 0.1 < len(wanted) / (2 * 4 * 136) < 0.95
 
 
+# XAttention (arXiv 2503.16428): antidiagonal sums at a stride, a part of all mass for each head, over tiles.
+XATTENTION = (
+    "param step = {step}, block = {block} causal part = tensor(head) rank = softmax(antidiagonal(step)) "
+    "chosen = top_p(part[h], score = rank, rows = sum(block), unit = sum(block), share = head, "
+    "force = first(1) | last(1)) return attend(chosen) if prefill return attend(all)"
+)
+
+
+def test_xattention_as_it_is_published(cpu: Engine) -> None:
+    """Parts by head; tiles and outputs are those of the published rule, far from near ties; a step is dense."""
+    body = XATTENTION.format(step=8, block=32)
+    module, pattern, shape = cpu(body), pattern_of(body), Shape(256, 256, 1, 4, 2)
+    inputs = inputs_of(pattern, shape)
+    inputs["q"] *= 12
+    parts = inputs["part"] = torch.tensor([[0.3, 0.6, 0.9, 0.99]]).double()
+    q, k, v = (inputs[name].repeat_interleave(4 // inputs[name].shape[1], 1) for name in "qkv")
+    tiles = torch.cat([published(q[:, i : i + 1], k[:, i : i + 1], 8, 32, float(parts[0, i])) for i in range(4)], 1)
+    mask = tiles.repeat_interleave(32, 2).repeat_interleave(32, 3).tril()
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
+    found = module.prefill(**inputs, cache=nan_cache(module, shape, 264, 16))
+    assert torch.allclose(found, wanted, atol=1e-10)
+    assert tiles.sum() < 0.9 * 4 * 36
+
+
 def test_products_by_hand() -> None:
     """Two cells of two: the score of (i, j) is q[2i + 1] . k[2j] + q[2i] . k[2j + 1], halved; the last key is alone."""
     pattern = pattern_of(by_cells("top_k(1, score = rank, share = head, unit = max(16))", step=2))
