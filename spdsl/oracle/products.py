@@ -15,6 +15,8 @@ def multiplied(product: Product, q: Tensor, k: Tensor) -> Tensor:
     if product.name == "cosine":
         lengths = q.norm(dim=-1).unsqueeze(-1) * k.norm(dim=-1).unsqueeze(-2)
         return torch.where(lengths == 0, 0.0, q @ k.transpose(-2, -1) / torch.where(lengths == 0, 1.0, lengths))
+    if product.name == "cohesion":  # of the entry alone
+        return k.sum(-1).unsqueeze(-2).expand(*q.shape[:-1], k.shape[-2])
     raise ValueError(f"`{product.name}` is no product")
 
 

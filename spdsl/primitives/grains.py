@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spdsl.diagnostics import Applicability
-from spdsl.ir.pattern import Grid, Input, Score
+from spdsl.ir.pattern import Grid, Input, Score, softmaxes_of
 from spdsl.limits import ENTRIES_OF_UNIT
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, stream_of
 
@@ -78,8 +78,9 @@ def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain
         )  # fmt: skip
         return None
     finer = unit is not None and (size != grid.stride or not grid.is_units)
+    alike = not any(softmax.product.asked for softmax in softmaxes_of(score))  # all heads and rows have one number
     by = {"share": None, "rows": None, "unit": None} | {
-        name: grain.by or ("sum" if score.probability else "")
+        name: grain.by or ("sum" if score.probability else "max" if alike and name != "unit" else "")
         for name, grain, reduces in (
             ("share", share, several),
             ("rows", rows, rows.size != grain_rows),

@@ -9,7 +9,6 @@ PLANNED: dict[str, str] = {
     "normalize": "a normalised stream",
     "tail": "the last n queries",
     "bound": "an upper bound of a cell's logits",
-    "cohesion": "the self-similarity of a cell",
     "indexer": "a learned index score",
     "diagonal": "a score per distance",
     "accumulated": "a score summed over steps",

@@ -6,6 +6,7 @@ from spdsl.primitives import (
     allow,
     antidiagonal,
     attend,
+    cohesion,
     compress,
     cosine,
     cover,
@@ -44,7 +45,7 @@ WORDS: dict[str, Word] = {
     for module in (
         sink, sliding, first, last, dilated, strided, fixed, random, where, open, cover, given,
         stream, query, tensor, compress,
-        mass, dot, cosine, antidiagonal, softmax, relative, smooth, top_k, top_p, threshold,
+        mass, dot, cosine, antidiagonal, cohesion, softmax, relative, smooth, top_k, top_p, threshold,
         attend, gate, merge,
         pool, kl,
         expect, allow,

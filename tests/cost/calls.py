@@ -289,6 +289,11 @@ PAIRS = (
 
 def pooled(pool: Pool, clipped: bool) -> str:
     """A pattern of the entries of one pool."""
+    if not pool.named:
+        more = ", before = 16" if clipped else ""
+        score = f"cohesion(compress(32, 16{more}), by = {pool.name.split('_')[1]})"
+        chosen = f"top_k(2, score = {score}, share = head, unit = max(64))"
+        return f"pattern pooled_{pool.name}{'_clipped' * clipped} {{ causal c = {chosen} return attend(c) }}"
     by = f"{pool.name}(z)" if pool.weighs else pool.name
     cells = f"compress(32, 16{', before = 16' if clipped else ''}, by = {by})"
     z = "z = stream(value = none)" if pool.weighs else ""

@@ -22,7 +22,7 @@ TEXTS = (
     calls.LIMITS, calls.GIVEN_LISTS, calls.SHORT, calls.DECODED_LISTS, calls.PAIRS,
     calls.CELLS, calls.COMBINED,
 )  # fmt: skip
-# Torch runs more than the schedule counts: what tests of tiles read, casts of arguments, scores as results or in memory.
+# Torch runs more than the schedule counts: what tests of tiles read, casts of arguments, scores in memory.
 MORE = (
     "alibi", "big_bird", "block_sparse", "document", "longformer", "prefix_lm", "seer_attention",
     calls.DRAWN, calls.PAIRS, calls.CELLS, calls.COMBINED,
