@@ -68,8 +68,8 @@ def _sum(
     if len(scores) < len(parts):
         return None
     reasons = (refusal(one, _stream(names, one)) for one in scores)
-    if reason := next((why for why in reasons if why), ""):
-        names.report.error("E105", reason, expr.span, "not built yet")
+    if reason := next((why for why in reasons if why), None):
+        names.report.error(*reason, expr.span, "not built yet" if reason[0] == "E105" else "too many")
         return None
     if not all(_alike(names, expr, scores[0], other) for other in scores[1:]):
         return None

@@ -9,7 +9,7 @@ from spdsl.primitives.word import Kind, Parameter, Scope, Word
 
 def relative(scope: Scope, score: Score) -> Relative | None:
     if reason := refusal(score, scope.stream(score.grain.stream)):
-        scope.refuse("E105", reason, "")
+        scope.refuse(*reason, "")
         return None
     return Relative(score)
 

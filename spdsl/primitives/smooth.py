@@ -19,7 +19,7 @@ def smooth(scope: Scope, score: Score, width: int, by: str) -> Smoothed | None:
         scope.refuse("E203", f"a window of {width} entries has no middle, it must be odd", hint)
         return None
     if reason := refusal(score, scope.stream(score.grain.stream)):
-        scope.refuse("E105", reason, "")
+        scope.refuse(*reason, "")
         return None
     return Smoothed(score, width, by)
 

@@ -32,11 +32,11 @@ def pool_cohesion_min(c: Tensor, there: Tensor | None) -> Tensor:
 def _directions(x: Tensor) -> Tensor:
     """Vectors of length 1, or 0 as they are."""
     x = x.to(wide(x.dtype))
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / length.masked_fill(length == 0, 1.0)
 
 
-def _tokens(c: Tensor, there: Tensor | None) -> Tensor | int:
+def _tokens(c: Tensor, there: Tensor | None) -> Tensor:
     return torch.full_like(c[:, :, :, 0, 0], c.shape[3]) if there is None else there.sum(2).unsqueeze(1)
 
 
