@@ -45,6 +45,9 @@ def many(text: str, n: int, between: str = " ") -> str:
 
 # (source, what the error says: its code, the number and the limit)
 REFUSED = {
+    "sums of scores": (
+        pattern(chain("relative(dot(kv))", "relative({b}) + {b}", 40) + " c = top_k(2, score = b40, share = head, "
+        "unit = max(16)) return attend(c)"), "E312", "64", "64"),
     "dim": (pattern(f"dim qk = 100000000 {WHOLE}"), "E203", "100000000", "4096"),
     "dim v": (pattern(f"dim v = 2147483647 {WHOLE}"), "E203", "2147483647", "4096"),
     "heads": (pattern(f"heads query = 2000000000, kv = 1 {WHOLE}"), "E203", "2000000000", "4096"),

@@ -59,7 +59,8 @@ def _unit(view: View, choice: Choice) -> tuple[Written | None, Applicability]:
 def _stride(view: View, choice: Choice) -> int:
     """What a unit must be a multiple of, whichever it is."""
     scored = choice.selected and argument(view.tree, choice.span, "unit") is not None
-    return lcm(_scored(view, choice).grid.stride if scored else 1, LEAST_BLOCK)
+    stride = choice.score.grain.grid(_scored(view, choice).grid).stride if scored and choice.score else 1
+    return lcm(stride, LEAST_BLOCK)
 
 
 def _scored(view: View, choice: Choice) -> Stream:

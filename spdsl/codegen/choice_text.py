@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spdsl.codegen.softmax_text import SoftmaxText, map_arguments
-from spdsl.ir.pattern import Choice, Tensor
+from spdsl.codegen.softmax_text import SoftmaxText, cells_of, map_arguments
+from spdsl.ir.pattern import (
+    Choice,
+    Combined,
+    Grid,
+    Logits,
+    Mass,
+    Relative,
+    Score,
+    Smoothed,
+    Tensor,
+    in_memory,
+    softmaxes_of,
+)
 from spdsl.ir.plan import ChoicePlan
 from spdsl.ir.rule import TopP
+from spdsl.ir.score import of_lists
 from spdsl.passes.selection import ranked
 
 
@@ -83,14 +96,22 @@ class ChoiceText:
 
     choice: Choice
     softmax: SoftmaxText  # whose logits are the score
-    probability: bool
+    probability: bool  # it needs the log-sum-exp of the softmax
     forced: str
     allowed: str
     forced_mask: str
     allowed_mask: str
     plan: ChoicePlan
     limits: LimitsText | None
-    sets: SetsText | None = None
+    sets: SetsText | None
+    softmaxes: tuple[SoftmaxText, ...]  # all of the score
+    score: str  # of what all numbers stand in memory: the function that makes it, in torch; else ""
+    grid: Grid  # of its entries
+    step: int  # queries, and tokens, of one of its cells
+
+    @property
+    def grains(self) -> str:
+        return cells_of(self.grid)
 
     @property
     def level(self) -> str:
@@ -146,3 +167,30 @@ class ChoiceText:
     @property
     def key_argument(self) -> str:
         return self.softmax.sweeps[0].stream.key_argument
+
+
+def score_text(score: Score) -> str:
+    """A score whose numbers stand in memory: of logits `of`, and of `of_lists`, which puts heads and rows together."""
+    if not in_memory(score):
+        return ""
+    order = softmaxes_of(score)
+
+    def text(part: Score, listed: bool) -> str:
+        """`listed`: of the heads and rows of a list together."""
+        match part:
+            case Relative():
+                return f"rt.relative({text(part.score, True)})"
+            case Smoothed():
+                return f'rt.smoothed({text(part.score, True)}, {part.width}, "{part.by}")'
+        if listed and not of_lists(part):
+            return f"of_lists({text(part, False)})"
+        match part:
+            case Combined():
+                parts = "".join(f"{text(one, listed)}, " for one in part.parts)
+                return f"rt.weighted_sum({part.weights!r}, ({parts}))"
+            case Mass():
+                return f"rt.probabilities(of[{order.index(part.softmax)}])"
+            case Logits():
+                return f"of[{order.index(part.softmax)}]"
+
+    return text(score, True)

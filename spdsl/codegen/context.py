@@ -12,7 +12,7 @@ import sympy
 from spdsl.codegen.answer_text import AnswerText, CaseText, ExtraText, KeptText, PooledText
 from spdsl.codegen.bias_text import bias_texts
 from spdsl.codegen.branches import branch_text, cached_text
-from spdsl.codegen.choice_text import ChoiceText, LimitsText, SetsText
+from spdsl.codegen.choice_text import ChoiceText, LimitsText, SetsText, score_text
 from spdsl.codegen.entries_text import EntriesText
 from spdsl.codegen.expressions import PYTHON, TORCH, TRITON, expression
 from spdsl.codegen.module_text import ModuleText
@@ -32,6 +32,8 @@ from spdsl.ir.pattern import (
     Stream,
     Tensor,
     Weight,
+    in_memory,
+    softmaxes_of,
 )
 from spdsl.ir.plan import ChoicePlan, Plan, SoftmaxPlan, Sweep
 from spdsl.ir.rule import Threshold, TopK, TopP
@@ -208,11 +210,15 @@ def _choice(plan: ChoicePlan, softmaxes: dict[str, SoftmaxText], spelling: Spell
     choice = plan.choice
     assert choice.score is not None
     reads = Reads({source.name: spelling.of(source) for source in (*plan.reads, *plan.at_call)})
+    stream = next(sweep.stream for sweep in softmaxes[choice.score.softmax.name].sweeps)
     return ChoiceText(
-        spelling.of(choice), softmaxes[choice.score.softmax.name], choice.score.probability,
+        spelling.of(choice), softmaxes[choice.score.softmax.name],
+        choice.score.probability and not in_memory(choice.score),
         expression(plan.forced, TRITON, reads.triton), expression(plan.allowed, TRITON, reads.triton),
         expression(plan.forced, TORCH, reads.torch), expression(plan.allowed, TORCH, reads.torch),
         spelling.of(plan), _limits(choice, reads) if choice.at_call else None, _sets(plan, spelling),
+        tuple(softmaxes[softmax.name] for softmax in softmaxes_of(choice.score)), score_text(choice.score),
+        choice.score.grain.grid(stream.grid), choice.score.grain.cells,
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def _scores(call: Call, step: Step[ChoicePlan], ranks: int, out: Number) -> Kern
     area, read = shape.config.block_m * ranks, call.rows_bytes(softmax, qk) + scored_bytes(call, softmax)
     assert choice.score is not None
     return Kernel(
-        step.name, "select", "select", flops=_scored_pairs(call, softmax) * call.pair_flops(step.kind, softmax),
+        step.name, "select", "select", flops=scored_pairs(call, softmax) * call.pair_flops(step.kind, softmax),
         machine=products * (area * call.tile_flops(step.kind, softmax)),
         exps=products * area if choice.score.probability else NONE,
         bytes=read + _made_bytes(call, step), moved=read + out,
@@ -169,7 +169,7 @@ def _select_shape(call: Call, step: Step[ChoicePlan]) -> UnitShape:
     return tile_of_ranks(shape, call.capacity(choice)) if step.kind is Kind.SELECT else shape
 
 
-def _scored_pairs(call: Call, softmax: SoftmaxPlan) -> Number:
+def scored_pairs(call: Call, softmax: SoftmaxPlan) -> Number:
     if call.phase is Phase.DECODE:
         return call.many(step_pairs(call, softmax))
     return call.pairs(softmax) * call.shape.batch

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spdsl.cost import choose, divergence, pairs, units
+from spdsl.cost import choose, divergence, in_memory, pairs, units
 from spdsl.cost.attend import walked
 from spdsl.cost.cache import attempted
 from spdsl.cost.kernels import Call
-from spdsl.ir.plan import SoftmaxPlan
+from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
 from spdsl.ir.schedule import Side, Step, Walk, When
+from spdsl.ir.score import in_memory as stands_in_memory
 
 
 def starts(call: Call, step: Step[Any]) -> bool:
@@ -47,10 +48,15 @@ def _is_learned(call: Call, step: Step[SoftmaxPlan]) -> bool:
     return call.options.learned and (step.table != "dkdv" or _has_entries(call, step))
 
 
+def _pieces(call: Call, step: Step[ChoicePlan]) -> int:
+    score = step.of.choice.score
+    return in_memory.pieces(call, step) if score is not None and stands_in_memory(score) else choose.pieces(call, step)
+
+
 _TURNS: dict[str, Callable[[Call, Step[Any]], int]] = {
     "": lambda call, step: 1,
     "heads": pairs.turns,
-    "rows": choose.pieces,
+    "rows": _pieces,
 }
 _HOLDS: dict[When, Callable[[Call, Step[Any]], bool]] = {
     When.ENTRIES: _has_entries,

@@ -12,6 +12,7 @@ from spdsl.cost.phases import started
 from spdsl.ir.plan import Plan, SoftmaxPlan
 from spdsl.ir.schedule import Kind, Stage, Step
 from spdsl.passes.count import Number, Read, Shape
+from spdsl.passes.schedule.choose import scorings
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ def _read_by(call: Call, step: Step[Any]) -> tuple[SoftmaxPlan, ...]:
     """A step walks the keys of one softmax, or scores those of another."""
     if step.kind in (Kind.DECODE, Kind.UNIT_DECODE):
         return (step.of,)
+    if step.kind is Kind.MULTIPLY_CELLS:
+        return (scorings(call.plan, step.of)[step.index],)
     return (scoring(call, step.of),) if step.kind in (Kind.SELECT, Kind.SCORE_UNITS) else ()
 
 

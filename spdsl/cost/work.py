@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spdsl.cost import attend, bias, cache, choose, divergence, entries, extras, pairs, query_cells, results, units
+from spdsl.cost import (
+    attend,
+    bias,
+    cache,
+    choose,
+    divergence,
+    entries,
+    extras,
+    in_memory,
+    pairs,
+    query_cells,
+    results,
+    units,
+)
 from spdsl.cost.conditions import slots
 from spdsl.cost.kernels import LSE_BYTES, Call, Kernel
 from spdsl.ir.plan import SoftmaxPlan
@@ -75,6 +88,8 @@ WORK: dict[Kind, Callable[[Call, Step[Any]], Kernel]] = {
     Kind.SETS: choose.sets,
     Kind.SCORE_UNITS: choose.score_units,
     Kind.CUT: choose.cut,
+    Kind.MULTIPLY_CELLS: in_memory.multiply_cells,
+    Kind.SCORES_OF_UNITS: in_memory.scores_of_units,
     Kind.HOLDS: results.small,
     Kind.GATE: results.combined,
     Kind.LSES: results.small,

@@ -62,8 +62,8 @@ class Choice:
 
     @property
     def grain(self) -> int:
-        """Queries of a row of its score."""
-        return 1 if self.score is None else self.score.grain.rows
+        """Queries of a row of the query that its score asks: more than one of a query of cells."""
+        return 1 if self.score is None else self.score.softmax.rows
 
     @property
     def for_all(self) -> bool:

@@ -15,14 +15,14 @@ from spdsl.diagnostics import Span
 from spdsl.ir.branch import Branch, Gate, Kept, Merge, Softmax, Term, leaves
 from spdsl.ir.choice import LEAST_BLOCK, Choice
 from spdsl.ir.inputs import Compress, Grid, Query, QueryCells, QueryTail, Stream, Tensor, Values, Weight
-from spdsl.ir.score import Grain, Kl, Logits, Mass, Pooled, Score
+from spdsl.ir.score import Combined, Grain, Kl, Logits, Mass, Pooled, Relative, Score, Smoothed, in_memory, softmaxes_of
 from spdsl.ir.symbols import Boolean, lookup_name, lookups
 
 __all__ = [
-    "ALL_PHASES", "LEAST_BLOCK", "Branch", "Case", "Choice", "Compress", "Expected", "Extra", "Gate", "Grain", "Grid",
-    "Input", "Kept", "Kl", "Logits", "Mass", "Merge", "Pattern", "Phase", "Pooled", "Query", "QueryCells", "QueryTail",
-    "Score",
-    "Softmax", "Stream", "Tensor", "Term", "Values", "Weight", "leaves",
+    "ALL_PHASES", "LEAST_BLOCK", "Branch", "Case", "Choice", "Combined", "Compress", "Expected", "Extra", "Gate",
+    "Grain", "Grid", "Input", "Kept", "Kl", "Logits", "Mass", "Merge", "Pattern", "Phase", "Pooled", "Query",
+    "QueryCells", "QueryTail", "Relative", "Score", "Smoothed", "Softmax", "Stream", "Tensor", "Term", "Values",
+    "Weight", "in_memory", "leaves", "softmaxes_of",
 ]  # fmt: skip
 
 Input = Query | Stream | Tensor | Weight | Choice
@@ -109,7 +109,8 @@ class Pattern:
     def _chosen(self, choice: Choice) -> Iterator[Softmax | Choice]:
         """What a choice reads, and the choice."""
         if choice.score is not None:
-            yield from self._steps(choice.score.softmax)
+            for scoring in softmaxes_of(choice.score):
+                yield from self._steps(scoring)
         for read in (*lookups(choice.force), *lookups(choice.within)):
             inner = self.choice(lookup_name(read))
             if inner is not None:
@@ -122,12 +123,13 @@ class Pattern:
         return tuple(dict.fromkeys(found for name in names if (found := self.choice(name))))
 
     def probabilities(self) -> frozenset[str]:
-        """The softmaxes whose log-sum-exp a score needs."""
+        """The softmaxes whose log-sum-exp a score needs; one whose numbers stand in memory finds its own."""
         scores = [choice.score for choice in self.inputs if isinstance(choice, Choice)]
         extras = [extra for case in self.cases for extra in case.extras]
         scores += [extra.score for extra in extras if isinstance(extra, Pooled)]
         scores += [part.score for extra in extras if isinstance(extra, Kl) for part in (extra.target, extra.score)]
-        return frozenset(score.softmax.name for score in scores if score is not None and score.probability)
+        own = [score for score in scores if score is not None and not in_memory(score)]
+        return frozenset(score.softmax.name for score in own if score.probability)
 
     @property
     def kept(self) -> tuple[Stream, ...]:

@@ -36,6 +36,7 @@ class Pool:
     each: int = 1
     flops: Callable[[int, int, int], int] | None = None
     twice: tuple[str, ...] = ()  # the roles of weights that torch reads twice
+    named: bool = True  # whether `by =` of `compress` may say it; else a score is made of its entries
 
     def work(self, width: int, dim: int, hidden: int) -> int:
         """FLOPs of an entry of `dim` numbers."""

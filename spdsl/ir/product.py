@@ -10,10 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """`attended`: kernels of branches and of divergences multiply so; else it is a score's, its logits or their lse."""
+    """`attended`: kernels of branches and of divergences multiply so; else it is a score's, its logits or their lse.
+
+    `asked`: whether the query enters it; else all heads and rows have the numbers of their entries.
+    `step`: of how many queries, and as many keys, one number is made. More than 1: a score of cells of both.
+    """
 
     name: str
     attended: bool = False
+    asked: bool = True
+    step: int = 1
 
 
 DOT = Product("dot", attended=True)

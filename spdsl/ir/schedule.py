@@ -140,6 +140,8 @@ class Kind(Enum):
     SELECT = "select"
     MERGE_RANKS = "merge ranks"
     SCORE_UNITS = "score units"
+    MULTIPLY_CELLS = "multiply cells"
+    SCORES_OF_UNITS = "scores of units"
     CUT = "cut"
     # results
     HOLDS = "holds"

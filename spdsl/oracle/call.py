@@ -12,14 +12,19 @@ from spdsl.ir.pattern import (
     Branch,
     Case,
     Choice,
+    Combined,
     Gate,
     Input,
     Kept,
     Kl,
+    Logits,
+    Mass,
     Merge,
     Pattern,
     Pooled,
     Query,
+    Relative,
+    Smoothed,
     Softmax,
     Stream,
     Term,
@@ -27,11 +32,22 @@ from spdsl.ir.pattern import (
 )  # fmt: skip
 from spdsl.ir.pattern import Score as ScoreOf
 from spdsl.ir.pattern import Tensor as TensorInput
+from spdsl.ir.score import of_lists as sees_rows
 from spdsl.ir.symbols import Boolean, Expr, lookup_name, lookups
 from spdsl.oracle.compress import compressed, entries, pooled_queries
 from spdsl.oracle.evaluate import Environment, Table, evaluate
-from spdsl.oracle.products import multiplied
-from spdsl.oracle.selection import Limits, Scores, chosen, constant, pooled
+from spdsl.oracle.products import antidiagonal, multiplied
+from spdsl.oracle.selection import (
+    Limits,
+    Scores,
+    chosen,
+    constant,
+    over_entries,
+    over_lists,
+    relative,
+    smoothed,
+    weighted_sum,
+)
 from spdsl.oracle.sets import drawn, given
 from spdsl.oracle.sizes import Inputs, Sizes
 from spdsl.oracle.skip import counted, kept_tiles, without_dropped
@@ -213,7 +229,15 @@ class Call:
         return compressed(stream, "v", self.values(stream.compress.source), z if logits else None, self.inputs)
 
     def score(self, score: ScoreOf) -> Scores:
-        """The score of every pair and whether the query sees the entry: [B, heads of the query, N, M]."""
+        """The score of every pair and whether the query sees the entry: [B, heads of the query, N, M].
+
+        Of cells: [B, heads of the query, cells of the call, cells of keys].
+        """
+        if isinstance(score, Combined):
+            return weighted_sum(score.weights, [self.score(part) for part in score.parts])
+        assert isinstance(score, Logits | Mass)
+        if score.softmax.product.step > 1:
+            return self.of_cells(score)
         term = score.softmax.terms[0]
         logits = self.logits(score.softmax, term)
         seen = self.visible(score.softmax, term)
@@ -221,6 +245,26 @@ class Call:
             return torch.where(seen, logits, 0.0), seen
         lse = log_sum_exp(self.all_logits(score.softmax)).unsqueeze(-1)
         return torch.exp(torch.where(seen, logits - torch.where(lse == -torch.inf, 0.0, lse), -torch.inf)), seen
+
+    def of_cells(self, score: Logits | Mass) -> Scores:
+        """The same for each cell of queries that the call holds a part of, and each of keys."""
+        softmax, step = score.softmax, score.softmax.product.step
+        q, k = self.inputs[softmax.query].double(), self.keys(softmax.terms[0].stream)
+        scale = 1 / sqrt(q.shape[-1]) if softmax.scale is None else float(softmax.scale)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        found = antidiagonal(q, k, step, self.sizes.q_origin) * scale / step
+        first = self.sizes.first_tile(step)
+        symbols = {
+            **self.around(None, q.shape[1]).symbols,
+            "q": (first + torch.arange(found.shape[2])).view(1, 1, -1, 1) * step + step - 1,
+            "k": torch.arange(found.shape[3]).view(1, 1, 1, -1) * step,
+        }
+        test = softmax.terms[0].test
+        seen = evaluate(test, Environment(symbols, self.tables, q.shape[1])).expand(found.shape)
+        if not score.probability:
+            return torch.where(seen, found, 0.0), seen
+        lse = log_sum_exp(torch.where(seen, found, -torch.inf)).unsqueeze(-1)
+        return torch.exp(torch.where(seen, found - torch.where(lse == -torch.inf, 0.0, lse), -torch.inf)), seen
 
     def visible(self, softmax: Softmax, term: Term) -> Tensor:
         """Which entries of the term's stream each query sees: bool [B, heads of the query, N, M]."""
@@ -232,10 +276,34 @@ class Call:
     def pooled(self, how: Pooled | Choice) -> Scores:
         """The scores of units, [B, lists, row tiles, units]."""
         assert how.score is not None
-        scores = self.score(how.score)
-        return pooled(
-            scores, how, self.stream(how.score.grain.stream).grid, self.heads(how, scores[0].shape[1]), self.sizes
-        )
+        grid = how.score.grain.grid(self.stream(how.score.grain.stream).grid)
+        return over_entries(self.of_lists_of(how.score, how), how, grid, self.sizes)
+
+    def of_lists_of(self, score: ScoreOf, how: Pooled | Choice) -> Scores:
+        """A score of the heads and rows of each list, [B, lists, row tiles, entries]."""
+        match score:
+            case Relative():
+                return relative(self.of_lists_of(score.score, how))
+            case Smoothed():
+                return smoothed(self.of_lists_of(score.score, how), score.width, score.by)
+            case Combined() if sees_rows(score):
+                return weighted_sum(score.weights, [self.of_lists_of(part, how) for part in score.parts])
+        scores = self.score(score)
+        found = over_lists(scores, how, self.heads(how, scores[0].shape[1]), self.sizes, score.grain.rows)
+        return self.of_candidates(found, score, how) if isinstance(how, Choice) else found
+
+    def of_candidates(self, scores: Scores, score: ScoreOf, how: Choice) -> Scores:
+        """Without the entries that overlap no candidate of the choice."""
+        if not sees_rows(how.score or score):
+            return scores
+        units = self.units(how.within, how, (*scores[0].shape[:3], how.unit)) & self.begun(how)
+        grid = score.grain.grid(self.stream(score.grain.stream).grid)
+        known = scores[1].clone()
+        for entry in range(known.shape[3]):
+            first = entry * grid.stride - grid.before
+            own = slice(max(first, 0) // how.unit, (first + grid.width - 1) // how.unit + 1)
+            known[..., entry] &= units[..., own].any(-1)
+        return torch.where(known, scores[0], 0.0), known
 
     def heads(self, how: Pooled | Choice, score_heads: int) -> int:
         """Lists: one per kv head of the stream that a choice is used on, or one per query head."""

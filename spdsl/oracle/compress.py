@@ -63,6 +63,8 @@ def _entry(
         return own.amax(2)
     if by == "min":
         return own.amin(2)
+    if by in ("cohesion_mean", "cohesion_min"):
+        return _alike(own, by)
     if by == "softmax":
         assert z is not None
         return (torch.softmax(z[:, :, tokens], 2) * own).sum(2)
@@ -73,6 +75,16 @@ def _entry(
         hidden = torch.einsum("bhwd,hwdf->bhf", placed, _weight(stream, side, "up", inputs)[:, places])
         return torch.einsum("bhf,hfd->bhd", gelu(hidden), _weight(stream, side, "down", inputs))
     raise ValueError(f"{stream.name}: `{by}` is no way to compress")
+
+
+def _alike(own: Tensor, by: str) -> Tensor:
+    """The tokens' cosines with each other, or with their mean, as the first number of an entry of zeros."""
+    others = own if by == "cohesion_mean" else own.mean(2, keepdim=True)
+    lengths = own.norm(dim=-1).unsqueeze(-1) * others.norm(dim=-1).unsqueeze(-2)
+    cosines = torch.where(lengths == 0, 0.0, own @ others.transpose(-2, -1) / torch.where(lengths == 0, 1.0, lengths))
+    found = torch.zeros_like(own[:, :, 0])
+    found[..., 0] = cosines.mean((-2, -1)) if by == "cohesion_mean" else cosines.amin((-2, -1))
+    return found
 
 
 def _weight(stream: Stream, side: str, role: str, inputs: Inputs) -> Tensor:

@@ -31,8 +31,40 @@ def pooled(scores: Scores, how: Choice | Pooled, grid: Grid, heads: int, sizes: 
 
     What has no score takes no part, in a mean neither; what nothing takes part in has no score.
     """
-    over_heads = _over_heads(scores, how.heads_by, heads)
-    return _over_entries(_over_rows(over_heads, how, sizes), how, grid, sizes)
+    return over_entries(over_lists(scores, how, heads, sizes), how, grid, sizes)
+
+
+def over_lists(scores: Scores, how: Choice | Pooled, heads: int, sizes: Sizes, step: int = 1) -> Scores:
+    """[B, score heads, cells of `step` rows, E] -> [B, heads, row tiles, E]."""
+    return _over_rows(_over_heads(scores, how.heads_by, heads), how, sizes, step)
+
+
+def weighted_sum(weights: Sequence[float], parts: Sequence[Scores]) -> Scores:
+    """Of scores of one grain; a number where all of them have one."""
+    known = torch.stack([own for _, own in parts]).all(0)
+    total = sum((weight * x for weight, (x, _) in zip(weights, parts, strict=True)), torch.zeros(()).double())
+    return torch.where(known, total, 0.0), known
+
+
+def relative(scores: Scores) -> Scores:
+    """Less the greatest number of each row that is one."""
+    x, known = scores
+    none = x.new_full((*x.shape[:-1], 1), -inf)
+    most = torch.cat([none, torch.where(known & ~x.isnan(), x, -inf)], -1).amax(-1, keepdim=True)
+    return torch.where(known, x - most, 0.0), known
+
+
+def smoothed(scores: Scores, width: int, by: str) -> Scores:
+    """Entry by entry: of the `width` around each, those without a number are 0 for a mean and left out of a maximum."""
+    x, known = scores
+    found = torch.zeros_like(x)
+    for entry in range(x.shape[-1]):
+        around = slice(max(0, entry - width // 2), entry + width // 2 + 1)
+        if by == "mean":
+            found[..., entry] = torch.where(known[..., around], x[..., around], 0.0).sum(-1) / width
+        else:
+            found[..., entry] = torch.where(known[..., around], x[..., around], -inf).amax(-1)
+    return torch.where(known, found, 0.0), known
 
 
 def _over_heads(scores: Scores, by: str | None, heads: int) -> Scores:
@@ -45,20 +77,18 @@ def _over_heads(scores: Scores, by: str | None, heads: int) -> Scores:
     return _stacked([_reduced(_cut(scores, 1, range(c, c + group)), by, 1) for c in first], scores, 1)
 
 
-def _over_rows(scores: Scores, how: Choice | Pooled, sizes: Sizes) -> Scores:
-    """Of the queries of a tile; of a score by cells of queries those of the tile."""
+def _over_rows(scores: Scores, how: Choice | Pooled, sizes: Sizes, step: int) -> Scores:
+    """Of the queries of a tile; of a score by cells of `step` queries those of the tile."""
     if how.rows == ALL_ROWS:
         return _stacked([_reduced(scores, how.rows_by, 2)], scores, 2)
-    grain = 1 if how.score is None else how.score.grain.rows
-    tiles = []
+    tiles, first = [], sizes.first_tile(step)
     for tile in range(sizes.first_tile(how.rows), sizes.first_tile(how.rows) + sizes.tiles(how.rows)):
-        cells = range(tile * how.rows // grain, (tile + 1) * how.rows // grain)
-        rows = [cell - sizes.first_tile(grain) for cell in cells]
-        tiles.append(_reduced(_cut(scores, 2, [row for row in rows if 0 <= row < sizes.tiles(grain)]), how.rows_by, 2))
+        cells = range(tile * how.rows // step - first, (tile + 1) * how.rows // step - first)
+        tiles.append(_reduced(_cut(scores, 2, [i for i in cells if 0 <= i < scores[0].shape[2]]), how.rows_by, 2))
     return _stacked(tiles, scores, 2)
 
 
-def _over_entries(scores: Scores, how: Choice | Pooled, grid: Grid, sizes: Sizes) -> Scores:
+def over_entries(scores: Scores, how: Choice | Pooled, grid: Grid, sizes: Sizes) -> Scores:
     """Of unit u the entries that cover a token of it; without a reduction entry u, on a grid of units."""
     count, found = scores[0].shape[3], []
     if how.unit_by is None and how.unit != grid.stride:
@@ -72,7 +102,10 @@ def _over_entries(scores: Scores, how: Choice | Pooled, grid: Grid, sizes: Sizes
             members = [entry for entry in range(count) if shared[entry]]
         part = _cut(scores, 3, members)
         if how.unit_by == "sum":
-            weights = torch.tensor([shared[entry] / grid.stride for entry in members], dtype=torch.float64)
+            of_cells = how.score is not None and how.score.grain.cells > 1  # a short last cell counts whole
+            weights = torch.tensor(
+                [1.0 if of_cells else shared[entry] / grid.stride for entry in members], dtype=torch.float64
+            )
             part = (part[0] * weights, part[1])
         found.append(_reduced(part, how.unit_by, 3))
     return _stacked(found, scores, 3)

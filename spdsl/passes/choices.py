@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import sympy
 
 from spdsl.diagnostics import Report
-from spdsl.ir.pattern import Choice, Kl, Pattern, Phase, Pooled, Score, Softmax
+from spdsl.ir.pattern import Choice, Kl, Pattern, Phase, Pooled, Score, Softmax, softmaxes_of
 from spdsl.ir.symbols import LENGTH, Q_FIRST, Q_LAST, lookup_name, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.listed import listed
@@ -127,11 +127,13 @@ def _scores(pattern: Pattern, choices: list[Choice]) -> Iterator[Score]:
 
 
 def _whole_softmax(pattern: Pattern, score: Score, report: Report) -> None:
-    if parts(pattern, score.softmax) != (score.softmax,):
+    for softmax in softmaxes_of(score):
+        if parts(pattern, softmax) == (softmax,):
+            continue
         report.error(
             "E105",
-            f"the mass of `{score.softmax.name}`, over selected units and other keys, is not built yet",
-            score.softmax.span,
+            f"the mass of `{softmax.name}`, over selected units and other keys, is not built yet",
+            softmax.span,
             "is computed in parts",
             hint="take the mass of a branch over one kind of set",
         )

@@ -324,7 +324,7 @@ class Count:
 
     def stride(self, choice: Choice) -> int:
         """Tokens between the entries that score a choice; of one by the caller a unit."""
-        return choice.unit if choice.score is None else self._scorer(choice).grid.stride
+        return choice.unit if choice.score is None else choice.score.grain.grid(self._scorer(choice).grid).stride
 
     def _scorer(self, choice: Choice) -> Stream:
         assert choice.score is not None
@@ -333,7 +333,9 @@ class Count:
         return stream
 
     def _scored(self, plan: ChoicePlan, seen: Spans, trace: Trace) -> Spans:
-        """Units with a seen entry."""
+        """Units with a seen entry; of a score of cells of tokens a seen token."""
+        if plan.choice.score is not None and plan.choice.score.grain.cells > 1:
+            return touched(seen, plan.choice.unit, trace)
         each, before = plan.ratio, plan.first + len(plan.weights)
         units = -(-self.length // plan.choice.unit)
         parts = ((trace.floor(a - before, each) + 1, trace.ceil(b - plan.first, each)) for a, b in seen)

@@ -7,7 +7,7 @@ from typing import Any
 import sympy
 
 from spdsl.budget import spend
-from spdsl.passes import arithmetic, codes, grains, source_numbers
+from spdsl.passes import arithmetic, codes, grains, scores, source_numbers
 from spdsl.passes.kinds import INPUTS, how_joined, is_main_stream, kind_of, of_kind
 from spdsl.passes.names import Names
 from spdsl.passes.placed_arguments import placed_arguments
@@ -74,9 +74,12 @@ def _bound_value(names: Names, expr: tree.Expr, kind: Kind, binding: str | None)
         found: Any = names.find(expr, *INPUTS.get(kind, ()))
     elif isinstance(expr, tree.Call):
         found = call(names, expr, binding)
-    elif kind in (Kind.SCORE, Kind.RESULT) and kind_of(names, expr) is Kind.SCORE:
-        names.report.error("E105", "arithmetic of scores is not built yet", expr.span, "specified, but not built")
-        return None
+    elif (
+        kind in (Kind.SCORE, Kind.RESULT)
+        and isinstance(expr, tree.Unary | tree.Binary)
+        and kind_of(names, expr) is Kind.SCORE
+    ):
+        found = scores.combined(names, expr, lambda part: _bound_value(names, part, Kind.SCORE, None))
     else:
         names.report.error(
             "E201", f"{kind.value} is expected here", expr.span, f"not {kind.value}", hint=how_joined(names, expr)

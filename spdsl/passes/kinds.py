@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
-from spdsl.ir.pattern import Gate, Kept, Kl, Logits, Mass, Merge, Pooled, Query, Softmax, Stream, Tensor
+from spdsl.ir.pattern import Gate, Kept, Kl, Merge, Pooled, Query, Score, Softmax, Stream, Tensor
 from spdsl.ir.skip import Skip
 from spdsl.passes.names import Names
 from spdsl.passes.values import MATH
@@ -17,8 +17,8 @@ INPUTS: dict[Kind, tuple[type, str]] = {
 }  # fmt: skip
 _TYPES: dict[Kind, type | tuple[type, ...]] = {
     Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor,
-    Kind.BRANCH: (Softmax, Gate, Merge), Kind.SCORE: (Logits, Mass), Kind.VECTORS: (Stream, Query),
-    Kind.RESULT: (Softmax, Gate, Merge, Logits, Mass, Pooled, Kl, Kept), Kind.UNGATED: (Softmax, Merge),
+    Kind.BRANCH: (Softmax, Gate, Merge), Kind.SCORE: get_args(Score), Kind.VECTORS: (Stream, Query),
+    Kind.RESULT: (Softmax, Gate, Merge, *get_args(Score), Pooled, Kl, Kept), Kind.UNGATED: (Softmax, Merge),
     Kind.SKIP: Skip,
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ import sympy
 
 from spdsl.ir import interval
 from spdsl.ir.conjunct import Conjunct, Linear
-from spdsl.ir.pattern import Choice, Grid, Pattern, Stream, Tensor
+from spdsl.ir.pattern import Choice, Grid, Pattern, Stream, Tensor, in_memory, softmaxes_of
 from spdsl.ir.plan import ChoicePlan
 from spdsl.ir.symbols import K_FIRST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, lookup_name, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
@@ -22,6 +22,8 @@ MOST_RANKED = 128  # a kernel keeps its best units in registers; longer lists ar
 
 def ranked(choice: Choice) -> bool:
     """Whether one kernel scores and ranks its units, or one scores them and another cuts the lists."""
+    if choice.score is not None and in_memory(choice.score):
+        return False
     return choice.together == 1 and (choice.capacity or MOST_RANKED + 1) <= MOST_RANKED and not by_token(choice)
 
 
@@ -34,13 +36,15 @@ def selection(pattern: Pattern, choice: Choice) -> ChoicePlan:
     assert choice.score is not None
     stream = pattern.input(choice.score.grain.stream)
     assert isinstance(stream, Stream)
-    first, overlaps = overlap(stream.grid, choice.unit)
+    grid = choice.score.grain.grid(stream.grid)
+    first, overlaps = overlap(grid, choice.unit)
     weights = overlaps if choice.unit_by == "sum" else tuple(1.0 for _ in overlaps)
     started = K_FIRST <= Q if pattern.causal else sympy.true
-    softmax = choice.score.softmax
-    tests = [term.test for term in softmax.terms] + ([softmax.bias] if softmax.bias is not None else [])
+    softmaxes = softmaxes_of(choice.score)
+    tests = [term.test for softmax in softmaxes for term in softmax.terms]
+    tests += [softmax.bias for softmax in softmaxes if softmax.bias is not None]
     reads, at_call = (_read(pattern, values) for values in (tests, choice.at_call))
-    ratio = choice.unit // stream.grid.stride
+    ratio = choice.unit // grid.stride
     if by_token(choice):
         asked, allowed = _read(pattern, (choice.force, choice.within)), of_row(started, choice.grain)
         return ChoicePlan(choice, sympy.false, allowed, first, weights, ratio, reads, at_call, asked, sets=True)
@@ -54,6 +58,9 @@ def by_token(choice: Choice) -> bool:
     """Whether torch asks every token of a unit if it passes `force` and `within`: of tiles, where the ends of a unit do
     not tell.
     """
+    assert choice.score is not None
+    if in_memory(choice.score):
+        return False
     tests = (choice.force, choice.within)
     known = not any(lookups(test) or test.free_symbols - {Q, K} for test in tests)
     return choice.tiled and not (known and all(_of_ends(test, choice.unit) for test in tests))

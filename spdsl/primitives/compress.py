@@ -78,7 +78,7 @@ def weights(entries: Stream) -> Iterator[Weight]:
             yield Weight(f"{entries.name}_{side}_{role}", entries.name, shape, entries.span)
 
 
-_BY = tuple(name for name, pool in POOLS.items() if not pool.weighs)
+_BY = tuple(name for name, pool in POOLS.items() if not pool.weighs and pool.named)
 
 WORD = Word(
     "compress",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spdsl.ir.pattern import Logits, Query, Softmax, Stream, Term
 from spdsl.ir.product import DOT, Product
-from spdsl.ir.symbols import Expr
+from spdsl.ir.symbols import Boolean, Expr
 from spdsl.primitives.attend import closed
 from spdsl.primitives.word import Kind, Parameter, Scope, Word
 
@@ -13,14 +13,16 @@ def dot(scope: Scope, stream: Stream, query: Query | None, scale: Expr | None) -
     return scored(scope, stream, query, scale, DOT)
 
 
-def scored(scope: Scope, stream: Stream, query: Query | None, scale: Expr | None, product: Product) -> Logits | None:
-    """scale * product of the query and each visible entry; None after an error."""
+def scored(
+    scope: Scope, stream: Stream, query: Query | None, scale: Expr | None, product: Product, seen: Boolean | None = None
+) -> Logits | None:
+    """scale * product of the query and each entry that is `seen`, or that is closed; None after an error."""
     asks = query or scope.main_query()
     heads, entries = asks.heads or scope.query_heads, stream.heads or scope.kv_heads
     if heads and entries and heads % entries:
         scope.refuse("E306", f"{entries} heads of `{stream.name}` do not divide the {heads} of `{asks.name}`", "")
         return None
-    visible = Term(stream.name, closed(stream, scope.causal), scope.span)
+    visible = Term(stream.name, closed(stream, scope.causal) if seen is None else seen, scope.span)
     return Logits(Softmax(scope.name, asks.name, (visible,), scale, span=scope.span, product=product, rows=asks.width))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from spdsl.diagnostics import Applicability
 from spdsl.ir.choice import ALL_ROWS
-from spdsl.ir.pattern import Input, Score
+from spdsl.ir.pattern import Grid, Input, Score, in_memory, softmaxes_of
 from spdsl.limits import ENTRIES_OF_UNIT
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, stream_of
 
@@ -41,7 +41,7 @@ def unit_of(inputs: Sequence[Input], values: Mapping[str, Any]) -> int:
     unit, score = values.get("unit"), values.get("score")
     if isinstance(unit, Grain):
         return int(unit.size)
-    return stream_of(inputs, score.grain.stream).grid.stride if isinstance(score, Score) else 1
+    return score.grain.grid(stream_of(inputs, score.grain.stream).grid).stride if isinstance(score, Score) else 1
 
 
 def written(grain: Grain) -> str:
@@ -56,14 +56,22 @@ def nearest(number: int, step: int) -> int:
 
 def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | None) -> Reduction | None:
     """What the grains say of this score; None (and an error) where they do not fit it. No unit: the entries."""
-    grid = scope.stream(score.grain.stream).grid
+    grid, grain_rows = score.grain.grid(scope.stream(score.grain.stream).grid), score.grain.rows
+    if rows == BARE:  # left out: as the score has them
+        rows = Grain(grain_rows, rows.by)
     size = grid.stride if unit is None else int(unit.size)
     several = _several_heads(scope, score, str(share.size))
     if several is None:
         return None
+    if rows.size != ALL_ROWS and int(rows.size) % grain_rows:
+        scope.refuse(
+            "E203", f"rows = {rows.size} is no multiple of the {grain_rows} queries of a cell of the score",
+            scope.instead("rows", int(rows.size), nearest(int(rows.size), grain_rows), Applicability.MACHINE),
+        )  # fmt: skip
+        return None
     if size % grid.stride:
         scope.refuse(
-            "E203", f"unit = {size} is no multiple of the stride {grid.stride} of `{score.grain.stream}`",
+            "E203", f"unit = {size} is no multiple of {_stride(score, grid)}",
             scope.instead("unit", size, nearest(size, grid.stride), Applicability.MACHINE),
         )  # fmt: skip
         return None
@@ -76,23 +84,23 @@ def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain
         )  # fmt: skip
         return None
     finer = unit is not None and (size != grid.stride or not grid.is_units)
-    if rows.size == 1:  # left out
-        rows = Grain(score.grain.rows, rows.by)
     if scope.query(score.grain.query).tail and rows.size != ALL_ROWS:
         scope.refuse(
             "E206", f"`{score.grain.query}` are the last queries of a call alone, which say nothing of others",
             "reduce them to one row: `rows = sum(all)`, or `mean(all)` or `max(all)`",
         )  # fmt: skip
         return None
-    if rows.size != ALL_ROWS and int(rows.size) % score.grain.rows:
+    if in_memory(score) and (rows.size == ALL_ROWS or scope.query(score.grain.query).source is not None):
         scope.refuse(
-            "E203", f"rows = {rows.size} is no multiple of the {score.grain.rows} queries of a cell of the score",
-            scope.instead("rows", int(rows.size), nearest(int(rows.size), score.grain.rows), Applicability.MACHINE),
+            "E105", "a score of cells of queries, or one made of others, is not built yet for all queries of a call, "
+            "queries of cells or the last queries",
+            "take a score of single queries, and tiles of them",
         )  # fmt: skip
         return None
-    together = rows.size != score.grain.rows
+    alike = not any(softmax.product.asked for softmax in softmaxes_of(score))  # all heads and rows have one number
+    together = rows.size != grain_rows
     by = {"share": None, "rows": None, "unit": None} | {
-        name: grain.by or ("sum" if score.probability else "")
+        name: grain.by or ("sum" if score.probability else "max" if alike and name != "unit" else "")
         for name, grain, reduces in (("share", share, several), ("rows", rows, together), ("unit", unit, finer))
         if grain is not None and reduces
     }
@@ -109,6 +117,11 @@ def reduction(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain
             )  # fmt: skip
             return None
     return Reduction(size, int(rows.size), str(share.size), by["share"], by["rows"], by["unit"])
+
+
+def _stride(score: Score, grid: Grid) -> str:
+    cells = f"the {grid.stride} tokens of a cell of the score"
+    return cells if score.grain.cells > 1 else f"the stride {grid.stride} of `{score.grain.stream}`"
 
 
 def _several_heads(scope: Scope, score: Score, share: str) -> bool | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from spdsl.ir.choice import ALL_ROWS
-from spdsl.ir.pattern import Pooled, Score
+from spdsl.ir.pattern import Pooled, Score, in_memory
 from spdsl.primitives.grains import BARE, ROWS, SHARE, UNIT, reduction
 from spdsl.primitives.word import Grain, Kind, Parameter, Scope, Word
 
@@ -13,6 +13,9 @@ SHARE_OF_RESULT = replace(SHARE, default=Grain("head"))
 
 
 def pool(scope: Scope, score: Score, share: Grain, rows: Grain, unit: Grain | None) -> Pooled | None:
+    if in_memory(score):
+        scope.refuse("E105", "a score of cells of queries, or one made of others, as a result is not built yet", "")
+        return None
     if score.grain.rows > 1 or scope.query(score.grain.query).tail or rows.size == ALL_ROWS:
         what = f"by `{score.grain.query}`, a query of cells," if score.grain.rows > 1 else "for all or the last queries"
         scope.refuse("E105", f"results of a score {what} are not built yet", "keep a row for each query")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from spdsl.primitives import (
     allow,
+    antidiagonal,
     attend,
     below,
+    cohesion,
     compress,
     cosine,
     cover,
@@ -25,8 +27,10 @@ from spdsl.primitives import (
     pool,
     query,
     random,
+    relative,
     sink,
     sliding,
+    smooth,
     softmax,
     stream,
     strided,
@@ -44,7 +48,7 @@ WORDS: dict[str, Word] = {
     for module in (
         sink, sliding, first, last, dilated, strided, fixed, random, where, open, cover, given,
         stream, query, tail, tensor, compress,
-        mass, dot, cosine, softmax, top_k, top_p, threshold,
+        mass, dot, cosine, antidiagonal, cohesion, softmax, relative, smooth, top_k, top_p, threshold,
         attend, below, gate, merge,
         pool, kl, kept,
         expect, allow,

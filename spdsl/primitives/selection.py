@@ -7,7 +7,7 @@ from sympy.core.function import AppliedUndef
 
 from spdsl.diagnostics import Applicability
 from spdsl.ir.choice import LEAST_TILE
-from spdsl.ir.pattern import Choice, Score, Tensor
+from spdsl.ir.pattern import Choice, Score, Tensor, softmaxes_of
 from spdsl.ir.rule import Threshold, TopK, TopP
 from spdsl.ir.symbols import Boolean, Expr, K, Q, lookup_name, lookups
 from spdsl.limits import NUMBER_VALUE
@@ -34,21 +34,21 @@ def choose(
     force: SetValue | None, within: SetValue | None, least: Expr = sympy.S.Zero, most: int | None = None,
 ) -> SetValue | None:  # fmt: skip
     """The set of a new Choice by `score`; None after an error."""
-    grid = scope.stream(score.grain.stream).grid
+    grid = score.grain.grid(scope.stream(score.grain.stream).grid)
     if unit is None and not grid.is_units:
         scope.refuse(
             "E105", f"a choice of overlapping entries of `{score.grain.stream}` is not built yet",
             "choose units of tokens: `unit = n`",
         )  # fmt: skip
         return None
-    if any(lookups(term.test) for term in score.softmax.terms):
+    if any(lookups(term.test) for softmax in softmaxes_of(score) for term in softmax.terms):
         scope.refuse("E105", "a score over a set that reads tensors or choices is not built yet", "")
         return None
     grains = reduction(scope, score, share, rows, unit)
     if grains is None:
         return None
     forced, candidates = (
-        _units(scope, name, members, grains.rows) for name, members in (("force", force), ("within", within))
+        _units(scope, name, members, grains.rows, score) for name, members in (("force", force), ("within", within))
     )
     if forced is None or candidates is None:
         return None
@@ -95,7 +95,7 @@ def ordered(scope: Scope, least: Expr | None, most: int | None) -> bool:
     return False
 
 
-def _units(scope: Scope, name: str, members: SetValue | None, rows: int) -> Boolean | None:
+def _units(scope: Scope, name: str, members: SetValue | None, rows: int, score: Score) -> Boolean | None:
     """The test over q and k of `force` (no unit if left out) or `within` (all units); None after an error.
 
     rows: of the choice. A tile asks for the units of its last row, which the call may not hold.
@@ -106,6 +106,12 @@ def _units(scope: Scope, name: str, members: SetValue | None, rows: int) -> Bool
         scope.refuse("E201", f"`{name}` names units of tokens, not entries of a stream", "leave the stream out")
         return None
     ((_, test),) = members.parts
+    if in_memory(score) and (lookups(test) or test.free_symbols - {Q, K}):
+        what = "a score of cells of queries, or one made of others"
+        scope.refuse(
+            "E105", f"`{name}` cannot read tensors, choices, `h` or `length` for {what}, yet", "leave them out"
+        )
+        return None
     if rows < LEAST_TILE and (lookups(test) or test.free_symbols - {Q, K}):
         hint = f"use sets that depend on positions alone, or choose for tiles: `rows = op({LEAST_TILE})` or more"
         scope.refuse("E105", f"`{name}` cannot read tensors, choices, `h` or `length` yet", hint)

@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
-from spdsl.ir.pattern import Mass, Score
+from spdsl.ir.pattern import Logits, Mass, Score
 from spdsl.primitives.word import Kind, Parameter, Scope, Word
 
 
 def softmax(scope: Scope, score: Score) -> Mass | None:
     if score.probability:
         scope.refuse("E201", "the score holds probabilities already", "leave `softmax` out")
+        return None
+    if not isinstance(score, Logits):
+        scope.refuse(
+            "E105", "the softmax of a score that is made of others is not built yet", "take `softmax` of its parts"
+        )
         return None
     return Mass(score.softmax)
 

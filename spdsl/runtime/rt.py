@@ -125,8 +125,18 @@ from spdsl.runtime.pools.table import POOLS, entries_by_torch
 from spdsl.runtime.select.choose import Selection, choose
 from spdsl.runtime.select.cut import CutTiles, cut_end, cut_rows, of_pooled, pool_rows
 from spdsl.runtime.select.cut_bits import store_bits
+from spdsl.runtime.select.cut_in_memory import cut_in_memory
 from spdsl.runtime.select.cut_launch import cut_constants, cut_units, most_units
 from spdsl.runtime.select.cut_mass import store_mass_bits
+from spdsl.runtime.select.in_memory import (
+    Scored,
+    Scores,
+    choose_in_memory,
+    probabilities,
+    relative,
+    smoothed,
+    weighted_sum,
+)
 from spdsl.runtime.select.limits import first_heads, level_of, limits_of, list_limits, request_lengths
 from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.ranking import (
@@ -331,6 +341,8 @@ __all__ = [
     "Result",
     "RowGrads",
     "Rows",
+    "Scored",
+    "Scores",
     "Selection",
     "Sizes",
     "SkipRule",
@@ -380,6 +392,7 @@ __all__ = [
     "choice_operator",
     "choices_in",
     "choose",
+    "choose_in_memory",
     "chose",
     "chose_unit",
     "chunks_of",
@@ -396,6 +409,7 @@ __all__ = [
     "cpu_skip_forward",
     "cut_constants",
     "cut_end",
+    "cut_in_memory",
     "cut_rows",
     "cut_units",
     "decode_config",
@@ -524,6 +538,7 @@ __all__ = [
     "pooled_query",
     "pooled_scores",
     "prepared",
+    "probabilities",
     "program_sums",
     "query_cells",
     "rank",
@@ -533,6 +548,7 @@ __all__ = [
     "read",
     "reference_in",
     "refuse_scale",
+    "relative",
     "reporting",
     "request_lengths",
     "room_like",
@@ -566,6 +582,7 @@ __all__ = [
     "skip_tile",
     "slot_buffer",
     "slot_of",
+    "smoothed",
     "softmax_step",
     "source",
     "span",
@@ -631,6 +648,7 @@ __all__ = [
     "votes_of",
     "voting_rows",
     "wanted_of",
+    "weighted_sum",
     "whole_units",
     "wide",
     "widened",

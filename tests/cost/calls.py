@@ -50,6 +50,25 @@ pattern union {
     return attend(chosen | sliding(64))
 }
 """
+# Scores that stand in memory: of cells of queries, and of two products.
+CELLS = """
+pattern of_cells {
+    causal
+    rank = softmax(antidiagonal(8))
+    chosen = top_p(0.9, score = rank, share = head, rows = sum(64), unit = sum(64), force = last(1), most = 8)
+    return attend(chosen) if prefill
+    return attend(all)
+}
+"""
+COMBINED = """
+pattern combined {
+    causal
+    a = compress(32, 16)
+    rank = relative(dot(a) - cosine(a))
+    chosen = threshold(-1, score = rank, share = max(group), unit = max(64), force = last(1), most = 8)
+    return attend(chosen)
+}
+"""
 # Numbers of a list that the call says; torch computes them from one tensor.
 LIMITS = """
 pattern limits {
@@ -329,6 +348,11 @@ PAIRS = (
 
 def pooled(pool: Pool, clipped: bool) -> str:
     """A pattern of the entries of one pool."""
+    if not pool.named:
+        more = ", before = 16" if clipped else ""
+        score = f"cohesion(compress(32, 16{more}), by = {pool.name.split('_')[1]})"
+        chosen = f"top_k(2, score = {score}, share = head, unit = max(64))"
+        return f"pattern pooled_{pool.name}{'_clipped' * clipped} {{ causal c = {chosen} return attend(c) }}"
     by = f"{pool.name}(z)" if pool.weighs else pool.name
     cells = f"compress(32, 16{', before = 16' if clipped else ''}, by = {by})"
     z = "z = stream(value = none)" if pool.weighs else ""

@@ -21,12 +21,12 @@ TEXTS = (
     calls.THREE, calls.GIVEN, calls.DRAWN, calls.LONG, calls.TILED, calls.COSINE, calls.DECODED, calls.FILLED,
     calls.LIMITS, calls.GIVEN_LISTS, calls.SHORT, calls.DECODED_LISTS, calls.PAIRS, calls.QUERY_CELLS,
     calls.CELLS_OF_A_PROMPT, calls.LISTS_OF_CELLS, *calls.BRANCHES_OF_CELLS, *calls.SHORT_CELLS, *calls.ALL_ROWS,
-    calls.NESTED,
+    calls.NESTED, calls.CELLS, calls.COMBINED,
 )  # fmt: skip
-# Torch runs more than the schedule counts: what tests of tiles read, casts of arguments, scores as results.
+# Torch runs more than the schedule counts: what tests of tiles read, casts of arguments, scores in memory.
 MORE = (
     "alibi", "big_bird", "block_sparse", "document", "longformer", "prefix_lm", "seer_attention",
-    calls.DRAWN, calls.PAIRS, calls.TILED, calls.NESTED,
+    calls.DRAWN, calls.PAIRS, calls.TILED, calls.NESTED, calls.CELLS, calls.COMBINED,
 )  # fmt: skip
 
 

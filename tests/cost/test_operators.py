@@ -43,6 +43,7 @@ PROBES = [  # phase, pattern, batch
     ("decode", calls.LISTS_OF_CELLS, 2),
     *(("train", calls.pooled(pool, clipped), 2) for pool in POOLS.values() for clipped in (False, True)),
     *(("prefill", calls.pooled(pool, True), 1) for pool in POOLS.values() if pool.closing is not Closing.STREAMED),
+    *(("prefill", calls.pooled(pool, False), 1) for pool in POOLS.values() if not pool.named),
 ]  # fmt: skip
 HEAD = """\
 # How many operators of torch the functions of the library run that stand between kernels, by the kind of step.

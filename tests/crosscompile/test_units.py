@@ -88,6 +88,14 @@ CUT = {
     }""",
 }
 
+# Scores that stand in memory: of cells of 8 queries, in tiles of 16 cells.
+CELLS = """pattern of_cells { causal
+    rank = softmax(antidiagonal(8))
+    chosen = top_p(0.9, score = rank, share = head, rows = sum(128), unit = sum(128), force = last(1), most = 64)
+    return attend(chosen) if prefill
+    return attend(all)
+}"""
+
 # Units of 16 keys cut the blocks of the tables, which counted on 64.
 SHORT = """pattern short { causal
     coarse = attend(compress(16))
@@ -238,6 +246,23 @@ def test_tiles_in_one_softmax(target: str) -> None:
         most = FEW if one.kernel.startswith("attend") and target != "sm_90" else UNITS_ELSEWHERE
         assert one.spills <= most, f"{one.kernel}: {one.spills} spills"
         assert one.computed == 1, f"{one.kernel}: {one.products}"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "dtype, dim",
+    [("bf16", 128), *(pytest.param(*one, marks=pytest.mark.full) for one in (("fp32", 128), ("bf16", 256)))],
+)
+def test_products_that_stand_in_memory(target: str, dtype: str, dim: int) -> None:
+    names = ("multiply_cells", "cut_lists")
+    found = list(kernels(spdsl.load(CELLS), target, dtype, (dim, dim), ("prefill",), lambda one: one.name in names))
+    assert {one.kernel for one in found} == set(names)
+    for one in found:
+        assert one.ok, f"{one.kernel}: {one.error}"
+        assert one.fits, f"{one.kernel}: {one.occupancy}"
+        assert one.spills == 0, f"{one.kernel}: {one.spills} spills"
+        assert one.computed == 1, f"{one.kernel}: {one.products}"
+        assert one.tensor_core_instructions > 0 or one.kernel == "cut_lists"
 
 
 @pytest.mark.parametrize("target", ["sm_90", pytest.param("sm_80", marks=pytest.mark.full), "gfx942"])

@@ -25,11 +25,21 @@ TILES = (
     "causal entries = compress(8, 4) chosen = top_k(2, score = softmax(dot(entries)), unit = sum(16), rows = mean(16)) "
     "return attend(chosen) if prefill return attend(sliding(9))"
 )
+# Scores that stand in memory.
+CELLS = (
+    "causal rank = softmax(antidiagonal(4)) chosen = top_p(0.5, score = rank, share = head, rows = sum(16), "
+    "unit = sum(16)) return attend(chosen) if prefill return attend(sliding(9))"
+)
+COMBINED = (
+    "causal a = compress(8, 4) rank = smooth(relative(dot(a) - cosine(a)), 3) n = tensor(int) "
+    "chosen = top_k(n, score = rank, share = max(group), unit = max(16), most = 3) return attend(chosen)"
+)
 # Lists of many units (the number that is asked for decides, not those that there are), without a bound, of tiles.
 SHORT = [GIVEN["tokens of heads"], GIVEN["units of 6"], CHOSEN["units of 8"], CHOSEN["tokens by an indexer"]]
 FURTHER = (
     "softmax", "cells that begin early", "threshold of at least", "two choices", "chosen and near",
     picked("top_k(300, score = mass(coarse), unit = 16)"), "at least of a logit", "heads apart, any number", TILES,
+    CELLS, COMBINED,
     *AT_CALL.values(), *SHORT,
 )  # fmt: skip
 

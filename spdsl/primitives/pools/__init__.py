@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from spdsl.ir.pool import Pool
-from spdsl.primitives.pools import max, mean, min, mlp, softmax, weighted
+from spdsl.primitives.pools import cohesion_mean, cohesion_min, max, mean, min, mlp, softmax, weighted
 
-POOLS: dict[str, Pool] = {module.POOL.name: module.POOL for module in (mean, max, min, weighted, mlp, softmax)}
+POOLS: dict[str, Pool] = {
+    module.POOL.name: module.POOL for module in (mean, max, min, weighted, mlp, softmax, cohesion_mean, cohesion_min)
+}

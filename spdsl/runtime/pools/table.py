@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from spdsl.runtime.entries.entries import Cells, cells_of, compress
+from spdsl.runtime.pools.cohesion import COHESION_MEAN, COHESION_MIN
 from spdsl.runtime.pools.max import MAX
 from spdsl.runtime.pools.mean import MEAN
 from spdsl.runtime.pools.min import MIN
@@ -14,7 +15,9 @@ from spdsl.runtime.pools.softmax import SOFTMAX
 from spdsl.runtime.pools.weighted import WEIGHTED
 from spdsl.runtime.sequences import Layout
 
-POOLS: dict[str, Pool] = {pool.name: pool for pool in (MEAN, MAX, MIN, WEIGHTED, MLP, SOFTMAX)}
+POOLS: dict[str, Pool] = {
+    pool.name: pool for pool in (MEAN, MAX, MIN, WEIGHTED, MLP, SOFTMAX, COHESION_MEAN, COHESION_MIN)
+}
 
 
 def entries_by_torch(

@@ -72,18 +72,18 @@ def most_units(q: Tensor, layout: Layout, unit: int, paged: Paged | None = None)
 
 def cut_units(
     score: Callable[[Tensor, CutTiles, int], None], found: Tensor, q: Tensor, layout: Layout, S: CutConst, width: int,
-    limits: Tensor | None = None,
+    limits: Tensor | None = None, room: int = 0,
 ) -> None:  # fmt: skip
     """Fills the lists `found` [B, lists, N, most] of the rows of all sequences, a piece of bounded size at a time; of
     tiles [sequences, lists, row tiles, most].
 
     width: units of the longest sequence. score(bits, tiles, many) launches the kernel that scores `many` tiles.
-    limits: of `list_limits`, in place of the constants.
+    limits: of `list_limits`, in place of the constants. room: numbers that `score` has in memory for a tile.
     """
     first, each, sequences, many = tiles_of_rows(q, layout, S.ROWS.value, S.LANES.value)
     lists = found.shape[1]
     own = S.LANES.value if S.ROWS.value == 1 else 1  # lists of a tile
-    for begin, end in cut_pieces(many, lists * own * width, INTERPRETED):
+    for begin, end in cut_pieces(many, max(lists * own * width, room), INTERPRETED):
         rows = (end - begin) * own
         bits = torch.empty(lists, rows, width, dtype=torch.int32, device=q.device)
         tiles = CutTiles(first, each, sequences, begin, rows, width, found.shape[3])

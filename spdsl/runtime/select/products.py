@@ -42,6 +42,19 @@ def _unit(x: Tensor) -> Tensor:
     return x / length.masked_fill(length == 0, 1.0)
 
 
+def own_numbers(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each key the sum of its numbers, whatever the query."""
+    return torch.ones_like(q, dtype=wide(q.dtype)), k.to(wide(k.dtype))
+
+
+@jit
+def own_rows(a0, a1, b0, b1, D1: tl.constexpr, C):
+    total = tl.sum(b0.to(C.ACC), 1)
+    if D1:
+        total += tl.sum(b1.to(C.ACC), 1)
+    return total[None, :] + tl.zeros((a0.shape[0], b0.shape[0]), dtype=C.ACC)
+
+
 @jit
 def cosine_rows(a0, a1, b0, b1, D1: tl.constexpr, C):
     lengths = row_lengths(a0, a1, D1, C)[:, None] * row_lengths(b0, b1, D1, C)[None, :]
@@ -61,4 +74,6 @@ def row_lengths(x0, x1, D1: tl.constexpr, C):
 PRODUCTS: dict[str, Product] = {
     "dot": Product(as_they_are, dot_rows),
     "cosine": Product(unit_vectors, cosine_rows),
+    "cohesion": Product(own_numbers, own_rows),
+    "antidiagonal": Product(as_they_are, dot_rows),  # of the vectors of a cell side by side, or one after another
 }

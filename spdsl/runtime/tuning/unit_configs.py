@@ -25,6 +25,7 @@ MOST_RANKS, MOST_RANKS_OF_GROUP, FEW_RANKS = 4096, 1024, 96
 # Scores that exist at once, where lists are cut: a call takes as many turns as it needs.
 CUT_BYTES = 1 << 28
 CUT_BYTES_INTERPRETED = 1 << 11
+CELL_LANES = 16  # queries of a tile whose products stand in memory, where each chooses for itself
 
 
 _GATHERED = ("units", "units_dq", "units_decode")  # others that gather keys run with the rows of those that do not
