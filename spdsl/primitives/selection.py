@@ -7,7 +7,7 @@ from sympy.core.function import AppliedUndef
 
 from spdsl.diagnostics import Applicability
 from spdsl.ir.choice import LEAST_TILE
-from spdsl.ir.pattern import Choice, Score, Tensor, softmaxes_of
+from spdsl.ir.pattern import Choice, Score, Tensor, in_memory, softmaxes_of
 from spdsl.ir.rule import Threshold, TopK, TopP
 from spdsl.ir.symbols import Boolean, Expr, K, Q, lookup_name, lookups
 from spdsl.limits import NUMBER_VALUE
@@ -107,7 +107,7 @@ def _units(scope: Scope, name: str, members: SetValue | None, rows: int, score: 
         return None
     ((_, test),) = members.parts
     if in_memory(score) and (lookups(test) or test.free_symbols - {Q, K}):
-        what = "a score of cells of queries, or one made of others"
+        what = "a score of cells, or one made of others"
         scope.refuse(
             "E105", f"`{name}` cannot read tensors, choices, `h` or `length` for {what}, yet", "leave them out"
         )
