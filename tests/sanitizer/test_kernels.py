@@ -9,6 +9,9 @@ import pytest
 from spdsl.resources import folder
 from tests.numerics.patterns import CATALOGUE, module_of, pattern_of
 from tests.numerics.selected import AT_CALL, PUBLISHED, SELECTED
+from tests.numerics.test_antidiagonal import WHOLE
+from tests.numerics.test_cohesion import BODIES as ALIKE
+from tests.numerics.test_combined_scores import BODIES
 from tests.numerics.test_gathered import CHOSEN, GIVEN
 from tests.sanitizer.cases import cached, packed, packed_keys, padded, padded_right, paged, part, train
 from tests.sanitizer.kernels import kernels_of
@@ -36,6 +39,9 @@ FURTHER = {
     "pairs that learn": (train, packed),
     "pairs of units that learn": (train,),
     "tables of heads that learn": (train,),
+    "cells of queries": (train, packed, padded, paged),  # products that stand in memory
+    "a sum of scores": (packed, paged, cached),
+    "cohesion": (packed, paged),
 }
 LISTED = "c = given(unit = 16)"
 CALLED = (
@@ -52,6 +58,8 @@ SHORT = {
     "pairs of units that learn": f"causal p = tensor(query, token) {LISTED} return attend(c, bias = p[q][k]) if train",
     "tables of heads that learn": f"causal t = tensor(head, 9) {LISTED} "
     "return attend(c, bias = t[h][(q + k) % 9]) if train",
+    "cells of queries": WHOLE["mass of a group"], "a sum of scores": BODIES["a sum"],
+    "cohesion": ALIKE["of a group"],
     "units of 8": CHOSEN["units of 8"], "tokens by an indexer": CHOSEN["tokens by an indexer"],
 }  # fmt: skip
 CASES = dict.fromkeys(CATALOGUE, (*ALL, part)) | dict.fromkeys(PUBLISHED, ALL) | FURTHER
@@ -75,6 +83,8 @@ NEVER = {
     "numbers of heads": {"spread_entries"},
     "a level, any number": {"spread_entries"},
     "units of 8": {"merge_rows"},
+    "a sum of scores": {"spread_entries"},
+    "cohesion": {"close_cells"},
     **{name: {"append_rows", "append_lengths"} for name in FURTHER if name.endswith("that learn")},
     "a table that learns": {"append_rows", "append_lengths"},
 }
