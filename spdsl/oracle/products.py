@@ -10,7 +10,7 @@ from spdsl.ir.product import Product
 
 def multiplied(product: Product, q: Tensor, k: Tensor) -> Tensor:
     """q [.., N, D], k [.., M, D] -> [.., N, M]"""
-    if product.name == "dot":
+    if product.name in ("dot", "antidiagonal"):  # the latter of the vectors of a cell side by side
         return q @ k.transpose(-2, -1)
     if product.name == "cosine":
         lengths = q.norm(dim=-1).unsqueeze(-1) * k.norm(dim=-1).unsqueeze(-2)

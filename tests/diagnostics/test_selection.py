@@ -50,9 +50,9 @@ CASES = [
     ("e_k_up = tensor(head) e = compress(8, by = mlp) return attend(e, bias = e_k_up[h])", "E104", "compress(8, by = mlp)", "`e_k_up`"),
     # scores
     (E + "return attend(top_k(2, score = e, share = head))", "E201", "e", "a score is expected"),
-    (E + "return attend(top_k(2, score = cohesion(e), share = head))", "E105", "cohesion", "`cohesion` is not built"),
-    (E + "return attend(top_k(2, score = dot(e) + dot(e), share = head))", "E105", "dot(e) + dot(e)", "arithmetic of scores"),
-    (E + "r = 2 * dot(e) return attend(top_k(2, score = r, share = head))", "E105", "2 * dot(e)", "arithmetic of scores"),
+    (E + "return attend(top_k(2, score = bound(e), share = head))", "E105", "bound", "`bound` is not built"),
+    (E + "return attend(top_k(2, score = dot(e) + 1, share = head))", "E201", "1", "a score is expected"),
+    (E + "r = dot(e) * dot(e) return attend(top_k(2, score = r, share = head))", "E201", "dot(e)", "multiplied by a number"),
     ("a = attend(all) return attend(top_k(2, score = a, share = head))", "E201", "a", "a score is expected"),
     ("a = attend(sink(9)) b = gate(a, a) return attend(top_k(2, score = mass(b)))", "E201", "mass(b)", "only one softmax"),
     ("z = stream() a = attend(sink(9) | z[all - sink(9)]) return attend(top_k(2, score = mass(a)))", "E105", "mass(a)", "several streams"),

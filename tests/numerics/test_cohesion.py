@@ -109,7 +109,7 @@ class Bug(NamedTuple):
 
 
 BUGS = [
-    Bug("tokens are not made directions", "of a group", "_directions(c).sum(3)", "c.sum(3)"),
+    Bug("tokens are not made directions", "of a group", "directions_of(c).sum(3)", "c.sum(3)"),
     Bug("tokens that are not there are counted", "a short cell", "there.sum(2).unsqueeze(1)",
         "torch.full_like(c[:, :, :, 0, 0], c.shape[3])"),
     Bug("the greatest", "the least", "cosines.amin(3)", "cosines.amax(3)"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import spdsl
 from spdsl.diagnostics import Hint, Report, Severity, Source
-from spdsl.ir.pattern import Branch, Case, Gate, Merge, Pattern, Softmax
+from spdsl.ir.pattern import Branch, Case, Combined, Gate, Merge, Pattern, Relative, Score, Smoothed, Softmax
 from spdsl.passes.arguments import arguments as arguments_of
 from spdsl.passes.choices import check_choices
 from spdsl.passes.later_keys import later_key
@@ -85,6 +85,26 @@ def grains(pattern: Pattern) -> Iterator[str]:
         heads, rows, units = ((by or "as they are") for by in (found.heads_by, found.rows_by, found.unit_by))
         yield f"{found.name}: a list for each {found.share} ({heads}), {found.rows} rows ({rows})"
         yield f"    units of {found.unit} ({units})"
+
+
+@or_wrong
+def scores(pattern: Pattern) -> Iterator[str]:
+    """The score of each choice, and whether it is a probability."""
+    for found in (found for name in pattern.inputs if (found := pattern.choice(name.name))):
+        if found.score is not None:
+            yield f"{found.name}: {score(found.score)}{', a probability' if found.score.probability else ''}"
+
+
+def score(found: Score) -> str:
+    match found:
+        case Combined():
+            terms = zip(found.weights, found.parts, strict=True)
+            return f"({' + '.join(f'{weight:g} {score(part)}' for weight, part in terms)})"
+        case Relative():
+            return f"relative {score(found.score)}"
+        case Smoothed():
+            return f"{found.by} of {found.width} of {score(found.score)}"
+    return f"{type(found).__name__.lower()} of {found.softmax.product.name} on {found.softmax.terms[0].stream}"
 
 
 @or_wrong

@@ -43,6 +43,7 @@ PAIRS |= {
     "arithmetic": language.arithmetic, "values": language.arithmetic, "expression_limits": language.arithmetic,
     "evaluate": language.evaluate, "kinds": language.evaluate, "placed_arguments": language.evaluate,
     "names": language.names, "arguments": language.arguments, "codes": language.codes, "grains": language.grains,
+    "scores": language.scores,
     "results": language.results, "schedule/buffers": schedules.buffers,
 }  # fmt: skip
 PAIRS |= {

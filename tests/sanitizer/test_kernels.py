@@ -9,6 +9,9 @@ import pytest
 from spdsl.resources import folder
 from tests.numerics.patterns import CATALOGUE, module_of, pattern_of
 from tests.numerics.selected import AT_CALL, PUBLISHED, SELECTED
+from tests.numerics.test_antidiagonal import WHOLE
+from tests.numerics.test_cohesion import BODIES as ALIKE
+from tests.numerics.test_combined_scores import BODIES
 from tests.numerics.test_gathered import CHOSEN, GIVEN
 from tests.sanitizer.cases import cached, packed, packed_keys, padded, padded_right, paged, part, train
 from tests.sanitizer.kernels import kernels_of
@@ -39,6 +42,9 @@ FURTHER = {
     "columns": (packed, padded, paged, cached),  # one list for all queries, by the last ones
     "tiles of cells": (packed, padded, paged, cached),  # rows of cells, whose lists are ranked and cut
     "skips of maps": (train, packed, padded),
+    "cells of queries": (train, packed, padded, paged),  # products that stand in memory
+    "a sum of scores": (packed, paged, cached),
+    "cohesion": (packed, paged),
 }
 LISTED = "c = given(unit = 16)"
 CALLED = (
@@ -63,6 +69,8 @@ SHORT = {
     "return gate(attend(few), attend(cut), attend(k_mean, query = q_mean))",
     "skips of maps": "causal a = given(rows = 16, unit = 16) "
     "return attend(a | sliding(9), skip = below(1 / 4, rows = 16, unit = 32)) if train",
+    "cells of queries": WHOLE["mass of a group"], "a sum of scores": BODIES["a sum"],
+    "cohesion": ALIKE["of a group"],
     "units of 8": CHOSEN["units of 8"], "tokens by an indexer": CHOSEN["tokens by an indexer"],
 }  # fmt: skip
 CASES = dict.fromkeys(CATALOGUE, (*ALL, part)) | dict.fromkeys(PUBLISHED, ALL) | FURTHER
@@ -90,6 +98,8 @@ NEVER = {
     "numbers of heads": {"spread_entries"},
     "a level, any number": {"spread_entries"},
     "units of 8": {"merge_rows"},
+    "a sum of scores": {"spread_entries"},
+    "cohesion": {"close_cells"},
     **{name: {"append_rows", "append_lengths"} for name in FURTHER if name.endswith("that learn")},
     "a table that learns": {"append_rows", "append_lengths"},
     "skips of maps": {"append_rows", "append_lengths"},

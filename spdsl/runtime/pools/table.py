@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from spdsl.runtime.entries.entries import Cells, cells_of, compress
-from spdsl.runtime.pools.cohesion import COHESION_MEAN, COHESION_MIN
+from spdsl.runtime.pools.cohesion_mean import COHESION_MEAN
+from spdsl.runtime.pools.cohesion_min import COHESION_MIN
 from spdsl.runtime.pools.max import MAX
 from spdsl.runtime.pools.mean import MEAN
 from spdsl.runtime.pools.min import MIN

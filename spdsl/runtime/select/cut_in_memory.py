@@ -40,7 +40,7 @@ from spdsl.runtime.tuning.unit_configs import CELL_LANES, UnitShape
 _FORCED, _NOT_CUT, _NO_MASS = 2**31 - 1, -(2**31), -(2**31) + 1  # as in cut_bits and cut_mass
 
 
-class Places(NamedTuple):
+class TileRows(NamedTuple):
     """The rows of each tile of a piece, int64 [tiles]: sequence, how many there are, positions of the first place and
     the first and the last row; and the tokens of the sequence."""
 
@@ -125,7 +125,7 @@ def _products(
     return found
 
 
-def places_of(q: Tensor, layout: Layout, tiles: CutTiles, many: int, S: CutConst) -> Places:
+def places_of(q: Tensor, layout: Layout, tiles: CutTiles, many: int, S: CutConst) -> TileRows:
     """As `cut_rows`, of `many` tiles at once."""
     number = tiles.begin + torch.arange(many, device=q.device)
     if tiles.first is None:
@@ -141,15 +141,15 @@ def places_of(q: Tensor, layout: Layout, tiles: CutTiles, many: int, S: CutConst
     if size == 1:
         first = origin = q_origin + tile * S.LANES.value
         count = (q_origin + rows - origin).clamp(max=S.LANES.value)
-        return Places(s, count, first, origin, origin + count - 1, length)
+        return TileRows(s, count, first, origin, origin + count - 1, length)
     first = (torch.div(q_origin, size, rounding_mode="floor") + tile) * size
     origin = torch.maximum(first, q_origin)
     count = torch.minimum(first + size, q_origin + rows) - origin
-    return Places(s, count, first, origin, first + size - 1, length)
+    return TileRows(s, count, first, origin, first + size - 1, length)
 
 
 def _bits(
-    logits: Sequence[Tensor], of: Sequence[Scored], score: ScoreOf, units_of: UnitsOf, places: Places,
+    logits: Sequence[Tensor], of: Sequence[Scored], score: ScoreOf, units_of: UnitsOf, places: TileRows,
     selection: Selection, layout: Layout, units: int, own: int, limits: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """The bits of the units of the lists of a piece, int32 [lists, tiles * own, units]."""
@@ -184,7 +184,7 @@ def _score_bits(score: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def _seen(of: Scored, x: Tensor, places: Places, length: Tensor, own: int, layout: Layout) -> Scores:
+def _seen(of: Scored, x: Tensor, places: TileRows, length: Tensor, own: int, layout: Layout) -> Scores:
     """Products [heads, cells of the tiles, entries] with what of them a query sees."""
     each = x.shape[1] // len(places.s)
     cell = torch.arange(each, device=x.device)

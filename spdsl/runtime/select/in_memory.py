@@ -103,12 +103,12 @@ def choose_in_memory(
     k_first = torch.arange(units, device=q.device).view(1, 1, 1, -1) * selection.unit
     k_last = (k_first + selection.unit).clamp(max=corner.length) - 1
     tokens = -(-corner.length // step) * step if step > 1 else corner.length
-    found = []
+    keys, found = [_keys_of(one) for one in of], []
     for first, end in _pieces(batch * heads, rows, entries, corner.q_origin, selection.rows, step):
         shape = ScoreShape(batch, heads, end - first, entries, units, corner.q_origin + first, tokens)
         tiles = _tiles(corner.q_origin + first, corner.q_origin + end, selection.rows, q.device)
         forced, allowed = (units_of(tiles, k_first, k_last, corner.length, side) for side in (True, False))
-        logits = [_cells_of_corner(one, corner, first, end) for one in of]
+        logits = [_cells_of_corner(one, k, corner, first, end) for one, k in zip(of, keys, strict=True)]
         found.append(_lists_of(logits, score, forced, allowed, shape, selection, step))
     lists = torch.cat(found, 2)
     if selection.rows == 1 or tiled:
@@ -131,13 +131,18 @@ def _tiles(first: int, end: int, rows: int, device: torch.device) -> Tensor:
     return ((number + 1) * rows - 1).view(1, 1, -1, 1)
 
 
-def _cells_of_corner(of: Scored, corner: Corner, first: int, end: int) -> Scores:
-    """The logits of the cells that rows first..end - 1 lie in."""
+def _keys_of(of: Scored) -> Tensor:
+    """Vectors of the cells or entries for each query head, [B, Hq, entries, .. D]."""
+    k = _stacked(of.k, of.step, 0, flipped=False)
+    _, k = PRODUCTS[of.form.product].vectors(k, k)
+    return k.repeat_interleave(of.q.shape[1] // k.shape[1], 1)
+
+
+def _cells_of_corner(of: Scored, k: Tensor, corner: Corner, first: int, end: int) -> Scores:
+    """The logits of the cells that rows first..end - 1 lie in; k of `_keys_of`."""
     step, q_first = of.step, corner.q_origin + first
     q = _stacked(of.q[:, :, first:end], step, q_first % step, flipped=True)
-    k = _stacked(of.k, step, 0, flipped=False)
-    q, k = PRODUCTS[of.form.product].vectors(q, k)
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    q, _ = PRODUCTS[of.form.product].vectors(q, q)
     found = (q @ k.transpose(-1, -2)).to(wide(q.dtype)) * (of.form.scale_of(of.q, corner) / step)
     q_at = (q_first // step + torch.arange(q.shape[2], device=q.device)).view(1, 1, -1, 1) * step
     k_at = torch.arange(k.shape[2], device=q.device).view(1, 1, 1, -1) * step

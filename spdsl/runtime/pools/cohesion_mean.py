@@ -1,4 +1,4 @@
-"""cohesion: how alike the tokens of a cell are, as an entry whose numbers add up to it.
+"""cohesion_mean: how alike the tokens of a cell are, as an entry whose numbers add up to it.
 
 It is one number in two columns, the second one what the first leaves out in the dtype of the entries: a cache of 16
 bits keeps 16 digits of it.
@@ -16,20 +16,11 @@ from spdsl.runtime.pools.pool import Pool
 
 def pool_cohesion_mean(c: Tensor, there: Tensor | None) -> Tensor:
     """The mean of the cosines of all pairs of tokens, those with themselves too: the square of their mean direction."""
-    directions = _directions(c).sum(3) / _tokens(c, there).unsqueeze(-1)
-    return _in_columns(directions.square().sum(-1), c)
+    mean = directions_of(c).sum(3) / _tokens(c, there).unsqueeze(-1)
+    return in_columns(mean.square().sum(-1), c)
 
 
-def pool_cohesion_min(c: Tensor, there: Tensor | None) -> Tensor:
-    """The least cosine of a token and the mean of all."""
-    mean = c.to(wide(c.dtype)).sum(3, keepdim=True)
-    cosines = (_directions(c) * _directions(mean)).sum(-1)
-    if there is not None:
-        cosines = cosines.masked_fill(~there.unsqueeze(1), torch.inf)
-    return _in_columns(cosines.amin(3), c)
-
-
-def _directions(x: Tensor) -> Tensor:
+def directions_of(x: Tensor) -> Tensor:
     """Vectors of length 1, or 0 as they are."""
     x = x.to(wide(x.dtype))
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -40,7 +31,7 @@ def _tokens(c: Tensor, there: Tensor | None) -> Tensor:
     return torch.full_like(c[:, :, :, 0, 0], c.shape[3]) if there is None else there.sum(2).unsqueeze(1)
 
 
-def _in_columns(number: Tensor, c: Tensor) -> Tensor:
+def in_columns(number: Tensor, c: Tensor) -> Tensor:
     found = torch.zeros_like(c[:, :, :, 0])
     found[..., 0] = number.to(c.dtype)
     found[..., 1] = (number - found[..., 0].to(number.dtype)).to(c.dtype)
@@ -48,4 +39,3 @@ def _in_columns(number: Tensor, c: Tensor) -> Tensor:
 
 
 COHESION_MEAN = Pool("cohesion_mean", pool_cohesion_mean, close_by_pool)
-COHESION_MIN = Pool("cohesion_min", pool_cohesion_min, close_by_pool)
