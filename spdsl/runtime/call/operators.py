@@ -139,7 +139,8 @@ def attention_operators(
         ctx.numbers = inputs[count + 2 : -2]
 
     def gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *of_notes: None) -> Any:
-        (out, lse, *notes), (traced_scale, origins, *inputs) = ctx.saved_tensors[:results], ctx.saved_tensors[results:]
+        saved = ctx.saved_tensors  # read once, as checkpointing asks
+        (out, lse, *notes), (traced_scale, origins, *inputs) = saved[:results], saved[results:]
         dout = torch.zeros_like(out) if dout is None else dout
         grads = back(dout, dlse, out, lse, *notes, *inputs, *ctx.numbers, traced_scale, origins)
         found = [*grads, *[None] * (len(looked_up) + _OF_LAYOUT)]
