@@ -108,6 +108,11 @@ class SoftmaxText:
         """Whether it reads numbers of the rows of a call."""
         return any(isinstance(source, Tensor) and source.by_row for source in self.reads)
 
+    @property
+    def tile_rows(self) -> int:
+        """The fewest queries of the tiles whose choices it reads, 0: it reads none."""
+        return min((x.rows for x in self.reads if isinstance(x, Choice) and x.tiled), default=0)
+
     def own_reads(self, reads: str) -> str:
         """Of the tensors that it reads, the part of the sequences of a `corner`."""
         if self.by_row:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 import spdsl
 from spdsl.oracle import dense
+from spdsl.runtime.cpu import cpu as cpu_path
+from spdsl.runtime.cpu.cpu_tiles import TileData
 from tests.library import broken
 from tests.numerics.cases import Shape, cut, inputs_of
 from tests.numerics.conftest import Engine
@@ -202,6 +204,33 @@ def test_lists_are_those_of_the_caller(engine: Engine) -> None:
     torch.testing.assert_close(module.reference(**inputs, **moved), wanted, rtol=1e-10, atol=1e-10)
     with pytest.raises(ValueError, match=r"best: expected 4 row tiles, got 3"):
         module.attention(**inputs, best=lists["best"][:, :, :3])
+
+
+@pytest.mark.parametrize("origin", [0, 64, 37])
+def test_the_cpu_path_multiplies_the_tiles_of_each_head_alone(
+    cpu: Engine, origin: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = (
+        "rank = dot(compress(16)) best = top_k(2, score = rank, rows = max(64), unit = max(64), share = head) "
+        "return attend(best)"
+    )
+    pattern, module = pattern_of(own), cpu(own)
+    inputs = inputs_of(pattern, Shape(320, 320 + origin, 1, 4, 4), torch.float32)
+    forward, found = cpu_path.flash_forward, []
+
+    def counted(tile: TileData) -> tuple[Tensor, Tensor]:
+        found.append(tile.q.shape[:3].numel() * tile.k.shape[2])
+        return forward(tile)
+
+    monkeypatch.setattr(cpu_path, "flash_forward", counted)
+    lists = module.choices(**inputs)
+    found.clear()
+    module.attention(**inputs, **lists)
+    first, end, tokens = origin // 64, -(-(320 + origin) // 64), 320 + origin
+    rows = [min((i + 1) * 64, tokens) - max(i * 64, origin) for i in range(first, end)]
+    units = lists["best"].clamp(min=0) * 64
+    keys = ((units + 64).clamp(max=tokens) - units).masked_fill(lists["best"] < 0, 0).sum((0, 1, 3))
+    assert sum(found) == sum(own_rows * own_keys for own_rows, own_keys in zip(rows, keys.tolist(), strict=True))
 
 
 def test_pages_of_the_caller(cpu: Engine) -> None:

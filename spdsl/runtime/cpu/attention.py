@@ -28,6 +28,8 @@ from spdsl.runtime.sequences import Corner, Layout, corners
 from spdsl.runtime.skip.rule import SkipRule
 from spdsl.runtime.units.units import unit_mask
 
+_FEW_ROWS, _MOST_ROWS = 64, 128  # of a tile of rows where sets of tiles say how many: fewer cost calls, more keys
+
 KeyValues = Sequence[tuple[Tensor, Tensor]]
 Ranges = list[tuple[int, int, int, int]]
 
@@ -62,7 +64,7 @@ class Form(NamedTuple):
     bias: added to logits, of (q, k, heads, length). reads_of: of all tensors that it reads, those of some sequences.
     bias_reads: what of it has a gradient.
     by_row: some of them have a number for each row of the call, which `row_shift` finds.
-    unit: tokens of the units of the choice that it walks, 0: none.
+    unit: tokens of the units of the choice that it walks, 0: none. rows: queries of the tiles that choose together.
     product: of a query and a key, `dot` where it attends; else it has no output, and its log-sum-exp may be asked for.
     skip: the tiles that it leaves out: functions of `runtime/skip` compute it.
     """
@@ -77,7 +79,11 @@ class Form(NamedTuple):
     by_row: bool = False
     unit: int = 0
     product: str = "dot"
+<<<<<<< HEAD
     skip: SkipRule | None = None
+=======
+    rows: int = 0
+>>>>>>> tilemaps
 
     def logits(self, q: Tensor, corner: Corner) -> Logits:
         return Logits(self.scale_of(q, corner), self.softcap, corner.q_origin)
@@ -99,15 +105,27 @@ class Form(NamedTuple):
         return (found._replace(row_shift=corner.rows.start - corner.q_origin) if self.by_row else found,)
 
 
-def streams_of(form: Form, heads: int, keys: KeyValues, corner: Corner, own: tuple[Any, ...]) -> list[Part]:
-    """The streams for the CPU engine; `keys` and `own` belong to the corner's sequences."""
-    h = torch.arange(heads).view(1, -1, 1, 1)
+def streams_of(
+    form: Form, heads: int, keys: KeyValues, corner: Corner, own: tuple[Any, ...], first: int = 0
+) -> list[Part]:
+    """The streams for the CPU engine; `keys` and `own` belong to the corner's sequences, `first` is the first head."""
+    h = torch.arange(first, first + heads).view(1, -1, 1, 1)
     return [_part(form, sweep, pair, h, corner, own) for sweep, pair in zip(form.sweeps, keys, strict=True)]
 
 
 def _part(
     form: Form, sweep: Sweep, pair: tuple[Tensor, Tensor], h: Tensor, corner: Corner, own: tuple[Any, ...]
 ) -> Part:
+    def on_pairs(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda q, k: function(q[None, None], k[None, None] + corner.k_origin, h, corner.length, *own)
+
+    bias = None if form.bias is None else on_pairs(form.bias)
+    if form.rows and sweep.tiles is not None:
+        rows = _rows_of_tile(form.rows)
+        before = corner.q_origin % rows
+        own_visits = _visits_of_tiles(sweep, rows, before, h, corner, own)
+        return Part(*pair, own_visits, on_pairs(sweep.mask), bias, rows, before)
+
     def visits(first: int, end: int) -> list[tuple[int, int, bool]]:
         q_first, q_last = corner.q_origin + first, corner.q_origin + end - 1
         if sweep.visits is not None:
@@ -119,11 +137,41 @@ def _part(
         tiles = tiles_of(bounds[0], bounds[1], bounds[2], bounds[3], sizes, torch.tensor([corner.length]))
         return visits_of_blocks(*sweep.tiles(tiles, h, *own), CPU_BLOCK, count)
 
-    def on_pairs(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda q, k: function(q[None, None], k[None, None] + corner.k_origin, h, corner.length, *own)
-
-    bias = None if form.bias is None else on_pairs(form.bias)
     return Part(*pair, visits, on_pairs(sweep.mask), bias)
+
+
+def _rows_of_tile(rows: int) -> int:
+    """Of sets whose tiles have so many queries: whole ones of them, or a part of one, of a size that pays."""
+    if rows <= _MOST_ROWS:
+        return rows * max(1, _FEW_ROWS // rows)
+    return _MOST_ROWS if rows % _MOST_ROWS == 0 else rows
+
+
+def _visits_of_tiles(
+    sweep: Sweep, rows: int, before: int, h: Tensor, corner: Corner, own: tuple[Any, ...]
+) -> Callable[[int, int], list[tuple[int, int, bool]]]:
+    """The visits of each tile of rows, counted from position 0: found for all of them at once."""
+    assert sweep.tiles is not None
+    count, here = corner.keys.stop - corner.keys.start, corner.rows.stop - corner.rows.start + before
+    bounds = [torch.tensor([x]) for x in (corner.q_origin - before, here, corner.k_origin, count)]
+    sizes = (-(-here // rows), rows, -(-count // CPU_BLOCK), CPU_BLOCK)
+    may, must = sweep.tiles(tiles_of(bounds[0], bounds[1], bounds[2], bounds[3], sizes), h, *own)
+
+    def visits(first: int, end: int) -> list[tuple[int, int, bool]]:
+        tile = (first + before) // rows
+        return visits_of_blocks(may[:, :, tile], must[:, :, tile], CPU_BLOCK, count)
+
+    return visits
+
+
+def _by_key_head(form: Form, q: Tensor, keys: KeyValues) -> list[tuple[slice, list[slice]]]:
+    """Query heads, and the heads of each stream that they read: apart where sets of tiles differ by head."""
+    parts = min(k.shape[1] for k, _ in keys) if form.rows else 1
+    if any(x.shape[1] % parts for x in (q, *(k for k, _ in keys))):
+        parts = 1
+    sizes = [x.shape[1] // max(1, parts) for x in (q, *(k for k, _ in keys))]
+    cut = [[slice(i * size, (i + 1) * size) for size in sizes] for i in range(parts)]
+    return [(own[0], own[1:]) for own in cut]
 
 
 def tests_on_pairs(form: Form, corner: Corner, own: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -168,7 +216,15 @@ def _rows_forward(
     logits = form.logits(q, corner)
     if chosen is not None:
         return units_forward(q, *keys[0], chosen, form.unit, *tests_on_pairs(form, corner, own), logits, sink)
-    return sparse_forward(q, streams_of(form, q.shape[1], keys, corner, own), logits, sink)
+    found = []
+    for heads, of_keys in _by_key_head(form, q, keys):
+        here = [(k[:, own_heads], v[:, own_heads]) for (k, v), own_heads in zip(keys, of_keys, strict=True)]
+        parts = streams_of(form, heads.stop - heads.start, here, corner, own, heads.start)
+        found.append(sparse_forward(q[:, heads], parts, logits, None if sink is None else sink[heads]))
+    if len(found) == 1:
+        return found[0]
+    out, lse = zip(*found, strict=True)
+    return torch.cat(out, 1), torch.cat(lse, 1)
 
 
 def _vectors(form: Form, q: Tensor, keys: KeyValues) -> tuple[Tensor, KeyValues]:
@@ -203,11 +259,39 @@ def cpu_backward(
             dq[rows], own_dk, own_dv = units_backward(*given, *tests_on_pairs(form, corner, own), logits)
             pairs = [(own_dk, own_dv)]
         else:
-            parts = streams_of(form, q.shape[1], here, corner, own)
-            dq[rows], pairs = sparse_backward(dout[rows], own_dlse, q[rows], parts, out[rows], lse[rows], logits)
+            dq[rows], pairs = _rows_backward(
+                form, dout[rows], own_dlse, q[rows], out[rows], lse[rows], here, corner, own, logits
+            )
         for (dk, dv), pair in zip(grads, pairs, strict=True):
             dk[columns], dv[columns] = pair
     return dq, grads
+
+
+def _rows_backward(
+    form: Form,
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    keys: KeyValues,
+    corner: Corner,
+    own: tuple[Any, ...],
+    logits: Logits,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Of the rows and keys of one corner: dq, and (dk, dv) of each stream."""
+    found = []
+    for heads, of_keys in _by_key_head(form, q, keys):
+        here = [(k[:, own_heads], v[:, own_heads]) for (k, v), own_heads in zip(keys, of_keys, strict=True)]
+        parts = streams_of(form, heads.stop - heads.start, here, corner, own, heads.start)
+        own_dlse = None if dlse is None else dlse[:, heads]
+        given = (dout[:, heads], own_dlse, q[:, heads], parts, out[:, heads], lse[:, heads])
+        found.append(sparse_backward(*given, logits))
+    if len(found) == 1:
+        return found[0]
+    of_streams = zip(*(grads for _, grads in found), strict=True)
+    pairs = [(torch.cat([dk for dk, _ in one], 1), torch.cat([dv for _, dv in one], 1)) for one in of_streams]
+    return torch.cat([dq for dq, _ in found], 1), pairs
 
 
 def cached_attention(

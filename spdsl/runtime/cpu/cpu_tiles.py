@@ -6,6 +6,7 @@ Neighbouring tiles of as many keys share a call of an engine. The query heads of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,16 @@ class Part(NamedTuple):
     """Query positions [rows, 1], key positions [1, keys] -> bool, broadcastable to [B, Hq, rows, keys]."""
     bias: Callable[[Tensor, Tensor], Tensor] | None = None
     """As `visible`, the number added to the logits; no gradient flows into it."""
+    rows: int = 0
+    """Of a tile, where its sets tell; 0: as many as usual."""
+    before: int = 0
+    """Rows of the first tile that lie before the call."""
+
+    def edges(self, start: int, stop: int) -> list[int]:
+        """Where the tiles of rows [start, stop) begin, and where the last one ends."""
+        step = self.rows or _TILE_ROWS
+        first = start + step - (start + self.before) % step
+        return [start, *range(first, stop, step), stop] if start < stop else [start]
 
 
 class Logits(NamedTuple):
@@ -71,20 +82,21 @@ def row_pieces(q: Tensor, parts: Sequence[Part]) -> list[tuple[int, int]]:
     """Rows [first, end) of the pieces of work: a call's tiles, fewer where threads would have less than four pieces."""
     if not q.shape[0] * q.shape[1]:
         return []
-    tiles, threads = -(-q.shape[2] // _TILE_ROWS), torch.get_num_threads()
+    edges, threads = parts[0].edges(0, q.shape[2]), torch.get_num_threads()
+    tiles = len(edges) - 1
     joined = max(1, _UNITS_PER_CALL // max(1, q.shape[0] * min(part.k.shape[1] for part in parts)))
     if tiles >= PIECES_PER_THREAD * threads:
         joined = max(1, min(joined, tiles // (2 * PIECES_PER_THREAD * threads)))
-    step = joined * _TILE_ROWS
-    return [(first, min(first + step, q.shape[2])) for first in range(0, q.shape[2], step)]
+    ends = [*edges[joined:-1:joined], edges[-1]]
+    return list(pairwise([0, *ends])) if tiles else []
 
 
 def tile_calls(q: Tensor, part: Part, start: int, stop: int) -> Iterator[TileCall]:
     """The visited tiles of rows [start, stop); neighbours of equal shape are joined to the units of a call."""
     most = _UNITS_PER_CALL // max(1, part.k.shape[0] * part.k.shape[1])
     held: TileCall | None = None
-    for first in range(start, stop, _TILE_ROWS):
-        rows = min(_TILE_ROWS, stop - first)
+    for first, end in pairwise(part.edges(start, stop)):
+        rows = end - first
         for tile in _tile_pieces(first, rows, part.visits(first, first + rows)):
             if held and held.end == first and held[1:3] == tile[1:3] and len(held.ranges) < most:
                 held = held._replace(ranges=held.ranges + tile.ranges, partial=held.partial + tile.partial)
