@@ -79,11 +79,8 @@ class Form(NamedTuple):
     by_row: bool = False
     unit: int = 0
     product: str = "dot"
-<<<<<<< HEAD
     skip: SkipRule | None = None
-=======
     rows: int = 0
->>>>>>> tilemaps
 
     def logits(self, q: Tensor, corner: Corner) -> Logits:
         return Logits(self.scale_of(q, corner), self.softcap, corner.q_origin)
