@@ -114,6 +114,16 @@ def results(pattern: Pattern) -> Iterator[str]:
         yield f"{phases}{'' if case.condition is None else f' if {case.condition}'}: {branch(case.branch)}"
 
 
+@or_wrong
+def skips(pattern: Pattern) -> Iterator[str]:
+    """Each skip by case: a softmax may have one in some results and not in others."""
+    for case in pattern.cases:
+        phases = ", ".join(sorted(phase.value for phase in case.phases))
+        found = [step for step in pattern.steps(case) if isinstance(step, Softmax)]
+        for skip in (softmax.skip for softmax in found if softmax.skip is not None):
+            yield f"{phases}: below {skip.level} in all of {skip.rows} rows of a {skip.share}, {skip.unit} keys"
+
+
 def choices(body: str) -> Iterator[str]:
     report = Report(Source(f"pattern p {{ {body} }}"))
     check_choices(lowered(body), report)

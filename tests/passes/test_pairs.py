@@ -43,7 +43,7 @@ PAIRS |= {
     "arithmetic": language.arithmetic, "values": language.arithmetic, "expression_limits": language.arithmetic,
     "evaluate": language.evaluate, "kinds": language.evaluate, "placed_arguments": language.evaluate,
     "names": language.names, "arguments": language.arguments, "codes": language.codes, "grains": language.grains,
-    "scores": language.scores,
+    "scores": language.scores, "skips": language.skips,
     "results": language.results, "schedule/buffers": schedules.buffers,
 }  # fmt: skip
 PAIRS |= {
