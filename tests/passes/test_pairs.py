@@ -42,7 +42,7 @@ PAIRS |= {
     "arithmetic": language.arithmetic, "values": language.arithmetic, "expression_limits": language.arithmetic,
     "evaluate": language.evaluate, "kinds": language.evaluate, "placed_arguments": language.evaluate,
     "names": language.names, "arguments": language.arguments, "codes": language.codes, "grains": language.grains,
-    "results": language.results, "schedule/buffers": schedules.buffers,
+    "results": language.results, "skips": check, "schedule/buffers": schedules.buffers,
 }  # fmt: skip
 PAIRS |= {
     f"schedule/{name}": schedules.of_file(name)
