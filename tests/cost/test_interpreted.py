@@ -26,6 +26,9 @@ TEXTS = {
     "both_sides": "pattern p { return attend(sliding(9, ahead = 8)) }",
     "by_class": "pattern p { causal return attend(dilated(5, 3)) }",
     "by_head": "pattern p { causal return attend(sliding(8) & where(h % 2 == 0) | strided(8) & where(h % 2 == 1)) }",
+    # a level of 0 keeps every tile, as the model counts them
+    "skip": "pattern p { causal return attend(all, skip = below(0, unit = 16, restart = 16)) if decode "
+    "return attend(all, skip = below(0, rows = 16, unit = 32)) }",
     "entries": "pattern p { causal means = compress(8, 4, by = mean) return gate(attend(means), attend(sliding(12))) }",
     # lists that hold every unit: their unions are known
     "chosen": """

@@ -59,6 +59,8 @@ def loops(inputs: Inputs, level: float, restart: int = 0) -> tuple[Tensor, Tenso
 )
 def test_tiles_and_gradients_of_plain_loops(engine: Engine, body: str, level: float, restart: int, order: str) -> None:
     """The same tiles; the output and the gradients of the softmax over what they hold, within 1e-10."""
+    if engine.name == "interpreted" and order != "random" and body != PLAIN:
+        pytest.skip("the vote is the same")
     inputs = uneven(pattern_of(body), Shape(90, 90, 1, 4, 2, seed=3), order)
     stays, wanted, kept = loops(inputs, level, restart)
     asked = {name: x.clone().requires_grad_() for name, x in inputs.items()}
