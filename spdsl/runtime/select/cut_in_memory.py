@@ -53,13 +53,12 @@ class TileRows(NamedTuple):
 
 def cut_in_memory(
     of: Sequence[Scored], score: ScoreOf, units_of: UnitsOf, layout: Layout, selection: Selection, causal: bool,
-    limits: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """The units of every query, int32 [batch, lists, rows, most]. limits: of `list_limits`, in place of constants."""
+    found: Tensor, limits: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Fills `found` int32 [batch, lists, rows, most] with the units of every query. limits: of `list_limits`, in place
+    of constants.
+    """
     q, paged = of[0].q, of[0].paged
-    found = torch.full(
-        (q.shape[0], selection.lists, q.shape[2], selection.most), -1, dtype=torch.int32, device=q.device
-    )
     units = most_units(q, layout, selection.unit, paged)
     lanes = 1 if q.shape[2] == 1 else CELL_LANES
     own = 1 if selection.rows > 1 else lanes
@@ -73,7 +72,6 @@ def cut_in_memory(
         bits.copy_(_bits(logits, of, score, units_of, places, selection, layout, units, own, limits))
 
     cut_units(bits_of, found, q, layout, S, units, limits, len(of) * q.shape[1] * cells * width)
-    return found
 
 
 def _constants(shape: UnitShape, selection: Selection, causal: bool, units: int) -> CutConst:
