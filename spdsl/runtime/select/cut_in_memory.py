@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spdsl.runtime.call.tile_maps import tile_lists
 from spdsl.runtime.entries.entries import entry_counts
 from spdsl.runtime.entries.entry_corners import entry_source
 from spdsl.runtime.language import tl, triton
@@ -54,17 +53,12 @@ class TileRows(NamedTuple):
 
 def cut_in_memory(
     of: Sequence[Scored], score: ScoreOf, units_of: UnitsOf, layout: Layout, selection: Selection, causal: bool,
-    limits: Tensor | None = None, tiled: bool = False,
-) -> Tensor:  # fmt: skip
-    """The units of every query, int32 [batch, lists, rows, most], or `tiled` of every tile of rows, [sequences, lists,
-    row tiles, most]. limits: of `list_limits`, in place of constants.
+    found: Tensor, limits: Tensor | None = None, tiled: bool = False,
+) -> None:  # fmt: skip
+    """Fills `found` int32 [batch, lists, rows, most] with the units of every query, or `tiled` of every tile of rows,
+    [sequences, lists, row tiles, most]. limits: of `list_limits`, in place of constants.
     """
     q, paged = of[0].q, of[0].paged
-    if tiled:
-        found = tile_lists(q, layout, selection.lists, selection.rows, selection.most)
-    else:
-        shape = q.shape[0], selection.lists, q.shape[2], selection.most
-        found = torch.full(shape, -1, dtype=torch.int32, device=q.device)
     units = most_units(q, layout, selection.unit, paged)
     lanes = 1 if q.shape[2] == 1 else CELL_LANES
     own = 1 if selection.rows > 1 else lanes
@@ -78,7 +72,6 @@ def cut_in_memory(
         bits.copy_(_bits(logits, of, score, units_of, places, selection, layout, units, own, limits))
 
     cut_units(bits_of, found, q, layout, S, units, limits, len(of) * q.shape[1] * cells * width)
-    return found
 
 
 def _constants(shape: UnitShape, selection: Selection, causal: bool, units: int, tiled: bool) -> CutConst:

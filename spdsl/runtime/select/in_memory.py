@@ -91,11 +91,9 @@ def smoothed(scores: Scores, width: int, by: str) -> Scores:
 
 
 def choose_in_memory(
-    of: Sequence[Scored], score: ScoreOf, units_of: UnitsOf, corner: Corner, selection: Selection, tiled: bool = False
+    of: Sequence[Scored], score: ScoreOf, units_of: UnitsOf, corner: Corner, selection: Selection
 ) -> Tensor:
-    """The units that the rows of one sequence, or of a dense batch, choose: int32 [batch, lists, rows, most]; `tiled`:
-    that row tiles choose.
-    """
+    """The units that the tiles of one sequence, or of a dense batch, choose: int32 [batch, lists, row tiles, most]."""
     q, step = of[0].q, of[0].step
     batch, heads, rows = q.shape[:3]
     entries = -(-of[0].k.shape[2] // step)
@@ -110,11 +108,13 @@ def choose_in_memory(
         forced, allowed = (units_of(tiles, k_first, k_last, corner.length, side) for side in (True, False))
         logits = [_cells_of_corner(one, k, corner, first, end) for one, k in zip(of, keys, strict=True)]
         found.append(_lists_of(logits, score, forced, allowed, shape, selection, step))
-    lists = torch.cat(found, 2)
-    if selection.rows == 1 or tiled:
-        return lists
-    tile = (corner.q_origin + torch.arange(rows, device=q.device)) // selection.rows
-    return lists[:, :, tile - corner.q_origin // selection.rows]  # a list for each query, as kernels walk them
+    return torch.cat(found, 2)
+
+
+def for_each_row(lists: Tensor, tile: int, rows: int, q_origin: int) -> Tensor:
+    """Lists of tiles of `tile` queries as one for each of `rows` queries, as kernels walk them."""
+    number = (q_origin + torch.arange(rows, device=lists.device)) // tile
+    return lists[:, :, number - q_origin // tile]
 
 
 def _pieces(each: int, rows: int, entries: int, q_origin: int, tile: int, step: int) -> list[tuple[int, int]]:
