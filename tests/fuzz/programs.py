@@ -159,7 +159,8 @@ class Programs:
         """A call of a word with random arguments."""
         arguments: list[str] = []
         for parameter in word.parameters:
-            if parameter.default is REQUIRED or parameter.many or self._chance(0.3):
+            part = 0.1 if parameter.kind is Kind.SKIP else 0.3  # its rows fit one phase, and a result has several
+            if parameter.default is REQUIRED or parameter.many or self._chance(part):
                 values = [self._argument(parameter, depth) for _ in range(self._count(parameter))]
                 named = parameter.default is not REQUIRED and not parameter.many
                 arguments += [f"{parameter.name} = {value}" if named else value for value in values]
