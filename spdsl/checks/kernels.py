@@ -17,6 +17,7 @@ from spdsl.ir.plan import ChoicePlan, Plan, Role, SoftmaxPlan
 from spdsl.ir.schedule import Schedule, Stage, Step
 from spdsl.ir.symbols import lookup_name, lookups
 from spdsl.passes.schedule import schedule, stages
+from spdsl.passes.selection import MOST_RANKED, ranked
 from spdsl.runtime.tuning.configs import TABLES, Config, chained, lookup, power_of_2, row_of_table, table_dim
 from spdsl.runtime.tuning.footprint import KernelShape
 from spdsl.runtime.tuning.unit_configs import (
@@ -29,6 +30,7 @@ from spdsl.runtime.tuning.unit_configs import (
     rows_alone,
     table_row,
     tile_of_lists,
+    tile_of_ranks,
 )
 from spdsl.runtime.tuning.warps import without_repeats
 
@@ -176,6 +178,9 @@ def _select(view: View, plan: ChoicePlan) -> Iterator[Launch]:
     qk, _ = dims(view, stream)
     found = lookup("select", view.architecture, max(qk, LSE_COLUMNS), view.shape.size, UNIT_TABLES)
     shape = fitted(found, heads_per_list(view, choice, choice.score.softmax), MOST_UNIT)
-    shape = shape if choice.rows == 1 else tile_of_lists(shape, choice.rows)
+    if ranked(choice):
+        shape = tile_of_ranks(shape, choice.capacity or MOST_RANKED)
+    elif choice.rows > 1:
+        shape = tile_of_lists(shape, choice.rows)
     form = KernelShape("select", qk, LSE_COLUMNS, view.shape.size, shape.group)
     yield Launch(form, shape.config, choice.name, choice.span, shape.lanes)

@@ -7,9 +7,9 @@ from spdsl.cost.kernels import INDEX_BYTES, LSE_BYTES, NONE, Call, Kernel
 from spdsl.cost.unions import select_steps
 from spdsl.ir.pattern import Choice, Phase
 from spdsl.ir.plan import ChoicePlan, SoftmaxPlan
-from spdsl.ir.schedule import Step
+from spdsl.ir.schedule import Kind, Step
 from spdsl.passes.count import Number
-from spdsl.runtime.tuning.unit_configs import MOST_UNIT, UnitShape, cut_pieces, tile_of_lists
+from spdsl.runtime.tuning.unit_configs import MOST_UNIT, UnitShape, cut_pieces, tile_of_lists, tile_of_ranks
 
 
 def mapped(call: Call, step: Step[Choice]) -> Kernel:
@@ -141,7 +141,9 @@ def _select_shape(call: Call, step: Step[ChoicePlan]) -> UnitShape:
     softmax, choice = scoring(call, step.of), step.of.choice
     make = call.machine.unit_step if call.phase is Phase.DECODE else call.machine.unit_shape
     shape = make("select", max(call.dims(softmax)[0], 16), call.shape.size, call.group(choice, softmax), MOST_UNIT)
-    return shape if choice.rows == 1 else tile_of_lists(shape, choice.rows)
+    if choice.rows > 1:
+        return tile_of_lists(shape, choice.rows)
+    return tile_of_ranks(shape, call.capacity(choice)) if step.kind is Kind.SELECT else shape
 
 
 def _scored_pairs(call: Call, softmax: SoftmaxPlan) -> Number:

@@ -16,7 +16,7 @@ from spdsl.ir.plan import ChoicePlan
 from spdsl.ir.symbols import K_FIRST, Q_FIRST, Q_LAST, Boolean, Expr, K, Q, lookup_name, lookups
 from spdsl.passes.disjuncts import TooComplex, disjuncts
 
-MOST_RANKED = 256  # a kernel keeps its best units in registers; longer lists are cut from scores in memory
+MOST_RANKED = 128  # a kernel keeps its best units in registers; longer lists are cut from scores in memory
 
 
 def ranked(choice: Choice) -> bool:

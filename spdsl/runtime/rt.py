@@ -172,7 +172,7 @@ from spdsl.runtime.tuning.configs import Config
 from spdsl.runtime.tuning.gpu import gpu_of, use_tables
 from spdsl.runtime.tuning.trials import reporting
 from spdsl.runtime.tuning.tuned_store import Winner, write_winners
-from spdsl.runtime.tuning.unit_configs import MOST_UNIT, job_tiles, one_query
+from spdsl.runtime.tuning.unit_configs import MOST_UNIT, job_tiles, one_query, ranks_kept
 from spdsl.runtime.units.divergence import (
     Compared,
     KeyPair,
@@ -221,9 +221,9 @@ from spdsl.runtime.units.unit_launch import (
     lists_of,
     merge_splits,
     packed_constants,
-    ranks_kept,
     ranks_room,
     select_constants,
+    select_ranks,
     select_splits,
     select_step,
     select_tile,
@@ -485,6 +485,7 @@ __all__ = [
     "score_gradient",
     "score_shape",
     "select_constants",
+    "select_ranks",
     "select_splits",
     "select_step",
     "select_tile",

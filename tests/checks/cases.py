@@ -105,14 +105,14 @@ CASES = (
     Case(
         "W508",
         pattern(f"{RANK} return attend(top_k(300, score = rank, unit = max(64)))"),
-        "300", "256",
-        "lists of 300 units are longer than the 256 that a kernel ranks: all scores go through memory",
+        "300", "128",
+        "lists of 300 units are longer than the 128 that a kernel ranks: all scores go through memory",
     ),
     Case(
         "W509",
         pattern("heads query = 8, kv = 2 expect(length = 65536, batch = 4) allow(W510) chosen = threshold(0.1, "
                 "softmax(dot(compress(64)))) return attend(chosen)"),
-        "softmax(dot(compress(64))))", "softmax(dot(compress(64))), most = 256)",
+        "softmax(dot(compress(64))))", "softmax(dot(compress(64))), most = 128)",
         "the lists of `chosen` have room for every unit: 2 GiB of numbers",
     ),
     Case(

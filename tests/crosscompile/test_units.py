@@ -277,6 +277,33 @@ def test_gathered_keys(target: str, unit: int, group: int, dim: int) -> None:
         assert one.tensor_core_instructions > 0 or kind(one) == "slots", one.kernel
 
 
+RANKED = """pattern ranked {{ causal
+    heads query = {heads}, kv = 2
+    coarse = attend(compress(32, 16))
+    chosen = top_k({count}, score = mass(coarse), unit = 64, share = group)
+    return gate(coarse, attend(chosen))
+}}"""
+
+
+@pytest.mark.parametrize(
+    "target, group, count",
+    [
+        case if case == ("sm_90", 1, 128) else pytest.param(*case, marks=pytest.mark.full)
+        for case in product(TARGETS, (1, 4, 16), (64, 128))
+    ],
+)
+def test_long_lists_that_are_ranked(target: str, group: int, count: int) -> None:
+    """Fewer queries of a tile: for 64 of them 128 ranks had taken 1,368 words to memory on sm_90."""
+    module = spdsl.load(RANKED.format(heads=2 * group, count=count))
+    for one in kernels(
+        module, target, "bf16", (128, 128), ("train", "decode"), lambda one: one.name == "chosen_select"
+    ):
+        assert one.ok, f"{one.kernel}: {one.error}"
+        assert one.fits, f"{one.kernel}: {one.occupancy}"
+        assert one.spills <= (11 if target == "sm_100" else UNITS_ELSEWHERE or 2), f"{one.kernel}: {one.spills} spills"
+        assert one.computed == 1, f"{one.kernel}: {one.products}"
+
+
 def test_a_kernel_that_asks_whether_a_tuple_is_none_is_seen() -> None:
     nothing = Argument("sink", "constexpr")
     some = Argument("parts", "tuple", items=(Argument("lse", "*fp32"), nothing), container=StepLse)

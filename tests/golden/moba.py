@@ -603,7 +603,7 @@ def chosen_kernel(
     """The units of every query, by a kernel that scores and ranks in one pass."""
     sequences = q.shape[0] if layout.q_spans is None else len(layout.q_spans)
     found = torch.empty(q.shape[0], lists, q.shape[2], 12, dtype=torch.int32, device=q.device)
-    shape, splits, ranks = rt.unit_shape("select", q, 16, lists, rt.MOST_UNIT), 1, None
+    shape, splits, ranks = rt.select_ranks(rt.unit_shape("select", q, 16, lists, rt.MOST_UNIT), 12, q), 1, None
     if layout.q_spans is not None:
         found.fill_(-1)  # of rows in no sequence
     elif q.shape[2] == 1:

@@ -18,6 +18,10 @@ JOB_TILES_INTERPRETED = 4  # so few that small inputs have keys of several jobs
 # list head needs queries * units of a list * (head dim + 1) numbers.
 PARTS_BYTES = 1 << 30
 PARTS_BYTES_INTERPRETED = 1 << 13  # so few that small inputs take several turns
+# Ranks that a tile holds at once, of each query its best and those of a step: 8 bytes each, in registers of 4 warps.
+# Found by compiling lists of 32 to 128 units for groups of 1, 4 and 16 heads: more spilled 200 to 1,600 words. Where
+# heads share a list their scores are there, too.
+MOST_RANKS, MOST_RANKS_OF_GROUP, FEW_RANKS = 4096, 1024, 96
 # Scores that exist at once, where lists are cut: a call takes as many turns as it needs.
 CUT_BYTES = 1 << 28
 CUT_BYTES_INTERPRETED = 1 << 11
@@ -56,6 +60,18 @@ def tile_of_lists(shape: UnitShape, rows: int) -> UnitShape:
     lanes = min(shape.lanes, power_of_2(rows))
     block_m = max(16, shape.config.block_m // shape.lanes * lanes)
     return shape._replace(config=shape.config._replace(block_m=block_m), lanes=lanes)
+
+
+def tile_of_ranks(shape: UnitShape, most: int) -> UnitShape:
+    """Tiles for lists of `most` units that are ranked in registers: fewer queries for lists above 32."""
+    ranks = ranks_kept(most) + max(shape.config.block_n, ranks_kept(most))
+    room = MOST_RANKS if shape.group == 1 else MOST_RANKS_OF_GROUP
+    return shape if ranks <= FEW_RANKS else tile_of_lists(shape, max(1, room // ranks))
+
+
+def ranks_kept(most: int) -> int:
+    """Ranks that a query keeps in registers."""
+    return 1 << max(1, (most - 1).bit_length())
 
 
 def mask_words(per: int, lanes: int) -> int:

@@ -27,8 +27,10 @@ from spdsl.runtime.tuning.unit_configs import (
     most_keys,
     one_query,
     page_of_block,
+    ranks_kept,
     table_row,
     tile_of_lists,
+    tile_of_ranks,
 )
 from spdsl.runtime.tuning.warps import without_repeats
 from spdsl.runtime.units.packed import Inverse, StepLists, StepLse, UnitConst, UnitLists, add_slots
@@ -55,6 +57,12 @@ def select_step(shape: UnitShape, q: Tensor) -> UnitShape:
 def select_tile(shape: UnitShape, rows: int, q: Tensor) -> UnitShape:
     """The shape of `select` for lists that `rows` queries have together."""
     return with_work(tile_of_lists(shape, rows), q) if rows > 1 else shape
+
+
+def select_ranks(shape: UnitShape, most: int, q: Tensor) -> UnitShape:
+    """The shape of `select` for lists of `most` units that stay in registers."""
+    ranked = tile_of_ranks(shape, most)
+    return shape if ranked == shape else with_work(ranked, q)
 
 
 def with_work(shape: UnitShape, q: Tensor) -> UnitShape:
@@ -153,10 +161,6 @@ def select_constants(
         below,
     )
     return SelectConst(*(tl.constexpr(value) for value in values))
-
-
-def ranks_kept(most: int) -> int:
-    return 1 << max(1, (most - 1).bit_length())
 
 
 def ranks_room(most: int, of_mass: bool) -> int:
