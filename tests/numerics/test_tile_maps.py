@@ -88,6 +88,8 @@ def drawn(seed: int) -> str:
 
 @pytest.mark.parametrize("name", SETS)
 def test_sets_of_tiles(engine: Engine, name: str) -> None:
+    if engine.name == "interpreted" and name not in ("all four, and more", "a mixture of heads"):
+        pytest.skip("the same kernels in fewer patterns")
     shape = Shape(21, 57, 1, 4, 2) if engine.name == "interpreted" else Shape(61, 90, 2, 4, 2)
     checked(body(SETS[name]), shape, engine(body(SETS[name])))
 
@@ -100,6 +102,8 @@ def nested(name: str, order: str = "") -> str:
 
 @pytest.mark.parametrize("name", WITHIN)
 def test_units_that_other_sets_allow_or_force(engine: Engine, name: str) -> None:
+    if engine.name == "interpreted" and name not in ("a complement", "tokens"):
+        pytest.skip("the same kernels in fewer patterns")
     own = nested(name)
     checked(own, Shape(21, 57, 1, 4, 2) if engine.name == "interpreted" else Shape(61, 90, 2, 4, 2), engine(own))
 
@@ -158,8 +162,7 @@ def tiles_cut(own: str, inputs: dict[str, Tensor], first: int, end: int) -> dict
     return found | {"table": inputs["table"][:, :, first // 8 : (end - 1) // 8 + 1]}
 
 
-@pytest.mark.parametrize("page", [None, 16])
-@pytest.mark.parametrize("name", ["two of them", "a mixture of heads"])
+@pytest.mark.parametrize("name, page", [("two of them", None), ("a mixture of heads", 16)])
 def test_chunks_that_begin_within_a_tile(engine: Engine, name: str, page: int | None) -> None:
     own = body(SETS[name], "causal")
     in_chunks(own, engine(own), (19, 16, 1, 10) if engine.name == "interpreted" else (19, 16, 1, 34), page)
@@ -180,6 +183,8 @@ def test_a_step_chooses_by_its_one_row(engine: Engine, name: str) -> None:
     step = tiles_cut(own, inputs, 40, 41) | {"owned": inputs["owned"][:, :, :1]}
     out = module.decode(**read_by(module.decode, step), cache=cache)
     torch.testing.assert_close(out, dense.attention(pattern, inputs, "decode")[0][:, :, 40:], rtol=1e-10, atol=1e-10)
+    if engine.name == "interpreted":
+        return  # lists of single rows, one after another
     whole = module.reference(**inputs, phase="decode")
     torch.testing.assert_close(whole[:, :, 40:], out, rtol=1e-10, atol=1e-10)
     lists = module.choices(**read_by(module.choices, inputs), phase="decode")
@@ -320,7 +325,11 @@ BUGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what)
+SELDOM = ("lists at the rows of a tile", "units of another head are allowed", "sets of the first sequence")
+QUICK = [pytest.param(bug, marks=pytest.mark.full) if bug.what in SELDOM else bug for bug in BUGS]
+
+
+@pytest.mark.parametrize("bug", QUICK, ids=lambda bug: bug.what)
 def test_a_bug_is_seen(kernels: Engine, bug: Bug, tmp_path: Path) -> None:
     own = nested(bug.within) if bug.within else body(SETS["two of them"], bug.order)
     module = kernels(broken(spdsl.compile(text_of(own)).text, bug.old, bug.new, tmp_path))
