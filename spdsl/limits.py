@@ -38,6 +38,7 @@ SET_CASES = 64  # conjuncts of one set: beyond this the derived loops would be l
 SOFTMAXES = 32  # of a pattern, each a kernel forward and two backward; published patterns have up to four
 INPUTS = 128  # of a pattern: each becomes one argument or more
 RESULTS = 32  # `return` lines of a pattern
+SKIP_TILE = 256  # queries, and keys, of a tile of a skip: a program holds one whole; published: 128
 ENTRIES_OF_UNIT = 1024  # entries of a score that overlap one unit: each is a step of the kernel that chooses
 
 # ---- work (E312). A step is about 10 microseconds of one core of a server of 2024.

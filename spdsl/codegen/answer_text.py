@@ -58,12 +58,36 @@ class ExtraText:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptText:
+    """The tiles that a softmax kept and saw, as a further result."""
+
+    softmax: SoftmaxText
+
+    @property
+    def call(self) -> str:
+        name, skip = self.softmax.name, self.softmax.skip
+        assert skip is not None
+        if skip.rows == 1:
+            return f"rt.step_counts({name}_notes)"
+        return f"rt.kept_counts({name}_notes, inputs.{self.softmax.query}, layout, {skip.rows})"
+
+    @property
+    def dense_call(self) -> str:
+        """That of the reference."""
+        return self.call
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerText:
     """How one kind of call answers: what it computes, in the order of its use, and expressions over their names."""
 
     calls: tuple[SoftmaxText | JointText | ChoiceText, ...]
     result: str
-    extras: tuple[str | ExtraText, ...]
+    extras: tuple[str | ExtraText | KeptText, ...]
+
+    def counts(self, name: str) -> bool:
+        """Whether a further result is made of what the softmax noted."""
+        return any(isinstance(one, KeptText) and one.softmax.name == name for one in self.extras)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +108,7 @@ class CaseText:
     @property
     def without_scores(self) -> CaseText:
         """As the phases with a cache answer."""
-        branches = tuple(extra for extra in self.dense.extras if isinstance(extra, str))
+        branches = tuple(extra for extra in self.dense.extras if not isinstance(extra, ExtraText))
         return replace(self, dense=replace(self.dense, extras=branches))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import sympy
 
-from spdsl.codegen.answer_text import AnswerText, CaseText, ExtraText, PooledText
+from spdsl.codegen.answer_text import AnswerText, CaseText, ExtraText, KeptText, PooledText
 from spdsl.codegen.bias_text import bias_texts
 from spdsl.codegen.branches import branch_text, cached_text
 from spdsl.codegen.choice_text import ChoiceText, LimitsText
@@ -15,7 +15,7 @@ from spdsl.codegen.entries_text import EntriesText
 from spdsl.codegen.expressions import PYTHON, TORCH, TRITON, expression
 from spdsl.codegen.module_text import ModuleText
 from spdsl.codegen.reads import Reads, bounded, extremes
-from spdsl.codegen.softmax_text import JointText, RangeText, SoftmaxText, SweepText
+from spdsl.codegen.softmax_text import JointText, RangeText, SkipText, SoftmaxText, SweepText
 from spdsl.codegen.spelling import Spelling
 from spdsl.ir.pattern import (
     Branch,
@@ -23,6 +23,7 @@ from spdsl.ir.pattern import (
     Choice,
     Extra,
     Gate,
+    Kept,
     Kl,
     Pooled,
     Query,
@@ -33,6 +34,7 @@ from spdsl.ir.pattern import (
 from spdsl.ir.plan import ChoicePlan, Plan, SoftmaxPlan, Sweep
 from spdsl.ir.rule import Threshold, TopK, TopP
 from spdsl.ir.schedule import Schedule, Stage, Walk
+from spdsl.ir.skip import Skip
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, H, lookup_name, lookups
 from spdsl.ir.visit import Range, Ranges, TileMap
 from spdsl.passes.resident import resident
@@ -118,7 +120,15 @@ def _softmax(plan: SoftmaxPlan, spelling: Spelling, learns: bool, is_class: bool
         step=plan.step,
         of_class=_softmax(plan.of_class, spelling, learns, is_class=True) if plan.of_class else None,
         is_class=is_class,
+        skip=_skip(plan.softmax.skip, reads),
     )
+
+
+def _skip(skip: Skip | None, reads: Reads) -> SkipText | None:
+    if skip is None:
+        return None
+    level, level_of = expression(skip.level, TRITON, reads.triton), expression(skip.level, TORCH, reads.torch)
+    return SkipText(level, level_of, skip.rows, skip.unit, skip.restart, skip.share == "group")
 
 
 def _bias_text(bias: Expr, reads: Reads) -> str:
@@ -249,7 +259,8 @@ def _case(
     result = spelling.of(case.branch)
 
     def answer(calls: tuple[Call, ...], text: Callable[[Branch], str], scores: bool = True) -> AnswerText:
-        own = (text(one) if isinstance(one, Branch) else one for one in extras if scores or isinstance(one, Branch))
+        left = [one for one in extras if scores or not isinstance(one, ExtraText)]
+        own = (text(one) if isinstance(one, Branch) else one for one in left)
         return AnswerText(calls, text(result), tuple(own))
 
     own = (
@@ -259,8 +270,14 @@ def _case(
     return CaseText(condition, uses_length, tuple(scalars.values()), gated, answer(alone, branch_text), own)
 
 
-def _extra(number: int, extra: Extra, plan: Plan, texts: Mapping[str, Call], spelling: Spelling) -> Branch | ExtraText:
+def _extra(
+    number: int, extra: Extra, plan: Plan, texts: Mapping[str, Call], spelling: Spelling
+) -> Branch | ExtraText | KeptText:
     """A score or a divergence, walked by kernels or computed by torch as the schedule says."""
+    if isinstance(extra, Kept):
+        softmax = texts[extra.softmax.name]
+        assert isinstance(softmax, SoftmaxText)
+        return KeptText(softmax)
     found = extra_of(plan, number, extra)
     if found is None or isinstance(extra, Branch):
         assert isinstance(extra, Branch)

@@ -10,7 +10,7 @@ from spdsl.codegen.choice_text import ChoiceText
 from spdsl.codegen.entries_text import EntriesText
 from spdsl.codegen.softmax_text import JointText, SoftmaxText
 from spdsl.codegen.spelling import Spelling
-from spdsl.ir.pattern import Branch, Choice, Gate, Pattern, Phase, Query, Stream, Tensor, Weight
+from spdsl.ir.pattern import Branch, Choice, Extra, Gate, Kept, Pattern, Phase, Query, Stream, Tensor, Weight
 from spdsl.ir.rule import TopK
 from spdsl.passes.joint import leaves
 
@@ -247,19 +247,25 @@ class ModuleText:
         read |= {found.source.name for found in self.entries if found.name in read and found.has_values}
         return tuple(x.value_argument for x in self.streams if x.name in read and x.value_argument)
 
-    def results(self, phase: str) -> Iterator[tuple[str, int, int]]:
-        """Of each result of a phase with a cache: the state of its values, their dim if that is not all of it, and the
-        branches of a gate."""
+    def results(self, phase: str) -> Iterator[tuple[str, int, int, int]]:
+        """Of each result of a phase with a cache: the state of its values, their dim if that is not all of it, the
+        branches of a gate; and of counts of tiles the rows of a tile."""
         cases = self.pattern.cases_of(Phase(phase))
-        extras = [extra for extra in cases[0].extras if isinstance(extra, Branch)]
-        for branches in ([case.branch for case in cases], *([extra] for extra in extras)):
+        results: list[list[Extra]] = [[case.branch for case in cases], *([extra] for extra in cases[0].extras)]
+        for found in results:
+            if isinstance(found[0], Kept):
+                skip = found[0].softmax.skip
+                yield "", 0, 0, 0 if skip is None else skip.rows
+            branches = [one for one in found if isinstance(one, Branch)]
+            if not branches:
+                continue
             leaf = next(iter(leaves(branches[0])))
             stream = next(s for s in self.softmaxes if s.name == leaf).sweeps[0].stream
             gates = max((len(branch.branches) for branch in branches if isinstance(branch, Gate)), default=0)
             if stream.value_argument:
-                yield f"v.{stream.name}", 0, gates
+                yield f"v.{stream.name}", 0, gates, 0
             else:
-                yield f"k.{stream.name}", stream.v or self.pattern.v_dim or 0, gates
+                yield f"k.{stream.name}", stream.v or self.pattern.v_dim or 0, gates, 0
 
     @property
     def sums(self) -> tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]:

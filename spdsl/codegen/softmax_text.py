@@ -43,6 +43,23 @@ class SweepText:
 
 
 @dataclass(frozen=True, slots=True)
+class SkipText:
+    """What a softmax leaves out: its level in Triton and in torch, and the sizes of a tile."""
+
+    level: str
+    level_of: str
+    rows: int
+    unit: int
+    restart: int
+    by_group: bool  # all query heads of a kv head vote together
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row of a program votes for itself: they are heads."""
+        return self.rows == 1 and not self.by_group
+
+
+@dataclass(frozen=True, slots=True)
 class SoftmaxText:
     name: str
     query: str
@@ -67,6 +84,7 @@ class SoftmaxText:
     unwanted: str  # the lengths at which another result answers; empty: none
     pairs: bool  # each unit meets the queries that chose it
     grid: Grid
+    skip: SkipText | None = None
 
     @property
     def cells(self) -> str:

@@ -13,7 +13,7 @@ from spdsl.ir.pattern import Phase, Tensor
 from spdsl.ir.plan import Role, SoftmaxPlan
 from spdsl.ir.schedule import Stage, Step
 from spdsl.passes.count import Number
-from spdsl.runtime.launch.splits import lengths_to_try
+from spdsl.runtime.launch.splits import lengths_to_try, runs_in_splits
 from spdsl.runtime.tuning.configs import Config, row_of_table, table_dim
 
 _LOOKED_AT = 4  # times that torch reads or writes a number to find the bounds of tiles
@@ -25,11 +25,19 @@ def walked(call: Call, softmax: SoftmaxPlan) -> SoftmaxPlan:
 
 
 def config_of(call: Call, step: Step[SoftmaxPlan]) -> Config:
-    (qk, v), size = call.dims(step.of), call.shape.size
+    (qk, v), size, skip = call.dims(step.of), call.shape.size, step.of.softmax.skip
+    if skip is not None and step.table in ("forward", "decode"):
+        return Config(skip.rows, skip.unit, 1, 1)  # what a tile is belongs to the meaning
     if step.table == "decode":
         return call.machine.config("decode", table_dim("decode", qk, v or 16), size)
     row = row_of_table(step.table, step.of.softmax.bias is not None, step.of.by_pair)
-    return call.machine.config(row, table_dim(step.table, qk, v or 16), size)
+    found = call.machine.config(row, table_dim(step.table, qk, v or 16), size)
+    return found if skip is None else found._replace(block_n=min(found.block_n, skip.unit))
+
+
+def kept(call: Call, softmax: SoftmaxPlan, number: Number) -> Number:
+    """What a softmax that skips tiles leaves of pairs or tiles: all of it, or the declared share."""
+    return number if softmax.softmax.skip is None else Number(round(number.value * call.options.density), exact=False)
 
 
 def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
@@ -40,10 +48,13 @@ def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     tiles, area = _row_tiles(call, own, config.block_m, config.block_n), config.block_m * config.block_n
     moved = call.rows_bytes(softmax, qk + v) + call.keys_bytes(softmax)
     read, loaded = pair_bytes(call, softmax, call.pairs(softmax))
+    of_scores, of_values = call.tile_dims(softmax)
+    pairs, left = call.pairs(softmax), kept(call, softmax, call.pairs(softmax))
+    tiles_left = kept(call, softmax, tiles)
     return Kernel(
         step.name, "attend" if softmax.role is Role.BRANCH else "score", "forward",
-        flops=call.visible_flops(step),
-        machine=tiles * (area * call.tile_flops(step.kind, softmax)), exps=tiles * area,
+        flops=pairs * (2 * qk * call.shape.batch) + left * (2 * v * call.shape.batch),
+        machine=tiles * (2 * area * of_scores) + tiles_left * (2 * area * of_values), exps=tiles_left * area,
         bytes=moved + read, moved=moved + loaded + _class_bytes(call, softmax, own),
     )  # fmt: skip
 
@@ -51,12 +62,12 @@ def forward(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
 def dq(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     softmax, config = step.of, config_of(call, step)
     qk, v = call.dims(softmax)
-    tiles = _row_tiles(call, walked(call, softmax), config.block_m, config.block_n)
+    tiles = kept(call, softmax, _row_tiles(call, walked(call, softmax), config.block_m, config.block_n))
     area, rows = config.block_m * config.block_n, call.rows_bytes(softmax, qk + v)
     moved = rows + rows + call.keys_bytes(softmax)
     read, loaded = pair_bytes(call, softmax, call.pairs(softmax))
     return Kernel(
-        step.name, "backward", "backward", flops=call.visible_flops(step),
+        step.name, "backward", "backward", flops=kept(call, softmax, call.visible_flops(step)),
         machine=tiles * (area * call.tile_flops(step.kind, softmax)), exps=tiles * area, bytes=moved + read,
         moved=moved + loaded,
     )  # fmt: skip
@@ -71,14 +82,15 @@ def dkdv(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     def over(length: int) -> int:
         return _key_tiles(call, own, step.index, length, config.block_m, config.block_n)
 
-    tiles, stream = call.thinned(softmax, call.many(_over_classes(call, own, over))), own.sweeps[step.index].stream
+    tiles = kept(call, softmax, call.thinned(softmax, call.many(_over_classes(call, own, over))))
+    stream = own.sweeps[step.index].stream
     heads, keys_qk, keys_v = call.count.stream(stream)
     gradients = call.many(2 * heads * call.count.entries(stream) * (keys_qk + keys_v) * call.shape.size)
     moved = call.rows_bytes(softmax, qk + v) + gradients
     read, loaded = pair_bytes(call, softmax, call.pairs(softmax)) if step.index == 0 else (NONE, NONE)
     return Kernel(
         step.name, "backward", "backward",
-        flops=call.visible_flops(step) if step.index == 0 else NONE,
+        flops=kept(call, softmax, call.visible_flops(step)) if step.index == 0 else NONE,
         machine=tiles * (area * call.tile_flops(step.kind, softmax)), exps=tiles * area, bytes=moved + read,
         moved=moved + loaded,
     )  # fmt: skip
@@ -115,24 +127,34 @@ def decode(call: Call, step: Step[SoftmaxPlan]) -> Kernel:
     qk, v = call.dims(softmax)
     heads, group = call.count.heads(softmax.softmax), _group(call, softmax)
     rows, programs = padded_group(group), heads // group
-    blocks, moved = 0, 0
+    blocks, moved, moved_values = 0, 0, 0
     for sweep in softmax.sweeps:
         (_, keys_qk, keys_v), keys = call.count.stream(sweep.stream), call.count.entries(sweep.stream)
         visited = step_blocks(sweep, keys, call.length, config.block_n)
         blocks += visited
-        row = keys_qk + (keys_v if v else 16)
-        moved += programs * min(keys, visited * config.block_n) * row * call.shape.size
+        numbers = programs * min(keys, visited * config.block_n) * call.shape.size
+        moved, moved_values = moved + numbers * keys_qk, moved_values + numbers * (keys_v if v else 16)
     tiles, area = call.thinned(softmax, call.many(programs * blocks)), rows * config.block_n
     pairs = call.thinned(softmax, call.many(step_pairs(call, softmax)))
+    of_scores, of_values = call.tile_dims(softmax)
+    tiles_left, left = kept(call, softmax, tiles), kept(call, softmax, pairs)
+    once = call.thinned(softmax, call.count.read(softmax).bytes)
+    once = once if softmax.softmax.skip is None else _without_values(once, kept(call, softmax, once), qk, v)
     own = call.rows_bytes(softmax, qk + v)
     read, loaded = pair_bytes(call, softmax, call.thinned(softmax, Number(step_pairs(call, softmax))))
     return Kernel(
         step.name, "attend" if softmax.role is Role.BRANCH else "score", "decode",
-        flops=pairs * call.pair_flops(step.kind, softmax),
-        machine=tiles * (area * call.tile_flops(step.kind, softmax)), exps=tiles * area,
-        bytes=call.thinned(softmax, call.count.read(softmax).bytes) + own + read,
-        moved=call.thinned(softmax, call.many(moved)) + own + loaded,
+        flops=pairs * (2 * qk) + left * (2 * v),
+        machine=tiles * (2 * area * of_scores) + tiles_left * (2 * area * of_values), exps=tiles_left * area,
+        bytes=once + own + read,
+        moved=call.thinned(softmax, call.many(moved)) + own + loaded
+        + kept(call, softmax, call.thinned(softmax, call.many(moved_values))),
     )  # fmt: skip
+
+
+def _without_values(whole: Number, left: Number, qk: int, v: int) -> Number:
+    """Bytes of keys, all of them, and of the values that are left."""
+    return Number((whole.value * qk + left.value * v) // (qk + v), exact=False)
 
 
 def pair_bytes(call: Call, softmax: SoftmaxPlan, pairs: Number) -> tuple[Number, Number]:
@@ -154,6 +176,9 @@ def _group(call: Call, softmax: SoftmaxPlan) -> int:
 
 def splits(call: Call, softmax: SoftmaxPlan) -> int:
     """In how many parts the keys of a step are visited, if the cache has room for no more."""
+    skip = softmax.softmax.skip
+    if skip is not None:
+        return runs_in_splits(call.length, skip.restart)
     heads, group = call.count.heads(softmax.softmax), _group(call, softmax)
     visited = sum(
         max(step_blocks(sweep, call.count.entries(sweep.stream), length, 1) for length in lengths_to_try(call.length))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from spdsl.diagnostics import Span
 from spdsl.ir.product import DOT, Product
+from spdsl.ir.skip import Skip
 from spdsl.ir.symbols import Boolean, Expr
 
 
@@ -31,6 +32,7 @@ class Softmax:
     sink: str | None = None  # a Tensor with the axis `head`: a logit in the denominator only
     span: Span | None = field(default=None, compare=False)
     product: Product = DOT  # of a query and a key
+    skip: Skip | None = None  # the tiles that it leaves out
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,14 @@ class Merge:
 
 
 Branch = Softmax | Gate | Merge
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How many tiles a softmax with a skip keeps and sees, as a further result: int32 [B, Hq, row tiles, 2]."""
+
+    softmax: Softmax
+    span: Span | None = field(default=None, compare=False)
 
 
 def leaves(branch: Branch) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from spdsl.diagnostics import Span
-from spdsl.ir.branch import Branch, Gate, Merge, Softmax, Term, leaves
+from spdsl.ir.branch import Branch, Gate, Kept, Merge, Softmax, Term, leaves
 from spdsl.ir.choice import LEAST_BLOCK, Choice
 from spdsl.ir.inputs import Compress, Grid, Query, Stream, Tensor, Values, Weight
 from spdsl.ir.score import Grain, Kl, Logits, Mass, Pooled, Score
@@ -20,12 +20,12 @@ from spdsl.ir.symbols import Boolean, lookup_name, lookups
 
 __all__ = [
     "ALL_PHASES", "LEAST_BLOCK", "Branch", "Case", "Choice", "Compress", "Expected", "Extra", "Gate", "Grain", "Grid",
-    "Input", "Kl", "Logits", "Mass", "Merge", "Pattern", "Phase", "Pooled", "Query", "Score", "Softmax", "Stream",
-    "Tensor", "Term", "Values", "Weight", "leaves",
+    "Input", "Kept", "Kl", "Logits", "Mass", "Merge", "Pattern", "Phase", "Pooled", "Query", "Score", "Softmax",
+    "Stream", "Tensor", "Term", "Values", "Weight", "leaves",
 ]  # fmt: skip
 
 Input = Query | Stream | Tensor | Weight | Choice
-Extra = Softmax | Gate | Merge | Pooled | Kl
+Extra = Softmax | Gate | Merge | Pooled | Kl | Kept
 
 
 class Phase(Enum):
@@ -101,6 +101,8 @@ class Pattern:
                     yield from self._steps(branch)
             case Pooled():
                 yield from self._steps(result.score.softmax)
+            case Kept():
+                yield from self._steps(result.softmax)
             case Kl():
                 yield from self._steps(result.target)
                 yield from self._steps(result.score)
@@ -134,6 +136,8 @@ class Pattern:
             result = waiting.pop()
             if isinstance(result, Softmax):
                 found.add(result.name)
+            elif isinstance(result, Kept):
+                found.add(result.softmax.name)
             elif isinstance(result, Gate | Merge):
                 waiting += result.branches
         return frozenset(found)

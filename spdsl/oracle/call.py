@@ -14,6 +14,7 @@ from spdsl.ir.pattern import (
     Choice,
     Gate,
     Input,
+    Kept,
     Kl,
     Merge,
     Pattern,
@@ -32,6 +33,7 @@ from spdsl.oracle.products import multiplied
 from spdsl.oracle.selection import Limits, Scores, chosen, constant, pooled
 from spdsl.oracle.sets import drawn, given
 from spdsl.oracle.sizes import Inputs, Sizes
+from spdsl.oracle.skip import counted, kept_tiles, without_dropped
 from spdsl.oracle.softmax import Part, divergence, log_sum_exp, merged, normalised
 from spdsl.oracle.tables import Tables, tensor_table
 
@@ -89,7 +91,9 @@ class Call:
             return torch.ones(1, dtype=torch.bool)
         return evaluate(case.condition, self.around()).reshape(-1)
 
-    def result(self, result: Branch | Pooled | Kl) -> Result:
+    def result(self, result: Branch | Pooled | Kl | Kept) -> Result:
+        if isinstance(result, Kept):
+            return self.counts(result.softmax)
         if isinstance(result, Pooled):
             values, known = self.pooled(result)
             return torch.where(known, values, 0.0 if result.score.probability else -torch.inf)
@@ -117,9 +121,28 @@ class Call:
         shared = [x.repeat_interleave(heads // x.shape[1], 1) for x in values]
         return normalised(self.all_logits(softmax), torch.cat(shared, 2))
 
+    def counts(self, softmax: Softmax) -> Tensor:
+        """Of each tile of rows how many tiles of keys are kept, and have a logit that a voter sees."""
+        (term,), skip = softmax.terms, softmax.skip
+        assert skip is not None
+        return counted(skip, self.logits(softmax, term).detach(), self.kept(softmax), self.sizes)
+
+    def kept(self, softmax: Softmax) -> Tensor:
+        """The tiles that a softmax with a skip keeps: those given as `<softmax>.kept`, or by its rule. No gradient."""
+        assert softmax.skip is not None
+        if f"{softmax.name}.kept" in self.inputs:
+            return self.inputs[f"{softmax.name}.kept"]
+        (term,) = softmax.terms
+        with torch.no_grad():
+            logits = self.logits(softmax, term)
+            level = self.of_lists(softmax.skip.level, logits.shape[1]).double()
+            return kept_tiles(softmax.skip, logits, level, self.sizes)
+
     def all_logits(self, softmax: Softmax) -> Tensor:
         """The logits of all terms side by side, the sink last: in the denominator only."""
         logits = [self.logits(softmax, term) for term in softmax.terms]
+        if softmax.skip is not None:
+            logits = [without_dropped(softmax.skip, logits[0], self.kept(softmax), self.sizes)]
         if softmax.sink is not None:
             sink = self.tables[softmax.sink].data.double()[:, :, None, None]
             logits.append(sink.expand(self.sizes.batch, -1, self.sizes.rows, 1))

@@ -71,9 +71,14 @@ def count(names: Names, expr: tree.Expr, least: int | None, what: str, most: int
     return None if whole is None else sympy.Integer(whole)
 
 
-def of_call(names: Names, expr: tree.Expr) -> Expr | None:
-    """A number for each list: parameters and arithmetic, `h`, `length`, tensor reads without positions."""
+def of_call(names: Names, expr: tree.Expr, of_tokens: bool = False) -> Expr | None:
+    """A number for each list: parameters and arithmetic, `h`, `length`, tensor reads without positions.
+
+    of_tokens: `length` is 1 at the least, and may divide.
+    """
+    names.of_tokens = of_tokens
     value = value_of(names, expr, positions=True)
+    names.of_tokens = False
     if value is not None and value.free_symbols & {Q, K}:
         names.report.error(
             "E205", "a number of a choice is one for all queries and keys", expr.span, "depends on a position",

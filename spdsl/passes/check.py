@@ -10,7 +10,7 @@ import sympy
 from spdsl.budget import working_on
 from spdsl.diagnostics import Report
 from spdsl.ir.compared import rooted
-from spdsl.ir.pattern import Branch, Case, Gate, Kl, Merge, Pattern, Phase, Pooled, Query, Softmax, Stream, Term
+from spdsl.ir.pattern import Branch, Case, Gate, Kept, Kl, Merge, Pattern, Phase, Pooled, Query, Softmax, Stream, Term
 from spdsl.ir.symbols import K, Q
 from spdsl.limits import SET_CASES
 from spdsl.passes.choices import check_choices
@@ -18,6 +18,7 @@ from spdsl.passes.disjuncts import TooComplex, disjuncts
 from spdsl.passes.joint import tensors_read
 from spdsl.passes.later_keys import later_key
 from spdsl.passes.overlap import Overlaps
+from spdsl.passes.skips import check_skips
 from spdsl.passes.source_numbers import new_item
 from spdsl.syntax.tree import PatternTree
 
@@ -34,6 +35,7 @@ def check(pattern: Pattern, report: Report, tree: PatternTree | None = None) -> 
     if report.failed:
         return
     check_choices(pattern, report)
+    check_skips(pattern, report)
     for case in pattern.cases:
         _known_ends(pattern, case, report)
     for softmax in pattern.softmaxes():
@@ -45,7 +47,7 @@ def check(pattern: Pattern, report: Report, tree: PatternTree | None = None) -> 
     _later_keys(pattern, report, tree)
     for case in pattern.cases:
         for branch in (case.branch, *case.extras):
-            if isinstance(branch, Pooled | Kl):
+            if isinstance(branch, Pooled | Kl | Kept):
                 continue
             working_on(branch.span)
             _disjoint_merges(branch, overlaps, report)

@@ -33,7 +33,7 @@ def evaluate(names: Names, expr: tree.Expr, parameter: Parameter, binding: str |
         case Kind.COUNT:
             return arithmetic.count(names, expr, parameter.least, f"`{parameter.name}`", parameter.most)
         case Kind.LEVEL:
-            return arithmetic.of_call(names, expr)
+            return arithmetic.of_call(names, expr, parameter.of_tokens)
         case Kind.ELEMENT:
             return arithmetic.element(names, expr)
         case Kind.CONDITION:

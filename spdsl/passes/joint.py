@@ -21,7 +21,8 @@ def joints(pattern: Pattern, softmaxes: tuple[SoftmaxPlan, ...]) -> tuple[Joint,
     alone = pattern.probabilities()
 
     def fits(name: str) -> bool:
-        return read[name] == 1 and name not in alone and plans[name].of_class is None
+        whole = plans[name].of_class is None and plans[name].softmax.skip is None
+        return read[name] == 1 and name not in alone and whole
 
     return tuple(
         Joint(_free(f"{names[0]}_joint", {*plans, *(an_input.name for an_input in pattern.inputs)}), names)
@@ -45,9 +46,11 @@ def _sinks_alone(softmaxes: list[Softmax]) -> bool:
 
 
 def tensors_read(softmax: Softmax) -> set[str]:
-    """What its tests and its bias read."""
+    """What its tests, its bias and its skip read."""
     reads = [read for term in softmax.terms for read in lookups(term.test)]
-    return {lookup_name(read) for read in (reads if softmax.bias is None else [*reads, *lookups(softmax.bias)])}
+    for number in (softmax.bias, softmax.skip and softmax.skip.level):
+        reads += [] if number is None else lookups(number)
+    return {lookup_name(read) for read in reads}
 
 
 def leaves(branch: Branch) -> tuple[str, ...]:

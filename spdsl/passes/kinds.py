@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from spdsl.ir.pattern import Gate, Kl, Logits, Mass, Merge, Pooled, Query, Softmax, Stream, Tensor
+from spdsl.ir.pattern import Gate, Kept, Kl, Logits, Mass, Merge, Pooled, Query, Softmax, Stream, Tensor
+from spdsl.ir.skip import Skip
 from spdsl.passes.names import Names
 from spdsl.passes.values import MATH
 from spdsl.primitives.registry import WORDS
@@ -17,7 +18,8 @@ INPUTS: dict[Kind, tuple[type, str]] = {
 _TYPES: dict[Kind, type | tuple[type, ...]] = {
     Kind.SET: SetValue, Kind.STREAM: Stream, Kind.QUERY: Query, Kind.TENSOR: Tensor,
     Kind.BRANCH: (Softmax, Gate, Merge), Kind.SCORE: (Logits, Mass), Kind.VECTORS: (Stream, Query),
-    Kind.RESULT: (Softmax, Gate, Merge, Logits, Mass, Pooled, Kl), Kind.UNGATED: (Softmax, Merge),
+    Kind.RESULT: (Softmax, Gate, Merge, Logits, Mass, Pooled, Kl, Kept), Kind.UNGATED: (Softmax, Merge),
+    Kind.SKIP: Skip,
 }  # fmt: skip
 
 

@@ -41,6 +41,7 @@ class Names:
     v_dim: int | None = None
     causal: bool = False
     unit: int = 1  # of the choice whose arguments are read
+    of_tokens: bool = False  # whether `length` is at least 1 where the number is read
     stated: dict[str, Any] = field(default_factory=dict)  # by fields of the Pattern
 
     def claim(self, name: tree.Name) -> bool:

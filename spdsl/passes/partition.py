@@ -39,7 +39,8 @@ def _softmax(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
     plan = replace(
         _sweeps(pattern, softmax, source), role=_role(pattern, softmax), wanted=read_lengths(pattern, softmax)
     )
-    found = residues(softmax) if plan.role is Role.BRANCH and plan.units is None else None
+    plain = plan.role is Role.BRANCH and plan.units is None and softmax.skip is None  # a skip goes by position
+    found = residues(softmax) if plain else None
     if found is None:
         return plan
     step, of_class = found
@@ -59,8 +60,8 @@ def _sweeps(pattern: Pattern, softmax: Softmax, source: Source) -> SoftmaxPlan:
     else:
         sweeps = tuple(_sweep(pattern, term, source) for term in softmax.terms)
     read = [name for sweep in sweeps for name in map(lookup_name, lookups(sweep.test))]
-    if softmax.bias is not None:
-        read += map(lookup_name, lookups(softmax.bias))
+    for number in (softmax.bias, softmax.skip and softmax.skip.level):
+        read += [] if number is None else map(lookup_name, lookups(number))
     inputs = tuple(pattern.input(name) for name in dict.fromkeys(read))
     reads = tuple(found for found in inputs if isinstance(found, Tensor | Choice))
     return SoftmaxPlan(softmax, sweeps, reads)

@@ -30,6 +30,7 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Expr]]] = {
     "min": (2, sympy.Min), "max": (2, sympy.Max), "abs": (1, sympy.Abs), "sqrt": (1, sympy.sqrt),
 }  # fmt: skip
 MATH = frozenset(_FUNCTIONS)
+_SOME = sympy.Symbol("length", integer=True, positive=True)  # of a sequence that has tokens
 # Steps of one operation on short operands: what sympy finds out about signs and common factors takes most of it.
 STEPS, DIVISION, FUNCTION = 10, 40, 100
 
@@ -92,7 +93,8 @@ def _sum(names: Names, expr: tree.Binary, positions: bool) -> Expr | None:
     left, right = value_of(names, expr.left, positions), value_of(names, expr.right, positions)
     if left is None or right is None:
         return None
-    if expr.operator in ("/", "//", "%") and right.is_positive is not True:
+    divisor = right.xreplace({LENGTH: _SOME}) if names.of_tokens else right
+    if expr.operator in ("/", "//", "%") and divisor.is_positive is not True:
         what = f"is {right}" if right.is_number else "may be 0 or less"
         names.report.error(
             names.out_of_domain(expr.right), f"the divisor `{source_text(names, expr.right)}` {what}", expr.right.span,

@@ -1,10 +1,11 @@
-"""attend(set, query, scale, softcap, bias, sink_logit): one softmax over a set of entries of one or several streams."""
+"""attend(set, query, scale, softcap, bias, sink_logit, skip): one softmax over a set of entries of streams."""
 
 from __future__ import annotations
 
 import sympy
 
 from spdsl.ir.pattern import Query, Softmax, Stream, Tensor, Term, Values
+from spdsl.ir.skip import Skip
 from spdsl.ir.symbols import LENGTH, Boolean, Expr, K, Q, lookups
 from spdsl.primitives.word import Kind, Parameter, Scope, SetValue, Word
 
@@ -17,6 +18,7 @@ def attend(
     softcap: Expr | None,
     bias: Expr | None,
     sink_logit: Tensor | None,
+    skip: Skip | None,
 ) -> Softmax | None:
     if sink_logit is not None and sink_logit.axes != ("head",):
         scope.refuse("E204", f"sink_logit needs one logit per head, `{sink_logit.name}` has other axes", "tensor(head)")
@@ -38,7 +40,7 @@ def attend(
     asks = (query or scope.main_query()).name
     cap = float(softcap) if softcap is not None else None
     sink = sink_logit.name if sink_logit else None
-    return Softmax(scope.name, asks, tuple(terms), scale, bias, cap, sink, scope.span)
+    return Softmax(scope.name, asks, tuple(terms), scale, bias, cap, sink, scope.span, skip=skip)
 
 
 def _fits(scope: Scope, stream: Stream, test: Boolean) -> bool:
@@ -83,6 +85,7 @@ WORD = Word(
         Parameter("softcap", Kind.NUMBER, default=None, least=0),
         Parameter("bias", Kind.ELEMENT, default=None),
         Parameter("sink_logit", Kind.TENSOR, default=None),
+        Parameter("skip", Kind.SKIP, default=None),
     ),
     attend,
     "one softmax over a set of entries",

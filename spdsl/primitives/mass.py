@@ -13,6 +13,9 @@ def mass(scope: Scope, branch: Branch) -> Mass | None:
     if len(branch.terms) > 1:
         scope.refuse("E105", "the mass of a softmax over several streams is not built yet", "attend to one stream")
         return None
+    if branch.skip is not None:
+        scope.refuse("E105", "the mass of a softmax that skips tiles is not built yet", "take it of one without `skip`")
+        return None
     return Mass(branch)
 
 

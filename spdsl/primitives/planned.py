@@ -16,7 +16,6 @@ PLANNED: dict[str, str] = {
     "accumulated": "a score summed over steps",
     "sample": "units drawn with weights",
     "linear": "a learned linear map",
-    "below": "a running skip of tiles",
     "keep": "which entries stay in the cache",
     "tier": "where entries are stored",
     "reuse": "a result held from an earlier step",

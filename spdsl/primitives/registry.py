@@ -5,6 +5,7 @@ from __future__ import annotations
 from spdsl.primitives import (
     allow,
     attend,
+    below,
     compress,
     cosine,
     cover,
@@ -15,6 +16,7 @@ from spdsl.primitives import (
     fixed,
     gate,
     given,
+    kept,
     kl,
     last,
     mass,
@@ -42,8 +44,8 @@ WORDS: dict[str, Word] = {
         sink, sliding, first, last, dilated, strided, fixed, random, where, open, cover, given,
         stream, query, tensor, compress,
         mass, dot, cosine, softmax, top_k, top_p, threshold,
-        attend, gate, merge,
-        pool, kl,
+        attend, below, gate, merge,
+        pool, kl, kept,
         expect, allow,
     )
 }  # fmt: skip

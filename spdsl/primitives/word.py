@@ -12,7 +12,8 @@ from enum import Enum
 from typing import Any
 
 from spdsl.diagnostics import Applicability, Hint, Span
-from spdsl.ir.pattern import Branch, Input, Kl, Pooled, Query, Score, Stream, Tensor
+from spdsl.ir.pattern import Branch, Input, Kept, Kl, Pooled, Query, Score, Stream, Tensor
+from spdsl.ir.skip import Skip
 from spdsl.ir.symbols import Boolean
 from spdsl.limits import NUMBER_VALUE
 
@@ -35,6 +36,7 @@ class Kind(Enum):
     SCORE = "a score"
     VECTORS = "a stream or a query"
     RESULT = "a result"  # a branch, or what stands behind it in `return`: a score, pooled or not, a loss
+    SKIP = "a rule to skip by"  # `below(...)`
     UNITS = "a set of units"  # a set; `first` and `last` in it count units of the choice that it is written in
     CELLS = "a way from tokens to entries"
     GRAIN = "a grain"  # a size, or one of Parameter.words; with a reduction: `max(64)`, `sum(group)`
@@ -74,7 +76,8 @@ class Parameter:
     that follow.
 
     `planned` are words that the language specifies here and that are not built. `bound` is the parameter that a COUNT
-    needs if only the call knows it.
+    needs if only the call knows it. `of_tokens`: a LEVEL that is asked of sequences with tokens alone, so that `length`
+    may divide.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Parameter:
     planned: tuple[str, ...] = ()
     most: int = NUMBER_VALUE
     bound: str = ""
+    of_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class SetValue:
     parts: tuple[tuple[str | None, Boolean], ...]
 
 
-Value = SetValue | Stream | Query | Tensor | Branch | Score | Pooled | Kl
+Value = SetValue | Stream | Query | Tensor | Branch | Score | Pooled | Kl | Kept | Skip
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
@@ -12,7 +12,7 @@ import spdsl
 from spdsl import targets
 from spdsl.machine.crosscompile import Compiled, compile_launch
 from spdsl.machine.kernel_text import whole_text
-from spdsl.machine.launches import Launch
+from spdsl.machine.launches import Argument, Launch
 from spdsl.machine.survey import survey
 from spdsl.resources import folder
 
@@ -53,10 +53,26 @@ def kernels(
 def compiled(launch: Launch, gpu: targets.Target) -> Compiled:
     """`launch` for `gpu`; a kernel of the same text, in whatever module, is compiled once."""
     leaves = [(path, replace(leaf, container=None)) for path, _, leaf in launch.leaves()]
-    key = (gpu.name, whole_text(launch.kernel), repr(leaves), launch.options)
+    text = whole_text(launch.kernel)
+    assert not (asked := tuples_asked(launch.arguments, text)), f"{launch.kernel}: {asked}"
+    key = (gpu.name, text, repr(leaves), launch.options)
     if key not in _compiled:
         _compiled[key] = compile_launch(launch, gpu)
     return _compiled[key]
+
+
+def tuples_asked(arguments: Iterable[Argument], text: str) -> list[str]:
+    """Tuples with nothing in some place of which a kernel asks whether they are None; no triton before 3.7 compiles it.
+
+    By their names, which the functions called by a kernel keep. What is in a place may be asked.
+    """
+    found = []
+    for one in arguments:
+        empty = any(item.type == "constexpr" and item.value is None for item in one.items)
+        if empty and (asked := re.search(rf"\b{one.name} is (not )?None", text)):
+            found.append(asked[0])
+        found += tuples_asked(one.items, text)
+    return found
 
 
 def kind(one: Compiled) -> str:

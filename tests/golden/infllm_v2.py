@@ -1266,7 +1266,7 @@ def chosen_select(q, means, lse, parts, chosen, ranks, call, S, C):
     q_origin = rt.row_origin(call, s, q_count)
     rows = rt.load_packed_rows(rt.at(q, s, 0, q_start), tile, h, q_origin, q_count, S, C)
     row_lse = rows.position
-    if parts is None:
+    if parts.many is None:
         row_lse = rt.load_packed_lse(rt.at(lse, s, 0, q_start), rows)
     else:
         row_lse = rt.load_step_lse(parts, rows, s, C)

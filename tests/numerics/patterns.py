@@ -21,6 +21,7 @@ from spdsl.syntax.parse import parse
 CATALOGUE: dict[str, dict[str, int]] = {
     "alibi": {},
     "big_bird": {"block": 16},
+    "blasst": {"prefill_scale": 20, "decode_scale": 20, "rows": 16, "unit": 16, "restart": 32},
     "block_sparse": {"block": 16},
     "causal": {},
     "dilated": {"window": 5, "step": 3},

@@ -27,7 +27,7 @@ def agrees(text: str) -> torch.Tensor:
     results = found if isinstance(found, tuple) else (found,)
     torch.testing.assert_close(
         tuple(result.double() for result in results),
-        wanted if isinstance(wanted, tuple) else (wanted,),
+        tuple(result.double() for result in (wanted if isinstance(wanted, tuple) else (wanted,))),
         atol=1e-4,
         rtol=1e-4,
     )

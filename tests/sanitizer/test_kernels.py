@@ -36,6 +36,7 @@ FURTHER = {
     "pairs that learn": (train, packed),
     "pairs of units that learn": (train,),
     "tables of heads that learn": (train,),
+    "skips of maps": (train, packed, padded),
 }
 LISTED = "c = given(unit = 16)"
 CALLED = (
@@ -52,11 +53,14 @@ SHORT = {
     "pairs of units that learn": f"causal p = tensor(query, token) {LISTED} return attend(c, bias = p[q][k]) if train",
     "tables of heads that learn": f"causal t = tensor(head, 9) {LISTED} "
     "return attend(c, bias = t[h][(q + k) % 9]) if train",
+    "skips of maps": "causal a = given(rows = 16, unit = 16) "
+    "return attend(a | sliding(9), skip = below(1 / 4, rows = 16, unit = 32)) if train",
     "units of 8": CHOSEN["units of 8"], "tokens by an indexer": CHOSEN["tokens by an indexer"],
 }  # fmt: skip
 CASES = dict.fromkeys(CATALOGUE, (*ALL, part)) | dict.fromkeys(PUBLISHED, ALL) | FURTHER
 for _name in ("streaming_llm", "document", "dilated", "nsa", "given tokens"):
     CASES[_name] = (*CASES[_name], packed_keys, padded_right)
+CASES["blasst"] = ALL  # a part of the keys begins with a tile: tests/numerics/test_skip.py
 # A score that is a result is of dense sequences.
 CASES["seer_attention"] = (train, paged, cached)
 # What host code names and this pattern never starts: a merge of one part, gradients of entries that only choose, those
@@ -77,6 +81,7 @@ NEVER = {
     "units of 8": {"merge_rows"},
     **{name: {"append_rows", "append_lengths"} for name in FURTHER if name.endswith("that learn")},
     "a table that learns": {"append_rows", "append_lengths"},
+    "skips of maps": {"append_rows", "append_lengths"},
 }
 
 

@@ -18,7 +18,8 @@ def forward(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]:
     yield from _tiles(room, softmax, own, "forward")
     yield Step(
         Kind.FORWARD, f"{own.name}_forward", softmax, f"{own.name}_forward", str(own.rows), visit(own),
-        (room.query(softmax), *room.keys(softmax), *room.reads(own.reads)), result, result,
+        (room.query(softmax), *room.keys(softmax), *room.reads(own.reads)),
+        (*result, *room.notes(softmax)), (*result, *room.notes(softmax)),
         event=Event.CLOSED if room.cached else Event.CALLED, wanted=softmax.wanted, table="forward",
     )  # fmt: skip
 
@@ -27,7 +28,8 @@ def decode(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]:
     """One query of each sequence, the heads of a group as rows; whoever reads the result merges the splits."""
     yield Step(
         Kind.DECODE, f"{softmax.name}_decode", softmax, f"{softmax.name}_decode", "the heads of a group, one split",
-        visit(softmax), (room.query(softmax), *room.keys(softmax), *room.reads(softmax.reads)), room.splits(softmax),
+        visit(softmax), (room.query(softmax), *room.keys(softmax), *room.reads(softmax.reads)),
+        (*room.splits(softmax), *room.notes(softmax)),
         event=Event.CLOSED, wanted=softmax.wanted, table="decode",
     )  # fmt: skip
 
@@ -70,7 +72,7 @@ def delta(room: Buffers, softmax: SoftmaxPlan) -> Step[SoftmaxPlan]:
 def given_back(room: Buffers, softmax: SoftmaxPlan) -> tuple[Buffer, ...]:
     """What a backward reads beside its inputs."""
     out, lse = room.result(softmax.name)
-    return room.gradient(out), lse, room.delta(softmax)
+    return room.gradient(out), lse, room.delta(softmax), *room.notes(softmax)
 
 
 def by_torch(room: Buffers, softmax: SoftmaxPlan) -> Iterator[Step[SoftmaxPlan]]:

@@ -102,6 +102,17 @@ class Buffers:
             replace(self._of_call(f"{name}.lse", (heads, self.queries, *columns)), dtype=WIDE),
         )
 
+    def notes(self, softmax: SoftmaxPlan) -> tuple[Buffer, ...]:
+        """What a softmax that skips tiles notes: counts, and but for a step a bit for each tile."""
+        skip = softmax.softmax.skip
+        if skip is None:
+            return ()
+        heads = str(self.plan.pattern.query_heads or "Hq")
+        if self.stage is Stage.DECODE:
+            return (Buffer(f"{softmax.name}.counts", ("B", heads, "splits", "2"), "int32", Lifetime.CALL),)
+        axes = ("B", heads, f"N / {skip.rows} + 2", f"2 + M / {32 * skip.unit}")
+        return (Buffer(f"{softmax.name}.notes", axes, "int32", Lifetime.CALL),)
+
     def splits(self, softmax: SoftmaxPlan) -> tuple[Buffer, Buffer]:
         """What the programs leave that share the keys of a decode step."""
         out, lse = self.result(softmax.name)

@@ -39,12 +39,13 @@ Function = Callable[..., Any]
 class Result(NamedTuple):
     """One result of a call. values: the state that is averaged, `v.<stream>`, or the front `dim` of `k.<stream>`.
 
-    branches: of a gate, each with a log-sum-exp; 0: there is one.
+    branches: of a gate, each with a log-sum-exp; 0: there is one. rows: no branch, but counts of tiles of so many rows.
     """
 
     values: str
     dim: int = 0
     branches: int = 0
+    rows: int = 0
 
 
 def cached_call(
@@ -110,14 +111,20 @@ def _traced(
         scale = scale if traced_scale is None else expect_scale(traced_scale.item())
         named |= {"lengths": lengths, "side": side, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen, "rows": rows}
         found = function(**named, cache=_stand_in(kind, arguments, *held), return_lse=True, scale=scale)
-        return tuple(x.contiguous() for part in (found if len(results) > 1 else [found]) for x in part)
+        parts = found if len(results) > 1 else [found]
+        return tuple(x.contiguous() for part in parts for x in ([part] if isinstance(part, Tensor) else part))
 
     def fake(given: Sequence[Tensor | None], *others: Any) -> tuple[Tensor, ...]:
         q, buffers = given[tensors.index(first)], _by_state(kind, arguments, others[-1])
-        return tuple(x for result in results for x in _shapes(q, result, buffers[result.values]))
+        shapes = (
+            _counts(q, result, others) if result.rows else _shapes(q, result, buffers[result.values])
+            for result in results
+        )
+        return tuple(x for own in shapes for x in own)
 
     # No list: an operator that changes its arguments gives tensors.
-    schema = f"{_SCHEMA} -> ({', '.join(['Tensor'] * 2 * len(results))})"
+    tensors_of = [1 if result.rows else 2 for result in results]
+    schema = f"{_SCHEMA} -> ({', '.join(['Tensor'] * sum(tensors_of))})"
     made = mutating_operator(module, f"{function.__name__}_step", schema, run, fake)
 
     def call(**given: Any) -> Any:
@@ -135,11 +142,24 @@ def _traced(
         )  # fmt: skip
         # From now on the host knows nothing of lengths, but that none was taken back.
         cache.at_least, cache.at_most, cache.grown = 0, INT32_MOST, True
-        parts = [(found[2 * i], found[2 * i + 1]) for i in range(len(results))]
-        answers = parts if given.get("return_lse", False) else [out for out, _ in parts]
+        places = [sum(tensors_of[:i]) for i in range(len(results))]
+        whole = given.get("return_lse", False)
+        answers = [
+            (found[i], found[i + 1]) if whole and count == 2 else found[i]
+            for i, count in zip(places, tensors_of, strict=True)
+        ]
         return tuple(answers) if len(results) > 1 else answers[0]
 
     return call
+
+
+def _counts(q: Any, result: Result, others: Sequence[Any]) -> tuple[Tensor]:
+    """Counts of tiles as fake tensors: of one query, or of all tiles that the rows of a sequence may lie in."""
+    lengths, _, cu_seqlens, max_seqlen, *_ = others
+    longest = q.shape[2] if cu_seqlens is None or max_seqlen is None else max_seqlen
+    sequences = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    tiles = 1 if result.rows == 1 else -(-(longest - 1) // result.rows) + 1
+    return (q.new_empty(sequences, q.shape[1], tiles, 2, dtype=torch.int32),)
 
 
 def _shapes(q: Any, result: Result, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -92,12 +92,14 @@ def attention_operators(
     backward: Run | None = None,
     bias: Sequence[str] = (),
     bias_backward: Run | None = None,
+    noted: Callable[[Tensor, Layout], Tensor] | None = None,
 ) -> tuple[Any, Any]:
     """-> `name_forward` and `name_backward` of one softmax; without `backward` None.
 
     learned, looked_up: its tensors, with and without gradient, in the order of `forward`; a query and the keys first.
     keys: of these, the (k, v) of its streams. bias: of those without, what its bias reads: `bias_backward` gives the
-    gradients of those of them that want one, by an operator of its own, `name_bias_backward`.
+    gradients of those of them that want one, by an operator of its own, `name_bias_backward`. noted: room for what the
+    forward notes behind out and lse, and the backward gets there.
     """
     tensors, sources = (*learned, *looked_up), len(inspect.signature(keys).parameters)
     schema, count = f"{''.join(f'Tensor {x}, ' for x in tensors)}{LAYOUT}", len(tensors)
@@ -107,19 +109,23 @@ def attention_operators(
 
     def fake(*given: Any) -> Any:
         q, v_dim = given[0], keys(*given[:sources])[0][1].shape[3]
-        return q.new_empty(*q.shape[:3], v_dim), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
+        found = q.new_empty(*q.shape[:3], v_dim), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
+        return found if noted is None else (*found, noted(q, Layout(*given[count:])))
 
-    made = operator(module, f"{name}_forward", f"({schema}) -> (Tensor, Tensor)", run, fake)
+    results = 2 if noted is None else 3
+    made = operator(module, f"{name}_forward", f"({schema}) -> ({', '.join(['Tensor'] * results)})", run, fake)
     if backward is None:
         return made, None
 
-    def run_back(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *given: Any) -> Any:
-        return backward(dout, dlse, out, lse, *given[:count], layout_from(given[count:]))
+    def run_back(dout: Tensor, dlse: Tensor | None, *given: Any) -> Any:
+        made, given = given[:results], given[results:]
+        return backward(dout, dlse, *made, *given[:count], layout_from(given[count:]))
 
-    def fake_back(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, *given: Any) -> Any:
-        return [room_like(x) for x in given[: len(learned)]]
+    def fake_back(dout: Tensor, dlse: Tensor | None, *given: Any) -> Any:
+        return [room_like(x) for x in given[results : results + len(learned)]]
 
-    back_schema = f"(Tensor dout, Tensor? dlse, Tensor out, Tensor lse, {schema}) -> Tensor[]"
+    made_before = "Tensor out, Tensor lse, " + "Tensor notes, " * (results - 2)
+    back_schema = f"(Tensor dout, Tensor? dlse, {made_before}{schema}) -> Tensor[]"
     back = backward_operator(module, name, back_schema, run_back, fake_back)
     places = [tensors.index(x) for x in bias]
     module.learned.update(bias)
@@ -131,10 +137,10 @@ def attention_operators(
         ctx.save_for_backward(*output, inputs[-1], *inputs[: count + 2])
         ctx.numbers = inputs[count + 2 : -1]
 
-    def gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> Any:
-        out, lse, traced_scale, *inputs = ctx.saved_tensors
+    def gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *of_notes: None) -> Any:
+        (out, lse, *notes), (traced_scale, *inputs) = ctx.saved_tensors[:results], ctx.saved_tensors[results:]
         dout = torch.zeros_like(out) if dout is None else dout
-        grads = back(dout, dlse, out, lse, *inputs, *ctx.numbers, traced_scale)
+        grads = back(dout, dlse, out, lse, *notes, *inputs, *ctx.numbers, traced_scale)
         found = [*grads, *[None] * (len(looked_up) + _OF_LAYOUT)]
         wanted = [bool(ctx.needs_input_grad[place]) for place in places]
         if of_bias is not None and any(wanted):

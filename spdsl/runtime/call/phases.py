@@ -39,7 +39,7 @@ def reference_in(
     found = _by_row(lambda *alone: answer(*alone, True), arguments, inputs, gates, layout)
     if isinstance(found[0], Tensor):
         return finish(found, return_lse)
-    return tuple(finish(part, return_lse) for part in found)
+    return tuple(part if isinstance(part, Tensor) else finish(part, return_lse) for part in found)
 
 
 def choices_in(
@@ -128,6 +128,8 @@ def _together(found: list[Any], q: Tensor, places: list[tuple[slice, slice]] | N
     """The answers of single rows as one: lists by name, a part (out, lse), or several parts."""
     if isinstance(found[0], dict):
         return {name: _placed([x[name] for x in found], q, places, -1) for name in found[0]}
+    if isinstance(found[0], Tensor):
+        return _placed(found, q, places, 0)
     if isinstance(found[0][0], Tensor):
         out, lse = zip(*found, strict=True)
         return _placed(list(out), q, places, 0.0), _placed(list(lse), q, places, -torch.inf)

@@ -25,6 +25,7 @@ from spdsl.runtime.launch.launch import empty_rows, gradient_room, is_step, wide
 from spdsl.runtime.select.products import PRODUCTS
 from spdsl.runtime.select.scores import unit_products
 from spdsl.runtime.sequences import Corner, Layout, corners
+from spdsl.runtime.skip.rule import SkipRule
 from spdsl.runtime.units.units import unit_mask
 
 KeyValues = Sequence[tuple[Tensor, Tensor]]
@@ -63,6 +64,7 @@ class Form(NamedTuple):
     by_row: some of them have a number for each row of the call, which `row_shift` finds.
     unit: tokens of the units of the choice that it walks, 0: none.
     product: of a query and a key, `dot` where it attends; else it has no output, and its log-sum-exp may be asked for.
+    skip: the tiles that it leaves out: functions of `runtime/skip` compute it.
     """
 
     sweeps: tuple[Sweep, ...]
@@ -75,6 +77,7 @@ class Form(NamedTuple):
     by_row: bool = False
     unit: int = 0
     product: str = "dot"
+    skip: SkipRule | None = None
 
     def logits(self, q: Tensor, corner: Corner) -> Logits:
         return Logits(self.scale_of(q, corner), self.softcap, corner.q_origin)

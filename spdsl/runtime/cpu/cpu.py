@@ -78,7 +78,7 @@ def _span_forward(q: Tensor, parts: Sequence[Part], form: Logits, first: int, en
                 o, s = plain_forward(tile)
             o, s = unfold_rows(o, call, q), unfold_rows(s, call, q).squeeze(-1)
             rows = slice(call.first - first, call.end - first)
-            _merge_rows(out[:, :, rows], lse[:, :, rows], o, s)
+            merge_into_rows(out[:, :, rows], lse[:, :, rows], o, s)
     return out, lse
 
 
@@ -143,7 +143,7 @@ def sink_gradient(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, s
     return -(share_of(sink.view(1, -1, 1).to(lse.dtype), lse) * delta).sum((0, 2)).to(sink.dtype)
 
 
-def _merge_rows(out: Tensor, lse: Tensor, o: Tensor, s: Tensor) -> None:
+def merge_into_rows(out: Tensor, lse: Tensor, o: Tensor, s: Tensor) -> None:
     """Exact combination, in place, of two softmax results over disjoint keys."""
     total = torch.logaddexp(lse, s)
     out.mul_(share_of(lse, total).unsqueeze(-1)).addcmul_(o, share_of(s, total).unsqueeze(-1))

@@ -44,13 +44,13 @@ def _for_flash(*tensors: Tensor) -> Iterator[Tensor]:
 
 
 def plain_forward(x: TileData) -> tuple[Tensor, Tensor]:
-    scores, _ = _scores(x)
+    scores, _ = scores_of(x)
     lse = scores.logsumexp(-1, keepdim=True)
     return seen_product(share_of(scores, lse), x.v), lse
 
 
 def plain_backward(x: TileData, dout: Tensor, out: Tensor, lse: Tensor, dlse: Tensor) -> tuple[Tensor, ...]:
-    scores, slope = _scores(x)
+    scores, slope = scores_of(x)
     p = share_of(scores, lse)
     dp = _of_shares(x, dout, out, dlse)
     ds = (p * dp * slope * x.form.scale).masked_fill(scores == -torch.inf, 0.0)
@@ -59,7 +59,7 @@ def plain_backward(x: TileData, dout: Tensor, out: Tensor, lse: Tensor, dlse: Te
 
 def logit_gradients(x: TileData, dout: Tensor, out: Tensor, lse: Tensor, dlse: Tensor) -> Tensor:
     """The gradients of the logits [.., rows, keys], which a bias has, too: 0 where hidden whatever a value holds."""
-    scores, _ = _scores(x)
+    scores, _ = scores_of(x)
     return (share_of(scores, lse) * _of_shares(x, dout, out, dlse)).masked_fill(scores == -torch.inf, 0.0)
 
 
@@ -67,7 +67,7 @@ def _of_shares(x: TileData, dout: Tensor, out: Tensor, dlse: Tensor) -> Tensor:
     return dout @ x.v.transpose(2, 3) - ((dout * out).sum(-1, keepdim=True) - dlse)
 
 
-def _scores(x: TileData) -> tuple[Tensor, Tensor | float]:
+def scores_of(x: TileData) -> tuple[Tensor, Tensor | float]:
     """Logits, -inf where hidden whatever the key holds, and the slope of the cap."""
     slope: Tensor | float = 1.0
     scores = (x.q @ x.k.transpose(2, 3)).mul_(x.form.scale)

@@ -238,7 +238,8 @@ def call_of(q: Tensor, layout: Layout) -> Call:
 def delta_of(out: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
     """sum(out * dout) - dlse, [B, Hq, N]"""
     delta = out.new_empty(out.shape[:3], dtype=wide(out.dtype))
-    config = Config(16 if INTERPRETED else 64, 16, 4, 1)
+    rows = 64 if out.shape[3] <= 128 else 32  # 64 of 256 dims took registers to memory on sm_100
+    config = Config(16 if INTERPRETED else rows, 16, 4, 1)
     launch(
         row_delta, (triton.cdiv(out.shape[2], config.block_m), out.shape[1], out.shape[0]),
         strided(rows_contiguous(out)), strided(dout), None if dlse is None else strided(dlse), strided(delta),

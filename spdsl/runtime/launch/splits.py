@@ -36,3 +36,8 @@ def split_count(groups: int, keys: int, processors: int) -> int:
     """Splits that fill the device when each of `groups` programs visits at most `keys` keys."""
     fill = -(-_PROGRAMS_PER_PROCESSOR * processors // max(groups, 1))
     return max(1, min(fill, keys // _KEYS_PER_SPLIT, _MOST_SPLITS))
+
+
+def runs_in_splits(capacity: int, restart: int) -> int:
+    """Programs that share the keys of a step: whole runs each. A maximum that never begins anew has one program."""
+    return max(1, min(-(-capacity // restart), _MOST_SPLITS)) if restart else 1

@@ -159,9 +159,7 @@ def cut_of(own, end, most, least, passing_bits, part, S):
             cut += (tl.sum(enough.to(tl.int32), 0) - 1) << shift
         cut += 1
         ties = wanted - tl.max(units_above(own, end, cut + tl.zeros_like(i), S), 0)
-    if S.PART > 0:
-        cut = tl.where(wanted == 0, FORCED, cut)  # no bits are above that; digits end behind it
-    return cut, ties, wanted
+    return tl.where(wanted == 0, FORCED, cut), ties, wanted  # no bits are above FORCED; digits end behind it
 
 
 @jit
@@ -188,7 +186,6 @@ def cut_lists(bits, chosen, call, tiles, S, limits=None):
         limits = limits_of(limits, rows.s, list_head)
         level = level_of(limits).to(tl.float32)
         cut, ties, wanted = cut_of(own, end, most_of(limits), least_of(limits), score_bits(level) - 1, level, S)
-        cut = tl.where(wanted == 0, FORCED, cut)  # no bits are above that; digits end behind it
     chosen = at(chosen, rows.s, list_head, rows.start + rows.begin + lane)
     count = rows.count if S.ROWS > 1 else 1
     taken, equal = 0, 0

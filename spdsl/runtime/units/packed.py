@@ -137,11 +137,14 @@ def load_packed_lse(lse, rows):
 
 
 class StepLse(NamedTuple):
-    """The log-sum-exp of one query in splits, [S, Hq, splits] in base 2, and the sink that is in none of them."""
+    """The log-sum-exp of one query in splits, [S, Hq, splits] in base 2, and the sink that is in none of them.
 
-    splits: Strided
+    Empty (`many` None) where it is merged already: before triton 3.7 a kernel cannot ask whether a tuple is None.
+    """
+
+    splits: Strided | None
     sink: torch.Tensor | None
-    many: int
+    many: int | None
 
 
 @jit

@@ -119,9 +119,11 @@ def add_parts(
         )  # fmt: skip
 
 
-def step_lse(lse: Splits | Tensor | None) -> StepLse | None:
-    """For `select`, of a step whose splits nobody has merged."""
-    return StepLse(strided(lse.lse), lse.sink, lse.lse.shape[2]) if isinstance(lse, Splits) else None
+def step_lse(lse: Splits | Tensor | None) -> StepLse:
+    """For `select`, of a step whose splits nobody has merged; else nothing in it."""
+    if not isinstance(lse, Splits):
+        return StepLse(None, None, None)
+    return StepLse(strided(lse.lse), lse.sink, lse.lse.shape[2])
 
 
 def select_constants(
