@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ ENTRIES = (
     Entry("streaming_llm", "streaming_llm", {"sinks": 4, "window": 508}),
     Entry("dilated", "dilated", {"window": 512, "step": 2}),
     Entry("sparse_transformer", "sparse_transformer", {"stride": 128}),
-    Entry("moba", "moba", {"block": 256, "count": 3}),
+    Entry("moba", "moba", {"block": 256, "count": 3}, longest=1024),
 )
 # Not here: what is not causal (big_bird, longformer, prefix_lm), reads what the caller gives (block_sparse, document)
 # or is trained with the model (alibi, sink_attention, seer_attention, nsa, msa_minimax); and infllm_v2, which is dense
@@ -51,6 +51,9 @@ class Plan:
     lengths: tuple[int, ...]
     tail: int
     entries: tuple[Entry, ...]
+
+    def of(self, length: int) -> list[Entry]:
+        return [entry for entry in self.entries if entry.longest is None or length <= entry.longest]
 
 
 FULL = Plan((1024, 4096, 8192), 256, ENTRIES)
@@ -98,7 +101,9 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _plan(given: argparse.Namespace) -> Plan:
     plan = SHORT if given.short else FULL
     wanted = {"dense", "causal", *given.only} if given.only else None
-    entries = tuple(entry for entry in plan.entries if wanted is None or entry.name in wanted)
+    entries = plan.entries
+    if wanted is not None:
+        entries = tuple(replace(entry, longest=None) for entry in entries if entry.name in wanted)
     return Plan(given.lengths or plan.lengths, plan.tail, entries)
 
 
@@ -110,12 +115,12 @@ def run(plan: Plan, model: Llama, tokenizer: Tokenizer, console: Console, save: 
     difference = 0.0
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        work = sum(length + _ASKED for length in plan.lengths) * len(plan.entries)
+        work = sum((length + _ASKED) * len(plan.of(length)) for length in plan.lengths)
         task = bar.add_task("", total=work)
         for length in plan.lengths:
             given = context(tokenizer, tokens, length, plan.tail)
             dense: Answered | None = None
-            for entry in plan.entries:
+            for entry in plan.of(length):
                 bar.update(task, description=f"{length} {entry.name}")
                 share = (length + _ASKED) / (2 * model.size.layers)
                 began = time.monotonic()

@@ -33,6 +33,8 @@ class Entry:
     params: Mapping[str, float] = field(default_factory=dict)
     dense_layers: int = 0
     """First layers that the publication leaves dense."""
+    longest: int | None = None
+    """Tokens up to which a full run takes it, where a step takes long on the CPU path."""
 
     @property
     def title(self) -> str:

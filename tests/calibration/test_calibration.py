@@ -64,7 +64,7 @@ def vectors(heads: int, kv_heads: int, queries: int, keys: int, order: str = "ra
 
 RULES = [
     Rule(rows=16, unit=16), Rule(rows=1, unit=16), Rule(rows=16, unit=32), Rule(rows=1, unit=16, restart=32),
-    Rule(rows=16, unit=16, by_group=True), Rule(rows=16, unit=16, causal=False),
+    Rule(rows=32, unit=16), Rule(rows=16, unit=16, by_group=True), Rule(rows=16, unit=16, causal=False),
 ]  # fmt: skip
 
 
