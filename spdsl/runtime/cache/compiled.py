@@ -155,7 +155,7 @@ def _traced(
 
 def _counts(q: Any, result: Result, others: Sequence[Any]) -> tuple[Tensor]:
     """Counts of tiles as fake tensors: of one query, or of all tiles that the rows of a sequence may lie in."""
-    lengths, _, cu_seqlens, max_seqlen, *_ = others
+    cu_seqlens, max_seqlen = others[2:4]
     longest = q.shape[2] if cu_seqlens is None or max_seqlen is None else max_seqlen
     sequences = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
     tiles = 1 if result.rows == 1 else -(-(longest - 1) // result.rows) + 1

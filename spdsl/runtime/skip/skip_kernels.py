@@ -25,6 +25,13 @@ class Slot(NamedTuple):
     number: tl.tensor
 
 
+class SkipTile(NamedTuple):
+    """The keys of a tile, which visits count, and the blocks that it is loaded in, one or two (all tl.constexpr)."""
+
+    BLOCK_N: tl.constexpr
+    PARTS: tl.constexpr
+
+
 @jit
 def slot_of(call, s, q_start, q_count, tile, ROWS: tl.constexpr):
     """The `tile`-th tile of the rows of sequence s, whose bounds are positions that ROWS divides."""
@@ -54,8 +61,8 @@ def voting_rows(q, slot, h, ROWS: tl.constexpr, C):
 
 
 @jit
-def tile_of_keys(keys, number, C):
-    """The `number`-th tile of keys; where a page is smaller, each key is found by itself (C.GATHERED)."""
+def part_of_keys(keys, number, C):
+    """The `number`-th block of keys; where a page is smaller, each key is found by itself (C.GATHERED)."""
     start = number * C.BLOCK_N
     i = tl.arange(0, C.BLOCK_N)
     position = (keys.origin + start + i)[None, :]
@@ -74,15 +81,19 @@ def vote_room(level, C):
 
 
 @jit
-def votes_of(s, unit, least, inside):
-    """The greatest score of each row in base 2, and its vote: 0 it sees nothing, 1 all is below `least`, 2 it keeps.
+def greatest_of(s, unit):
+    """The greatest score of each row in base 2. NaN counts as infinity."""
+    return tl.max(tl.where(s == s, s, float("inf")), 1) * unit
 
-    NaN counts as infinity. Rows that are not `inside` see nothing.
+
+@jit
+def votes_of(greatest, least, inside):
+    """The vote of each row: 0 it sees nothing, 1 all is below `least`, 2 it keeps the tile. Rows that are not `inside`
+    see nothing.
     """
-    greatest = tl.max(tl.where(s == s, s, float("inf")), 1) * unit
     votes = tl.where(greatest < least, 1, 2)
     votes = tl.where(greatest == float("-inf"), 0, votes)
-    return greatest, tl.where(inside, votes, 0)
+    return tl.where(inside, votes, 0)
 
 
 @jit

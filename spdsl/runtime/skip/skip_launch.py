@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from spdsl.runtime.call.lists import Tiles, sequence_counts, tiles_of
+from spdsl.runtime.language import tl
 from spdsl.runtime.launch.launch import INTERPRETED, Paged, page_of
 from spdsl.runtime.sequences import Layout
 from spdsl.runtime.skip.notes import row_tiles_of
+from spdsl.runtime.skip.skip_kernels import SkipTile
 from spdsl.runtime.tuning.configs import Config, block_room, power_of_2
 from spdsl.runtime.tuning.gpu import gpu_of
 
+_FEW_REGISTERS = ("sm_80", "sm_86", "sm_89", "sm_120")  # operands of products lie in registers
 MOST_ROWS = 256  # of a program: heads that vote together are rows of one tile
 
 
@@ -24,16 +27,26 @@ def skip_config(q: Tensor, rows: int, unit: int) -> Config:
     if rows > MOST_ROWS:
         raise ValueError(f"skip: {rows} rows vote together, a program holds {MOST_ROWS}: take fewer `rows`")
     if INTERPRETED:
-        return Config(rows, unit, 1, 1)
-    if not gpu_of(q.device).architecture.startswith("sm_"):
+        return Config(rows, max(16, unit // 2), 1, 1)
+    architecture = gpu_of(q.device).architecture
+    if not architecture.startswith("sm_"):
         return Config(rows, unit, max(1, rows // 32), 1)
-    return Config(rows, unit, 4, 2) if rows == 16 else Config(rows, unit, min(8, rows // 16), 1)
+    if rows == 16:
+        return Config(rows, unit, 4, 2)
+    if rows >= 128 and unit >= 128 and architecture in _FEW_REGISTERS:
+        return Config(rows, unit // 2, 8, 2)
+    return Config(rows, unit, min(8, rows // 16), 1)
 
 
-def by_key(paged: Paged | None, unit: int) -> bool:
-    """Whether a tile of keys may lie in several pages, so that each key is found by itself."""
+def skip_tile(unit: int, config: Config) -> SkipTile:
+    """How a tile of `unit` keys is loaded."""
+    return SkipTile(tl.constexpr(unit), tl.constexpr(unit // config.block_n))
+
+
+def by_key(paged: Paged | None, block: int) -> bool:
+    """Whether a block of keys may lie in several pages, so that each key is found by itself."""
     page = page_of(paged)
-    return page > 1 and block_room(page) < unit
+    return page > 1 and block_room(page) < block
 
 
 def aligned_tiles(q: Tensor, k: Tensor, layout: Layout, rows: int, unit: int, most_keys: int) -> Tiles:
