@@ -71,7 +71,7 @@ def _lists(pattern: Pattern, module: ModuleType, phase: str, inputs: Mapping[str
 
 
 def _pieces(sizes: Sizes, grain: int | None) -> Iterator[range]:
-    """Rows of which the pairs with keys, of all heads, are at most _PAIRS, but whole tiles of `grain`; None: one row."""
+    """Rows whose pairs with keys, of all heads, are at most _PAIRS, but whole tiles of `grain`; None: one row."""
     rows = max(1, _PAIRS // (sizes.heads * sizes.keys))
     rows = 1 if grain is None else -(-rows // grain) * grain
     first = 0
