@@ -39,6 +39,7 @@ ENTRIES = (
     Entry("streaming_llm", "streaming_llm", {"sinks": 4, "window": 508}),
     Entry("dilated", "dilated", {"window": 512, "step": 2}),
     Entry("sparse_transformer", "sparse_transformer", {"stride": 128}),
+    Entry("blasst", "blasst"),
     Entry("moba", "moba", {"block": 256, "count": 3}, longest=1024),
 )
 # Not here: what is not causal (big_bird, longformer, prefix_lm), reads what the caller gives (block_sparse, document)

@@ -21,11 +21,9 @@ def rule_of(pattern: Pattern, phase: str) -> Rule:
     """The tiles of the skip that the phase answers with. Raises ValueError if it has none."""
     for case in pattern.cases_of(Phase(phase)):
         for step in pattern.steps(case):
-            skip = getattr(step, "skip", None)
-            if isinstance(step, Softmax) and skip is not None:
-                scale = None if step.scale is None else float(step.scale)
-                group = skip.share == "group"
-                return Rule(skip.rows, skip.unit, skip.restart, group, pattern.causal, scale)
+            if isinstance(step, Softmax) and step.skip is not None:
+                skip, scale = step.skip, None if step.scale is None else float(step.scale)
+                return Rule(skip.rows, skip.unit, skip.restart, skip.share == "group", pattern.causal, scale)
     raise ValueError(f"{pattern.name}: no `attend(.., skip = below(..))` answers in the phase {phase}")
 
 

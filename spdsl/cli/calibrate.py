@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _EPILOG = """Exit codes: 0 the scales are told, 1 the source has errors, 2 the command cannot be carried out.
 
 \b
-Example: spdsl calibrate patterns/causal.spat --data qkv.safetensors --sparsity 0.5,0.7"""
+Example: spdsl calibrate patterns/blasst.spat --data qkv.safetensors --sparsity 0.5,0.7"""
 
 
 def shares(text: str) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from types import ModuleType
 from torch import Tensor
 
 from spdsl.diagnosis.piece import Piece, Streams, of_tiles, piece
-from spdsl.ir.pattern import Case, Choice, Pattern, Phase, Weight
+from spdsl.ir.pattern import Case, Choice, Pattern, Phase, Softmax, Weight
 from spdsl.ir.pattern import Tensor as TensorInput
 from spdsl.oracle.dense import sizes_of
 from spdsl.oracle.sizes import Sizes
@@ -43,10 +43,16 @@ class LayerCall:
         inputs, lists = self.sequence(number)
         inputs |= {name: of_tiles(choices[name], x, whole) for name, x in lists.items()}
         streams = Streams(self.pattern, inputs)
-        for rows in _pieces(whole):
+        for rows in _pieces(whole, self._grain()):
             one = piece(self.pattern, inputs, whole, rows, streams, self.phase == "decode")
             yield one, _answer(self, one), rows
             one.reads.clear()  # a call and its tables hold each other: its maps would wait for the collector
+
+    def _grain(self) -> int | None:
+        """Rows that vote together on tiles; None: each row has a level of its own, that of its length."""
+        steps = [step for case in self.pattern.cases_of(Phase(self.phase)) for step in self.pattern.steps(case)]
+        skips = [step.skip for step in steps if isinstance(step, Softmax) and step.skip is not None]
+        return None if skips and self.phase == "decode" else max((skip.rows for skip in skips), default=1)
 
     def _own(self, name: str, x: Tensor, number: int) -> Tensor:
         found = next((one for one in self.pattern.inputs if one.name == name), None)
@@ -64,11 +70,15 @@ def _lists(pattern: Pattern, module: ModuleType, phase: str, inputs: Mapping[str
     return found
 
 
-def _pieces(sizes: Sizes) -> Iterator[range]:
-    """Rows of which all pairs with keys, of all heads, are at most _PAIRS."""
+def _pieces(sizes: Sizes, grain: int | None) -> Iterator[range]:
+    """Rows whose pairs with keys, of all heads, are at most _PAIRS, but whole tiles of `grain`; None: one row."""
     rows = max(1, _PAIRS // (sizes.heads * sizes.keys))
-    for first in range(0, sizes.rows, rows):
-        yield range(first, min(sizes.rows, first + rows))
+    rows = 1 if grain is None else -(-rows // grain) * grain
+    first = 0
+    while first < sizes.rows:
+        end = (sizes.q_origin + first) // rows * rows + rows - sizes.q_origin
+        yield range(first, min(sizes.rows, end))
+        first = end
 
 
 def _answer(call: LayerCall, one: Piece) -> Tensor:

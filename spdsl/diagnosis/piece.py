@@ -12,10 +12,12 @@ from torch import Tensor
 
 from spdsl.ir.pattern import Choice, Pattern, Query, Softmax, Term
 from spdsl.ir.pattern import Tensor as TensorInput
+from spdsl.ir.skip import Skip
 from spdsl.ir.symbols import K, Q
 from spdsl.oracle.call import Call
 from spdsl.oracle.products import multiplied
 from spdsl.oracle.sizes import Sizes, sizes_of
+from spdsl.oracle.skip import kept_tiles, without_dropped
 from spdsl.oracle.softmax import Part, normalised
 
 
@@ -101,9 +103,11 @@ class Piece(Call):
             seen = self.visible(softmax, term)
             if self.alone:
                 seen = seen & self._closed(term.stream)
+            whole = dense_logits if term.stream == name else self.logits(softmax, replace(term, test=sympy.true))
+            if softmax.skip is not None:
+                seen = seen & self._kept(softmax, softmax.skip, torch.where(seen, whole, -torch.inf))
             if self._of_tokens(term):
                 read |= seen
-            whole = dense_logits if term.stream == name else self.logits(softmax, replace(term, test=sympy.true))
             logits.append(torch.where(seen, whole, -torch.inf))
             values.append(self.values(term.stream))
         part = self._normalised(softmax, logits, values)
@@ -122,6 +126,13 @@ class Piece(Call):
             keys <= (self.sizes.q_origin + rows).unsqueeze(1) if self.short else torch.ones(len(rows), len(keys)).bool()
         )
         return logits, seen.view(1, 1, len(rows), len(keys))
+
+    def _kept(self, softmax: Softmax, skip: Skip, logits: Tensor) -> Tensor:
+        """Pairs in tiles that the skip keeps, bool as the logits; rows are whole tiles."""
+        level = self.of_lists(skip.level, logits.shape[1]).double()
+        sizes = replace(self.sizes, keys=logits.shape[3])
+        tiles = kept_tiles(skip, logits, level, sizes)
+        return without_dropped(skip, torch.zeros_like(logits), tiles, sizes) == 0
 
     def _normalised(self, softmax: Softmax, logits: list[Tensor], values: list[Tensor]) -> Part:
         if softmax.sink is not None:

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
+import spdsl
 from spdsl.calibration import Rule
 from spdsl.cli import main
 
@@ -83,3 +84,30 @@ def test_what_cannot_be_done(skips: None, file: str, tmp_path: Path) -> None:
 
 def test_a_pattern_without_a_skip(file: str) -> None:
     assert "causal: no `attend(.., skip = below(..))` answers" in ran("--data", file, "--sparsity", "0.5", code=2)
+
+
+SKIPS = """pattern skips {
+    param scale = 1
+    causal
+    out = attend(all, skip = below(scale / length, rows = 16, unit = 16))
+    return attend(all) if decode
+    return out, kept(out)
+}
+"""
+
+
+def test_the_module_leaves_out_what_is_told(tmp_path: Path) -> None:
+    """Keys that grow shorter, so that whole tiles lie below: tiles counted by `kept` at the scale that comes out."""
+    torch.manual_seed(0)
+    q, k = 2 * torch.randn(1, 4, 256, 16), torch.randn(1, 2, 256, 16) * torch.linspace(3, 0.1, 256).view(-1, 1)
+    save_file({"q": q, "k": k}, tmp_path / "qk.safetensors")
+    (tmp_path / "skips.spat").write_text(SKIPS)
+    given = ["calibrate", str(tmp_path / "skips.spat"), "--data", str(tmp_path / "qk.safetensors"), "--format", "json"]
+    done = CliRunner().invoke(main, [*given, "--sparsity", "0.3", "--length", "256"])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)["scales"]
+    module = spdsl.load(SKIPS, scale=float(f"{row['scale']:.9g}"))
+    _, counts = module.attention(q, k, torch.randn(1, 2, 256, 16))
+    kept, visible = counts.sum((0, 1, 2)).tolist()
+    assert 1 - kept / visible == pytest.approx(row["reached"]["256"], abs=0.003)
+    assert row["reached"]["256"] == pytest.approx(0.3, abs=0.1)

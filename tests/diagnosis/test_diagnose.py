@@ -147,6 +147,21 @@ def test_moba(phase: str):
         assert one.overlap == pytest.approx([shared(members[h, :, :-1], step) for step in (1, 4, 16)], abs=1e-12)
 
 
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_threshold_skip(phase: str):
+    """What is read are the tiles that the module keeps, whole tiles in each piece."""
+    given = data()
+    params = {"prefill_scale": 30.0, "decode_scale": 20.0, "rows": 16, "unit": 16, "restart": 32}
+    found = spdsl.diagnose(PATTERNS / "blasst.spat", given, phase=phase, **params)
+    module = spdsl.load(PATTERNS / "blasst.spat", **params)
+    wanted = module.reference(**given, phase=phase)[0]
+    dense = out(masses(given), given)
+    error = ((wanted - dense).flatten(1).norm(dim=1) / dense.flatten(1).norm(dim=1)).tolist()
+    assert [one.error for one in found.whole] == pytest.approx(error, abs=1e-9)
+    assert 0 < max(one.sparsity for one in found.whole) < 1
+    assert all(0 < one.kept <= 1 for one in found.whole)
+
+
 def test_branches_of_a_gate():
     """Native Sparse Attention: the whole against the reference of the module, branches by what they read."""
     given = data(64, 4, 60, 192, 128)
