@@ -24,7 +24,7 @@ from tests.crosscompile.kernels import Dims, compiled, kernels, kind, load  # no
 from tests.crosscompile.spills import FEW, ON_HOPPER, most_spills  # noqa: E402
 
 # Those that choose units have a test of their own, and of their other kernels the full product.
-CHOOSING = ("infllm_v2", "moba", "msa_minimax", "nsa", "seer_attention", "vsa")
+CHOOSING = ("infllm_v2", "moba", "msa_minimax", "nsa", "seer_attention", "vsa", "xattention")
 PATTERNS = sorted(path.stem for path in folder("patterns").glob("*.spat"))
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DIMS = ((24, 24), (64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256))

@@ -64,6 +64,7 @@ PUBLISHED = {
     ),
     "seer_attention": published("seer_attention", block=16),
     "vsa": published("vsa", cube=16, count=3),
+    "xattention": published("xattention", step=4, block=16),
 }  # fmt: skip
 WORDS = {
     "cells as units": nsa(16, 16, 16, 3, by="mean"),

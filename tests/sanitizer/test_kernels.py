@@ -88,6 +88,7 @@ NEVER = {
     "moba": {"spread_entries"},
     "seer_attention": {"attend_decode"},
     "vsa": {"append_rows", "append_lengths", "close_cells", "merge_ranks"},
+    "xattention": {"attend_decode"},
     "tiles of cells": {"merge_rows"},
     "softmax": {"merge_rows"},
     "max": {"merge_rows"},
