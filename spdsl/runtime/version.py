@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-RUNTIME = 3  # one more with every change of a name, an argument or a meaning that modules rely on
+RUNTIME = 4  # one more with every change of a name, an argument or a meaning that modules rely on

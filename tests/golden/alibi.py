@@ -32,7 +32,7 @@ PATTERN = "alibi"
 PARAMS = {}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "644e75ee5c0b806acd04b6f04f2ebfe7c704193f59e92fad745721512257c00e", runtime=3
+    __name__, PATTERN, PARAMS, "644e75ee5c0b806acd04b6f04f2ebfe7c704193f59e92fad745721512257c00e", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 

@@ -31,7 +31,7 @@ PATTERN = "causal"
 PARAMS = {}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "6c7bb7c4abb8922c362c405bbb443175575b6fcf5cedf12c2f04a618aca3de14", runtime=3
+    __name__, PATTERN, PARAMS, "6c7bb7c4abb8922c362c405bbb443175575b6fcf5cedf12c2f04a618aca3de14", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 

@@ -32,7 +32,7 @@ PATTERN = "dilated"
 PARAMS = {"window": 256, "step": 4}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "d8de3d49fac97154f01bdfcc42359379fbb04491588ad6e1e7a20c5b388e576f", runtime=3
+    __name__, PATTERN, PARAMS, "d8de3d49fac97154f01bdfcc42359379fbb04491588ad6e1e7a20c5b388e576f", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 

@@ -32,7 +32,7 @@ PATTERN = "document"
 PARAMS = {}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "62723cbc8be94e7f9a02471fa388a2bad008caa56470a1daeff77c881a413d6b", runtime=3
+    __name__, PATTERN, PARAMS, "62723cbc8be94e7f9a02471fa388a2bad008caa56470a1daeff77c881a413d6b", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 

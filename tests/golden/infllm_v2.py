@@ -41,7 +41,7 @@ PATTERN = "infllm_v2"
 PARAMS = {"block": 64, "count": 64, "local": 32}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "880e513fcafc7a8f7d5821bc9a16ad26acf3a54a7f48bfdd856ad9ed47c8fd1b", runtime=3
+    __name__, PATTERN, PARAMS, "880e513fcafc7a8f7d5821bc9a16ad26acf3a54a7f48bfdd856ad9ed47c8fd1b", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 

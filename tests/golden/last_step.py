@@ -30,7 +30,7 @@ PATTERN = "last_step"
 PARAMS = {}
 PHASES = ("decode",)
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "11d0fa3f179688a2af1e65b7fc22c6957e461c120b00fde05702e7a78a10c278", runtime=3
+    __name__, PATTERN, PARAMS, "11d0fa3f179688a2af1e65b7fc22c6957e461c120b00fde05702e7a78a10c278", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 

@@ -38,7 +38,7 @@ PATTERN = "longformer"
 PARAMS = {"window": 256}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "9afd60a9ff8f0ee7458a2498da19df32f77a4d6cbf321c29bd91c9609914569a", runtime=3
+    __name__, PATTERN, PARAMS, "9afd60a9ff8f0ee7458a2498da19df32f77a4d6cbf321c29bd91c9609914569a", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 

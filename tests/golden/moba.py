@@ -37,7 +37,7 @@ PATTERN = "moba"
 PARAMS = {"block": 4096, "count": 12}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "cf9b2b8107eb936a9ad6f754bdb2f48264115e9086ea47659bba54d4656411c8", runtime=3
+    __name__, PATTERN, PARAMS, "cf9b2b8107eb936a9ad6f754bdb2f48264115e9086ea47659bba54d4656411c8", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 

@@ -46,7 +46,7 @@ PATTERN = "nsa"
 PARAMS = {"width": 32, "stride": 16, "block": 64, "count": 16, "window": 512}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "1be76f4ea8e520ddcec76bcfabd9b0537bd09c5fe08afa6de16536d6e5b73849", runtime=3
+    __name__, PATTERN, PARAMS, "1be76f4ea8e520ddcec76bcfabd9b0537bd09c5fe08afa6de16536d6e5b73849", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 

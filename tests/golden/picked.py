@@ -34,7 +34,7 @@ PATTERN = "picked"
 PARAMS = {"block": 64, "count": 8}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "12eab9f45bc39857d8b07520aa1a5d7404a4566b911d382098b0bb37dfbee028", runtime=3
+    __name__, PATTERN, PARAMS, "12eab9f45bc39857d8b07520aa1a5d7404a4566b911d382098b0bb37dfbee028", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 

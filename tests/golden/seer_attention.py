@@ -39,7 +39,7 @@ PATTERN = "seer_attention"
 PARAMS = {"block": 64}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "e1a4ac00ec4c32902bb5c76ddec8feb56dcbe3d745181aab818dd5dbb7efe0e6", runtime=3
+    __name__, PATTERN, PARAMS, "e1a4ac00ec4c32902bb5c76ddec8feb56dcbe3d745181aab818dd5dbb7efe0e6", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 

@@ -32,7 +32,7 @@ PATTERN = "streaming_llm"
 PARAMS = {"sinks": 4, "window": 1020}
 PHASES = ("train", "prefill", "decode")
 MODULE = rt.Module(
-    __name__, PATTERN, PARAMS, "57c8c1cdd50ed9f760d6439c8af9e1116b720f0586fe43e1c157e9983a38189a", runtime=3
+    __name__, PATTERN, PARAMS, "57c8c1cdd50ed9f760d6439c8af9e1116b720f0586fe43e1c157e9983a38189a", runtime=4
 )
 tune, tuning, use_tables = MODULE.tune, MODULE.tuning, rt.use_tables
 
