@@ -48,8 +48,8 @@ def _check(view: View, choice: Choice, own: list[Launch]) -> Iterator[Diagnostic
     place = places["rows" if max(rows) > max(units) else "unit"] or places["unit"] or places["rows"]
     yield warning(
         "W504",
-        f"a unit of {choice.rows} x {choice.unit} that is listed alone costs {float(max(factors)):,.4g} times its "
-        "pairs",
+        f"a unit of {'all rows' if choice.for_all else choice.rows} x {choice.unit} that is listed alone costs "
+        f"{float(max(factors)):,.4g} times its pairs",
         place.place if place else choice.span,
         "smaller than the tiles, or across their edges",
         f"tiles that are computed for it, in the mean over its places: {', '.join(parts)}",
