@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import lcm
 from types import ModuleType
 
 from torch import Tensor
@@ -49,10 +50,13 @@ class LayerCall:
             one.reads.clear()  # a call and its tables hold each other: its maps would wait for the collector
 
     def _grain(self) -> int | None:
-        """Rows that vote together on tiles; None: each row has a level of its own, that of its length."""
+        """Rows that vote together on tiles, or lie in a cell; None: each has a level of its own, that of its length."""
         steps = [step for case in self.pattern.cases_of(Phase(self.phase)) for step in self.pattern.steps(case)]
-        skips = [step.skip for step in steps if isinstance(step, Softmax) and step.skip is not None]
-        return None if skips and self.phase == "decode" else max((skip.rows for skip in skips), default=1)
+        softmaxes = [step for step in steps if isinstance(step, Softmax)]
+        skips = [step.skip for step in softmaxes if step.skip is not None]
+        if skips and self.phase == "decode":
+            return None
+        return lcm(*(step.rows for step in softmaxes), *(skip.rows for skip in skips))
 
     def _own(self, name: str, x: Tensor, number: int) -> Tensor:
         found = next((one for one in self.pattern.inputs if one.name == name), None)
@@ -64,6 +68,10 @@ def _lists(pattern: Pattern, module: ModuleType, phase: str, inputs: Mapping[str
     """What `choices` of the module gives: int32 [B, heads, N, n]."""
     if not any(isinstance(one, Choice) and one.selected for one in pattern.inputs):
         return {}
+    if phase == "decode" and any(isinstance(one, Choice) and one.tiled for one in pattern.inputs):
+        raise ValueError(
+            f"{pattern.name}: choices for tiles of queries are not measured in decode; ask for --phase prefill"
+        )
     asked = inspect.signature(module.choices).parameters
     given = {name: x for name, x in inputs.items() if name in asked}
     found: dict[str, Tensor] = module.choices(**given, phase=phase)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spdsl.diagnosis.call import LayerCall
 from spdsl.diagnosis.measure import Lost, Overlap, Sums
-from spdsl.diagnosis.piece import Piece, Read
+from spdsl.diagnosis.piece import Piece, Read, of_rows
 from spdsl.diagnosis.record import Chosen, Head
 from spdsl.ir.pattern import Choice
 
@@ -18,14 +18,15 @@ _SIDE = 64  # tiles of the map of what is lost
 
 def measure(call: LayerCall, into: LayerSums) -> Iterator[int]:
     """Adds up the rows of a call; yields how many are done."""
-    units = {one.name: call.sizes.units(one.unit) for one in call.pattern.inputs if isinstance(one, Choice)}
+    choices = {one.name: one for one in call.pattern.inputs if isinstance(one, Choice)}
+    units = {name: call.sizes.units(one.unit) for name, one in choices.items()}
     for number in range(call.sizes.batch):
         into.begin()
         _, lists = call.sequence(number)
         for one, out, rows in call.pieces(number):
             into.add(one, out, one.sizes.q_origin)
             for name, x in lists.items():
-                into.add_lists(name, x[0, :, rows.start : rows.stop], units[name])
+                into.add_lists(name, of_rows(choices[name], x, call.sizes, rows)[0], units[name])
             yield number * call.sizes.rows + rows.stop
 
 

@@ -114,6 +114,10 @@ class Piece(Call):
         out, _ = self._normalised(softmax, [dense_logits], [self.values(name)])
         mass = torch.softmax(dense_logits, -1)
         group = mass.shape[1] // self.streams.keys(name).shape[1]
+        if softmax.rows > 1:  # each query has the row of its cell
+            cell = self.sizes.cell_of_rows(softmax.rows)
+            mass, read, out, *own = (x[:, :, cell] for x in (mass, read, out, *part))
+            part = own[0], own[1]
         self.reads.append(Read(softmax.name, mass, read, open_keys, part[0], out, group))
         return part
 
@@ -137,7 +141,7 @@ class Piece(Call):
     def _normalised(self, softmax: Softmax, logits: list[Tensor], values: list[Tensor]) -> Part:
         if softmax.sink is not None:
             sink = self.tables[softmax.sink].data.double()[:, :, None, None]
-            logits = [*logits, sink.expand(self.sizes.batch, -1, self.sizes.rows, 1)]
+            logits = [*logits, sink.expand(self.sizes.batch, -1, logits[0].shape[2], 1)]
             values = [*values, values[0].new_zeros(*values[0].shape[:2], 1, values[0].shape[3])]
         kv_heads = max(x.shape[1] for x in values)
         every = torch.cat([x.repeat_interleave(kv_heads // x.shape[1], 1) for x in values], 2)
@@ -183,11 +187,19 @@ def _cut(pattern: Pattern, name: str, x: Tensor, whole: Sizes, sizes: Sizes, row
 
 
 def of_tiles(choice: Choice, lists: Tensor, sizes: Sizes) -> Tensor:
-    """A list for each query [B, heads, N, n] as one for each tile of queries."""
-    if choice.rows == 1:
+    """A list for each query [B, heads, N, n] as one for each tile of queries, which larger tiles have already."""
+    if choice.rows == 1 or choice.tiled:
         return lists
     first = (sizes.first_tile(choice.rows) + torch.arange(sizes.tiles(choice.rows))) * choice.rows - sizes.q_origin
     return lists[:, :, first.clamp(min=0)]
+
+
+def of_rows(choice: Choice, lists: Tensor, sizes: Sizes, rows: range) -> Tensor:
+    """The lists of some queries; those of a tile have one."""
+    if not choice.tiled:
+        return lists[:, :, rows.start : rows.stop]
+    position = sizes.q_origin + torch.arange(rows.start, rows.stop)
+    return lists[:, :, position // choice.rows - sizes.first_tile(choice.rows)]
 
 
 def _by_group(x: Tensor, kv_heads: int) -> Tensor:

@@ -222,8 +222,8 @@ CPU_BUGS = [
     ("the call is not asked", "ranges", "float(q.shape[-1] ** -0.5) if corner.scale is None else corner.scale",
      "float(q.shape[-1] ** -0.5)"),
     ("the pattern is not asked", "joint, one written", "if self.scale is not None:", "if False:"),
-    ("a scale gets lost on the way to the gradient", "ranges", "inputs[count + 2 : -1]",
-     "(*inputs[count + 2 : -2], None)"),
+    ("a scale gets lost on the way to the gradient", "ranges", "inputs[count + 2 : -2]",
+     "(*inputs[count + 2 : -3], None)"),
 ]  # fmt: skip
 
 

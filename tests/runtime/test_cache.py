@@ -237,9 +237,8 @@ def test_rows_at_positions_of_each_sequence(page: int | None) -> None:
 def test_bad_entries_are_refused() -> None:
     with pytest.raises(ValueError, match="positive heads, dims and cells"):
         store_of(Cells(8, 0), None)
-    for cells in (Cells(8, 4, before=8), Cells(8, 4, partial=True)):
-        with pytest.raises(ValueError, match="cells that close with their last token"):
-            store_of(cells, None)
+    with pytest.raises(ValueError, match="cells that reach their place"):
+        store_of(Cells(8, 4, before=8), None)
     shape, entry = StreamShape(HEADS, QK, V), EntryShape(HEADS, QK, V, Cells(8, 4))
     with pytest.raises(ValueError, match="a name that no stream has"):
         CacheStore(

@@ -109,7 +109,7 @@ def _queries_at(cells: QueryCells, place: Tensor) -> Tensor:
     return at.scatter_(1, place, number)[:, :-1]
 
 
-def of_queries(x: Tensor, cells: QueryCells, nothing: float) -> Tensor:
+def to_queries(x: Tensor, cells: QueryCells, nothing: float) -> Tensor:
     """Rows of cells x [B, H, cells, ..] -> [B, H, N, ..]: to each query that of its cell; in no sequence `nothing`."""
     spread = x.unsqueeze(3).expand(*x.shape[:3], cells.width, *x.shape[3:]).flatten(2, 3)
     if cells.place is None:
@@ -157,12 +157,12 @@ def part_of_queries(part: Any, cells: QueryCells) -> Any:
     if cells.width == 1:
         return part
     out, lse = part
-    return of_queries(out, cells, 0.0), of_queries(lse, cells, -torch.inf)
+    return to_queries(out, cells, 0.0), to_queries(lse, cells, -torch.inf)
 
 
 def lists_of_queries(lists: Tensor, cells: QueryCells) -> Tensor:
     """The lists of cells, int32 [B, lists, cells, n] -> a list for each query, as kernels walk them."""
-    return lists if cells.width == 1 else of_queries(lists, cells, -1).contiguous()
+    return lists if cells.width == 1 else to_queries(lists, cells, -1).contiguous()
 
 
 def lists_of_tiles(lists: Tensor, cells: QueryCells) -> Tensor:

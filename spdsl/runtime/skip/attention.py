@@ -13,7 +13,7 @@ from spdsl.runtime.call.reference import dense_softmax
 from spdsl.runtime.cpu.attention import Form, KeyValues, logits_of, streams_of
 from spdsl.runtime.launch.launch import empty_rows, gradient_room
 from spdsl.runtime.sequences import Corner, Layout
-from spdsl.runtime.skip.cpu_skip import Skipped, row_tiles, skip_backward, skip_forward
+from spdsl.runtime.skip.cpu_skip import Skipped, skip_backward, skip_forward, spans_of_tiles
 from spdsl.runtime.skip.notes import bits_of, first_slot, most_keys_of, note_room, noted
 from spdsl.runtime.skip.rule import Running, SkipRule, expect_whole_tiles, greatest, seen_by_voters, vote
 
@@ -99,7 +99,7 @@ def _note_dense(skipped: Skipped, logits: Tensor, q_origin: int, kv_heads: int) 
     """Notes what a whole sequence keeps."""
     rule = skipped.rule
     first = skipped.k_origin // rule.unit
-    for slot, (begin, end) in enumerate(row_tiles(q_origin, logits.shape[2], rule.rows)):
+    for slot, (begin, end) in enumerate(spans_of_tiles(q_origin, logits.shape[2], rule.rows)):
         tops = greatest(logits[:, :, begin:end], rule.unit)
         tiles = range(first, first + tops.shape[-1])
         running = Running(torch.full_like(tops[..., 0], -torch.inf))

@@ -47,7 +47,7 @@ def skip_forward(
     dtype = skipped.room.dtype
     out, lse = q.new_empty(*q.shape[:3], part.v.shape[3]), q.new_empty(q.shape[:3], dtype=dtype)
     sinks = None if sink is None else sink.detach().to(dtype).view(1, -1, 1)
-    spans = row_tiles(form.q_origin, q.shape[2], skipped.rule.rows)
+    spans = spans_of_tiles(form.q_origin, q.shape[2], skipped.rule.rows)
 
     def run(slot: int) -> None:
         first, end = spans[slot]
@@ -64,7 +64,7 @@ def skip_backward(
     """As `sparse_backward`, over the tiles that were noted."""
     dq = torch.empty(q.shape, dtype=q.dtype)
     totals = [torch.zeros(x.shape, dtype=lse.dtype) for x in part[:2]]
-    spans = row_tiles(form.q_origin, q.shape[2], skipped.rule.rows)
+    spans = spans_of_tiles(form.q_origin, q.shape[2], skipped.rule.rows)
 
     def run(slot: int) -> list[tuple[TileCall, Tensor, Tensor]]:
         first, end = spans[slot]
@@ -131,7 +131,7 @@ def _merge_kept(
     merge_into_rows(out, lse, unfold_rows(seen_product(weights, tile.v[:, :, columns]), call, q), top.squeeze(-1))
 
 
-def row_tiles(q_origin: int, rows: int, size: int) -> list[tuple[int, int]]:
+def spans_of_tiles(q_origin: int, rows: int, size: int) -> list[tuple[int, int]]:
     """Rows [first, end) of each tile, whose bounds are positions that `size` divides."""
     starts = range(-(q_origin % size), rows, size)
     return [(max(0, first), min(first + size, rows)) for first in starts]
