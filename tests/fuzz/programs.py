@@ -178,6 +178,8 @@ class Programs:
             return "16"
         if parameter.kind is Kind.TENSOR and self._chance(0.9):
             return "tensor(head)"
+        if parameter.kind is Kind.QUERY and self._chance(0.6):
+            return "q"  # most queries that are made of it fit few words
         return self.value(parameter.kind, depth)
 
 
