@@ -82,7 +82,9 @@ class Call(NamedTuple):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(launches(module), "KERNELS_ON_CPU", by_kernel)
             of_lse = lse if plan.choice.score.probability else None
-            found: Tensor = module.chosen_op(q, k, of_lse, LISTS, *spans, None, None, longest, sum(tokens), None, None)
+            found: Tensor = module.chosen_op(
+                q, k, of_lse, LISTS, *spans, None, None, longest, sum(tokens), None, None, None
+            )
         return found
 
 

@@ -314,7 +314,7 @@ BUGS = [
     Bug("units of another head are allowed", "(tl.cast(list_head, tl.int64) * sets.lists + tile)",
         "(list_head * 0 + tile)", _whole, within="a choice"),
     Bug("forced units are only allowed", "(own > 1) & allowed", "(own > 2) & allowed", _whole, within="tokens"),
-    Bug("the first row of a tile is asked", "(tiles * rows - 1).split", "(tiles * rows - rows).split", _whole,
+    Bug("the first row of a tile is asked", ".view(1, 1, -1, 1)) * rows - 1", ".view(1, 1, -1, 1)) * rows - rows", _whole,
         within="tokens"),
     Bug("sets of the first sequence", "tl.cast(s, tl.int64) * sets.sequence", "tl.cast(s, tl.int64) * 0", _packed,
         within="tokens"),

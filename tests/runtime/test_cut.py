@@ -40,7 +40,7 @@ def bits_of(scores: Tensor, forced: Tensor, rule: Rule) -> Tensor:
 
 def constants(rule: Rule, rows: int, lanes: int, chunk: int, causal: bool) -> CutConst:
     passing = level_bits(rule.level) - 1 if rule.level is not None and rule.least else NOT_CUT.value
-    values = (UNIT, rows, lanes, 16, rule.least, passing, 1, 0, 1, 1, causal, chunk, 0.0, False)
+    values = (UNIT, rows, lanes, 16, rule.least, passing, 1, 0, 1, 1, causal, chunk, 0.0, False, False, 1)
     return CutConst(*(tl.constexpr(value) for value in values))
 
 
