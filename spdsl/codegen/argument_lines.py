@@ -34,7 +34,8 @@ def argument_lines(module: ModuleText) -> str:
     for found in module.selected:
         heads = q_heads if found.choice.share == "head" else kv_heads
         units = f"units of {found.choice.unit} keys to use instead of the computed ones, -1 padded"
-        rows = f"tiles of {found.choice.rows} rows" if found.choice.tiled else "N"
+        tiles = "1" if found.choice.for_all else f"tiles of {found.choice.rows} rows"
+        rows = tiles if found.choice.tiled else "N"
         lines.append(f"{found.name} int [B, {heads}, {rows}, any]: {units}")
     lines += [f"{', '.join(unread)}: not read here, may be left out"] if unread else []
     text = module.spelling.written("; ".join(lines) + ". -> out [B, Hq, N, Dv] in the dtype of q.")

@@ -89,10 +89,7 @@ def _room(call: Call, choice: Choice) -> int:
 
 def _made_bytes(call: Call, step: Step[ChoicePlan]) -> Number:
     """The lists that kernels make, before queries get theirs."""
-    choice, softmax = step.of.choice, scoring(call, step.of)
-    if choice.for_all:
-        return call.many(call.lists(choice, softmax) * call.capacity(choice) * INDEX_BYTES)
-    return call.list_bytes(choice, softmax, choice.grain)
+    return call.list_bytes(step.of.choice, scoring(call, step.of), step.of.choice.grain)
 
 
 def _scores_bytes(call: Call, step: Step[ChoicePlan]) -> Number:

@@ -102,8 +102,8 @@ def _pool(counts: Counts, stream: Stream) -> int:
 def _of_rows(call: Call, step: Step[Any], counts: Counts) -> int:
     """Of queries by how they are pooled, of parts and of lists; a cache does not say where its sequences begin."""
     of = step.of.by if isinstance(step.of, Query) else "list" if isinstance(step.of, ChoicePlan) else "part"
-    if of == "tail" or (isinstance(step.of, ChoicePlan) and step.of.choice.for_all):
-        return counts["tail" if of == "tail" else "all"]  # views
+    if of == "tail":
+        return counts[of]  # a view
     if call.phase is Phase.DECODE:
         return counts["step"]  # the numbers of cells
     return counts[of if call.stage is Stage.BACKWARD else f"{of}_{'train' if call.phase is Phase.TRAIN else 'cached'}"]

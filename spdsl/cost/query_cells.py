@@ -23,8 +23,6 @@ def spread(call: Call, step: Step[SoftmaxPlan] | Step[ChoicePlan]) -> Kernel:
     """Rows are read, and written for each query: lists, or outputs with their log-sum-exps. The same backward."""
     if isinstance(step.of, ChoicePlan):
         choice, softmax = step.of.choice, scoring(call, step.of)
-        if choice.for_all:  # a view
-            return Kernel(step.name, "select", "copy")
         lists = call.lists(choice, softmax) * (call.queries + call.rows(choice.grain)) * call.capacity(choice)
         moved = call.many(lists * INDEX_BYTES)
         return Kernel(step.name, "select", "copy", bytes=moved, moved=moved)

@@ -63,7 +63,8 @@ def packed_choices(pattern: Pattern, inputs: Inputs, cu_seqlens: Sequence[int]) 
     ]
     tiled = {found.name for found in pattern.inputs if isinstance(found, Choice) and found.tiled}
     joined = {name: [lists[name] for lists in by_sequence] for name in by_sequence[0]}
-    return {name: _by_sequence(parts) if name in tiled else _lists(parts) for name, parts in joined.items()}
+    there = [first < end for first, end in pairwise(cu_seqlens)]
+    return {name: _by_sequence(parts, there) if name in tiled else _lists(parts) for name, parts in joined.items()}
 
 
 def of_queries(pattern: Pattern, lists: dict[str, Tensor], positions: range) -> dict[str, Tensor]:
@@ -91,10 +92,13 @@ def _lists(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[3]), value=-1) for part in parts], 2)
 
 
-def _by_sequence(parts: Sequence[Tensor]) -> Tensor:
+def _by_sequence(parts: Sequence[Tensor], there: Sequence[bool]) -> Tensor:
+    """Lists of the sequences that are there, among those of all: an empty one chooses nothing."""
     tiles, width = (max(part.shape[axis] for part in parts) for axis in (2, 3))
-    pads = ((0, width - part.shape[3], 0, tiles - part.shape[2]) for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, own, value=-1) for part, own in zip(parts, pads, strict=True)])
+    found = parts[0].new_full((len(there), parts[0].shape[1], tiles, width), -1)
+    for s, part in zip(torch.tensor(there).nonzero().flatten().tolist(), parts, strict=True):
+        found[s, :, : part.shape[2], : part.shape[3]] = part[0]
+    return found
 
 
 def padded(pattern: Pattern, inputs: Inputs, lengths: Sequence[int], phase: str = "train") -> list[list[Result] | None]:

@@ -6,7 +6,7 @@ import sympy
 from sympy.core.function import AppliedUndef
 
 from spdsl.diagnostics import Applicability
-from spdsl.ir.choice import LEAST_TILE
+from spdsl.ir.choice import ALL_ROWS, LEAST_TILE
 from spdsl.ir.pattern import Choice, Score, Tensor, in_memory, softmaxes_of
 from spdsl.ir.rule import Threshold, TopK, TopP
 from spdsl.ir.symbols import Boolean, Expr, K, Q, lookup_name, lookups
@@ -130,10 +130,10 @@ def _of_tile(scope: Scope, name: str, read: AppliedUndef, rows: int) -> bool:
             )  # fmt: skip
             return False
         if found.rows % rows:
-            scope.refuse(
-                "E201", f"`{name}` reads tiles of {found.rows} queries of `{found.name}` for tiles of {rows}",
-                f"tiles of {rows}, or of a multiple of it, do not change within one",
-            )  # fmt: skip
+            tiles = "all queries together" if rows == ALL_ROWS else f"tiles of {rows}"
+            hint = f"{tiles}, or of a multiple of it, do not change within one"
+            hint = "read tokens, or a set that all queries have, too" if rows == ALL_ROWS else hint
+            scope.refuse("E201", f"`{name}` reads tiles of {found.rows} queries of `{found.name}` for {tiles}", hint)
             return False
     elif Q in read.free_symbols:
         scope.refuse(

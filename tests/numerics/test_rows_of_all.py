@@ -121,7 +121,7 @@ def test_column_sums_in_plain_torch(engine: Engine) -> None:
     columns = torch.softmax(logits.masked_fill(hidden, -torch.inf), -1).sum(2)
     wanted = columns.topk(5, -1).indices.sort(-1).values
     lists = module.choices(**inputs, phase="prefill")["chosen"]
-    assert torch.equal(lists.long(), wanted[:, :, None].expand(-1, -1, 70, -1))
+    assert torch.equal(lists.long(), wanted[:, :, None])
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -157,7 +157,8 @@ LAST, ALL = PROMPTS["the last 12"], TRAINED["sums of all"]
 BUGS = [
     Bug("the first queries are the last", LAST, check_lengths, "start + rows - own", "start"),
     Bug("more queries than the last", LAST, calls, "max(0, q.shape[2] - count)", "max(0, q.shape[2] - count) // 2"),
-    Bug("lists of the first sequence", ALL, packed, "lists[s.expand(", "lists[0 * s.expand("),
+    Bug("lists of the first sequence", ALL, packed, "membership(chosen, units)",
+        "membership(chosen[:1].expand_as(chosen), units)"),
     Bug("half of the rows", ALL, whole, "tile * 0, q_count, q_origin", "tile * 0, q_count // 2, q_origin", True),
     Bug("all lists in one place", ALL, whole, "at(chosen, rows.s, list_head, 0)", "at(chosen, 0, list_head, 0)", True),
     Bug("units that only the first row sees", LAST, check_lengths, "q_origin + q_count - 1\n    else",

@@ -160,11 +160,9 @@ class Buffers:
         return Buffer(name, ("B", heads, rows, "n"), "int32", Lifetime.CALL, most, overflow)
 
     def list_of_rows(self, choice: Choice) -> Buffer:
-        """The same of each row of the score."""
+        """The same as kernels write it: lists of single queries, of each row of the score."""
         found = self.list_of(choice)
-        if choice.for_all:
-            return replace(found, name=f"{choice.name} of all", axes=(*found.axes[:2], "1", found.axes[3]))
-        if choice.score is None or choice.grain == 1 or self.stage is Stage.DECODE:
+        if choice.score is None or choice.tiled or choice.grain == 1 or self.stage is Stage.DECODE:
             return found
         query = self.plan.pattern.input(choice.score.grain.query)
         assert isinstance(query, Query)
@@ -237,7 +235,7 @@ class Buffers:
         return Buffer(f"{choice.name} map", ("B", self.list_heads(choice), rows, units), "bool", Lifetime.CALL)
 
     def _tiles(self, choice: Choice) -> str:
-        return f"{self.queries} / {choice.rows}"
+        return "1" if choice.for_all else f"{self.queries} / {choice.rows}"
 
     def _of_call(self, name: str, axes: tuple[str, ...], lifetime: Lifetime = Lifetime.CALL) -> Buffer:
         return Buffer(name, ("B", *axes), LIKE_Q, lifetime)

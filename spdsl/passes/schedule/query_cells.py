@@ -35,7 +35,7 @@ def learning(room: Buffers, softmaxes: Sequence[SoftmaxPlan]) -> list[Query]:
 def spread_lists(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
     """A list for each query, as kernels walk them. One query has that of its cell."""
     choice = plan.choice
-    if choice.for_all or (choice.grain > 1 and room.stage is not Stage.DECODE):
+    if choice.grain > 1 and choice.listed and room.stage is not Stage.DECODE:
         yield Step(
             Kind.SPREAD_ROWS, f"{choice.name} of queries", plan, reads=(room.list_of_rows(choice),),
             writes=(room.list_of(choice),), event=Event.CLOSED if room.cached else Event.CALLED,

@@ -33,9 +33,12 @@ def tile_lists(q: Tensor, layout: Layout, lists: int, rows: int, most: int) -> T
     return torch.full(shape, -1, dtype=torch.int32, device=q.device)
 
 
-def tile_map(chosen: Tensor, rows: int, units: int, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+def tile_map(
+    chosen: Tensor, rows: int, units: int, q: Tensor, k: Tensor, layout: Layout, for_all: bool = False
+) -> tuple[Tensor, Tensor]:
     """Lists [sequences or 1, heads, row tiles, n] -> (membership map uint8 [.., row tiles, units], the number of a
-    sequence's first tile, int32 [sequences]).
+    sequence's first tile, int32 [sequences]). `for_all`: one list, also where queries begin before position 0.
     """
     q_origin, *_ = sequence_counts(q, k, layout)
+    chosen = chosen.expand(-1, -1, 2, -1) if for_all else chosen
     return membership(chosen, units).view(torch.uint8), torch.div(q_origin, rows, rounding_mode="floor").int()

@@ -137,21 +137,6 @@ def last_queries(q: Tensor, layout: Layout, count: int) -> LastQueries:
     return LastQueries(q[:, :, first:], layout._replace(q_offset=offset, longest=q.shape[2] - first))
 
 
-def lists_of_sequences(lists: Tensor, q: Tensor, layout: Layout) -> Tensor:
-    """The one list of each sequence, int32 [S, lists, 1, n] -> one for each query, a view where that can be."""
-    if layout.q_spans is None:
-        return lists.expand(-1, -1, q.shape[2], -1)
-    start, count = layout.q_spans.long().unbind(1)
-    number = torch.arange(q.shape[2], device=q.device)
-    if q.shape[0] > 1 or len(start) == 1:
-        s = torch.arange(len(start), device=q.device)[:, None]
-    else:
-        s = (torch.searchsorted(start.contiguous(), number, right=True) - 1).clamp(min=0)[None]
-    outside = (number < start[s]) | (number >= (start + count)[s])
-    found = lists[s.expand(q.shape[0], q.shape[2]), :, 0].transpose(1, 2)
-    return found.masked_fill(outside[:, None, :, None], -1).contiguous()
-
-
 def part_of_queries(part: Any, cells: QueryCells) -> Any:
     """out and lse of cells -> those of their queries. Of a step they may be splits, and stay as they are."""
     if cells.width == 1:
