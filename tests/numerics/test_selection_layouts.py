@@ -97,6 +97,8 @@ def check_padded(body: str, module: ModuleType, lengths: list[int]) -> None:
             own = {key: x[row : row + 1, :, size - length :] if key in rows else x for key, x in inputs.items()}
             single = [x.name for x in pattern.inputs if isinstance(x, TensorInput) and not x.axes]
             own |= {key: inputs[key][row : row + 1] for key in single}
+            of_tokens = [x.name for x in pattern.inputs if isinstance(x, TensorInput) and x.axes == ("token",)]
+            own |= {key: inputs[key][row : row + 1, size - length :] for key in of_tokens}
             tail = [(out[row : row + 1, :, -length:], lse[row : row + 1, :, -length:]) for out, lse in found.parts]
             assert_same(Found(tail), meant(pattern, own, backward=False))
     assert all(grad.isfinite().all() for grad in found.grads.values())
