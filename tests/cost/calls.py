@@ -208,7 +208,7 @@ pattern query_cells {
 CELLS_OF_A_PROMPT = """
 pattern cells_of_a_prompt {
     causal
-    q_mean = compress(16, of = q, by = mean, partial = keep)
+    q_mean = compress(8, of = q, by = mean, partial = keep)
     few    = top_k(3, score = softmax(dot(compress(16), query = q_mean)), share = head, force = last(1))
     return attend(few) if prefill
     return attend(few) if decode
@@ -229,7 +229,7 @@ SHORT_CELLS = tuple(
 LISTS_OF_CELLS = """
 pattern lists_of_cells {
     allow(W404)
-    rows = compress(16, of = q, by = mean, partial = keep)
+    rows = compress(8, of = q, by = mean, partial = keep)
     return attend(top_k(3, score = dot(compress(16), query = rows), share = head))
 }
 """

@@ -26,7 +26,8 @@ TEXTS = (
 # Torch runs more than the schedule counts: what tests of tiles read, casts of arguments, scores in memory.
 MORE = (
     "alibi", "big_bird", "block_sparse", "document", "longformer", "prefix_lm", "seer_attention",
-    calls.DRAWN, calls.PAIRS, calls.TILED, calls.NESTED, calls.CELLS, calls.COMBINED,
+    calls.DRAWN, calls.PAIRS, calls.TILED, calls.NESTED, calls.CELLS, calls.COMBINED, "vsa", "xattention",
+    calls.QUERY_CELLS, *calls.ALL_ROWS,
 )  # fmt: skip
 
 
