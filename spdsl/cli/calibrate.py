@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spdsl.cli.drawing import drawing
 from spdsl.cli.inputs import Failed, diagnostics_end_it, parameters, read_source
 from spdsl.cli.options import LENGTHS, Definitions, Read, parameter_option, pattern_option, source_file
 
@@ -151,14 +152,7 @@ def _print(told: dict[str, Any]) -> None:
 
 
 def _save(found: Calibration, curves: list[Curve], path: Path, title: str, quiet: bool) -> None:
-    try:
+    with drawing(path, quiet):
         from spdsl.calibration.plot import save
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "matplotlib":
-            raise
-        raise Failed("a PNG needs matplotlib: pip install 'spdsl[pictures]'") from None
-    try:
+
         save(found, curves, path, title)
-    except OSError as error:
-        raise Failed(f"cannot write {path}: {error.strerror or error}") from None
-    click.echo(path.as_posix(), err=quiet)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from spdsl.cli.drawing import drawing
 from spdsl.cli.inputs import Failed, diagnostics_end_it, parameters, read_source
 from spdsl.cli.options import Definitions, Read, parameter_option, pattern_option, source_file
 
@@ -116,14 +117,7 @@ def _print(found: Diagnosis, by: str | None) -> None:
 
 
 def _save(found: Diagnosis, path: Path, quiet: bool) -> None:
-    try:
+    with drawing(path, quiet):
         from spdsl.diagnosis.plot import save
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "matplotlib":
-            raise
-        raise Failed("a PNG needs matplotlib: pip install 'spdsl[pictures]'") from None
-    try:
+
         save(found, path)
-    except OSError as error:
-        raise Failed(f"cannot write {path}: {error.strerror or error}") from None
-    click.echo(path.as_posix(), err=quiet)
