@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from spdsl.codegen.softmax_text import JointText
+from spdsl.ir.branch import softmaxes_in
 from spdsl.ir.pattern import Branch, Gate, Softmax
 from spdsl.passes.joint import leaves
 
@@ -32,15 +33,7 @@ def cached_text(branch: Branch) -> str:
 
 def _parts(branch: Branch) -> str:
     """A merge of merges is one merge."""
-    return ", ".join(_part(softmax) for softmax in _softmaxes(branch))
-
-
-def _softmaxes(branch: Branch) -> Iterator[Softmax]:
-    if isinstance(branch, Softmax):
-        yield branch
-    else:
-        for inner in branch.branches:
-            yield from _softmaxes(inner)
+    return ", ".join(_part(softmax) for softmax in softmaxes_in(branch))
 
 
 def _part(softmax: Softmax) -> str:

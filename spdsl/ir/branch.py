@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from spdsl.diagnostics import Span
@@ -65,6 +66,15 @@ class Kept:
     span: Span | None = field(default=None, compare=False)
 
 
+def softmaxes_in(branch: Branch) -> Iterator[Softmax]:
+    """The softmaxes of a branch as they stand in it, repetitions too."""
+    if isinstance(branch, Softmax):
+        yield branch
+    else:
+        for inner in branch.branches:
+            yield from softmaxes_in(inner)
+
+
 def leaves(branch: Branch) -> int:
     """The softmaxes of a branch, repetitions counted."""
-    return 1 if isinstance(branch, Softmax) else sum(leaves(inner) for inner in branch.branches)
+    return sum(1 for _ in softmaxes_in(branch))

@@ -61,6 +61,11 @@ class Choice:
         return self.selected and self.rows >= LEAST_TILE
 
     @property
+    def one_for_tile(self) -> bool:
+        """Whether rows of its score choose together by tiles, each of which has one list: not by rows, nor all rows."""
+        return self.tiled and self.together > 1 and not self.for_all
+
+    @property
     def grain(self) -> int:
         """Queries of a row of the query that its score asks: more than one of a query of cells."""
         return 1 if self.score is None else self.score.softmax.rows

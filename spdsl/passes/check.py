@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import combinations
 
 import sympy
 
 from spdsl.budget import working_on
 from spdsl.diagnostics import Report
+from spdsl.ir.branch import softmaxes_in
 from spdsl.ir.compared import rooted
 from spdsl.ir.pattern import Branch, Case, Gate, Kept, Kl, Merge, Pattern, Phase, Pooled, Query, Softmax, Stream, Term
 from spdsl.ir.symbols import K, Q
@@ -226,7 +226,7 @@ def _first_query(pattern: Pattern, branch: Branch, report: Report) -> None:
         for inner in branch.branches:
             _first_query(pattern, inner, report)
         return
-    softmaxes = [branch] if isinstance(branch, Softmax) else list(_softmaxes(branch))
+    softmaxes = list(softmaxes_in(branch))
     terms = [term for softmax in softmaxes for term in softmax.terms]
     if any(rooted(term.test) for term in terms):  # of a number below 0 it is none to compare
         return
@@ -239,11 +239,3 @@ def _first_query(pattern: Pattern, branch: Branch, report: Report) -> None:
         "W402", "the first queries see no key", branch.span, "their output is 0",
         hint="add the query's own token: `... | sliding(1)`",
     )  # fmt: skip
-
-
-def _softmaxes(branch: Branch) -> Iterator[Softmax]:
-    if isinstance(branch, Softmax):
-        yield branch
-    else:
-        for inner in branch.branches:
-            yield from _softmaxes(inner)

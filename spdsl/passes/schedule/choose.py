@@ -65,7 +65,7 @@ def _lists(room: Buffers, plan: ChoicePlan) -> Iterator[Step[ChoicePlan]]:
         )  # fmt: skip
         yield Step(
             Kind.CUT, "cut_lists", plan, "cut_lists", "a list", "the scores of its row", (*scores, *limits), found,
-            found if choice.tiled and choice.together > 1 and not choice.for_all else (), event=event, turns_of="rows",
+            found if choice.one_for_tile else (), event=event, turns_of="rows",
         )  # fmt: skip
         yield from spread_lists(room, plan)
         return
